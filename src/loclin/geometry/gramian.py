@@ -1,0 +1,141 @@
+"""Captures by nested spans, read from the T×T Gramian of the vectors instead of the vectors themselves.
+
+With U the T×D matrix of updates, every capture of a sum of updates by a span of updates depends on G = U Uᵀ alone:
+projecting Uᵀa on span(u_1..u_k) has squared norm ‖L_k⁻¹ (G a)_{1..k}‖², L_k being the Cholesky factor of G_{1..k,1..k}.
+T is hundreds where D is millions, so the vectors are read once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loclin.errors import LoclinError
+
+#: A vector adds no dimension when what is left of its squared norm, after projecting out the earlier ones, is below this
+#: share of it. Updates are float32 (unit round-off 6e-8, squared 4e-15); the margin covers sums over thousands of terms.
+DEPENDENT = 1e-11
+
+_CHUNK = 1 << 16  # coordinates converted to float64 at a time, so that no double-precision copy of U ever exists
+
+
+def gramian(rows: Float[Tensor, "n D"], others: Float[Tensor, "m D"] | None = None) -> Float[np.ndarray, "n m"]:
+    """Inner products ⟨row_i, other_j⟩, accumulated in float64 over blocks of coordinates; `others` defaults to `rows`."""
+    same = others is None
+    others = rows if others is None else others
+    total = torch.zeros(len(rows), len(others), dtype=torch.float64, device=rows.device)
+    for start in range(0, rows.shape[1], _CHUNK):
+        left = rows[:, start : start + _CHUNK].double()
+        right = left if same else others[:, start : start + _CHUNK].double()
+        total.addmm_(left, right.T)
+    result: np.ndarray = total.cpu().numpy()
+    return (result + result.T) / 2 if same else result
+
+
+def spanned_energy(basis: Float[np.ndarray, "k k"], products: Float[np.ndarray, "k m"]) -> Float[np.ndarray, "k m"]:
+    """Squared norm of the projection of m targets on each of the nested spans of the first 1..k vectors.
+
+    Args:
+        basis: Gramian of the k vectors that span.
+        products: inner products of those vectors with the m targets.
+
+    Returns:
+        Row i: ‖P_{1..i+1} target‖² for each target. Vectors that add no dimension (`DEPENDENT`) add nothing.
+    """
+    size = len(basis)
+    factor = np.zeros((size, size))
+    solved = np.zeros(products.shape)
+    for i in range(size):
+        row = factor[i, :i]
+        for j in range(i):  # forward substitution, leaving out dependent vectors (zero pivots)
+            if factor[j, j] > 0:
+                row[j] = (basis[i, j] - row[:j] @ factor[j, :j]) / factor[j, j]
+        left = basis[i, i] - row @ row
+        if left > DEPENDENT * basis[i, i]:
+            factor[i, i] = np.sqrt(left)
+            solved[i] = (products[i] - row @ solved[:i]) / factor[i, i]
+    energy: np.ndarray = np.cumsum(solved**2, axis=0)
+    return energy
+
+
+def prefix_capture(updates: Float[np.ndarray, "T T"], ks: Sequence[int]) -> Float[np.ndarray, " n"]:
+    """capture(Q_k, d): share of ‖d‖², d = Σ_{t≤T} u_t, inside the span of the first k updates (measures §2, §3).
+
+    Args:
+        updates: Gramian of the T updates.
+        ks: prefix lengths, each from 1 to T.
+
+    Raises:
+        LoclinError: a k above T or below 1, or a displacement of zero length.
+
+    >>> prefix_capture(np.eye(4), [1, 2, 4])
+    array([0.25, 0.5 , 1.  ])
+    """
+    _check(updates, ks)
+    return _shares(updates, np.ones((len(updates), len(ks))), ks)
+
+
+def future_capture(updates: Float[np.ndarray, "T T"], ks: Sequence[int]) -> Float[np.ndarray, " n"]:
+    """capture(Q_k, f_k), f_k = Σ_{t>k} u_t: what the prefix says about the part of the way it did not take itself.
+
+    NaN at k = T, where no future is left. Arguments and errors as in `prefix_capture`.
+
+    >>> future_capture(np.ones((4, 4)), [1, 4])
+    array([ 1., nan])
+    """
+    _check(updates, ks)
+    later = np.arange(len(updates))[:, None] >= np.asarray(ks)[None, :]
+    return _shares(updates, later.astype(float), ks)
+
+
+def cross_capture(
+    basis: Float[np.ndarray, "m m"],
+    products: Float[np.ndarray, "m T"],
+    updates: Float[np.ndarray, "T T"],
+    ks: Sequence[int],
+    *,
+    future: bool = False,
+) -> Float[np.ndarray, " n"]:
+    """capture of a run's displacement (or of its future after k) by the first k vectors of another family.
+
+    Args:
+        basis: Gramian of the m other vectors, in order.
+        products: their inner products with the run's updates.
+        updates: Gramian of the run's updates.
+        ks: how many of the other vectors span.
+        future: hold the span against f_k instead of d.
+
+    Raises:
+        LoclinError: a k above m or T.
+    """
+    _check(updates, ks)
+    _check(basis, ks)
+    steps = np.arange(len(updates))[:, None]
+    weights = (steps >= np.asarray(ks)[None, :]).astype(float) if future else np.ones((len(updates), len(ks)))
+    energy = spanned_energy(basis[: max(ks), : max(ks)], products[: max(ks)] @ weights)
+    return _ratio(energy[np.asarray(ks) - 1, np.arange(len(ks))], np.einsum("tn,ts,sn->n", weights, updates, weights))
+
+
+def _shares(updates: np.ndarray, weights: np.ndarray, ks: Sequence[int]) -> np.ndarray:
+    """capture of Σ_t weights[t, i] u_t by the first ks[i] updates, for each i."""
+    longest = max(ks)
+    energy = spanned_energy(updates[:longest, :longest], updates[:longest] @ weights)
+    return _ratio(energy[np.asarray(ks) - 1, np.arange(len(ks))], np.einsum("tn,ts,sn->n", weights, updates, weights))
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(whole > 0, np.minimum(part / whole, 1.0), np.nan)
+
+
+def _check(updates: np.ndarray, ks: Sequence[int]) -> None:
+    if not ks or min(ks) < 1 or max(ks) > len(updates):
+        raise LoclinError(
+            f"expected k from 1 to T = {len(updates)}, found {list(ks)}: choose smaller k or record more steps"
+        )
+    if not updates.any():
+        raise LoclinError("expected updates that move, found a displacement of zero length: raise the learning rate")

@@ -1,0 +1,93 @@
+"""Spectra of a set of vectors through their Gramian: principal directions, effective ranks, the random-sketch control."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loclin.errors import LoclinError
+from loclin.geometry.gramian import gramian
+from loclin.geometry.subspace import Subspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class EffectiveRanks:
+    """Three sizes of a spectrum p_i = σ_i²/Σσ² (measures §6): stable ≤ participation ≤ entropy rank.
+
+    Attributes:
+        stable: 1/p₁.
+        participation: 1/Σp², the participation ratio PR.
+        entropy: exp(−Σ p ln p).
+    """
+
+    stable: float
+    participation: float
+    entropy: float
+
+
+def centred(products: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
+    """Gramian of the same vectors with their mean taken out: C G C, C = I − 11ᵀ/n."""
+    mean = products.mean(0)
+    result: np.ndarray = products - mean[None, :] - mean[:, None] + mean.mean()
+    return result
+
+
+def effective_ranks(products: Float[np.ndarray, "n n"]) -> EffectiveRanks:
+    """Effective ranks of the vectors whose Gramian this is.
+
+    Raises:
+        LoclinError: the Gramian is zero or not finite.
+
+    >>> effective_ranks(np.eye(3)).participation
+    3.0
+    """
+    if not np.isfinite(products).all() or np.trace(products) <= 0:
+        raise LoclinError("expected a finite Gramian that is not zero: the vectors vanish or hold NaN")
+    energy = np.clip(np.linalg.eigvalsh(products), 0, None)
+    p = energy / energy.sum()
+    entropy = float(np.exp(-(p[p > 0] * np.log(p[p > 0])).sum()))
+    return EffectiveRanks(stable=float(1 / p.max()), participation=float(1 / (p**2).sum()), entropy=entropy)
+
+
+def principal_directions(rows: Float[Tensor, "n D"], k: int) -> Subspace:
+    """Top-k right singular directions of n vectors, through the n×n Gramian: v_i = Uᵀw_i/σ_i. Not centred.
+
+    Raises:
+        LoclinError: k is above n, or above the rank of the vectors.
+    """
+    if not 1 <= k <= len(rows):
+        raise LoclinError(f"expected k from 1 to n = {len(rows)} vectors, found {k}: take more vectors or a smaller k")
+    energy, weights = np.linalg.eigh(gramian(rows))
+    top = energy[::-1][:k]
+    if top[-1] <= 1e-12 * top[0]:
+        rank = int((energy > 1e-12 * top[0]).sum())
+        raise LoclinError(f"expected vectors of rank {k} at least, found rank {rank}: take a smaller k")
+    chosen = torch.from_numpy(weights[:, ::-1][:, :k].T.copy()).to(rows)
+    return Subspace.spanned_by(chosen @ rows)
+
+
+def random_sketch(
+    norms: Float[Tensor, "n tensors"], sizes: Sequence[int], *, seed: int
+) -> Float[np.ndarray, "n n"]:
+    """Gramian of n random vectors, isotropic within each tensor, with given norms per vector and tensor.
+
+    The control of measures §6: a spectrum counts as low rank only where it stays well below that of vectors that share
+    nothing but their norms. With one tensor of size D this is the isotropic control; with the network's own tensors it
+    is the stricter one, since unequal norms per tensor lower the rank by themselves.
+
+    Args:
+        norms: norm of each vector within each tensor.
+        sizes: coordinates of each tensor.
+        seed: of the draw.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    total = np.zeros((len(norms), len(norms)))
+    for column, size in zip(norms.T, sizes, strict=True):
+        noise = torch.randn(len(norms), size, generator=generator)
+        total += gramian(noise * (column / noise.norm(dim=1))[:, None])
+    return total

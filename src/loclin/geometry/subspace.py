@@ -1,0 +1,92 @@
+"""A linear subspace of R^D by an orthonormal basis: how much of a vector it holds, how near another subspace is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.linalg import subspace_angles
+from torch import Tensor
+
+from loclin.errors import LoclinError
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Subspace:
+    """span of the rows of Q (k×D, orthonormal); P = QᵀQ projects on it. Made by `Subspace.spanned_by`.
+
+    >>> plane = Subspace.spanned_by(torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]))
+    >>> round(plane.capture(torch.tensor([1.0, 1.0, 1.0])), 4)
+    0.6667
+    """
+
+    basis: Float[Tensor, "k D"]
+
+    @staticmethod
+    def spanned_by(vectors: Float[Tensor, "n D"]) -> Subspace:
+        """The span of some vectors, scaled to equal length first; directions below relative 1e-5 of the largest are dropped.
+
+        Raises:
+            LoclinError: no vectors, values that are not finite, or all vectors zero.
+        """
+        if vectors.ndim != 2 or not len(vectors):
+            raise LoclinError(f"expected n×D vectors with n ≥ 1, found shape {tuple(vectors.shape)}: give at least one")
+        if not torch.isfinite(vectors).all():
+            raise LoclinError("expected finite vectors, found NaN or infinity: check the run they come from")
+        norms = vectors.norm(dim=1)
+        kept = vectors[norms > 0] / norms[norms > 0, None]
+        if not len(kept):
+            raise LoclinError("expected a vector that is not zero, found only zeros: nothing spans")
+        # The SVD of an n×D matrix through QR of its transpose: n is small, D is large.
+        q, r = torch.linalg.qr(kept.T)
+        u, s, _ = torch.linalg.svd(r)
+        return Subspace(basis=(q @ u[:, s > 1e-5 * s[0]]).T.contiguous())
+
+    @property
+    def k(self) -> int:
+        """Number of dimensions."""
+        return len(self.basis)
+
+    @property
+    def dimension(self) -> int:
+        """D, of the space around."""
+        return self.basis.shape[1]
+
+    def project(self, vector: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
+        """Pv."""
+        return self.basis.T @ (self.basis @ vector)
+
+    def capture(self, vector: Float[Tensor, " D"]) -> float:
+        """‖Qv‖²/‖v‖², from 0 to 1 (measures §2).
+
+        Raises:
+            LoclinError: the vector is zero.
+        """
+        whole = float(vector.double().square().sum())
+        if whole == 0:
+            raise LoclinError("expected a vector that is not zero, found zeros: its capture is not defined")
+        return min(float((self.basis @ vector).double().square().sum()) / whole, 1.0)
+
+    def overlap(self, other: Subspace) -> float:
+        """‖Q₁Q₂ᵀ‖_F² / min(k₁, k₂): mean squared cosine of the principal angles, from 0 to 1 (measures §5)."""
+        products = self.basis @ other.basis.T
+        return min(float(products.double().square().sum()) / min(self.k, other.k), 1.0)
+
+    def angles(self, other: Subspace) -> Float[np.ndarray, " m"]:
+        """Principal angles in radians, largest first, by the sine formula where they are small."""
+        result: np.ndarray = subspace_angles(self.basis.double().T.numpy(), other.basis.double().T.numpy())
+        return result
+
+
+def random_subspace(k: int, dimension: int, *, seed: int) -> Subspace:
+    """A uniformly random k-subspace of R^D.
+
+    Raises:
+        LoclinError: k is not between 1 and D.
+    """
+    if not 1 <= k <= dimension:
+        raise LoclinError(f"expected k from 1 to D = {dimension}, found {k}: choose another k")
+    generator = torch.Generator().manual_seed(seed)
+    return Subspace.spanned_by(torch.randn(k, dimension, generator=generator))

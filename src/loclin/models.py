@@ -1,0 +1,237 @@
+"""Built-in causal language models: trained once from a written recipe, then read from the cache.
+
+A built-in model is an ordinary Hugging Face folder (safetensors, configuration, tokenizer) in the cache folder
+``$LOCLIN_CACHE`` (default ``~/.cache/loclin``), under the hash of its recipe. Its checksums are verified on every load.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from loclin.errors import LoclinError
+from loclin.parameters import ParameterSpace
+from loclin.seeds import derived
+from loclin.tasks.batch import Batch, accuracy, collate, concatenate
+from loclin.tasks.example import Example, split
+from loclin.tasks.sequences import sequence_examples, vocabulary
+from loclin.training import minibatches, train
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides a built-in sequence model, its data and its training.
+
+    Attributes:
+        tasks: what it learns, all at once.
+        length: symbols in a sequence.
+        symbols: alphabet size.
+        pool: distinct input sequences, divided among the splits by `shares`.
+        shares: share of the inputs in each disjoint split; the model is trained on "pretrain" alone.
+        width, layers, heads: the GPT-2 configuration.
+        steps, batch, learning_rate: AdamW with a cosine schedule.
+        reach: exact match that every task must reach on the "validate" split. While one does not, training goes on for
+            half as many steps at half the learning rate, the tasks below shown three times as often, `rounds` times at most.
+        version: raised when the code that reads a recipe changes its meaning.
+    """
+
+    tasks: tuple[str, ...] = ("copy", "reverse", "sort", "increment", "swap", "rotate")
+    length: int = 6
+    symbols: int = 16
+    pool: int = 16384
+    shares: Mapping[str, float] = dataclasses.field(
+        default_factory=lambda: {
+            "pretrain": 0.7,
+            "validate": 0.05,
+            "damage": 0.05,
+            "recovery": 0.1,
+            "gradients": 0.05,
+            "test": 0.05,
+        }
+    )
+    width: int = 64
+    layers: int = 3
+    heads: int = 4
+    steps: int = 800
+    batch: int = 128
+    learning_rate: float = 4e-3
+    reach: float = 0.99
+    rounds: int = 5
+    version: int = 1
+
+    def hash(self, seed: int) -> str:
+        """Name of the cache folder: a digest of the recipe and the seed."""
+        text = json.dumps([dataclasses.asdict(self), seed], sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
+
+
+BUILT_IN: dict[str, Recipe] = {
+    "sequences": Recipe(),
+    "sequences-small": Recipe(
+        length=4, symbols=8, pool=2000, width=32, layers=2, steps=500, learning_rate=7e-3, batch=128
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Problem:
+    """A trained model together with the tasks that it knows.
+
+    Attributes:
+        model: in evaluation mode, eager attention (second derivatives work), float32.
+        tokenizer: its tokenizer.
+        recipe: what it was made from.
+        seed: of the recipe's training and data.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    recipe: Recipe
+    seed: int
+
+    def split(self, name: str) -> dict[str, tuple[Example, ...]]:
+        """The examples of one split, per task."""
+        return {task: split(e, self.recipe.shares, seed=self.seed)[name] for task, e in self._examples().items()}
+
+    def batch(self, name: str, task: str) -> Batch:
+        """One task's examples of one split as tensors on the model's device."""
+        return collate(self.split(name)[task], self.tokenizer).to(self.model.device)
+
+    def _examples(self) -> dict[str, tuple[Example, ...]]:
+        r = self.recipe
+        return sequence_examples(r.tasks, r.pool, length=r.length, symbols=r.symbols, seed=derived(self.seed, "inputs"))
+
+
+def cache_folder() -> Path:
+    """Where built-in models are kept: $LOCLIN_CACHE, or ~/.cache/loclin."""
+    return Path(os.environ.get("LOCLIN_CACHE") or Path.home() / ".cache" / "loclin")
+
+
+def load(name: str, *, seed: int = 0, device: str = "cpu", progress: Progress | None = None) -> Problem:
+    """A built-in model, trained on first use.
+
+    Args:
+        name: "sequences" or "sequences-small".
+        seed: of its data, initialisation and training; another seed is an independent model.
+        device: where to put it. Training always runs on the CPU, so that the cached weights do not depend on it.
+        progress: called with a description and the share done while it trains.
+
+    Raises:
+        LoclinError: unknown name, or training that misses the recipe's exact match.
+    """
+    if name not in BUILT_IN:
+        raise LoclinError(f"unknown model {name!r}: expected one of {', '.join(BUILT_IN)}")
+    recipe = BUILT_IN[name]
+    folder = cache_folder() / f"{name}-{recipe.hash(seed)}"
+    if not _intact(folder):
+        _train_into(folder, recipe, seed, progress or (lambda text, share: None))
+    model, tokenizer = _read(folder)
+    return Problem(model=model.to(device), tokenizer=tokenizer, recipe=recipe, seed=seed)  # type: ignore[arg-type]
+
+
+def _read(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    model = GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager", use_safetensors=True)
+    return model.eval(), PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.iterdir() if p.name != "checksums.json")
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def _intact(folder: Path) -> bool:
+    """Whether the folder holds what was written there; a damaged one is said to be so and trained anew."""
+    if not folder.exists():
+        return False
+    try:
+        if json.loads((folder / "checksums.json").read_text()) == _checksums(folder):
+            return True
+    except (OSError, ValueError):
+        pass
+    print(f"the cached model in {folder} is damaged: training it again", flush=True)
+    return False
+
+
+def _train_into(folder: Path, recipe: Recipe, seed: int, progress: Progress) -> None:
+    """Train and move into place whole, so that an interrupted training leaves nothing that looks finished."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch:
+        made = Path(scratch) / "model"
+        problem = _trained(recipe, seed, progress)
+        problem.model.save_pretrained(made)
+        problem.tokenizer.save_pretrained(made)
+        (made / "checksums.json").write_text(json.dumps(_checksums(made)))
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            made.rename(folder)
+        except OSError:  # another process finished the same model first
+            if not _intact(folder):
+                raise
+
+
+def _trained(recipe: Recipe, seed: int, progress: Progress) -> Problem:
+    words = vocabulary(recipe.symbols)
+    tokenizer = _word_tokenizer(words)
+    model = _initial_model(recipe, len(words), tokenizer.pad_token_id, seed=derived(seed, "initialisation"))
+    problem = Problem(model=model, tokenizer=tokenizer, recipe=recipe, seed=seed)
+    data = {task: collate(e, tokenizer) for task, e in problem.split("pretrain").items()}
+    checks = {task: collate(e, tokenizer) for task, e in problem.split("validate").items()}
+    space = ParameterSpace(model)
+    below: list[str] = []
+    for attempt in range(recipe.rounds):
+        shown = concatenate([*data.values(), *(data[task] for task in below for _ in range(2))])
+        batches = minibatches(shown, recipe.batch, seed=derived(seed, "pretraining", attempt))
+        steps = recipe.steps // 2 if attempt else recipe.steps
+        optimiser = torch.optim.AdamW(space.parameters, lr=recipe.learning_rate / 2**attempt)
+        train(
+            model, space, batches, optimiser, steps,
+            schedule=lambda step, steps=steps: min((step + 1) / 50, 0.5 * (1 + math.cos(math.pi * step / steps))),
+            after_step=lambda t, steps=steps: progress("training the model", t / steps),
+        )  # fmt: skip
+        scores = {task: accuracy(model, check) for task, check in checks.items()}
+        below = [task for task, score in scores.items() if score < recipe.reach]
+        if not below:
+            return problem
+    worst = min(scores, key=lambda task: scores[task])
+    raise LoclinError(
+        f"expected exact match of {recipe.reach} on every task after training, found {scores[worst]:.3f} on {worst}: "
+        "use another seed"
+    )
+
+
+def _word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<pad>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>")
+
+
+def _initial_model(recipe: Recipe, words: int, pad: int, *, seed: int) -> GPT2LMHeadModel:
+    """A GPT-2 with weights N(0, 1/width) by the space's own seeded noise, no global seed.
+
+    The 0.02 of GPT-2 is made for width 768; at width 64 the tasks then wait hundreds of steps on a plateau.
+    """
+    config = GPT2Config(
+        vocab_size=words, n_positions=2 * recipe.length + 2, n_embd=recipe.width, n_layer=recipe.layers,
+        n_head=recipe.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, activation_function="gelu_pytorch_tanh",
+        bos_token_id=None, eos_token_id=None, pad_token_id=pad, attn_implementation="eager",
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config).eval()
+    space = ParameterSpace(model)
+    start, noise = space.by_tensor(space.read()), space.by_tensor(space.noise(seed=seed))
+    matrices = {n: noise[n] / math.sqrt(recipe.width) if v.ndim > 1 else v for n, v in start.items()}
+    space.write(torch.cat([v.reshape(-1) for v in matrices.values()]))
+    return model

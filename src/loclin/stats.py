@@ -1,0 +1,129 @@
+"""Estimates with intervals over independent runs, permutation p-values, Holm's correction (measures §14)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+from loclin.errors import LoclinError
+
+CONFIDENCE = 0.95
+BOOTSTRAP_FROM = 20  # independent values from which the percentile bootstrap replaces Student's t (measures §14)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A value with its 95 % interval over n independent runs; the interval is infinite for n = 1."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+def over_runs(values: Sequence[float] | np.ndarray, *, seed: int = 0) -> Estimate:
+    """Mean over independent runs: Student t below 20 of them, percentile bootstrap from there on.
+
+    Args:
+        values: one number per independent run, never correlated points of one run. NaN (not defined in that run) is left
+            out and lowers n.
+        seed: of the bootstrap.
+
+    Raises:
+        LoclinError: no defined value at all.
+
+    >>> print(over_runs([1.0, 2.0, 3.0]))
+    2 [-0.484, 4.48]
+    """
+    given = np.asarray(values, dtype=float)
+    given = given[~np.isnan(given)]
+    n = len(given)
+    if n == 0:
+        raise LoclinError("expected a value from at least one run, found none: run more seeds")
+    mean = float(given.mean())
+    if n == 1:
+        return Estimate(value=mean, low=-math.inf, high=math.inf, n=1)
+    if n >= BOOTSTRAP_FROM:
+        draws = np.random.default_rng(seed).choice(given, size=(10_000, n)).mean(1)
+        low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    else:
+        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * float(given.std(ddof=1)) / math.sqrt(n)
+        low, high = mean - half, mean + half
+    return Estimate(value=mean, low=float(low), high=float(high), n=n)
+
+
+def mean_above(values: Sequence[float] | np.ndarray, threshold: float) -> float:
+    """One-sided p of "the mean over runs is at most the threshold" by Student's t; 1 where fewer than two runs are defined.
+
+    The test that goes with the interval of `over_runs`: no null can be drawn for a mean of few runs.
+    """
+    given = np.asarray(values, dtype=float)
+    given = given[~np.isnan(given)]
+    if len(given) < 2:
+        return 1.0
+    if given.std() == 0:
+        return 0.0 if given[0] > threshold else 1.0
+    return float(stats.ttest_1samp(given, threshold, alternative="greater").pvalue)
+
+
+def permutation_p(observed: float, null: Sequence[float] | np.ndarray) -> float:
+    """(b+1)/(m+1): b of m draws from the null are at least as large as what was observed.
+
+    >>> permutation_p(3.0, [1.0, 2.0, 4.0])
+    0.5
+    """
+    draws = np.asarray(null, dtype=float)
+    return float((np.sum(draws >= observed) + 1) / (len(draws) + 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment: reject where the adjusted value is below the level of the whole family.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = np.argsort(p_values, kind="stable")
+    adjusted, running = [0.0] * len(order), 0.0
+    for rank, index in enumerate(order):
+        running = max(running, min((len(order) - rank) * p_values[index], 1.0))
+        adjusted[index] = running
+    return adjusted
+
+
+def rank_correlation(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> float:
+    """Spearman's ρ; NaN where one side is constant or fewer than three pairs are given.
+
+    >>> rank_correlation([1, 2, 3], [1, 4, 9])
+    1.0
+    """
+    a, b = stats.rankdata(np.asarray(x, dtype=float)), stats.rankdata(np.asarray(y, dtype=float))
+    if len(a) < 3 or a.std() == 0 or b.std() == 0:
+        return math.nan
+    return float(np.clip(np.corrcoef(a, b)[0, 1], -1, 1))
+
+
+def permuted_within(
+    statistic: Callable[[Float[np.ndarray, " n"], Float[np.ndarray, " n"]], float],
+    groups: Sequence[tuple[np.ndarray, np.ndarray]],
+    *,
+    draws: int,
+    seed: int,
+) -> list[float]:
+    """Null draws of the mean statistic over runs, the second variable shuffled inside each run.
+
+    Args:
+        statistic: of one run's (x, y), such as `rank_correlation`.
+        groups: (x, y) of each independent run.
+        draws: number of null draws.
+        seed: of the shuffles.
+    """
+    rng = np.random.default_rng(seed)
+    return [float(np.nanmean([statistic(x, rng.permutation(y)) for x, y in groups])) for _ in range(draws)]

@@ -1,0 +1,103 @@
+"""Synthetic multitask sequence problems: one small transformer learns them all, told apart by the first token.
+
+A prompt reads ``reverse a c b d =`` and the answer `` d b c a``. Every task maps a sequence of symbols to one of the
+same length, so one model size and one way of scoring serve all of them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from loclin.errors import LoclinError
+from loclin.tasks.example import Example
+
+Symbols = tuple[int, ...]
+
+#: Every task: symbols in 0..n-1 and the alphabet size n in, symbols out.
+TASKS: dict[str, Callable[[Symbols, int], Symbols]] = {
+    "copy": lambda s, n: s,
+    "reverse": lambda s, n: s[::-1],
+    "sort": lambda s, n: tuple(sorted(s)),
+    "increment": lambda s, n: tuple((x + 1) % n for x in s),
+    "swap": lambda s, n: tuple(s[i + 1 if i % 2 == 0 and i + 1 < len(s) else i - i % 2] for i in range(len(s))),
+    "rotate": lambda s, n: s[1:] + s[:1],
+    "halves": lambda s, n: s[len(s) // 2 :] + s[: len(s) // 2],
+}
+
+ALPHABET = "abcdefghijklmnopqrstuvwxyz"
+
+
+def vocabulary(symbols: int) -> list[str]:
+    """The words of the sequence language: padding, the equals sign, the symbols, every task name."""
+    return ["<pad>", "=", *ALPHABET[:symbols], *TASKS]
+
+
+def sequence_examples(
+    tasks: Sequence[str], count: int, *, length: int, symbols: int, seed: int
+) -> dict[str, tuple[Example, ...]]:
+    """Draw `count` distinct input sequences and pose each of them for every task.
+
+    The group of an example is its input sequence, so a split never shows one input in two splits, not even under
+    different tasks.
+
+    Args:
+        tasks: names from `TASKS`.
+        count: distinct input sequences.
+        length: symbols in a sequence.
+        symbols: alphabet size, at most 26.
+        seed: of the draw.
+
+    Returns:
+        For every task, its examples in the same order of inputs.
+
+    Raises:
+        LoclinError: an unknown task, or more sequences asked for than exist.
+
+    >>> sequence_examples(["reverse", "swap"], 1, length=4, symbols=8, seed=0)["reverse"][0].answer
+    ' a e g g'
+    """
+    for task in tasks:
+        if task not in TASKS:
+            raise LoclinError(f"unknown task {task!r}: expected one of {', '.join(TASKS)}")
+    if not 1 < symbols <= len(ALPHABET):
+        raise LoclinError(f"expected 2 to {len(ALPHABET)} symbols, found {symbols}: change --symbols")
+    if count > symbols**length // 2:
+        raise LoclinError(
+            f"expected at most {symbols**length // 2} distinct sequences of length {length} over {symbols} symbols, "
+            f"found a pool of {count}: make the pool smaller or the sequences longer"
+        )
+    rng = random.Random(seed)
+    inputs: dict[Symbols, None] = {}
+    while len(inputs) < count:
+        inputs[tuple(rng.randrange(symbols) for _ in range(length))] = None
+    return {task: tuple(_example(task, s, symbols) for s in inputs) for task in tasks}
+
+
+def _example(task: str, sequence: Symbols, symbols: int) -> Example:
+    def spell(s: Symbols) -> str:
+        return "".join(f" {ALPHABET[x]}" for x in s)
+
+    return Example(
+        prompt=f"{task}{spell(sequence)} =", answer=spell(TASKS[task](sequence, symbols)), group=spell(sequence)
+    )
+
+
+def with_wrong_answers(examples: Sequence[Example], *, seed: int) -> tuple[Example, ...]:
+    """The same prompts, each with the answer of another example: training on them destroys the task.
+
+    The answers are passed round a random circle, so every prompt gets an answer that was right for another prompt and
+    the answers keep their distribution.
+
+    Raises:
+        LoclinError: fewer than two examples.
+    """
+    if len(examples) < 2:
+        raise LoclinError(f"expected at least 2 examples to exchange answers, found {len(examples)}: give more")
+    order = list(range(len(examples)))
+    random.Random(seed).shuffle(order)
+    wrong = list(examples)
+    for here, there in zip(order, order[1:] + order[:1], strict=True):
+        e = examples[here]
+        wrong[here] = Example(prompt=e.prompt, answer=examples[there].answer, options=e.options, group=e.group)
+    return tuple(wrong)

@@ -1,0 +1,104 @@
+"""Closed forms of measures §2, §3, §5, §6: what a capture, an overlap or a rank is worth when nothing special is there.
+
+Every function is a formula and says which; `tests/test_theory.py` holds each against the code that measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+from loclin.errors import LoclinError
+
+Curve = Float[np.ndarray, " n"]
+
+
+def random_capture(k: int, dimension: int) -> stats._distn_infrastructure.rv_frozen:
+    """Law of capture(Q, d) for a uniformly random k-subspace independent of d: Beta(k/2, (D−k)/2), mean k/D (§2).
+
+    >>> float(random_capture(10, 1000).mean())
+    0.01
+    """
+    if not 1 <= k < dimension:
+        raise LoclinError(f"expected k from 1 to D − 1 = {dimension - 1}, found {k}: choose another k")
+    return stats.beta(k / 2, (dimension - k) / 2)
+
+
+def random_overlap(k1: int, k2: int, dimension: int) -> tuple[float, float]:
+    """Mean and variance of overlap(Q₁, Q₂) of independent random subspaces, k₂ ≤ k₁ (§5).
+
+    Mean k₁/D, variance 2k₁(D−k₁)(D−k₂) / [k₂D²(D−1)(D+2)].
+    """
+    k1, k2 = max(k1, k2), min(k1, k2)
+    d = dimension
+    return k1 / d, 2 * k1 * (d - k1) * (d - k2) / (k2 * d**2 * (d - 1) * (d + 2))
+
+
+def white_capture(norms: Float[np.ndarray, " T"], ks: Sequence[int]) -> Curve:
+    """Prefix capture of white steps with given norms: Σ_{t≤k}‖u_t‖² / Σ_{t≤T}‖u_t‖²; k/T for equal norms (§3).
+
+    >>> white_capture(np.ones(10), [1, 5])
+    array([0.1, 0.5])
+    """
+    energy = np.cumsum(np.square(norms))
+    return np.asarray(energy[np.asarray(ks) - 1] / energy[-1])
+
+
+def heavy_ball_capture(steps: int, momentum: float, ks: Sequence[int]) -> Curve:
+    """Prefix capture of heavy ball with momentum β driven by white noise (§3).
+
+    A_t = (1−β^{T−t+1})/(1−β) is the weight of noise t in the displacement; c = Σ_{t≤k}A_t² / Σ_{t≤T}A_t².
+    """
+    t = np.arange(1, steps + 1)
+    weights = (1 - momentum ** (steps - t + 1)) / (1 - momentum)
+    return white_capture(weights, ks)
+
+
+def drift_capture(steps: int, ks: Sequence[int], s: float) -> Curve:
+    """Prefix capture of a stationary drift μ plus white noise ε, s = ‖μ‖²/E‖ε‖²: (k/T)(1+Ts)/(1+ks) (§3).
+
+    >>> drift_capture(100, [10], 0.29).round(2)
+    array([0.77])
+    """
+    k = np.asarray(ks, dtype=float)
+    return np.asarray(k / steps * (1 + steps * s) / (1 + k * s))
+
+
+def drift_future_capture(steps: int, ks: Sequence[int], s: float) -> Curve:
+    """Future-only capture of the same model: ks·(T−k)s / [(1+ks)(1+(T−k)s)] (§3).
+
+    >>> drift_future_capture(100, [10], 0.29).round(2)
+    array([0.72])
+    """
+    k = np.asarray(ks, dtype=float)
+    left = steps - k
+    return np.asarray(k * s * left * s / ((1 + k * s) * (1 + left * s)))
+
+
+def fit_drift(updates: Float[np.ndarray, "T T"]) -> float:
+    """s of the stationary-drift model by moments: ‖μ‖² is the mean of ⟨u_i, u_j⟩, i ≠ j; E‖u‖² = ‖μ‖² + E‖ε‖².
+
+    A negative estimate of ‖μ‖² counts as 0 (no drift); pure drift gives infinity.
+
+    Args:
+        updates: Gramian of the T ≥ 2 updates.
+    """
+    steps = len(updates)
+    if steps < 2:
+        raise LoclinError(f"expected at least 2 updates to fit a drift, found {steps}: record more steps")
+    energy = float(np.trace(updates)) / steps
+    drift = max(float(updates.sum() - np.trace(updates)) / (steps * (steps - 1)), 0.0)
+    return drift / (energy - drift) if energy > drift else float("inf")
+
+
+def isotropic_participation(vectors: int, dimension: int) -> float:
+    """Participation ratio of n isotropic vectors of equal norm: nD/(n+D+1) (§6)."""
+    return vectors * dimension / (vectors + dimension + 1)
+
+
+def isotropic_stable_rank(vectors: int, dimension: int) -> float:
+    """Stable rank of n isotropic vectors of equal norm: n/(1+√(n/D))² (§6)."""
+    return float(vectors / (1 + np.sqrt(vectors / dimension)) ** 2)

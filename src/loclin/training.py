@@ -1,0 +1,152 @@
+"""One training loop, and the trajectory it took: every update as a vector of the parameter space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from loclin.errors import LoclinError
+from loclin.geometry.subspace import Subspace
+from loclin.parameters import ParameterSpace
+from loclin.tasks.batch import Batch, mean_answer_loss
+
+OptimiserName = Literal["sgd", "adamw"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Trajectory:
+    """T recorded updates from a starting point.
+
+    Attributes:
+        start: the point before the first update.
+        updates: u_t = θ_t − θ_{t−1}, one row per step.
+        losses: training loss of each step's batch, before the step (nats per answer token).
+    """
+
+    start: Float[Tensor, " D"]
+    updates: Float[Tensor, "T D"]
+    losses: Float[Tensor, " T"]
+
+    @property
+    def displacement(self) -> Float[Tensor, " D"]:
+        """d = Σ_t u_t."""
+        return self.updates.sum(0)
+
+    def future(self, k: int) -> Float[Tensor, " D"]:
+        """f_k = Σ_{t>k} u_t."""
+        return self.updates[k:].sum(0)
+
+    def point(self, t: int) -> Float[Tensor, " D"]:
+        """θ_t, the point after t steps."""
+        return self.start + self.updates[:t].sum(0)
+
+
+def minibatches(data: Batch, size: int, *, seed: int) -> Iterator[Batch]:
+    """Endless batches, each epoch a new shuffle of all rows; an incomplete last batch is left out.
+
+    Raises:
+        LoclinError: a batch larger than the split.
+    """
+    if not 1 <= size <= len(data):
+        raise LoclinError(f"expected a batch size from 1 to the split's {len(data)} examples, found {size}: change it")
+    return _shuffled(data, size, torch.Generator().manual_seed(seed))
+
+
+def _shuffled(data: Batch, size: int, generator: torch.Generator) -> Iterator[Batch]:
+    while True:
+        order = torch.randperm(len(data), generator=generator)
+        for start in range(0, len(data) - size + 1, size):
+            yield data.rows(order[start : start + size])
+
+
+def make_optimiser(name: OptimiserName, space: ParameterSpace, lr: float) -> torch.optim.Optimizer:
+    """Plain SGD (no momentum), or AdamW with torch's moments and no weight decay (a decay is no recovery direction)."""
+    if name == "sgd":
+        return torch.optim.SGD(space.parameters, lr=lr)
+    return torch.optim.AdamW(space.parameters, lr=lr, weight_decay=0.0)
+
+
+def train(
+    model: nn.Module,
+    space: ParameterSpace,
+    batches: Iterator[Batch],
+    optimiser: torch.optim.Optimizer,
+    steps: int,
+    *,
+    schedule: Callable[[int], float] | None = None,
+    confine_to: Subspace | None = None,
+    reset_at: int | None = None,
+    after_step: Callable[[int], None] | None = None,
+) -> Float[Tensor, " T"]:
+    """Train in place for `steps` steps on the answer loss.
+
+    Args:
+        model: the network; `space` chooses what of it moves.
+        space: the trained coordinates, the same that the optimiser holds.
+        batches: one batch a step.
+        optimiser: of `make_optimiser`.
+        steps: T.
+        schedule: factor on the learning rate as a function of the step (from 0).
+        confine_to: project every update on this subspace before it is taken: u ← Pu.
+        reset_at: forget the optimiser's state after this many steps.
+        after_step: called with t = 1..T after each step.
+
+    Returns:
+        The loss of each step.
+
+    Raises:
+        LoclinError: the loss is not finite.
+    """
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, schedule) if schedule else None
+    losses = torch.zeros(steps)
+    for t in range(1, steps + 1):
+        loss = mean_answer_loss(model, next(batches))
+        if not torch.isfinite(loss):
+            raise LoclinError(f"expected a finite loss, found {loss.item()} at step {t} of {steps}: lower the learning rate")
+        optimiser.zero_grad()
+        loss.backward()
+        before = space.read() if confine_to else None
+        optimiser.step()
+        if confine_to is not None and before is not None:
+            space.write(before + confine_to.project(space.read() - before))
+        if scheduler:
+            scheduler.step()
+        if t == reset_at:
+            optimiser.state.clear()
+        losses[t - 1] = loss.detach()
+        if after_step:
+            after_step(t)
+    optimiser.zero_grad()
+    return losses
+
+
+def record(
+    model: nn.Module,
+    space: ParameterSpace,
+    batches: Iterator[Batch],
+    optimiser: torch.optim.Optimizer,
+    steps: int,
+    *,
+    reset_at: int | None = None,
+    after_step: Callable[[int], None] | None = None,
+) -> Trajectory:
+    """Train as `train` does and keep every update. Arguments and errors are those of `train`."""
+    start = space.read()
+    updates = torch.empty(steps, space.dimension, dtype=start.dtype, device=start.device)
+    last = start
+
+    def keep(t: int) -> None:
+        nonlocal last
+        now = space.read()
+        torch.sub(now, last, out=updates[t - 1])
+        last = now
+        if after_step:
+            after_step(t)
+
+    losses = train(model, space, batches, optimiser, steps, reset_at=reset_at, after_step=keep)
+    return Trajectory(start=start, updates=updates, losses=losses)
