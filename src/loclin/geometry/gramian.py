@@ -46,18 +46,14 @@ def spanned_energy(basis: Float[np.ndarray, "k k"], products: Float[np.ndarray, 
     Returns:
         Row i: ‖P_{1..i+1} target‖² for each target. Vectors that add no dimension (`DEPENDENT`) add nothing.
     """
-    size = len(basis)
-    factor = np.zeros((size, size))
+    left, targets = basis.copy(), products.copy()
     solved = np.zeros(products.shape)
-    for i in range(size):
-        row = factor[i, :i]
-        for j in range(i):  # forward substitution, leaving out dependent vectors (zero pivots)
-            if factor[j, j] > 0:
-                row[j] = (basis[i, j] - row[:j] @ factor[j, :j]) / factor[j, j]
-        left = basis[i, i] - row @ row
-        if left > DEPENDENT * basis[i, i]:
-            factor[i, i] = np.sqrt(left)
-            solved[i] = (products[i] - row @ solved[:i]) / factor[i, i]
+    for i in range(len(basis)):  # right-looking Cholesky that leaves out dependent vectors
+        if left[i, i] > DEPENDENT * basis[i, i]:
+            root = np.sqrt(left[i, i])
+            column, solved[i] = left[i] / root, targets[i] / root
+            left -= np.outer(column, column)
+            targets -= np.outer(column, solved[i])
     energy: np.ndarray = np.cumsum(solved**2, axis=0)
     return energy
 

@@ -26,7 +26,10 @@ class Subspace:
 
     @staticmethod
     def spanned_by(vectors: Float[Tensor, "n D"]) -> Subspace:
-        """The span of some vectors, scaled to equal length first; directions below relative 1e-5 of the largest are dropped.
+        """The span of some vectors, scaled to equal length first.
+
+        Independent vectors keep their order: the first j rows of the basis span the first j vectors. Where a vector depends
+        on the others (to a relative 1e-5), the basis is that of the singular value decomposition and the order is lost.
 
         Raises:
             LoclinError: no vectors, values that are not finite, or all vectors zero.
@@ -39,10 +42,11 @@ class Subspace:
         kept = vectors[norms > 0] / norms[norms > 0, None]
         if not len(kept):
             raise LoclinError("expected a vector that is not zero, found only zeros: nothing spans")
-        # The SVD of an n×D matrix through QR of its transpose: n is small, D is large.
         q, r = torch.linalg.qr(kept.T)
-        u, s, _ = torch.linalg.svd(r)
-        return Subspace(basis=(q @ u[:, s > 1e-5 * s[0]]).T.contiguous())
+        if len(kept) > kept.shape[1] or float(r.diagonal().abs().min()) < 1e-5:
+            u, s, _ = torch.linalg.svd(r)
+            q = q @ u[:, : len(s)][:, s > 1e-5 * s[0]]
+        return Subspace(basis=q.T.contiguous())
 
     @property
     def k(self) -> int:

@@ -1,0 +1,285 @@
+"""A run folder: what was asked, what was measured, what was decided. Atomic writes, parts that survive an interruption.
+
+```
+runs/<name>/
+  run.json                     every study's configuration; every session's versions, commit, device, timings
+  claims.json                  the verdicts of all studies
+  <study>/results.json         tidy rows (docs/record.md)
+  <study>/arrays.safetensors   arrays by key
+  <study>/parts/               one independent run each, written as it ends; what a resumed run does not do again
+```
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from loclin.errors import LoclinError
+
+FORMAT = 1  # of the record; raised when a reader of older records would be wrong
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One number (docs/record.md).
+
+    Attributes:
+        quantity: what was measured, by its name in measures.md.
+        value: the number; None where it is not defined.
+        low, high: 95 % interval; None for a single run, whose spread nobody knows.
+        n: independent runs behind the value.
+        null: what the value would be if nothing were there, where a null belongs to it.
+        p: p-value against that null.
+        unit: "" for pure numbers and shares.
+        context: everything that tells this number from the others: run, optimiser, k, basis, ...
+    """
+
+    quantity: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int = 1
+    null: float | None = None
+    p: float | None = None
+    unit: str = ""
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A claim of the paper, the rule that decides it, and the verdict (measures §14).
+
+    Attributes:
+        id: as in the list of claims.
+        statement: what is claimed.
+        setting: where it was tested (model, optimiser).
+        paper: the paper's value.
+        measured: what `value`, `low` and `high` are.
+        value, low, high, n: the estimate over n independent runs.
+        null: what it is held against.
+        p, p_holm: p-value, and adjusted by Holm over all claims of the study.
+        rule: the rule, written before the run.
+        verdict: "supported", "refuted", "inconclusive" or "not run".
+        note: further numbers that the verdict rests on.
+    """
+
+    id: str
+    statement: str
+    setting: str
+    paper: str
+    measured: str
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    null: str
+    p: float | None
+    p_holm: float | None
+    rule: str
+    verdict: str
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Part:
+    """What one independent run contributes: rows and arrays, whose keys end in the run's number."""
+
+    rows: Sequence[Row]
+    arrays: Mapping[str, np.ndarray]
+    seconds: float = 0.0
+
+
+class Record:
+    """Reads and writes one run folder.
+
+    Args:
+        folder: made if it is not there.
+
+    Raises:
+        LoclinError: the path is a file, or a folder that holds something else.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if folder.exists() and not folder.is_dir():
+            raise LoclinError(f"expected a folder for the run, found the file {folder}: choose another --out")
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / "run.json").exists():
+            raise LoclinError(f"expected an empty folder or an earlier run, found other files in {folder}: choose another --out")
+
+    def open_study(self, study: str, config: Mapping[str, Any], *, device: str) -> None:
+        """Enter a study's configuration, or check that it is the one already there; start a session.
+
+        Raises:
+            LoclinError: the folder holds this study with another configuration.
+        """
+        run = self.run()
+        asked = _plain(config)
+        held = run["studies"].get(study)
+        if held is not None and held != asked:
+            name = next(k for k in {**held, **asked} if held.get(k) != asked.get(k))
+            raise LoclinError(
+                f"{self.folder} belongs to another configuration of {study} "
+                f"({name} is {held.get(name)!r} there, {asked.get(name)!r} here): choose another --out or the same settings"
+            )
+        run["studies"][study] = asked
+        run["sessions"].append({"study": study, "started": _now(), "device": device, "commit": _commit(), **_versions()})
+        self._write_json("run.json", run)
+
+    def close_study(self, study: str, seconds: float) -> None:
+        """Note how long the session took, and how long each independent run."""
+        run = self.run()
+        parts = {p.stem: json.loads(p.read_text())["seconds"] for p in sorted(self._parts(study).glob("*.json"))}
+        run["sessions"][-1] |= {"ended": _now(), "seconds": round(seconds, 1), "part_seconds": parts}
+        self._write_json("run.json", run)
+
+    def run(self) -> dict[str, Any]:
+        """run.json, or an empty one.
+
+        Raises:
+            LoclinError: it cannot be read, or is of a newer format.
+        """
+        path = self.folder / "run.json"
+        if not path.exists():
+            return {"format": FORMAT, "name": self.folder.resolve().name, "studies": {}, "sessions": []}
+        run: dict[str, Any] = self._read_json("run.json")
+        if run.get("format") != FORMAT:
+            raise LoclinError(f"expected a record of format {FORMAT} in {path}, found {run.get('format')}: update loclin")
+        return run
+
+    def part(self, study: str, name: str) -> Part | None:
+        """A finished part, or None. A part is finished when its JSON file exists; its arrays were written before."""
+        path = self._parts(study) / f"{name}.json"
+        if not path.exists():
+            return None
+        data = self._read_json(str(path.relative_to(self.folder)))
+        arrays = self._read_arrays(path.with_suffix(".safetensors"))
+        return Part(rows=[Row(**r) for r in data["rows"]], arrays=arrays, seconds=data["seconds"])
+
+    def write_part(self, study: str, name: str, part: Part) -> None:
+        """Keep a finished part: arrays first, then the JSON file that says they are whole."""
+        self._write_arrays(f"{study}/parts/{name}.safetensors", part.arrays)
+        rows = [dataclasses.asdict(r) for r in part.rows]
+        self._write_json(f"{study}/parts/{name}.json", {"rows": rows, "seconds": round(part.seconds, 1)})
+
+    def write_results(self, study: str, rows: Sequence[Row], arrays: Mapping[str, np.ndarray]) -> None:
+        """Write a study's tidy rows and arrays."""
+        self._write_arrays(f"{study}/arrays.safetensors", arrays)
+        self._write_json(f"{study}/results.json", [dataclasses.asdict(r) for r in rows])
+
+    def results(self, study: str) -> list[Row]:
+        """A study's rows.
+
+        Raises:
+            LoclinError: the study has no results yet, or they cannot be read.
+        """
+        if not (self.folder / study / "results.json").exists():
+            raise LoclinError(f"expected results of {study} in {self.folder}, found none: run `loclin run {study}` first")
+        return [Row(**r) for r in self._read_json(f"{study}/results.json")]
+
+    def arrays(self, study: str) -> dict[str, np.ndarray]:
+        """A study's arrays by key."""
+        return self._read_arrays(self.folder / study / "arrays.safetensors")
+
+    def write_claims(self, study: str, claims: Sequence[Claim]) -> None:
+        """Replace this study's claims, leaving those of other studies."""
+        kept = [c for c in self._claim_entries() if c["study"] != study]
+        self._write_json("claims.json", [*kept, *({"study": study, **dataclasses.asdict(c)} for c in claims)])
+
+    def claims(self) -> list[tuple[str, Claim]]:
+        """Every decided claim with the study that decided it."""
+        return [(c.pop("study"), Claim(**c)) for c in self._claim_entries()]
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a text file of the record, such as a figure or the report."""
+        return self._write(name, text.encode())
+
+    def _claim_entries(self) -> list[dict[str, Any]]:
+        return self._read_json("claims.json") if (self.folder / "claims.json").exists() else []
+
+    def _parts(self, study: str) -> Path:
+        return self.folder / study / "parts"
+
+    def _read_json(self, name: str) -> Any:
+        try:
+            return json.loads((self.folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise LoclinError(f"expected JSON in {self.folder / name}, found {error}: delete it and run again") from error
+
+    def _read_arrays(self, path: Path) -> dict[str, np.ndarray]:
+        try:
+            return dict(safetensors.numpy.load_file(path))
+        except (OSError, SafetensorError) as error:
+            raise LoclinError(f"expected arrays in {path}, found {error}: delete it and run again") from error
+
+    def _write_json(self, name: str, content: Any) -> None:
+        text = json.dumps(_plain(content), ensure_ascii=False, indent=1, allow_nan=False)
+        self._write(name, text.encode())
+
+    def _write_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        self._write(name, safetensors.numpy.save({k: np.ascontiguousarray(arrays[k]) for k in sorted(arrays)}))
+
+    def _write(self, name: str, content: bytes) -> Path:
+        """Temporary file, flushed to disk, then renamed: a reader sees the old file or the new one, never half of it."""
+        path = self.folder / name
+        scratch = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with scratch.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            scratch.replace(path)
+        except OSError as error:
+            scratch.unlink(missing_ok=True)
+            raise LoclinError(
+                f"expected to write {path}, found {error.strerror or error}: make room or choose another --out; "
+                "everything finished so far is kept"
+            ) from error
+        return path
+
+
+def _plain(value: Any) -> Any:
+    """JSON values only: dataclasses and tuples opened, numbers that are not finite as None."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(dataclasses.asdict(value))
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, Any]:
+    names = ("loclin", "torch", "transformers", "numpy", "scipy")
+    return {"versions": {"python": platform.python_version(), **{n: metadata.version(n) for n in names}}}
+
+
+def _commit() -> str:
+    """Commit of the loclin checkout that runs, "" for an installed package."""
+    answer = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return answer.stdout.strip()

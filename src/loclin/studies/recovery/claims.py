@@ -1,0 +1,225 @@
+"""The five claims that the recovery study decides, each by a rule written here before any run (measures §14).
+
+Every rule needs both an interval clear of its threshold and a p-value below 0.05 after Holm's correction over all claims
+of the study. Where two things have to hold, p is the larger of the two (intersection-union test).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Float
+
+from loclin.record import Claim, Row
+from loclin.stats import Estimate, holm, mean_above, over_runs, permutation_p, permuted_within, rank_correlation
+from loclin.studies.recovery.config import Config
+from loclin.studies.table import by_run
+
+LEVEL = 0.05
+STATIC = ("gradients at θ₀", "gradients at θ_D", "task vectors", "Hessian at θ_D")
+LABEL = {"sgd": "SGD", "adamw": "AdamW"}
+MOST = 0.5  # "span most of", "drifts substantially" and "well under": half
+SATURATED = math.sqrt(2)  # doubling n multiplies the rank of isotropic vectors by 2, of vectors of fixed rank by 1
+REGAINED = 0.9  # share of unconfined training's score that counts as regained
+PERMUTATIONS = 1999
+
+Values = Float[np.ndarray, " S"]
+
+
+def decide(config: Config, rows: Sequence[Row]) -> list[Claim]:
+    """All claims, p-values adjusted over the whole family."""
+    claims = [low_rank_gradients(config, rows, point) for point in ("pretrained", "damaged")]
+    for optimiser in config.learning_rates:
+        claims += [
+            static_bases_miss(config, rows, optimiser),
+            basis_drifts(config, rows, optimiser),
+            prefix_captures(config, rows, optimiser),
+            prefix_predicts_recovery(config, rows, optimiser),
+        ]
+    tested = [c for c in claims if c.p is not None]
+    adjusted = dict(zip(map(id, tested), holm([c.p for c in tested if c.p is not None]), strict=True))
+    return [_confirmed(replace(c, p_holm=adjusted.get(id(c)))) for c in claims]
+
+
+def _confirmed(claim: Claim) -> Claim:
+    """A support that does not survive the correction is no support."""
+    lost = claim.verdict == "supported" and (claim.p_holm is None or claim.p_holm >= LEVEL)
+    return replace(claim, verdict="inconclusive") if lost else claim
+
+
+def _verdict(supported: bool, refuted: bool) -> str:
+    return "supported" if supported else "refuted" if refuted else "inconclusive"
+
+
+def _figures(estimate: Estimate | None) -> dict[str, float | int | None]:
+    if estimate is None:
+        return {"value": None, "low": None, "high": None, "n": 0}
+    finite = math.isfinite(estimate.low)
+    return {
+        "value": estimate.value,
+        "low": estimate.low if finite else None,
+        "high": estimate.high if finite else None,
+        "n": estimate.n,
+    }
+
+
+def low_rank_gradients(config: Config, rows: Sequence[Row], point: str) -> Claim:
+    """PR of centred gradients well under the per-tensor random sketch, and no longer growing with n."""
+    most, half = config.rank_gradients[-1], config.rank_gradients[-2]
+    here = {"point": point, "vectors": "measured", "mean": "centred"}
+    rank = by_run(rows, "participation_rank", gradients=most, **here)
+    ratio = rank / by_run(rows, "participation_rank", column="null", gradients=most, **here)
+    # growth over one doubling, whatever the step between the two largest n
+    growth = (rank / by_run(rows, "participation_rank", gradients=half, **here)) ** (math.log(2) / math.log(most / half))
+    e, g = over_runs(ratio), over_runs(growth)
+    symbol = {"pretrained": "θ₀", "damaged": "θ_D"}[point]
+    return Claim(
+        id="low-rank-gradients",
+        statement=f"Task gradients at {symbol} have low-rank structure beyond a random sketch with the same norms.",
+        setting=f"{config.model}, {symbol}",
+        paper="rank well under the control (Fig. 5)",
+        measured=f"participation ratio over the control's, n = {most} centred minibatch gradients",
+        null="1: gradients that share nothing but their norm in every tensor",
+        p=max(mean_above(-ratio, -MOST), mean_above(-growth, -SATURATED)),
+        p_holm=None,
+        rule=f"supported: ratio's upper limit below {MOST} and growth per doubling of n below √2; "
+        f"refuted: ratio's lower limit above {MOST}, or growth's above √2",
+        verdict=_verdict(e.high < MOST and g.high < SATURATED, e.low > MOST or g.low > SATURATED),
+        note=f"participation ratio {over_runs(rank)}; growth per doubling {g} (isotropic vectors: about 2)",
+        **_figures(e),  # type: ignore[arg-type]
+    )
+
+
+def required_capture(config: Config, rows: Sequence[Row], optimiser: str) -> Values:
+    """Capture of d that a basis needs for the task to come back, one per run (measures §4).
+
+    That of the smallest prefix to which training can be confined and still regain 90 % of what unconfined training
+    regains; of the longest tested prefix where none does, which understates the need.
+    """
+    ks = config.project_ks
+    captures = np.array([by_run(rows, "regained_by_capture", optimiser=optimiser, basis="prefix", k=k) for k in ks])
+    scores = np.array([by_run(rows, "regained_score", optimiser=optimiser, basis="prefix", k=k) for k in ks])
+    full = by_run(rows, "regained_score", optimiser=optimiser, basis="full")
+    enough = scores >= REGAINED * full
+    first = np.where(enough.any(0), enough.argmax(0), len(ks) - 1)
+    return captures[first, np.arange(captures.shape[1])]
+
+
+def static_bases_miss(config: Config, rows: Sequence[Row], optimiser: str) -> Claim:
+    """The best fixed basis holds less of d than recovery needs, and less of the future than the prefix of the same size."""
+    here = {"optimiser": optimiser, "k": config.k}
+
+    def best(of: str) -> Values:
+        return np.max([by_run(rows, "basis_capture", basis=b, of=of, **here) for b in STATIC], axis=0)
+
+    e = over_runs(best("displacement"))
+    needed = required_capture(config, rows, optimiser)
+    short, behind = needed - best("displacement"), by_run(rows, "future_capture", **here) - best("future")
+    s, b = over_runs(short), over_runs(behind)
+    return Claim(
+        id="static-bases-miss",
+        statement="No basis fixed beforehand spans the recovery direction.",
+        setting=f"{config.model}, {LABEL[optimiser]}",
+        paper="misses (Fig. 1, 3b)",
+        measured=f"capture of d by the best of {len(STATIC)} fixed bases, k = {config.k}",
+        null="the capture at which confined training regains 90 % of the score; the prefix's future-only capture",
+        p=max(mean_above(short, 0), mean_above(behind, 0)),
+        p_holm=None,
+        rule="supported: lower limits of (needed capture − best fixed basis) and of (prefix − best fixed basis, both on "
+        "the future) above 0; refuted: upper limit of either below 0",
+        verdict=_verdict(s.low > 0 and b.low > 0, s.high < 0 or b.high < 0),
+        note=f"needed capture {over_runs(needed)}; shortfall {s}; behind the prefix on the future {b}",
+        **_figures(e),  # type: ignore[arg-type]
+    )
+
+
+def basis_drifts(config: Config, rows: Sequence[Row], optimiser: str) -> Claim:
+    """ρ(t) at the last measured t ≤ 100 below one half."""
+    t = max(t for t in config.times if t <= 100)
+    rho = by_run(rows, "rho", optimiser=optimiser, t=t)
+    floor = over_runs(by_run(rows, "overlap_floor", optimiser=optimiser))
+    e = None if np.isnan(rho).all() else over_runs(rho)
+    return Claim(
+        id="basis-drifts",
+        statement="The useful basis moves substantially within 100 steps.",
+        setting=f"{config.model}, {LABEL[optimiser]}",
+        paper="within 100 steps (Fig. 1)",
+        measured=f"ρ({t}): overlap of top-{config.k} gradient bases at θ_D and θ_{t}, over that of two batch sets at θ_D",
+        null="1: the basis stays, and only minibatch noise moves it",
+        p=None if e is None else mean_above(-rho, -MOST),
+        p_holm=None,
+        rule=f"supported: upper limit below {MOST}; refuted: lower limit above {MOST}; "
+        "not defined where the floor is near k/D",
+        verdict="inconclusive" if e is None else _verdict(e.high < MOST, e.low > MOST),
+        note=f"noise floor O(θ_D, θ_D′) {floor}; ρ defined in {0 if e is None else e.n} runs",
+        **_figures(e),  # type: ignore[arg-type]
+    )
+
+
+def prefix_captures(config: Config, rows: Sequence[Row], optimiser: str) -> Claim:
+    """The prefix spans most of d, and more of the future than a stationary drift explains."""
+    here = {"optimiser": optimiser, "k": config.k}
+    prefix, future = by_run(rows, "prefix_capture", **here), by_run(rows, "future_capture", **here)
+    excess = future - by_run(rows, "future_capture", column="null", **here)
+    e, x = over_runs(prefix), over_runs(excess)
+    white = over_runs(by_run(rows, "prefix_capture", column="null", **here))
+    return Claim(
+        id="prefix-captures",
+        statement="The first updates span most of the recovery, beyond what a constant drift explains.",
+        setting=f"{config.model}, {LABEL[optimiser]}",
+        paper="0.77 (Fig. 2)",
+        measured=f"capture(Q_k, d), k = {config.k} of T = {config.steps}",
+        null=f"{MOST}; and on the future alone, the stationary drift fitted to the same updates",
+        p=max(mean_above(prefix, MOST), mean_above(excess, 0)),
+        p_holm=None,
+        rule=f"supported: prefix capture's lower limit above {MOST} and lower limit of (future-only capture − fitted drift) "
+        f"above 0; refuted: prefix capture's upper limit below {MOST}, or upper limit of the excess below 0",
+        verdict=_verdict(e.low > MOST and x.low > 0, e.high < MOST or x.high < 0),
+        note=f"future-only capture {over_runs(future)}; its excess over the fitted drift {x}; white steps with the same norms {white}",
+        **_figures(e),  # type: ignore[arg-type]
+    )
+
+
+def prefix_predicts_recovery(config: Config, rows: Sequence[Row], optimiser: str) -> Claim:
+    """Among bases of equal size, those that hold more of d bring back more of the task.
+
+    At equal k, because a larger k raises capture and score alike whatever the basis.
+    """
+    pairs = _pairs_at_equal_k(config, rows, optimiser)
+    per_run = [rank_correlation(x, y) for x, y in pairs]
+    defined = [pair for pair, r in zip(pairs, per_run, strict=True) if not math.isnan(r)]
+    e = over_runs(per_run) if defined else None
+    draws = permuted_within(rank_correlation, defined, draws=PERMUTATIONS, seed=config.seed) if defined else []
+    return Claim(
+        id="prefix-predicts-recovery",
+        statement="The captured share predicts how much of the task comes back.",
+        setting=f"{config.model}, {LABEL[optimiser]}",
+        paper="positive relation (Fig. 2)",
+        measured=f"Spearman's ρ of capture and regained exact match over bases of k = {config.k}, mean over runs",
+        null="0: scores permuted among the bases of a run",
+        p=permutation_p(e.value, draws) if e else None,
+        p_holm=None,
+        rule="supported: lower limit above 0; refuted: upper limit below 0",
+        verdict=_verdict(e.low > 0, e.high < 0) if e else "inconclusive",
+        note=f"{len(pairs[0][0]) if pairs else 0} bases a run; defined in {len(defined)} of {len(pairs)} runs",
+        **_figures(e),  # type: ignore[arg-type]
+    )
+
+
+def _pairs_at_equal_k(config: Config, rows: Sequence[Row], optimiser: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(captures, scores) over the bases of size k, for each run."""
+    table: dict[int, dict[str, dict[str, float]]] = {}
+    for row in rows:
+        c = row.context
+        if row.quantity.startswith("regained_") and c.get("optimiser") == optimiser and c.get("k") == config.k and "run" in c:
+            table.setdefault(c["run"], {}).setdefault(c["basis"], {})[row.quantity] = float(row.value or 0.0)
+    return [
+        (
+            np.array([b["regained_by_capture"] for b in bases.values()]),
+            np.array([b["regained_score"] for b in bases.values()]),
+        )
+        for _, bases in sorted(table.items())
+    ]

@@ -1,0 +1,58 @@
+"""Runs a study: its independent runs side by side, each kept as it ends; then the summary and the verdicts."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from loclin.errors import LoclinError
+from loclin.jobs import side_by_side
+from loclin.record import Claim, Part, Record, Row
+from loclin.studies import STUDIES
+from loclin.studies.table import summaries
+
+#: Settings that say where and how fast, not what: two runs that differ in these alone give the same record.
+NOT_WHAT = ("out", "workers", "profile")
+
+
+def run_study(study: str, config: Any, *, out: Path) -> list[Claim]:
+    """Run what is not done yet of a study into a run folder, and decide its claims.
+
+    Args:
+        study: a name in `STUDIES`.
+        config: its `Config`.
+        out: the run folder; one that was interrupted goes on where it was.
+
+    Raises:
+        LoclinError: bad settings, a folder of another configuration, a run that cannot go on. Finished runs are kept.
+    """
+    if study not in STUDIES:
+        raise LoclinError(f"unknown study {study!r}: expected one of {', '.join(STUDIES)}")
+    config = config.checked()
+    experiment = import_module(f"loclin.studies.{study}.experiment")
+    device = experiment.device(config)
+    record, began = Record(out), time.perf_counter()
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_WHAT}
+    record.open_study(study, settings, device=device)
+    names = [f"run-{run:03d}" for run in range(config.seeds)]
+    missing = [run for run, name in enumerate(names) if record.part(study, name) is None]
+    for run, part in side_by_side(
+        f"loclin.studies.{study}.experiment", config, missing, workers=config.workers if device == "cpu" else 1, title=study
+    ):
+        record.write_part(study, names[run], part)
+    parts = [part for part in (record.part(study, name) for name in names) if part is not None]
+    claims = _finish(record, study, config, parts)
+    record.close_study(study, time.perf_counter() - began)
+    return claims
+
+
+def _finish(record: Record, study: str, config: Any, parts: Sequence[Part]) -> list[Claim]:
+    rows: list[Row] = [row for part in parts for row in part.rows]
+    record.write_results(study, rows + summaries(rows), {k: v for part in parts for k, v in part.arrays.items()})
+    claims: list[Claim] = import_module(f"loclin.studies.{study}.claims").decide(config, rows)
+    record.write_claims(study, claims)
+    return claims
