@@ -38,13 +38,19 @@ def side_by_side(
     """
     if not runs:
         return
-    count = min(workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, len(runs))
+    count = min(
+        workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, len(runs)
+    )
     context = multiprocessing.get_context("spawn")
     messages = context.Queue()
     executor = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(messages,))
     try:
         with Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[stage]}"), TimeElapsedColumn()
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[stage]}"),
+            TimeElapsedColumn(),
         ) as bars:
             whole = bars.add_task(title, total=len(runs), stage=f"0 of {len(runs)} runs, {count} at a time")
             lines = {run: bars.add_task(f"  run {run}", total=1.0, stage="", visible=False) for run in runs}
@@ -58,7 +64,9 @@ def side_by_side(
                     run = waiting.pop(future)
                     yield run, _result(future, run)
                     bars.update(lines[run], visible=False)
-                    bars.update(whole, advance=1, stage=f"{len(runs) - len(waiting)} of {len(runs)} runs, {count} at a time")
+                    bars.update(
+                        whole, advance=1, stage=f"{len(runs) - len(waiting)} of {len(runs)} runs, {count} at a time"
+                    )
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -85,7 +86,15 @@ class Recipe:
 BUILT_IN: dict[str, Recipe] = {
     "sequences": Recipe(),
     "sequences-small": Recipe(  # without sort, which alone would take most of the training
-        tasks=("copy", "reverse", "halves", "increment", "swap", "rotate"), length=4, symbols=8, pool=2000, width=32, layers=2, steps=500, learning_rate=7e-3, batch=128
+        tasks=("copy", "reverse", "halves", "increment", "swap", "rotate"),
+        length=4,
+        symbols=8,
+        pool=2000,
+        width=32,
+        layers=2,
+        steps=500,
+        learning_rate=7e-3,
+        batch=128,
     ),
 }
 
@@ -142,7 +151,7 @@ def load(name: str, *, seed: int = 0, device: str = "cpu", progress: Progress | 
     if not _intact(folder):
         _train_into(folder, recipe, seed, progress or (lambda text, share: None))
     model, tokenizer = _read(folder)
-    model.to(device)  # type: ignore[arg-type]
+    model.to(device)
     return Problem(model=model, tokenizer=tokenizer, recipe=recipe, examples=_examples(recipe, seed))
 
 
@@ -208,11 +217,9 @@ def _trained(recipe: Recipe, seed: int, progress: Progress) -> Problem:
         batches = minibatches(shown, recipe.batch, seed=derived(seed, "pretraining", attempt))
         steps = recipe.steps // 2 if attempt else recipe.steps
         optimiser = torch.optim.AdamW(space.parameters, lr=recipe.learning_rate / (2 if attempt else 1))
-        train(
-            model, space, batches, optimiser, steps,
-            schedule=lambda step, steps=steps: min((step + 1) / 50, 0.5 * (1 + math.cos(math.pi * step / steps))),
-            after_step=lambda t, steps=steps: progress("training the model", t / steps),
-        )  # fmt: skip
+        schedule = partial(_warm_cosine, steps=steps)
+        watch = partial(_report_step, progress=progress, steps=steps)
+        train(model, space, batches, optimiser, steps, schedule=schedule, after_step=watch)
         scores = {task: accuracy(model, check) for task, check in checks.items()}
         below = [task for task, score in scores.items() if score < recipe.reach]
         if not below:
@@ -222,6 +229,14 @@ def _trained(recipe: Recipe, seed: int, progress: Progress) -> Problem:
         f"expected exact match of {recipe.reach} on every task after training, found {scores[worst]:.3f} on {worst}: "
         "use another seed"
     )
+
+
+def _warm_cosine(step: int, *, steps: int) -> float:
+    return min((step + 1) / 50, 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def _report_step(t: int, *, progress: Progress, steps: int) -> None:
+    progress("training the model", t / steps)
 
 
 def _word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
@@ -236,10 +251,20 @@ def _initial_model(recipe: Recipe, words: int, pad: int, *, seed: int) -> GPT2LM
     The 0.02 of GPT-2 is made for width 768; at width 64 the tasks then wait hundreds of steps on a plateau.
     """
     config = GPT2Config(
-        vocab_size=words, n_positions=2 * recipe.length + 2, n_embd=recipe.width, n_layer=recipe.layers,
-        n_head=recipe.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, activation_function="gelu_pytorch_tanh",
-        bos_token_id=None, eos_token_id=None, pad_token_id=pad, attn_implementation="eager",
-    )  # fmt: skip
+        vocab_size=words,
+        n_positions=2 * recipe.length + 2,
+        n_embd=recipe.width,
+        n_layer=recipe.layers,
+        n_head=recipe.heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        activation_function="gelu_pytorch_tanh",
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=pad,
+        attn_implementation="eager",
+    )
     model = GPT2LMHeadModel(config).eval()
     space = ParameterSpace(model)
     start, noise = space.by_tensor(space.read()), space.by_tensor(space.noise(seed=seed))

@@ -52,7 +52,9 @@ class ParameterSpace:
             )
         kinds = {(p.dtype, p.device) for p in self._tensors.values()}
         if len(kinds) > 1:
-            raise LoclinError(f"expected tensors of one dtype on one device, found {sorted(map(str, kinds))}: narrow it")
+            raise LoclinError(
+                f"expected tensors of one dtype on one device, found {sorted(map(str, kinds))}: narrow it"
+            )
         self.names = tuple(self._tensors)
         self.sizes = tuple(p.numel() for p in self._tensors.values())
         self.dimension = sum(self.sizes)
@@ -136,7 +138,9 @@ class ParameterSpace:
         for batch in batches:
             value, items = loss(batch)
             first = torch.autograd.grad(_finite(value), self.parameters, create_graph=True, allow_unused=True)
-            slope = sum((g * v).sum() for g, v in zip(first, self.by_tensor(vector).values(), strict=True) if g is not None)
+            slope = sum(
+                (g * v).sum() for g, v in zip(first, self.by_tensor(vector).values(), strict=True) if g is not None
+            )
             assert isinstance(slope, Tensor)
             total += self._flat(torch.autograd.grad(slope, self.parameters, allow_unused=True))
             count += items

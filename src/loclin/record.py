@@ -118,7 +118,9 @@ class Record:
         if folder.exists() and not folder.is_dir():
             raise LoclinError(f"expected a folder for the run, found the file {folder}: choose another --out")
         if folder.is_dir() and any(folder.iterdir()) and not (folder / "run.json").exists():
-            raise LoclinError(f"expected an empty folder or an earlier run, found other files in {folder}: choose another --out")
+            raise LoclinError(
+                f"expected an empty folder or an earlier run, found other files in {folder}: choose another --out"
+            )
 
     def open_study(self, study: str, config: Mapping[str, Any], *, device: str) -> None:
         """Enter a study's configuration, or check that it is the one already there; start a session.
@@ -136,7 +138,9 @@ class Record:
                 f"({name} is {held.get(name)!r} there, {asked.get(name)!r} here): choose another --out or the same settings"
             )
         run["studies"][study] = asked
-        run["sessions"].append({"study": study, "started": _now(), "device": device, "commit": _commit(), **_versions()})
+        run["sessions"].append(
+            {"study": study, "started": _now(), "device": device, "commit": _commit(), **_versions()}
+        )
         self._write_json("run.json", run)
 
     def close_study(self, study: str, seconds: float) -> None:
@@ -157,7 +161,9 @@ class Record:
             return {"format": FORMAT, "name": self.folder.resolve().name, "studies": {}, "sessions": []}
         run: dict[str, Any] = self._read_json("run.json")
         if run.get("format") != FORMAT:
-            raise LoclinError(f"expected a record of format {FORMAT} in {path}, found {run.get('format')}: update loclin")
+            raise LoclinError(
+                f"expected a record of format {FORMAT} in {path}, found {run.get('format')}: update loclin"
+            )
         return run
 
     def part(self, study: str, name: str) -> Part | None:
@@ -187,7 +193,9 @@ class Record:
             LoclinError: the study has no results yet, or they cannot be read.
         """
         if not (self.folder / study / "results.json").exists():
-            raise LoclinError(f"expected results of {study} in {self.folder}, found none: run `loclin run {study}` first")
+            raise LoclinError(
+                f"expected results of {study} in {self.folder}, found none: run `loclin run {study}` first"
+            )
         return [Row(**r) for r in self._read_json(f"{study}/results.json")]
 
     def arrays(self, study: str) -> dict[str, np.ndarray]:
@@ -217,7 +225,9 @@ class Record:
         try:
             return json.loads((self.folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise LoclinError(f"expected JSON in {self.folder / name}, found {error}: delete it and run again") from error
+            raise LoclinError(
+                f"expected JSON in {self.folder / name}, found {error}: delete it and run again"
+            ) from error
 
     def _read_arrays(self, path: Path) -> dict[str, np.ndarray]:
         try:
@@ -280,6 +290,9 @@ def _commit() -> str:
     """Commit of the loclin checkout that runs, "" for an installed package."""
     answer = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return answer.stdout.strip()

@@ -64,6 +64,8 @@ def drift_capture(steps: int, ks: Sequence[int], s: float) -> Curve:
     array([0.77])
     """
     k = np.asarray(ks, dtype=float)
+    if np.isinf(s):
+        return np.ones_like(k)
     return np.asarray(k / steps * (1 + steps * s) / (1 + k * s))
 
 
@@ -75,6 +77,8 @@ def drift_future_capture(steps: int, ks: Sequence[int], s: float) -> Curve:
     """
     k = np.asarray(ks, dtype=float)
     left = steps - k
+    if np.isinf(s):
+        return np.ones_like(k)
     return np.asarray(k * s * left * s / ((1 + k * s) * (1 + left * s)))
 
 

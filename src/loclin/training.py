@@ -107,7 +107,9 @@ def train(
     for t in range(1, steps + 1):
         loss = mean_answer_loss(model, next(batches))
         if not torch.isfinite(loss):
-            raise LoclinError(f"expected a finite loss, found {loss.item()} at step {t} of {steps}: lower the learning rate")
+            raise LoclinError(
+                f"expected a finite loss, found {loss.item()} at step {t} of {steps}: lower the learning rate"
+            )
         optimiser.zero_grad()
         loss.backward()
         before = space.read() if confine_to else None

@@ -71,9 +71,7 @@ def principal_directions(rows: Float[Tensor, "n D"], k: int) -> Subspace:
     return Subspace.spanned_by(chosen @ rows)
 
 
-def random_sketch(
-    norms: Float[Tensor, "n tensors"], sizes: Sequence[int], *, seed: int
-) -> Float[np.ndarray, "n n"]:
+def random_sketch(norms: Float[Tensor, "n tensors"], sizes: Sequence[int], *, seed: int) -> Float[np.ndarray, "n n"]:
     """Gramian of n random vectors, isotropic within each tensor, with given norms per vector and tensor.
 
     The control of measures §6: a spectrum counts as low rank only where it stays well below that of vectors that share

@@ -41,7 +41,11 @@ def run_study(study: str, config: Any, *, out: Path) -> list[Claim]:
     names = [f"run-{run:03d}" for run in range(config.seeds)]
     missing = [run for run, name in enumerate(names) if record.part(study, name) is None]
     for run, part in side_by_side(
-        f"loclin.studies.{study}.experiment", config, missing, workers=config.workers if device == "cpu" else 1, title=study
+        f"loclin.studies.{study}.experiment",
+        config,
+        missing,
+        workers=config.workers if device == "cpu" else 1,
+        title=study,
     ):
         record.write_part(study, names[run], part)
     parts = [part for part in (record.part(study, name) for name in names) if part is not None]

@@ -20,7 +20,9 @@ def by_run(rows: Sequence[Row], quantity: str, column: str = "value", **context:
     found = {
         row.context["run"]: getattr(row, column)
         for row in rows
-        if row.quantity == quantity and "run" in row.context and all(row.context.get(k) == v for k, v in context.items())
+        if row.quantity == quantity
+        and "run" in row.context
+        and all(row.context.get(k) == v for k, v in context.items())
     }
     return np.array([np.nan if found[run] is None else found[run] for run in sorted(found)])
 
@@ -46,7 +48,14 @@ def _summary(group: list[Row]) -> Row:
         return Row(quantity=first.quantity, value=None, n=0, null=null, unit=first.unit, context=context)
     e = over_runs(values)
     return Row(
-        quantity=first.quantity, value=e.value, low=e.low, high=e.high, n=e.n, null=null, unit=first.unit, context=context
+        quantity=first.quantity,
+        value=e.value,
+        low=e.low,
+        high=e.high,
+        n=e.n,
+        null=null,
+        unit=first.unit,
+        context=context,
     )
 
 

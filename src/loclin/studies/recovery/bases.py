@@ -143,7 +143,9 @@ def control_families(
     yield from prefixes.items()
     with space.restored():
         space.write(real.start)
-        batches = minibatches(problem.batch("recovery", task), config.batch, seed=derived(seed, "independent gradients"))
+        batches = minibatches(
+            problem.batch("recovery", task), config.batch, seed=derived(seed, "independent gradients")
+        )
         drawn = [next(batches) for _ in range(longest)]
         yield "minibatch gradients", batch_gradients(problem, space, drawn)
     yield "norm-matched noise", norm_matched_noise(space, real.updates[:longest], seed=derived(seed, "noise"))

@@ -17,7 +17,9 @@ Gramian = Float[np.ndarray, "T T"]
 ADAM_MOMENTUM = 0.9  # torch's default β₁, the β of the heavy-ball null
 
 
-def prefix_rows(updates: Gramian, ks: tuple[int, ...], shuffles: int, context: Mapping[str, Any], *, seed: int) -> Iterator[Row]:
+def prefix_rows(
+    updates: Gramian, ks: tuple[int, ...], shuffles: int, context: Mapping[str, Any], *, seed: int
+) -> Iterator[Row]:
     """Prefix and future-only capture at every k, each with its nulls as rows of their own.
 
     The null column of `prefix_capture` is white steps with the run's own norms; that of `future_capture` is the fitted
@@ -95,4 +97,6 @@ def family_rows(
             if not np.isnan(value):
                 law = theory.random_capture(k, dimension)
                 here = {**context, "k": k, "of": target}
-                yield Row(quantity="basis_capture", value=value, null=k / dimension, p=float(law.sf(value)), context=here)
+                yield Row(
+                    quantity="basis_capture", value=value, null=k / dimension, p=float(law.sf(value)), context=here
+                )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -69,11 +70,13 @@ def _figures(estimate: Estimate | None) -> dict[str, float | int | None]:
 def low_rank_gradients(config: Config, rows: Sequence[Row], point: str) -> Claim:
     """PR of centred gradients well under the per-tensor random sketch, and no longer growing with n."""
     most, half = config.rank_gradients[-1], config.rank_gradients[-2]
-    here = {"point": point, "vectors": "measured", "mean": "centred"}
+    here: dict[str, Any] = {"point": point, "vectors": "measured", "mean": "centred"}
     rank = by_run(rows, "participation_rank", gradients=most, **here)
     ratio = rank / by_run(rows, "participation_rank", column="null", gradients=most, **here)
     # growth over one doubling, whatever the step between the two largest n
-    growth = (rank / by_run(rows, "participation_rank", gradients=half, **here)) ** (math.log(2) / math.log(most / half))
+    growth = (rank / by_run(rows, "participation_rank", gradients=half, **here)) ** (
+        math.log(2) / math.log(most / half)
+    )
     e, g = over_runs(ratio), over_runs(growth)
     symbol = {"pretrained": "θ₀", "damaged": "θ_D"}[point]
     return Claim(
@@ -110,10 +113,10 @@ def required_capture(config: Config, rows: Sequence[Row], optimiser: str) -> Val
 
 def static_bases_miss(config: Config, rows: Sequence[Row], optimiser: str) -> Claim:
     """The best fixed basis holds less of d than recovery needs, and less of the future than the prefix of the same size."""
-    here = {"optimiser": optimiser, "k": config.k}
+    here: dict[str, Any] = {"optimiser": optimiser, "k": config.k}
 
     def best(of: str) -> Values:
-        return np.max([by_run(rows, "basis_capture", basis=b, of=of, **here) for b in STATIC], axis=0)
+        return np.vstack([by_run(rows, "basis_capture", basis=b, of=of, **here) for b in STATIC]).max(axis=0)
 
     e = over_runs(best("displacement"))
     needed = required_capture(config, rows, optimiser)
@@ -161,7 +164,7 @@ def basis_drifts(config: Config, rows: Sequence[Row], optimiser: str) -> Claim:
 
 def prefix_captures(config: Config, rows: Sequence[Row], optimiser: str) -> Claim:
     """The prefix spans most of d, and more of the future than a stationary drift explains."""
-    here = {"optimiser": optimiser, "k": config.k}
+    here: dict[str, Any] = {"optimiser": optimiser, "k": config.k}
     prefix, future = by_run(rows, "prefix_capture", **here), by_run(rows, "future_capture", **here)
     excess = future - by_run(rows, "future_capture", column="null", **here)
     e, x = over_runs(prefix), over_runs(excess)
@@ -214,7 +217,12 @@ def _pairs_at_equal_k(config: Config, rows: Sequence[Row], optimiser: str) -> li
     table: dict[int, dict[str, dict[str, float]]] = {}
     for row in rows:
         c = row.context
-        if row.quantity.startswith("regained_") and c.get("optimiser") == optimiser and c.get("k") == config.k and "run" in c:
+        if (
+            row.quantity.startswith("regained_")
+            and c.get("optimiser") == optimiser
+            and c.get("k") == config.k
+            and "run" in c
+        ):
             table.setdefault(c["run"], {}).setdefault(c["basis"], {})[row.quantity] = float(row.value or 0.0)
     return [
         (

@@ -89,14 +89,26 @@ class Config:
             raise LoclinError(f"unknown data {self.data!r}: expected sequences")
         if self.workers < 0:
             raise LoclinError(f"expected workers from 0 (every core), found {self.workers}: change --workers")
-        for name in ("batch", "damage_steps", "steps", "gradients", "gradient_batch", "hessian_batch", "project_steps",
-                     "task_vector_steps", "k", "shuffles"):  # fmt: skip
+        for name in (
+            "batch",
+            "damage_steps",
+            "steps",
+            "gradients",
+            "gradient_batch",
+            "hessian_batch",
+            "project_steps",
+            "task_vector_steps",
+            "k",
+            "shuffles",
+        ):
             if getattr(self, name) < 1:
                 option = name.replace("_", "-")
                 raise LoclinError(f"expected {option} of at least 1, found {getattr(self, name)}: change --{option}")
         for name in ("damage_lr", "sgd_lr", "adamw_lr"):
             if not getattr(self, name) > 0:
-                raise LoclinError(f"expected a learning rate above 0, found {getattr(self, name)}: change --{name.replace('_', '-')}")
+                raise LoclinError(
+                    f"expected a learning rate above 0, found {getattr(self, name)}: change --{name.replace('_', '-')}"
+                )
         self._check_lengths()
         return self
 
@@ -136,10 +148,25 @@ def preset(profile: Profile) -> Config:
     standard = Config(profile=profile)
     if profile == "smoke":
         return replace(
-            standard, model="sequences-small", seeds=3, steps=50, damage_steps=100, k=5, ks=(1, 2, 3, 5, 8, 10, 15, 20, 30),
-            times=(1, 2, 5, 10, 20, 50), sgd_lr=3e-2, adamw_lr=1e-3, gradients=16, gradient_batch=6, rank_gradients=(4, 8, 16, 32),
-            hessian_batch=64, project_steps=30, project_ks=(2, 5, 10, 20), task_vector_steps=10, shuffles=19,
-        )  # fmt: skip
+            standard,
+            model="sequences-small",
+            seeds=3,
+            steps=50,
+            damage_steps=100,
+            k=5,
+            ks=(1, 2, 3, 5, 8, 10, 15, 20, 30),
+            times=(1, 2, 5, 10, 20, 50),
+            sgd_lr=3e-2,
+            adamw_lr=1e-3,
+            gradients=16,
+            gradient_batch=6,
+            rank_gradients=(4, 8, 16, 32),
+            hessian_batch=64,
+            project_steps=30,
+            project_ks=(2, 5, 10, 20),
+            task_vector_steps=10,
+            shuffles=19,
+        )
     if profile == "paper":
         return replace(standard, seeds=24, gradients=96, rank_gradients=(8, 16, 32, 64, 128, 192), shuffles=999)
     return standard

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,13 @@ from loclin.models import Problem
 from loclin.parameters import ParameterSpace
 from loclin.record import Part, Row
 from loclin.seeds import derived
-from loclin.studies.recovery.bases import Directions, batch_gradients, control_families, disjoint_batches, static_families
+from loclin.studies.recovery.bases import (
+    Directions,
+    batch_gradients,
+    control_families,
+    disjoint_batches,
+    static_families,
+)
 from loclin.studies.recovery.captures import family_rows, prefix_rows
 from loclin.studies.recovery.config import Config
 from loclin.studies.recovery.drift import DriftMeter
@@ -59,14 +66,13 @@ def run_one(config: Config, run: int, progress: Progress) -> Part:
     """
     began = time.perf_counter()
     bench = _bench(config, run, progress)
-    rows, arrays, done = [], {}, 0
-    stages = _stages(bench)
-    for name, stage in stages:
+    rows: list[Row] = []
+    arrays: dict[str, np.ndarray] = {}
+    for done, (name, stage) in enumerate(_stages(bench)):
         progress(name, done / STAGES)
         more_rows, more_arrays = stage()
         rows += more_rows
         arrays |= {f"{key}/{run}": value for key, value in more_arrays.items()}
-        done += 1
     return Part(rows=rows, arrays=arrays, seconds=time.perf_counter() - began)
 
 
@@ -83,9 +89,14 @@ def _bench(config: Config, run: int, progress: Progress) -> Bench:
     index = run % len(tasks) if config.task == "each" else tasks.index(config.task)
     space = ParameterSpace(problem.model, "*" if config.space == "full" else config.space)
     return Bench(
-        config=config, problem=problem, space=space, task=tasks[index], other=tasks[(index + 1) % len(tasks)],
-        seed=derived(seed, "recovery study"), context={"run": run, "task": tasks[index]},
-    )  # fmt: skip
+        config=config,
+        problem=problem,
+        space=space,
+        task=tasks[index],
+        other=tasks[(index + 1) % len(tasks)],
+        seed=derived(seed, "recovery study"),
+        context={"run": run, "task": tasks[index]},
+    )
 
 
 def device(config: Config) -> str:
@@ -111,7 +122,9 @@ def _stages(bench: Bench) -> Iterator[tuple[str, Callable[[], Found]]]:
 
     def destroy() -> Found:
         rows = [
-            _row("score", accuracy(bench.problem.model, bench.problem.batch("test", t)), bench, point="pretrained", on=t)
+            _row(
+                "score", accuracy(bench.problem.model, bench.problem.batch("test", t)), bench, point="pretrained", on=t
+            )
             for t in bench.problem.recipe.tasks
         ]
         for task in (bench.task, bench.other):
@@ -132,7 +145,7 @@ def _stages(bench: Bench) -> Iterator[tuple[str, Callable[[], Found]]]:
     yield "destroying the task", destroy
     yield "fixing bases beforehand", fix
     for optimiser in bench.config.learning_rates:
-        yield f"training it back with {optimiser}", lambda o=optimiser: recover(bench, o, damaged, statics)
+        yield f"training it back with {optimiser}", partial(recover, bench, optimiser, damaged, statics)
 
 
 def damage(bench: Bench, task: str) -> Float[Tensor, " D"]:
@@ -169,7 +182,9 @@ def _rank_rows(bench: Bench, points: dict[str, Tensor]) -> Found:
         with bench.space.restored():
             bench.space.write(point)
             gradients = batch_gradients(bench.problem, bench.space, batches)
-        found, products = rank_rows(gradients, bench.space, config.rank_gradients, {**bench.context, "point": name}, seed=seed)
+        found, products = rank_rows(
+            gradients, bench.space, config.rank_gradients, {**bench.context, "point": name}, seed=seed
+        )
         rows += found
         arrays[f"gradient_gramian/{name}"] = products
     return rows, arrays
@@ -191,17 +206,26 @@ def recover(bench: Bench, optimiser: str, damaged: dict[str, Tensor], statics: d
 
     longest = max(config.ks)
     prefixes = {
-        "another run's prefix": _record(bench, optimiser, bench.task, damaged[bench.task], longest, order="independent"),
+        "another run's prefix": _record(
+            bench, optimiser, bench.task, damaged[bench.task], longest, order="independent"
+        ),
         "another task's prefix": _record(bench, optimiser, bench.other, damaged[bench.other], longest, order="other"),
     }
     drawn = control_families(
-        bench.problem, space, config, bench.task, real, {n: p.updates for n, p in prefixes.items()},
+        bench.problem,
+        space,
+        config,
+        bench.task,
+        real,
+        {n: p.updates for n, p in prefixes.items()},
         seed=derived(bench.seed, "controls", optimiser),
-    )  # fmt: skip
+    )
     families = {**statics, **dict(drawn)}
     for name, directions in families.items():
         products = gramian(directions, real.updates)
-        rows += family_rows(gramian(directions), products, updates, config.ks, space.dimension, {**context, "basis": name})
+        rows += family_rows(
+            gramian(directions), products, updates, config.ks, space.dimension, {**context, "basis": name}
+        )
 
     rows += _reset_rows(bench, optimiser, damaged[bench.task], context)
     rows += _drift_rows(bench, real, context)
@@ -273,7 +297,9 @@ def _projected_rows(
         with bench.space.restored():
             bench.space.write(real.start)
             batches = minibatches(
-                bench.problem.batch("recovery", bench.task), config.batch, seed=derived(bench.seed, "order", "projected")
+                bench.problem.batch("recovery", bench.task),
+                config.batch,
+                seed=derived(bench.seed, "order", "projected"),
             )
             made = make_optimiser(optimiser, bench.space, config.learning_rates[optimiser])  # type: ignore[arg-type]
             train(bench.problem.model, bench.space, batches, made, config.project_steps, confine_to=basis)

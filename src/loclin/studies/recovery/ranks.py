@@ -18,7 +18,12 @@ from loclin.seeds import derived
 
 
 def rank_rows(
-    gradients: Float[Tensor, "n D"], space: ParameterSpace, counts: tuple[int, ...], context: Mapping[str, Any], *, seed: int
+    gradients: Float[Tensor, "n D"],
+    space: ParameterSpace,
+    counts: tuple[int, ...],
+    context: Mapping[str, Any],
+    *,
+    seed: int,
 ) -> tuple[list[Row], np.ndarray]:
     """Ranks of the first n gradients for every n in `counts`, measured and for two random sketches of the same norms.
 

@@ -1,0 +1,163 @@
+"""The command line: `loclin reproduce | run | report`. Nothing heavy is imported before a command starts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
+
+import tyro
+
+from loclin.errors import LoclinError
+from loclin.studies import STUDIES
+from loclin.studies.recovery.config import Profile
+
+T = TypeVar("T")
+
+HELP = """\
+usage: loclin COMMAND [options]
+
+Which local linear structure does a trained network really have, in its weights and activations, at what scale?
+
+commands:
+  reproduce         run every study on the built-in models, then write and name the HTML report
+  run STUDY         run one study; `loclin run STUDY --help` lists every setting
+  report DIR        rebuild the report of a run folder from its record alone
+
+studies:
+  recovery          destroy a task, train it back: do fixed bases, or the first updates, span the way?
+
+A run that was interrupted goes on where it was when the same command is given again.
+Bad input ends with one line and exit code 2. Start with:  loclin reproduce --profile smoke
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduce:
+    """Run every study on the built-in models, then write the report and say where it is."""
+
+    profile: Profile = "standard"
+    """smoke: about a minute, wide intervals. standard: ten minutes on two cores. paper: hours."""
+    studies: tuple[str, ...] = STUDIES
+    """Which studies to run."""
+    seeds: int | None = None
+    """Independent runs of each study; the profile decides by default."""
+    workers: int = 0
+    """Runs side by side on the CPU; 0 takes every core. The record does not depend on it."""
+    out: Path | None = None
+    """Run folder; runs/PROFILE by default. The same folder and settings go on where they stopped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Rebuild report.html, report.md and the figures of a run folder from its record alone."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """The run folder."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; a `LoclinError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    try:
+        _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+    except LoclinError as error:
+        print(f"loclin: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("loclin: stopped; finished runs are kept: the same command goes on where it was", file=sys.stderr)
+        sys.exit(130)
+
+
+def _dispatch(arguments: list[str]) -> None:
+    commands: dict[str, Callable[[list[str]], None]] = {"reproduce": _reproduce, "run": _run, "report": _report}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP, end="")
+    elif arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"loclin {version('loclin')}")
+    elif arguments[0] not in commands:
+        raise LoclinError(f"unknown command {arguments[0]!r}: expected one of {', '.join(commands)}")
+    else:
+        commands[arguments[0]](arguments[1:])
+
+
+def _parse(kind: type[T], arguments: list[str], command: str, default: T | None = None) -> T:
+    if default is None:
+        return tyro.cli(kind, args=arguments, prog=f"loclin {command}")
+    return tyro.cli(kind, args=arguments, prog=f"loclin {command}", default=default)
+
+
+def _reproduce(arguments: list[str]) -> None:
+    asked = _parse(Reproduce, arguments, "reproduce")
+    for study in asked.studies:
+        _known(study)
+    out = asked.out or Path("runs") / asked.profile
+    for study in asked.studies:
+        config = import_module(f"loclin.studies.{study}.config").preset(asked.profile)
+        if asked.seeds is not None:
+            config = replace(config, seeds=asked.seeds)
+        _study_then_report(study, replace(config, workers=asked.workers), out, last=study == asked.studies[-1])
+
+
+def _run(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(
+            f"usage: loclin run STUDY [options]\n\nstudies: {', '.join(STUDIES)}\n\nloclin run STUDY --help lists every setting."
+        )
+        return
+    study, options = arguments[0], arguments[1:]
+    _known(study)
+    settings = import_module(f"loclin.studies.{study}.config")
+    default = settings.preset(_profile(options))
+    config: Any = _parse(settings.Config, options, f"run {study}", default)
+    _study_then_report(study, config, config.out or Path("runs") / f"{study}-{config.profile}", last=True)
+
+
+def _known(study: str) -> None:
+    if study not in STUDIES:
+        raise LoclinError(f"unknown study {study!r}: expected one of {', '.join(STUDIES)}")
+
+
+def _profile(options: list[str]) -> Profile:
+    """The profile asked for, read first because it decides every other default."""
+    for option, value in zip(options, [*options[1:], ""], strict=True):
+        name, _, joined = option.partition("=")
+        if name == "--profile":
+            asked = joined or value
+            for known in get_args(Profile):
+                if asked == known:
+                    return known  # type: ignore[no-any-return]
+            raise LoclinError(f"unknown profile {asked!r}: expected one of {', '.join(get_args(Profile))}")
+    return "standard"
+
+
+def _study_then_report(study: str, config: Any, out: Path, *, last: bool) -> None:
+    """Run a study; after the last one, print the verdicts and name the report."""
+    config = config.checked()
+    from loclin.studies.runner import run_study
+
+    run_study(study, config, out=out)
+    if last:
+        _write_report(out)
+
+
+def _report(arguments: list[str]) -> None:
+    asked = _parse(Report, arguments, "report")
+    if not (asked.folder / "run.json").exists():
+        raise LoclinError(
+            f"expected a run folder with a run.json, found none at {asked.folder}: give a folder made by loclin"
+        )
+    _write_report(asked.folder)
+
+
+def _write_report(folder: Path) -> None:
+    from loclin.report import build
+    from loclin.report.terminal import print_claims
+
+    page = build(folder)
+    print_claims(folder)
+    print(f"report: {page.resolve()}")

@@ -1,0 +1,190 @@
+"""Drawing: curves with bands, dots with whiskers, as SVG text that is the same bytes for the same numbers."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from loclin.record import Row
+
+#: Okabe and Ito's palette, told apart by colour-blind readers too.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5D3A9B", "#8C564B", "#555555")
+
+STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "font.size": 10,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.6,
+    "svg.hashsalt": "loclin",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """One finished figure.
+
+    Attributes:
+        name: of its file.
+        svg: the picture.
+        caption: what is drawn, for readers and for screen readers.
+    """
+
+    name: str
+    svg: str
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Rows to join into a line over one context key."""
+
+    rows: Sequence[Row]
+    label: str
+    colour: str
+    dashed: bool = False
+    band: bool = True
+
+
+def select(rows: Sequence[Row], quantity: str, **context: Any) -> list[Row]:
+    """The summary rows (over runs) of a quantity under a condition."""
+    return [
+        r
+        for r in rows
+        if r.quantity == quantity
+        and r.value is not None
+        and "run" not in r.context
+        and all(r.context.get(k) == v for k, v in context.items())
+    ]
+
+
+def defined(value: float | None) -> float:
+    """The value, or NaN where there is none: a gap in the drawing."""
+    return math.nan if value is None else value
+
+
+def draw_curves(
+    name: str,
+    caption: str,
+    curves: Sequence[Curve],
+    *,
+    over: str,
+    labels: tuple[str, str],
+    title: str,
+    limits: tuple[float, float] | None = (-0.02, 1.02),
+    log: tuple[bool, bool] = (True, False),
+    base: int = 10,
+) -> Drawing:
+    """Lines with 95 % bands over a context key.
+
+    Args:
+        name, caption: of the drawing.
+        curves: what to draw; those without rows are left out.
+        over: the context key of the horizontal axis.
+        labels: of the axes.
+        title: of the panel.
+        limits: of the vertical axis; None fits them.
+        log: which axes are logarithmic.
+        base: of the logarithm.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.4, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        for curve in curves:
+            _curve(axes, curve, over)
+        axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
+        if limits:
+            axes.set_ylim(*limits)
+        for axis, wanted in ((axes.set_xscale, log[0]), (axes.set_yscale, log[1])):
+            if wanted:
+                axis("log", base=base)
+        _plain_ticks(axes, curves, over)
+        figure.legend(loc="outside lower center", ncols=2)
+        return Drawing(name=name, svg=_svg(figure), caption=caption)
+
+
+def _curve(axes: Axes, curve: Curve, over: str) -> None:
+    rows = sorted(curve.rows, key=lambda r: r.context[over])
+    if not rows:
+        return
+    x, y = [r.context[over] for r in rows], [defined(r.value) for r in rows]
+    style = "--" if curve.dashed else "-"
+    axes.plot(x, y, style, color=curve.colour, label=curve.label, marker="" if curve.dashed else "o", markersize=3)
+    bounded = [r for r in rows if r.low is not None]
+    if curve.band and bounded:
+        axes.fill_between(
+            [r.context[over] for r in bounded],
+            [defined(r.low) for r in bounded],
+            [defined(r.high) for r in bounded],
+            color=curve.colour,
+            alpha=0.15,
+            linewidth=0,
+        )
+
+
+def _plain_ticks(axes: Axes, curves: Sequence[Curve], over: str) -> None:
+    ticks = sorted({r.context[over] for c in curves for r in c.rows})
+    kept = [t for i, t in enumerate(ticks) if i == 0 or len(ticks) <= 9 or i % 2 == 0 or i == len(ticks) - 1]
+    axes.set_xticks(kept, [str(t) for t in kept])
+    axes.minorticks_off()
+
+
+def draw_dots(
+    name: str, caption: str, groups: Mapping[str, Sequence[tuple[str, Row]]], *, label: str, title: str
+) -> Drawing:
+    """One line per label, a dot with its interval for each group.
+
+    Args:
+        name, caption: of the drawing.
+        groups: for every group (its name goes into the legend), labelled summary rows; the first group orders the labels.
+        label: of the horizontal axis.
+        title: of the panel.
+    """
+    order = [text for text, _ in next(iter(groups.values()))]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.4, 1.4 + 0.36 * len(order)), layout="constrained")
+        axes = figure.add_subplot()
+        for i, (group, entries) in enumerate(groups.items()):
+            known = dict(entries)
+            for j, text in enumerate(order):
+                row = known.get(text)
+                if row is None or row.value is None:
+                    continue
+                y = len(order) - 1 - j + 0.16 * (0.5 - i)
+                if row.low is not None:
+                    axes.plot([row.low, defined(row.high)], [y, y], color=PALETTE[i], linewidth=1.4)
+                axes.plot(row.value, y, "o", color=PALETTE[i], markersize=5, label=group if j == 0 else None)
+        axes.set(xlabel=label, title=title, yticks=range(len(order)), xlim=(-0.05, 1.1))
+        axes.set_yticklabels(order[::-1])
+        figure.legend(loc="outside lower center", ncols=2)
+        return Drawing(name=name, svg=_svg(figure), caption=caption)
+
+
+def draw_points(
+    name: str, caption: str, groups: Mapping[str, Sequence[tuple[float, float]]], *, labels: tuple[str, str], title: str
+) -> Drawing:
+    """A scatter of (x, y) pairs, one colour a group."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.4, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        for i, (group, pairs) in enumerate(groups.items()):
+            axes.plot(*zip(*pairs, strict=True), "o", color=PALETTE[i], markersize=4, alpha=0.6, label=group)
+        axes.set(xlabel=labels[0], ylabel=labels[1], title=title, xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+        figure.legend(loc="outside lower center", ncols=4)
+        return Drawing(name=name, svg=_svg(figure), caption=caption)
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()

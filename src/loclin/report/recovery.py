@@ -1,0 +1,330 @@
+"""The recovery study on a page: its questions, its figures, and what the numbers in them say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from loclin.record import Row
+from loclin.report.figures import PALETTE, Curve, Drawing, defined, draw_curves, draw_dots, draw_points, select
+from loclin.report.section import Section
+from loclin.report.words import estimate_text, number
+
+OPTIMISERS = {"sgd": "SGD", "adamw": "AdamW"}
+STATIC = ("gradients at θ₀", "gradients at θ_D", "task vectors", "Hessian at θ_D", "random")
+CONTROLS = ("another run's prefix", "another task's prefix", "minibatch gradients", "norm-matched noise")
+
+
+def sections(rows: Sequence[Row], config: Mapping[str, Any]) -> list[Section]:
+    """The study's sections in reading order."""
+    return [
+        _course(rows, config),
+        _prefix(rows, config),
+        _fixed(rows, config),
+        _drift(rows, config),
+        _projected(rows, config),
+        _ranks(rows, config),
+    ]
+
+
+def _text(rows: Sequence[Row], quantity: str, **context: Any) -> str:
+    found = select(rows, quantity, **context)
+    return estimate_text(found[0].value, found[0].low, found[0].high) if found else "not defined"
+
+
+def _course(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
+    curves = [
+        Curve(rows=select(rows, "score", optimiser=o, point="recovery"), label=label, colour=PALETTE[i])
+        for i, (o, label) in enumerate(OPTIMISERS.items())
+    ]
+    figure = draw_curves(
+        "recovery-course",
+        "Exact match on the destroyed task against recovery steps, mean over runs with 95 % band.",
+        curves,
+        over="t",
+        labels=("recovery step t", "exact match"),
+        title="The task comes back",
+    )
+    runs = [r for r in rows if r.quantity == "score" and "run" in r.context]
+    tasks = sorted({(r.context["run"], r.context["task"]) for r in runs})
+    before = [r.value for r in runs if r.context.get("point") == "pretrained" and r.context["on"] == r.context["task"]]
+    after = [r.value for r in runs if r.context.get("point") == "damaged" and r.context["on"] == r.context["task"]]
+    kept = [r.value for r in runs if r.context.get("point") == "damaged" and r.context["on"] != r.context["task"]]
+    return Section(
+        title="Destroyed and trained back",
+        question="Is there a recovery to study: was the task known, lost, and learned again?",
+        figures=[figure],
+        sees=[
+            f"{len(tasks)} independent runs; destroyed in turn: {', '.join(task for _, task in tasks)}.",
+            f"Exact match on that task was {number(min(map(defined, before)))} or more before the damage and "
+            f"{number(max(map(defined, after)))} or less after it; on the kept tasks {number(min(map(defined, kept)))} or more.",
+            *(
+                f"{label} regains {_text(rows, 'score', optimiser=o, point='recovery', t=config['steps'])} in {config['steps']} steps."
+                for o, label in OPTIMISERS.items()
+            ),
+        ],
+    )
+
+
+def _prefix(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
+    k = config["k"]
+    return Section(
+        title="Do the first updates span the way back?",
+        question="How much of the displacement d = Σu_t, and of the future f_k after step k, lies in the span of the first k "
+        "updates, and how much of that would unstructured steps give as well?",
+        figures=[f for o, label in OPTIMISERS.items() for f in _prefix_figures(rows, o, label, k)],
+        sees=[line for o, label in OPTIMISERS.items() for line in _prefix_lines(rows, o, label, k)],
+    )
+
+
+def _prefix_figures(rows: Sequence[Row], optimiser: str, label: str, k: int) -> Iterator[Drawing]:
+    nulls = ("stationary drift", "white, own norms", "white", "heavy ball", "shuffled order")
+    here = {"optimiser": optimiser}
+    curves = [Curve(rows=select(rows, "prefix_capture", **here), label="prefix", colour=PALETTE[0])]
+    curves += [
+        Curve(
+            rows=select(rows, "prefix_capture_null", null=n, **here),
+            label=f"null: {n}",
+            colour=PALETTE[i + 1],
+            dashed=True,
+            band=False,
+        )
+        for i, n in enumerate(nulls)
+    ]
+    yield draw_curves(
+        f"prefix-capture-{optimiser}",
+        f"{label}: share of the whole displacement in the span of the first k updates, with its nulls.",
+        curves,
+        over="k",
+        labels=("k", "capture of d"),
+        title=f"{label}: prefix capture",
+    )
+    curves = [
+        Curve(rows=select(rows, "future_capture", **here), label="prefix", colour=PALETTE[0]),
+        *(
+            Curve(
+                rows=select(rows, "future_capture_null", null=n, **here),
+                label=f"null: {n}",
+                colour=PALETTE[c],
+                dashed=True,
+                band=False,
+            )
+            for n, c in (("stationary drift", 1), ("shuffled order", 5))
+        ),
+        *(
+            Curve(rows=select(rows, "basis_capture", basis=b, of="future", **here), label=b, colour=PALETTE[c])
+            for b, c in zip(CONTROLS, (2, 3, 4, 8), strict=True)
+        ),
+        Curve(rows=select(rows, "reset_future_capture", **here), label=f"optimiser reset at {k}", colour=PALETTE[6]),
+    ]
+    yield draw_curves(
+        f"future-capture-{optimiser}",
+        f"{label}: share of the displacement after step k in the span of the first k updates, with nulls and controls.",
+        curves,
+        over="k",
+        labels=("k", "capture of f_k"),
+        title=f"{label}: future-only capture",
+    )
+
+
+def _prefix_lines(rows: Sequence[Row], optimiser: str, label: str, k: int) -> Iterator[str]:
+    here = {"optimiser": optimiser, "k": k}
+    yield (
+        f"{label}, k = {k}: the prefix holds {_text(rows, 'prefix_capture', **here)} of d and "
+        f"{_text(rows, 'future_capture', **here)} of the future. A stationary drift fitted to the same updates would hold "
+        f"{_text(rows, 'prefix_capture_null', null='stationary drift', **here)} and "
+        f"{_text(rows, 'future_capture_null', null='stationary drift', **here)}; white steps with the run's own norms "
+        f"{_text(rows, 'prefix_capture_null', null='white, own norms', **here)} of d."
+    )
+    yield (
+        f"Of the same future, {k} updates of another run from the same point hold "
+        f"{_text(rows, 'basis_capture', basis=CONTROLS[0], of='future', **here)}, of another task's recovery "
+        f"{_text(rows, 'basis_capture', basis=CONTROLS[1], of='future', **here)}, minibatch gradients at θ_D "
+        f"{_text(rows, 'basis_capture', basis=CONTROLS[2], of='future', **here)}, noise with the same norm in every tensor "
+        f"{_text(rows, 'basis_capture', basis=CONTROLS[3], of='future', **here)}."
+    )
+    if select(rows, "reset_future_capture", **here):
+        yield f"With the optimiser's state forgotten at step {k}: {_text(rows, 'reset_future_capture', **here)}."
+
+
+def _fixed(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
+    figures, lines = [], []
+    for o, label in OPTIMISERS.items():
+        curves = [
+            Curve(rows=select(rows, "prefix_capture", optimiser=o), label="prefix", colour=PALETTE[0], dashed=True)
+        ]
+        curves += [
+            Curve(
+                rows=select(rows, "basis_capture", basis=b, of="displacement", optimiser=o),
+                label=b,
+                colour=PALETTE[i + 1],
+            )
+            for i, b in enumerate(STATIC)
+        ]
+        figures.append(
+            draw_curves(
+                f"static-capture-{o}",
+                f"{label}: share of the displacement in bases fixed before recovery starts.",
+                curves,
+                over="k",
+                labels=("k", "capture of d"),
+                title=f"{label}: bases fixed beforehand",
+            )
+        )
+        captures = ", ".join(
+            f"{b} {_text(rows, 'basis_capture', basis=b, of='displacement', optimiser=o, k=config['k'])}"
+            for b in STATIC
+        )
+        lines.append(f"{label}, k = {config['k']}: {captures}.")
+    return Section(
+        title="Does a basis fixed beforehand span it?",
+        question="Is there a task plane: directions known before recovery starts that contain the way back?",
+        figures=figures,
+        sees=[
+            *lines,
+            "The prefix is drawn for scale only: it is a part of d itself. The fair comparison is on the future.",
+        ],
+    )
+
+
+def _drift(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
+    curves, overlaps, lines = [], [], []
+    for i, (o, label) in enumerate(OPTIMISERS.items()):
+        curves.append(Curve(rows=select(rows, "rho", optimiser=o), label=label, colour=PALETTE[i]))
+        for batches, dashed in (("independent", False), ("same", True)):
+            chosen = select(rows, "overlap", optimiser=o, batches=batches)
+            overlaps.append(Curve(rows=chosen, label=f"{label}, {batches} batches", colour=PALETTE[i], dashed=dashed))
+        late = max(t for t in config["times"] if t <= 100)
+        lines.append(
+            f"{label}: ρ is {_text(rows, 'rho', optimiser=o, t=min(config['times']))} after {min(config['times'])} step and "
+            f"{_text(rows, 'rho', optimiser=o, t=late)} after {late}."
+        )
+    floor = _text(rows, "overlap_floor", optimiser="sgd")
+    return Section(
+        title="How fast does the useful basis move?",
+        question=f"Overlap of the top-{config['k']} gradient basis at θ_D with that at θ_t, as a share of the agreement of two "
+        "independent batch sets at the very same point. 1: only minibatch noise; 0: nothing left.",
+        figures=[
+            draw_curves(
+                "drift-rho",
+                "Noise-corrected overlap ρ(t) of the gradient basis at θ_D with that at θ_t.",
+                curves,
+                over="t",
+                labels=("recovery step t", "ρ(t)"),
+                title="Drift, corrected for noise",
+                limits=None,
+            ),
+            draw_curves(
+                "drift-overlap",
+                "Raw overlap of the gradient bases, from independent and from the same batches.",
+                overlaps,
+                over="t",
+                labels=("recovery step t", "overlap"),
+                title="Raw overlap",
+            ),
+        ],
+        sees=[f"Two batch sets at θ_D agree to {floor}; random subspaces would to {_chance(rows)}.", *lines],
+    )
+
+
+def _chance(rows: Sequence[Row]) -> str:
+    found = select(rows, "overlap_floor")
+    return number(found[0].null) if found else "–"
+
+
+def _projected(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
+    k, steps = config["k"], config["project_steps"]
+    at_k: dict[str, list[tuple[str, Row]]] = {}
+    by_k, pairs = [], {}
+    for i, (o, label) in enumerate(OPTIMISERS.items()):
+        scores = select(rows, "regained_score", optimiser=o)
+        chosen = [r for r in scores if r.context["k"] == k or r.context["basis"] == "full"]
+        at_k[label] = [
+            (f"{r.context['basis']}{'' if r.context['basis'] == 'full' else f', k = {k}'}", r) for r in chosen
+        ]
+        by_k.append(Curve(rows=[r for r in scores if r.context["basis"] == "prefix"], label=label, colour=PALETTE[i]))
+        pairs[label] = _capture_and_score(rows, o, k)
+    full = ", ".join(
+        f"{label} {_text(rows, 'regained_score', optimiser=o, basis='full')}" for o, label in OPTIMISERS.items()
+    )
+    prefix = ", ".join(
+        f"{label} {_text(rows, 'regained_score', optimiser=o, basis='prefix', k=k)}" for o, label in OPTIMISERS.items()
+    )
+    return Section(
+        title="Does training confined to a basis bring the task back?",
+        question=f"Exact match regained in {steps} steps when every update is projected on a basis, against unconfined training.",
+        figures=[
+            draw_dots(
+                "projected-bases",
+                f"Exact match regained within each basis of size {k}.",
+                at_k,
+                label="exact match",
+                title="Confined to a basis",
+            ),
+            draw_curves(
+                "projected-prefix",
+                "Exact match regained within the prefix basis, by its size.",
+                by_k,
+                over="k",
+                labels=("k", "exact match"),
+                title="Confined to the first k updates",
+            ),
+            draw_points(
+                "capture-score",
+                f"Capture of d and regained exact match, one dot per basis of size {k} and run.",
+                pairs,
+                labels=("capture of d", "exact match"),
+                title="Does capture predict recovery?",
+            ),
+        ],
+        sees=[f"Unconfined: {full}.", f"Within the prefix of {k}: {prefix}."],
+    )
+
+
+def _capture_and_score(rows: Sequence[Row], optimiser: str, k: int) -> list[tuple[float, float]]:
+    found: dict[tuple[Any, ...], dict[str, float]] = {}
+    for r in rows:
+        c = r.context
+        if r.quantity.startswith("regained_") and c.get("optimiser") == optimiser and c["k"] == k and "run" in c:
+            found.setdefault((c["run"], c["basis"]), {})[r.quantity] = defined(r.value)
+    return [(p["regained_by_capture"], p["regained_score"]) for p in found.values()]
+
+
+def _ranks(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
+    figures, lines = [], []
+    most = config["rank_gradients"][-1]
+    for point, symbol in (("pretrained", "θ₀"), ("damaged", "θ_D")):
+        curves = []
+        for mean, colour in (("centred", 0), ("uncentred", 1)):
+            for vectors, dashed, shift in (("measured", False, 0), ("per tensor", True, 0), ("isotropic", True, 2)):
+                name = f"{mean}: measured" if vectors == "measured" else f"{mean}: {vectors} sketch"
+                chosen = select(rows, "participation_rank", point=point, mean=mean, vectors=vectors)
+                colour_of = PALETTE[colour + shift]
+                curves.append(Curve(rows=chosen, label=name, colour=colour_of, dashed=dashed, band=not dashed))
+        figures.append(
+            draw_curves(
+                f"rank-{point}",
+                f"Participation ratio of n minibatch gradients at {symbol}, with two random sketches.",
+                curves,
+                over="gradients",
+                labels=("number of gradients n", "participation ratio"),
+                title=f"Effective rank at {symbol}",
+                limits=None,
+                log=(True, True),
+                base=2,
+            )
+        )
+        here = {"point": point, "mean": "centred", "gradients": most}
+        lines.append(
+            f"At {symbol}, n = {most}, centred: participation ratio {_text(rows, 'participation_rank', vectors='measured', **here)}, "
+            f"sketch with the same norm in every tensor {_text(rows, 'participation_rank', vectors='per tensor', **here)}, "
+            f"isotropic sketch {_text(rows, 'participation_rank', vectors='isotropic', **here)}; stable rank "
+            f"{_text(rows, 'stable_rank', vectors='measured', **here)}, entropy rank "
+            f"{_text(rows, 'entropy_rank', vectors='measured', **here)}."
+        )
+    return Section(
+        title="Are task gradients of low rank?",
+        question="Does the effective rank of n gradients stop growing well below that of random vectors with the same norms?",
+        figures=figures,
+        sees=lines,
+    )

@@ -1,0 +1,26 @@
+"""The verdicts as a table in the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from loclin.record import Record
+from loclin.report.words import estimate_text, p_text
+
+COLOURS = {"supported": "green", "refuted": "red", "inconclusive": "yellow", "not run": "dim"}
+
+
+def print_claims(folder: Path) -> None:
+    """Print every claim of a run folder with its estimate, p-value and verdict."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("claim", "tested on", "measured", "p (Holm)", "verdict"):
+        table.add_column(heading, no_wrap=heading in ("claim", "measured", "verdict"))
+    for _, claim in Record(folder).claims():
+        cells = (claim.id, claim.setting, estimate_text(claim.value, claim.low, claim.high), p_text(claim.p_holm))
+        table.add_row(*map(Text, cells), Text(claim.verdict, style=COLOURS[claim.verdict]))
+    Console().print(table)
