@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from loclin.stats import Estimate as Estimate
     from loclin.stats import over_runs as over_runs
     from loclin.training import Trajectory as Trajectory
-    from loclin.training import record as record_training
+    from loclin.training import record as record_training  # noqa: F401
     from loclin.training import train as train
 
 #: Public name -> where it lives. Imported on first use, so that `loclin --help` need not wait for torch.

@@ -32,6 +32,9 @@ class Estimate:
 def over_runs(values: Sequence[float] | np.ndarray, *, seed: int = 0) -> Estimate:
     """Mean over independent runs: Student t below 20 of them, percentile bootstrap from there on.
 
+    The bootstrap's percentiles are taken a little further out, at Φ(−√(n/(n−1)) t_{0.975, n−1}): the plain ones cover
+    93 % at n = 24 (Hesterberg, "What teachers should know about the bootstrap", 2015, section 4.1).
+
     Args:
         values: one number per independent run, never correlated points of one run. NaN (not defined in that run) is left
             out and lowers n.
@@ -53,7 +56,8 @@ def over_runs(values: Sequence[float] | np.ndarray, *, seed: int = 0) -> Estimat
         return Estimate(value=mean, low=-math.inf, high=math.inf, n=1)
     if n >= BOOTSTRAP_FROM:
         draws = np.random.default_rng(seed).choice(given, size=(10_000, n)).mean(1)
-        low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        tail = float(stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)))
+        low, high = np.quantile(draws, [tail, 1 - tail])
     else:
         half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * float(given.std(ddof=1)) / math.sqrt(n)
         low, high = mean - half, mean + half
@@ -101,7 +105,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def rank_correlation(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> float:
     """Spearman's ρ; NaN where one side is constant or fewer than three pairs are given.
 
-    >>> rank_correlation([1, 2, 3], [1, 4, 9])
+    >>> rank_correlation([1.0, 2.0, 3.0], [1.0, 4.0, 9.0])
     1.0
     """
     a, b = stats.rankdata(np.asarray(x, dtype=float)), stats.rankdata(np.asarray(y, dtype=float))

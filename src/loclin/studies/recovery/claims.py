@@ -116,7 +116,8 @@ def static_bases_miss(config: Config, rows: Sequence[Row], optimiser: str) -> Cl
     here: dict[str, Any] = {"optimiser": optimiser, "k": config.k}
 
     def best(of: str) -> Values:
-        return np.vstack([by_run(rows, "basis_capture", basis=b, of=of, **here) for b in STATIC]).max(axis=0)
+        captures: Values = np.max([by_run(rows, "basis_capture", basis=b, of=of, **here) for b in STATIC], axis=0)
+        return captures
 
     e = over_runs(best("displacement"))
     needed = required_capture(config, rows, optimiser)
@@ -129,7 +130,7 @@ def static_bases_miss(config: Config, rows: Sequence[Row], optimiser: str) -> Cl
         paper="misses (Fig. 1, 3b)",
         measured=f"capture of d by the best of {len(STATIC)} fixed bases, k = {config.k}",
         null="the capture at which confined training regains 90 % of the score; the prefix's future-only capture",
-        p=max(mean_above(short, 0), mean_above(behind, 0)),
+        p=max(mean_above(short, 0.0), mean_above(behind, 0.0)),
         p_holm=None,
         rule="supported: lower limits of (needed capture − best fixed basis) and of (prefix − best fixed basis, both on "
         "the future) above 0; refuted: upper limit of either below 0",
@@ -176,7 +177,7 @@ def prefix_captures(config: Config, rows: Sequence[Row], optimiser: str) -> Clai
         paper="0.77 (Fig. 2)",
         measured=f"capture(Q_k, d), k = {config.k} of T = {config.steps}",
         null=f"{MOST}; and on the future alone, the stationary drift fitted to the same updates",
-        p=max(mean_above(prefix, MOST), mean_above(excess, 0)),
+        p=max(mean_above(prefix, MOST), mean_above(excess, 0.0)),
         p_holm=None,
         rule=f"supported: prefix capture's lower limit above {MOST} and lower limit of (future-only capture − fitted drift) "
         f"above 0; refuted: prefix capture's upper limit below {MOST}, or upper limit of the excess below 0",

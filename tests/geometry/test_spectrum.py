@@ -1,0 +1,67 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from loclin.errors import LoclinError
+from loclin.geometry.gramian import gramian
+from loclin.geometry.spectrum import centred, effective_ranks, principal_directions, random_sketch
+from loclin.theory import isotropic_participation, isotropic_stable_rank
+from tests.reference import dense_capture, dense_ranks
+
+
+def gaussian(n: int, dimension: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, dimension, generator=torch.Generator().manual_seed(seed))
+
+
+def test_ranks_equal_those_of_the_dense_singular_values() -> None:
+    rows = gaussian(12, 300) * torch.linspace(1, 5, 12)[:, None]
+    ranks = effective_ranks(gramian(rows))
+    assert np.allclose((ranks.stable, ranks.participation, ranks.entropy), dense_ranks(rows.numpy()), rtol=1e-6)
+    middle = effective_ranks(centred(gramian(rows)))
+    dense = dense_ranks((rows - rows.mean(0)).numpy())
+    assert np.allclose((middle.stable, middle.participation, middle.entropy), dense, rtol=1e-5)
+
+
+def test_the_three_ranks_keep_their_order() -> None:
+    ranks = effective_ranks(gramian(gaussian(20, 50) * torch.linspace(0.1, 3, 50)))
+    assert ranks.stable <= ranks.participation <= ranks.entropy <= 20
+
+
+def test_planted_rank_is_found_and_isotropic_vectors_are_not_low_rank() -> None:
+    few = gaussian(64, 4, seed=1) @ gaussian(4, 2000, seed=2)
+    assert effective_ranks(gramian(few)).participation < 4.001
+    assert effective_ranks(gramian(gaussian(64, 2000))).participation > 55
+
+
+def test_isotropic_ranks_follow_their_closed_forms() -> None:
+    n, dimension = 60, 240
+    draws = [effective_ranks(gramian(gaussian(n, dimension, seed=s))) for s in range(20)]
+    assert math.isclose(
+        float(np.mean([r.participation for r in draws])), isotropic_participation(n, dimension), rel_tol=0.02
+    )
+    assert math.isclose(float(np.mean([r.stable for r in draws])), isotropic_stable_rank(n, dimension), rel_tol=0.06)
+
+
+def test_principal_directions_are_the_top_right_singular_vectors() -> None:
+    rows = gaussian(10, 100) * torch.cat([torch.full((3,), 20.0), torch.ones(97)])
+    space = principal_directions(rows, 3)
+    _, _, vt = np.linalg.svd(rows.double().numpy(), full_matrices=False)
+    for i in range(3):  # nested: the first i rows span the first i singular vectors
+        assert dense_capture(space.basis[: i + 1].numpy(), vt[i]) > 1 - 1e-6
+
+
+def test_a_sketch_has_the_norms_it_was_given() -> None:
+    norms = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
+    sketch = random_sketch(norms, [50, 70], seed=0)
+    assert np.allclose(np.diag(sketch), [25, 1], rtol=1e-5)
+
+
+def test_too_few_vectors_are_refused() -> None:
+    with pytest.raises(LoclinError, match="k from 1 to n = 4 vectors, found 5"):
+        principal_directions(gaussian(4, 10), 5)
+    with pytest.raises(LoclinError, match="rank 3 at least, found rank 2"):
+        principal_directions(gaussian(5, 2, seed=1) @ gaussian(2, 30, seed=2), 3)
+    with pytest.raises(LoclinError, match="vanish or hold NaN"):
+        effective_ranks(np.zeros((3, 3)))

@@ -1,0 +1,31 @@
+"""Theory as named properties, used across the tests."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+
+def rotation(dimension: int, *, seed: int) -> Tensor:
+    """A random orthogonal matrix."""
+    q, _ = torch.linalg.qr(torch.randn(dimension, dimension, generator=torch.Generator().manual_seed(seed)))
+    return q
+
+
+def assert_invariant_to_rotation(measure: Callable[..., float], *vectors: Tensor, seed: int = 0) -> None:
+    """Turning the whole space changes no measure of it."""
+    turn = rotation(vectors[0].shape[-1], seed=seed)
+    assert np.isclose(measure(*vectors), measure(*(v @ turn for v in vectors)), atol=1e-4)
+
+
+def assert_follows(draws: np.ndarray, law: stats.rv_continuous) -> None:
+    """Independent draws follow a law (Kolmogorov-Smirnov, at a level of 1 in 1000 with the fixed seeds used here)."""
+    assert stats.kstest(draws, law.cdf).pvalue > 1e-3
+    assert abs(draws.mean() - law.mean()) < 4 * law.std() / np.sqrt(len(draws))
+
+
+def assert_within_error(draws: np.ndarray, expected: float) -> None:
+    """The mean of independent draws is the expected value up to four standard errors."""
+    assert abs(draws.mean() - expected) < 4 * draws.std(ddof=1) / np.sqrt(len(draws))

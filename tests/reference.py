@@ -1,0 +1,28 @@
+"""Slow, dense, obvious twins of the fast paths."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def dense_capture(vectors: np.ndarray, target: np.ndarray) -> float:
+    """Share of ‖target‖² in the row span of `vectors`, by the SVD of the whole matrix in float64."""
+    _, s, vt = np.linalg.svd(vectors.astype(np.float64), full_matrices=False)
+    basis = vt[s > 1e-5 * s[0]]
+    return float(np.sum((basis @ target) ** 2) / np.sum(target.astype(np.float64) ** 2))
+
+
+def dense_ranks(vectors: np.ndarray) -> tuple[float, float, float]:
+    """Stable, participation and entropy rank from the singular values of the whole matrix."""
+    p = np.linalg.svd(vectors.astype(np.float64), compute_uv=False) ** 2
+    p /= p.sum()
+    return 1 / p.max(), 1 / np.sum(p**2), float(np.exp(-np.sum(p[p > 0] * np.log(p[p > 0]))))
+
+
+def dense_hessian(module: nn.Module, loss: Tensor) -> Tensor:
+    """The whole D×D Hessian, one row of second derivatives at a time."""
+    parameters = list(module.parameters())
+    first = torch.autograd.grad(loss, parameters, create_graph=True)
+    flat = torch.cat([g.reshape(-1) for g in first])
+    rows = [torch.autograd.grad(entry, parameters, retain_graph=True) for entry in flat]
+    return torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in rows])
