@@ -60,7 +60,11 @@ def test_a_high_capture_alone_shows_nothing() -> None:
 @pytest.mark.parametrize("s", [0.0, 0.1, 1.0])
 def test_the_drift_is_fitted_without_bias(s: float) -> None:
     grams = [
-        (u := drifting_steps(60, DIMENSION, s, np.random.default_rng(seed)) if s else white_steps(60, DIMENSION, np.random.default_rng(seed)))
+        (
+            u := drifting_steps(60, DIMENSION, s, np.random.default_rng(seed))
+            if s
+            else white_steps(60, DIMENSION, np.random.default_rng(seed))
+        )
         @ u.T
         for seed in range(DRAWS)
     ]

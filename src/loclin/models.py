@@ -13,7 +13,8 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -104,7 +105,7 @@ class Problem:
     """A trained model together with the tasks that it knows.
 
     Attributes:
-        model: in evaluation mode, eager attention (second derivatives work), float32.
+        model: in evaluation mode, float32.
         tokenizer: its tokenizer.
         recipe: what it was made from.
         examples: for every split, every task's examples; no input sequence is in two splits.
@@ -164,8 +165,19 @@ def _examples(recipe: Recipe, seed: int) -> dict[str, dict[str, tuple[Example, .
 
 
 def _read(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    model = GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager", use_safetensors=True)
+    model = GPT2LMHeadModel.from_pretrained(folder, attn_implementation="sdpa", use_safetensors=True)
     return model.eval(), PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+@contextmanager
+def twice_differentiable(model: PreTrainedModel) -> Iterator[None]:
+    """Eager attention inside, the model's own afterwards: fused attention kernels have no double backward (measures §8)."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def _checksums(folder: Path) -> dict[str, str]:
@@ -263,7 +275,7 @@ def _initial_model(recipe: Recipe, words: int, pad: int, *, seed: int) -> GPT2LM
         bos_token_id=None,
         eos_token_id=None,
         pad_token_id=pad,
-        attn_implementation="eager",
+        attn_implementation="sdpa",
     )
     model = GPT2LMHeadModel(config).eval()
     space = ParameterSpace(model)

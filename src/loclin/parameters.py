@@ -132,7 +132,7 @@ class ParameterSpace:
     ) -> Float[Tensor, " D"]:
         """Hv of the same mean loss, by differentiating gᵀv (reverse over reverse; measures §8).
 
-        The model must allow second derivatives: with transformers, `attn_implementation="eager"`.
+        The model must allow second derivatives: with transformers, inside `models.twice_differentiable`.
         """
         total, count = torch.zeros_like(vector), 0
         for batch in batches:
@@ -159,7 +159,7 @@ def _tensor_noise(seed: int, name: str, like: Tensor) -> Tensor:
 
 def _finite(loss: Tensor) -> Tensor:
     if not torch.isfinite(loss):
-        raise LoclinError(f"expected a finite loss, found {float(loss)}: lower the learning rate or check the data")
+        raise LoclinError(f"expected a finite loss, found {loss.item()}: lower the learning rate or check the data")
     return loss
 
 

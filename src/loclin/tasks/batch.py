@@ -97,7 +97,9 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
     )
 
 
-def _answer_logits(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, "n length-1 vocab"], Tensor]:
+def _answer_logits(
+    model: nn.Module, batch: Batch
+) -> tuple[Float[Tensor, "n predicted vocab"], Int[Tensor, "n predicted"]]:
     """Logits that predict each next token, and the labels they are held against."""
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
     return logits[:, :-1], batch.labels[:, 1:]
@@ -110,7 +112,9 @@ def answer_loss(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], int]
     """
     logits, labels = _answer_logits(model, batch)
     kept = labels != IGNORED
-    loss = nn.functional.cross_entropy(logits[kept].float(), labels[kept], reduction="sum")
+    chosen = logits[kept]
+    precise = chosen.float() if chosen.dtype in (torch.float16, torch.bfloat16) else chosen
+    loss = nn.functional.cross_entropy(precise, labels[kept], reduction="sum")
     return loss, int(kept.sum())
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from loclin.errors import LoclinError
 from loclin.geometry.spectrum import principal_directions
 from loclin.geometry.subspace import random_subspace
-from loclin.models import Problem
+from loclin.models import Problem, twice_differentiable
 from loclin.parameters import ParameterSpace
 from loclin.seeds import derived
 from loclin.studies.recovery.config import Config
@@ -67,7 +67,8 @@ def hessian_directions(problem: Problem, space: ParameterSpace, data: Batch, k: 
     start = space.noise(seed=seed).cpu().numpy()
     operator = LinearOperator(shape, matvec=product, dtype=np.float32)
     try:
-        values, vectors = eigsh(operator, k=k, which="LA", v0=start, tol=1e-2, ncv=2 * k + 5, maxiter=20)
+        with twice_differentiable(problem.model):
+            values, vectors = eigsh(operator, k=k, which="LA", v0=start, tol=1e-2, ncv=2 * k + 5, maxiter=20)
     except ArpackNoConvergence as error:
         found = len(error.eigenvalues)
         raise LoclinError(f"expected {k} Hessian eigenvectors to converge, found {found}: lower --k") from error

@@ -1,0 +1,78 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from loclin import models
+from loclin.errors import LoclinError
+from loclin.models import BUILT_IN, Problem
+from loclin.parameters import ParameterSpace
+from loclin.tasks.batch import accuracy
+
+
+def test_the_model_knows_every_task_on_inputs_it_never_saw(trained: Problem) -> None:
+    assert len(BUILT_IN["sequences"].tasks) == len(trained.recipe.tasks) == 6
+    for task in trained.recipe.tasks:
+        assert accuracy(trained.model, trained.batch("validate", task)) >= 0.99
+        assert accuracy(trained.model, trained.batch("test", task)) >= 0.95
+
+
+def test_no_input_is_in_two_splits_not_even_under_two_tasks(trained: Problem) -> None:
+    groups = {name: {e.group for t in tasks.values() for e in t} for name, tasks in trained.examples.items()}
+    names = list(groups)
+    assert all(not groups[a] & groups[b] for a in names for b in names if a < b)
+
+
+def test_a_second_load_reads_the_cache(trained: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "_trained", lambda *_: pytest.fail("trained again"))
+    again = models.load("sequences-small", seed=0)
+    assert torch.equal(ParameterSpace(again.model).read(), ParameterSpace(trained.model).read())
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A recipe that asks for little, in a cache of its own."""
+    recipe = replace(BUILT_IN["sequences-small"], tasks=("copy",), steps=3, reach=0.0)
+    monkeypatch.setitem(models.BUILT_IN, "quick", recipe)
+    monkeypatch.setenv("LOCLIN_CACHE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("how", ["cut short", "one bit", "gone"])
+def test_a_damaged_cache_is_detected_and_rebuilt(quick: Path, how: str, capsys: pytest.CaptureFixture[str]) -> None:
+    first = ParameterSpace(models.load("quick").model).read()
+    (file,) = quick.glob("quick-*/model.safetensors")
+    content = bytearray(file.read_bytes())
+    if how == "gone":
+        file.unlink()
+    else:
+        content[-1] ^= 1
+        file.write_bytes(content if how == "one bit" else content[:100])
+    assert torch.equal(ParameterSpace(models.load("quick").model).read(), first)
+    assert "is damaged: training it again" in capsys.readouterr().out
+    models.load("quick")
+    assert capsys.readouterr().out == ""
+
+
+def test_an_interrupted_training_leaves_nothing_that_looks_finished(quick: Path) -> None:
+    def interrupt(text: str, share: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        models.load("quick", progress=interrupt)
+    assert list(quick.iterdir()) == []
+
+
+def test_another_seed_or_recipe_is_another_folder() -> None:
+    recipe = BUILT_IN["sequences"]
+    names = {recipe.hash(0), recipe.hash(1), replace(recipe, width=65).hash(0), replace(recipe, version=2).hash(0)}
+    assert len(names) == 4
+
+
+def test_training_that_misses_its_mark_is_an_error(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(models.BUILT_IN, "quick", replace(models.BUILT_IN["quick"], reach=1.1, rounds=2))
+    with pytest.raises(LoclinError, match=r"exact match of 1.1 on every task after training, found .* on copy"):
+        models.load("quick")
+    with pytest.raises(LoclinError, match="unknown model 'gtp2': expected one of sequences, sequences-small"):
+        models.load("gtp2")
