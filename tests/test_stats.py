@@ -5,7 +5,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from loclin.errors import LoclinError
-from loclin.stats import holm, mean_above, over_runs, permutation_p, permuted_within, rank_correlation
+from loclin.stats import holm, mean_above, over_runs, permutation_p, permuted_rank_correlations, rank_correlation
 
 
 @pytest.mark.parametrize("runs", [3, 6, 24, 60])
@@ -61,6 +61,8 @@ def test_rank_correlation_equals_scipy_and_is_undefined_for_constants() -> None:
 
 def test_permuting_within_runs_breaks_only_the_pairing() -> None:
     groups = [(np.arange(8.0), np.arange(8.0) + 100 * r) for r in range(3)]
-    draws = permuted_within(rank_correlation, groups, draws=400, seed=0)
+    draws = permuted_rank_correlations(groups, draws=400, seed=0)
     assert abs(np.mean(draws)) < 0.05
+    # the variance of ρ between independent rankings of n is 1/(n − 1)
+    assert math.isclose(np.var(draws), 1 / 7 / 3, rel_tol=0.25)
     assert permutation_p(1.0, draws) == 1 / 401

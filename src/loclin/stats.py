@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,20 +114,19 @@ def rank_correlation(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.nd
     return float(np.clip(np.corrcoef(a, b)[0, 1], -1, 1))
 
 
-def permuted_within(
-    statistic: Callable[[Float[np.ndarray, " n"], Float[np.ndarray, " n"]], float],
-    groups: Sequence[tuple[np.ndarray, np.ndarray]],
-    *,
-    draws: int,
-    seed: int,
-) -> list[float]:
-    """Null draws of the mean statistic over runs, the second variable shuffled inside each run.
+def permuted_rank_correlations(
+    groups: Sequence[tuple[np.ndarray, np.ndarray]], *, draws: int, seed: int
+) -> Float[np.ndarray, " draws"]:
+    """Null draws of the mean of Spearman's ρ over runs: y is shuffled inside each run.
 
     Args:
-        statistic: of one run's (x, y), such as `rank_correlation`.
-        groups: (x, y) of each independent run.
+        groups: (x, y) of each independent run, none of them constant.
         draws: number of null draws.
         seed: of the shuffles.
     """
     rng = np.random.default_rng(seed)
-    return [float(np.nanmean([statistic(x, rng.permutation(y)) for x, y in groups])) for _ in range(draws)]
+    total = np.zeros(draws)
+    for x, y in groups:
+        a, b = stats.zscore(stats.rankdata(x)), stats.zscore(stats.rankdata(y))
+        total += rng.permuted(np.tile(b, (draws, 1)), axis=1) @ a / len(a)
+    return total / len(groups)

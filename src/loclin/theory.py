@@ -69,8 +69,10 @@ def drift_capture(steps: int, ks: Sequence[int], s: float) -> Curve:
     return np.asarray(k / steps * (1 + steps * s) / (1 + k * s))
 
 
-def drift_future_capture(steps: int, ks: Sequence[int], s: float) -> Curve:
-    """Future-only capture of the same model: ks·(T−k)s / [(1+ks)(1+(T−k)s)] (§3).
+def drift_future_capture(steps: int, ks: Sequence[int], s: float, dimension: int | None = None) -> Curve:
+    """Future-only capture of the same model: c = ks·(T−k)s / [(1+ks)(1+(T−k)s)] (§3), plus (1−c)k/D by chance.
+
+    The closed form is for D ≫ T; what it leaves outside the span is isotropic there, so k of D dimensions hold their share.
 
     >>> drift_future_capture(100, [10], 0.29).round(2)
     array([0.72])
@@ -79,7 +81,9 @@ def drift_future_capture(steps: int, ks: Sequence[int], s: float) -> Curve:
     left = steps - k
     if np.isinf(s):
         return np.ones_like(k)
-    return np.asarray(k * s * left * s / ((1 + k * s) * (1 + left * s)))
+    held = k * s * left * s / ((1 + k * s) * (1 + left * s))
+    by_chance = k / dimension if dimension else 0.0
+    return np.asarray(held + (1 - held) * by_chance)
 
 
 def fit_drift(updates: Float[np.ndarray, "T T"]) -> float:

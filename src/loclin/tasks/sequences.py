@@ -55,7 +55,7 @@ def sequence_examples(
         LoclinError: an unknown task, or more sequences asked for than exist.
 
     >>> sequence_examples(["reverse", "swap"], 1, length=4, symbols=8, seed=0)["reverse"][0].answer
-    ' a e g g'
+    ' e a g g'
     """
     for task in tasks:
         if task not in TASKS:

@@ -18,14 +18,14 @@ ADAM_MOMENTUM = 0.9  # torch's default β₁, the β of the heavy-ball null
 
 
 def prefix_rows(
-    updates: Gramian, ks: tuple[int, ...], shuffles: int, context: Mapping[str, Any], *, seed: int
+    updates: Gramian, ks: tuple[int, ...], dimension: int, shuffles: int, context: Mapping[str, Any], *, seed: int
 ) -> Iterator[Row]:
     """Prefix and future-only capture at every k, each with its nulls as rows of their own.
 
     The null column of `prefix_capture` is white steps with the run's own norms; that of `future_capture` is the fitted
     stationary drift. Its p-value holds it against the run's own updates in shuffled order.
     """
-    nulls = _null_curves(updates, ks)
+    nulls = _null_curves(updates, ks, dimension)
     shuffled = [_shuffled(updates, np.random.default_rng([seed, i])) for i in range(shuffles)]
     shuffled_prefix = np.array([prefix_capture(g, ks) for g in shuffled])
     shuffled_future = np.array([future_capture(g, ks) for g in shuffled])
@@ -51,7 +51,7 @@ def prefix_rows(
     yield Row(quantity="drift_s", value=s if np.isfinite(s) else None, context=dict(context))
 
 
-def _null_curves(updates: Gramian, ks: tuple[int, ...]) -> dict[tuple[str, str], np.ndarray]:
+def _null_curves(updates: Gramian, ks: tuple[int, ...], dimension: int) -> dict[tuple[str, str], np.ndarray]:
     steps, s = len(updates), theory.fit_drift(updates)
     return {
         ("prefix_capture", "white"): theory.white_capture(np.ones(steps), ks),
@@ -59,7 +59,7 @@ def _null_curves(updates: Gramian, ks: tuple[int, ...]) -> dict[tuple[str, str],
         ("prefix_capture", "heavy ball"): theory.heavy_ball_capture(steps, ADAM_MOMENTUM, ks),
         ("prefix_capture", "stationary drift"): theory.drift_capture(steps, ks, s),
         ("future_capture", "stationary drift"): np.where(
-            np.asarray(ks) < steps, theory.drift_future_capture(steps, ks, s), np.nan
+            np.asarray(ks) < steps, theory.drift_future_capture(steps, ks, s, dimension), np.nan
         ),
     }
 

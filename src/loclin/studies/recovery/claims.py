@@ -15,7 +15,15 @@ import numpy as np
 from jaxtyping import Float
 
 from loclin.record import Claim, Row
-from loclin.stats import Estimate, holm, mean_above, over_runs, permutation_p, permuted_within, rank_correlation
+from loclin.stats import (
+    Estimate,
+    holm,
+    mean_above,
+    over_runs,
+    permutation_p,
+    permuted_rank_correlations,
+    rank_correlation,
+)
 from loclin.studies.recovery.config import Config
 from loclin.studies.table import by_run
 
@@ -196,7 +204,6 @@ def prefix_predicts_recovery(config: Config, rows: Sequence[Row], optimiser: str
     per_run = [rank_correlation(x, y) for x, y in pairs]
     defined = [pair for pair, r in zip(pairs, per_run, strict=True) if not math.isnan(r)]
     e = over_runs(per_run) if defined else None
-    draws = permuted_within(rank_correlation, defined, draws=PERMUTATIONS, seed=config.seed) if defined else []
     return Claim(
         id="prefix-predicts-recovery",
         statement="The captured share predicts how much of the task comes back.",
@@ -204,7 +211,9 @@ def prefix_predicts_recovery(config: Config, rows: Sequence[Row], optimiser: str
         paper="positive relation (Fig. 2)",
         measured=f"Spearman's ρ of capture and regained exact match over bases of k = {config.k}, mean over runs",
         null="0: scores permuted among the bases of a run",
-        p=permutation_p(e.value, draws) if e else None,
+        p=permutation_p(e.value, permuted_rank_correlations(defined, draws=PERMUTATIONS, seed=config.seed))
+        if e
+        else None,
         p_holm=None,
         rule="supported: lower limit above 0; refuted: upper limit below 0",
         verdict=_verdict(e.low > 0, e.high < 0) if e else "inconclusive",

@@ -202,7 +202,9 @@ def recover(bench: Bench, optimiser: str, damaged: dict[str, Tensor], statics: d
 
     real = _record(bench, optimiser, bench.task, damaged[bench.task], config.steps, order="recovery", after_step=watch)
     updates = gramian(real.updates)
-    rows += prefix_rows(updates, config.all_ks, config.shuffles, context, seed=derived(bench.seed, "shuffle"))
+    rows += prefix_rows(
+        updates, config.all_ks, space.dimension, config.shuffles, context, seed=derived(bench.seed, "shuffle")
+    )
 
     longest = max(config.ks)
     prefixes = {
@@ -262,7 +264,7 @@ def _reset_rows(bench: Bench, optimiser: str, start: Tensor, context: dict[str, 
         return []
     k = bench.config.k
     reset = _record(bench, optimiser, bench.task, start, bench.config.steps, order="recovery", reset_at=k)
-    captured = prefix_rows(gramian(reset.updates), (k,), 1, {**context, "reset_at": k}, seed=0)
+    captured = prefix_rows(gramian(reset.updates), (k,), bench.space.dimension, 1, {**context, "reset_at": k}, seed=0)
     kept = ("prefix_capture", "future_capture")
     return [
         Row(quantity=f"reset_{row.quantity}", value=row.value, null=row.null, context=row.context)

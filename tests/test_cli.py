@@ -1,0 +1,207 @@
+"""The commands as a user types them, in processes of their own."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from loclin.models import Problem
+
+TINY = [
+    "--profile", "smoke", "--seeds", "2", "--steps", "12", "--k", "3", "--ks", "1", "2", "3", "6", "--times", "1", "5", "12",
+    "--gradients", "8", "--gradient-batch", "4", "--rank-gradients", "4", "8", "--hessian-batch", "32", "--project-steps", "8",
+    "--project-ks", "3", "6", "--task-vector-steps", "3", "--shuffles", "9",
+]  # fmt: skip
+
+
+def loclin(*arguments: str | Path, where: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "loclin", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=where, check=False)
+
+
+def start(*arguments: str | Path, where: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "loclin", *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=where, start_new_session=True
+    )
+
+
+@pytest.fixture(scope="session")
+def finished(trained: Problem, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run of the recovery study with two workers."""
+    where = tmp_path_factory.mktemp("runs")
+    answer = loclin("run", "recovery", *TINY, "--out", "whole", "--workers", "2", where=where)
+    assert answer.returncode == 0, answer.stderr
+    assert f"report: {where / 'whole' / 'report.html'}" in answer.stdout
+    return where / "whole"
+
+
+def record_of(folder: Path) -> dict[str, bytes]:
+    """What must not depend on interruptions or workers: everything but times and dates."""
+    names = ("recovery/results.json", "recovery/arrays.safetensors", "claims.json")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_record(
+    finished: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    command = ("run", "recovery", *TINY, "--out", "cut", "--workers", "1")
+    process = start(*command, where=tmp_path)
+    first = tmp_path / "cut" / "recovery" / "parts" / "run-000.json"
+    wait_for(first, process)
+    os.kill(process.pid, how)
+    _, errors = process.communicate(timeout=30)
+    assert not (tmp_path / "cut" / "claims.json").exists()
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert "stopped; finished runs are kept: the same command goes on where it was" in errors
+        assert "Traceback" not in errors
+    kept = first.stat().st_mtime_ns
+    assert loclin(*command, where=tmp_path).returncode == 0
+    assert first.stat().st_mtime_ns == kept
+    assert record_of(tmp_path / "cut") == record_of(finished)
+
+
+def test_workers_end_with_a_parent_that_is_killed(trained: Problem, tmp_path: Path) -> None:
+    process = start("run", "recovery", *TINY, "--out", "killed", where=tmp_path)
+    wait_for(tmp_path / "killed" / "run.json", process)
+    time.sleep(3)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    end = time.monotonic() + 20
+    while any_alive(process.pid) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not any_alive(process.pid)
+
+
+def any_alive(session: int) -> bool:
+    """Whether a process of the session is left."""
+    return subprocess.run(["pgrep", "-s", str(session)], capture_output=True, check=False).returncode == 0
+
+
+def test_the_record_is_complete(finished: Path) -> None:
+    run = json.loads((finished / "run.json").read_text())
+    assert run["studies"]["recovery"]["steps"] == 12
+    assert {"versions", "commit", "device", "started", "seconds", "part_seconds"} <= set(run["sessions"][0])
+    claims = json.loads((finished / "claims.json").read_text())
+    assert len(claims) == 10
+    assert all(c["rule"] and c["verdict"] in ("supported", "refuted", "inconclusive") for c in claims)
+    rows = json.loads((finished / "recovery" / "results.json").read_text())
+    for quantity in ("prefix_capture", "future_capture"):
+        contexts = [r["context"] for r in rows if r["quantity"] == quantity and "run" in r["context"]]
+        assert {(c["optimiser"], c["run"], c["k"]) for c in contexts} >= {("sgd", 0, 3), ("adamw", 1, 6)}
+
+
+class Links(HTMLParser):
+    """Everything a page would fetch, and every script."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [
+            value or "" for name, value in attrs if name in ("src", "href") and not (value or "").startswith("data:")
+        ]
+        self.found += ["script"] if tag == "script" else []
+
+
+def test_the_report_is_rebuilt_from_the_record_alone_and_is_one_file(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / finished.name
+    shutil.copytree(finished, copy, ignore=shutil.ignore_patterns("parts", "figures", "report.*"))
+    answer = loclin("report", copy, where=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    page = (copy / "report.html").read_text()
+    assert page == (finished / "report.html").read_text()
+    links = Links()
+    links.feed(page)
+    assert links.found == []
+    assert page.count("<figure>") == len(list((copy / "figures").glob("*.svg"))) == 14
+    assert page.index("<h2>Claims</h2>") < page.index("<h2>Study: recovery</h2>")
+    assert "| prefix-captures |" in (copy / "report.md").read_text()
+
+
+def test_the_report_escapes_every_text(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    attack = "<script>alert(1)</script>"
+    for name in ("run.json", "claims.json", "recovery/results.json"):
+        text = (copy / name).read_text()
+        for harmless in ("sequences-small", "another run's prefix", '"name": "whole"'):
+            text = text.replace(harmless, '"name": "<script>"' if "name" in harmless else attack)
+        (copy / name).write_text(text)
+    assert loclin("report", copy, where=tmp_path).returncode == 0
+    assert "<script" not in (copy / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fly"], "unknown command 'fly': expected one of reproduce, run, report"),
+        (["run", "fly"], "unknown study 'fly': expected one of recovery"),
+        (["reproduce", "--studies", "fly"], "unknown study 'fly'"),
+        (["run", "recovery", "--profile", "huge"], "unknown profile 'huge': expected one of smoke, standard, paper"),
+        (["run", "recovery", "--seeds", "0"], "expected at least one seed, found 0: give --seeds 5 or more"),
+        (["reproduce", "--seeds", "0"], "expected at least one seed, found 0"),
+        (["run", "recovery", "--k", "500"], "expected k from 1 to T = 200 steps, found [500]"),
+        (["run", "recovery", *TINY, "--task", "fly"], "unknown task 'fly': expected each, or one of copy"),
+        (["run", "recovery", *TINY, "--model", "fly"], "unknown model 'fly': expected one of sequences"),
+        (["run", "recovery", *TINY, "--batch", "9999"], "examples, found 9999: change it"),
+        (["run", "recovery", *TINY, "--sgd-lr", "1e30"], "expected a finite loss, found nan at step"),
+        (["run", "recovery", *TINY, "--out", "file"], "expected a folder for the run, found the file file"),
+        (["run", "recovery", *TINY, "--out", "other"], "belongs to another configuration of recovery (steps is 13 there, 12"),
+        (["report", "nowhere"], "expected a run folder with a run.json, found none at nowhere"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_exit_code_2(
+    finished: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    shutil.copytree(finished, tmp_path / "other")
+    run = tmp_path / "other" / "run.json"
+    run.write_text(run.read_text().replace('"steps": 12', '"steps": 13'))
+    answer = loclin(*arguments, where=tmp_path)
+    assert answer.returncode == 2, answer.stderr
+    assert message in answer.stderr
+    assert len(answer.stderr.strip().splitlines()) == 1
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_run_that_fails_keeps_the_finished_ones(finished: Path, tmp_path: Path) -> None:
+    """The second run of the resumed folder cannot write: the first stays, the message says what to do."""
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    (copy / "recovery" / "parts" / "run-001.json").unlink()
+    (copy / "recovery" / "results.json").unlink()
+    (copy / "recovery" / "results.json").mkdir()  # nothing can be renamed onto a folder, root or not
+    answer = loclin("run", "recovery", *TINY, "--out", "copy", where=tmp_path)
+    assert answer.returncode == 2
+    assert "expected to write" in answer.stderr
+    assert "everything finished so far is kept" in answer.stderr
+    assert (copy / "recovery" / "parts" / "run-001.json").exists()
+
+
+def test_help_teaches_and_the_version_is_told() -> None:
+    for arguments in ([], ["--help"]):
+        answer = loclin(*arguments, where=Path())
+        assert answer.returncode == 0
+        assert "reproduce" in answer.stdout
+    assert "Which local linear structure" in answer.stdout
+    assert "--adamw-lr" in loclin("run", "recovery", "--help", where=Path()).stdout
+    assert loclin("--version", where=Path()).stdout.startswith("loclin 0.")
