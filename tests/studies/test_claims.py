@@ -57,7 +57,7 @@ def fading(rng: np.random.Generator) -> np.ndarray:
     ("make", "structured"),
     [
         (lambda rng: white_steps(40, 400, rng), False),
-        (lambda rng: white_steps(40, 400, rng, np.geomspace(1, 0.01, 40)), False), 
+        (lambda rng: white_steps(40, 400, rng, np.geomspace(1, 0.01, 40)), False),
         (lambda rng: drifting_steps(40, 400, 0.6, rng), False),  # captures 0.78 of d at k = 5, but is stationary
         (fading, True),
     ],
