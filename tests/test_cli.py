@@ -197,6 +197,16 @@ def test_a_run_that_fails_keeps_the_finished_ones(finished: Path, tmp_path: Path
     assert (copy / "recovery" / "parts" / "run-001.json").exists()
 
 
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    command = [sys.executable, "-m", "loclin", "run", "recovery", *TINY]
+    environment = {**os.environ, "LOCLIN_CACHE": str(tmp_path / "file")}
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert answer.returncode == 2
+    assert "choose another --out or $LOCLIN_CACHE; finished runs are kept" in answer.stderr
+    assert len(answer.stderr.strip().splitlines()) == 1
+
+
 def test_help_teaches_and_the_version_is_told() -> None:
     for arguments in ([], ["--help"]):
         answer = loclin(*arguments, where=Path())

@@ -66,6 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except LoclinError as error:
         print(f"loclin: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # a full disk or a folder that cannot be written, wherever it was met
+        where = f" at {error.filename}" if error.filename else ""
+        print(
+            f"loclin: expected to read and write files, found {error.strerror or error}{where}: "
+            "make room or choose another --out or $LOCLIN_CACHE; finished runs are kept",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         print("loclin: stopped; finished runs are kept: the same command goes on where it was", file=sys.stderr)
         sys.exit(130)
