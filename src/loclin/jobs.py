@@ -38,9 +38,8 @@ def side_by_side(
     """
     if not runs:
         return
-    count = min(
-        workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, len(runs)
-    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = min(workers or cores, len(runs))
     context = multiprocessing.get_context("spawn")
     messages = context.Queue()
     executor = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(messages,))
