@@ -5,7 +5,15 @@ from transformers import PreTrainedTokenizerFast
 from loclin.errors import LoclinError
 from loclin.models import Problem
 from loclin.parameters import ParameterSpace
-from loclin.tasks.batch import IGNORED, answer_loss, collate, concatenate, exact_match
+from loclin.tasks.batch import (
+    IGNORED,
+    answer_log_probabilities,
+    answer_loss,
+    collate,
+    concatenate,
+    exact_match,
+    language_and_answer_loss,
+)
 from loclin.tasks.example import Example
 
 RAGGED = [
@@ -57,11 +65,28 @@ def test_exact_match_by_teacher_forcing_equals_greedy_decoding(trained: Problem)
     assert torch.equal(forced, right)
 
 
-def test_batches_of_one_width_are_stacked(trained: Problem) -> None:
+def test_batches_of_any_width_are_stacked(trained: Problem) -> None:
+    wide, narrow = collate(RAGGED, trained.tokenizer), collate(RAGGED[:1], trained.tokenizer)
+    stacked = concatenate([narrow, wide])
+    assert stacked.input_ids.shape == (4, 10)
+    with torch.no_grad():
+        whole, count = answer_loss(trained.model, stacked)
+        parts = [answer_loss(trained.model, b) for b in (narrow, wide)]
+    assert count == sum(n for _, n in parts)
+    assert torch.isclose(whole, parts[0][0] + parts[1][0], rtol=1e-5)
+
+
+def test_losses_in_one_pass_are_those_of_the_whole_logits(trained: Problem) -> None:
+    """A dense twin: all logits, shifted by one, token by token."""
     batch = collate(RAGGED, trained.tokenizer)
-    assert len(concatenate([batch, batch])) == 6
-    with pytest.raises(LoclinError, match=r"one width, found widths \[6, 10\]"):
-        concatenate([batch, batch.rows(slice(0, 1))])
+    with torch.no_grad():
+        logits = trained.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.log_softmax(-1)
+        said = -logits[:, :-1].gather(2, batch.input_ids[:, 1:, None]).squeeze(2)
+        answers, real = batch.labels[:, 1:] != IGNORED, batch.attention_mask[:, 1:] > 0
+        expected = said[answers].mean() + 0.3 * said[real].mean()
+        assert torch.isclose(language_and_answer_loss(trained.model, batch, language=0.3), expected, rtol=1e-5)
+        joint = -torch.stack([row[kept].sum() for row, kept in zip(said, answers, strict=True)])
+        assert torch.allclose(answer_log_probabilities(trained.model, batch), joint, rtol=1e-4)
 
 
 def test_what_cannot_be_collated_is_refused(trained: Problem) -> None:

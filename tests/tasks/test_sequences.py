@@ -1,7 +1,7 @@
 import pytest
 
 from loclin.errors import LoclinError
-from loclin.tasks.sequences import TASKS, sequence_examples, vocabulary, with_wrong_answers
+from loclin.tasks.sequences import TASKS, SequenceTasks, sequence_examples, vocabulary
 
 EXPECTED = {
     "copy": (2, 0, 1, 3, 1),
@@ -28,11 +28,13 @@ def test_examples_are_distinct_inputs_posed_for_every_task() -> None:
     assert posed == sequence_examples(["copy", "sort"], 100, length=4, symbols=8, seed=0)
 
 
-def test_wrong_answers_keep_their_distribution() -> None:
-    right = sequence_examples(["copy"], 100, length=4, symbols=8, seed=0)["copy"]
-    wrong = with_wrong_answers(right, seed=1)
-    assert all(r.prompt == w.prompt and r.answer != w.answer for r, w in zip(right, wrong, strict=True))
-    assert sorted(r.answer for r in right) == sorted(w.answer for w in wrong)
+def test_the_task_data_are_the_examples_of_every_task() -> None:
+    asked = SequenceTasks(tasks=("copy", "sort"), length=4, symbols=8, pool=100)
+    data = asked.examples(seed=3)
+    assert data.examples == sequence_examples(["copy", "sort"], 100, length=4, symbols=8, seed=3)
+    assert data.read == data.kept == 200
+    longest = max(len((e.prompt + e.answer).split()) for e in data.examples["sort"])
+    assert longest == asked.longest
 
 
 def test_bad_requests_are_refused() -> None:
@@ -42,5 +44,3 @@ def test_bad_requests_are_refused() -> None:
         sequence_examples(["copy"], 9, length=4, symbols=2, seed=0)
     with pytest.raises(LoclinError, match="2 to 26 symbols, found 30"):
         sequence_examples(["copy"], 9, length=4, symbols=30, seed=0)
-    with pytest.raises(LoclinError, match="at least 2 examples"):
-        with_wrong_answers(sequence_examples(["copy"], 1, length=4, symbols=8, seed=0)["copy"], seed=0)

@@ -14,6 +14,7 @@ from loclin.errors import LoclinError
 from loclin.tasks.example import Example
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
+LOGITS_AT_ONCE = 1 << 26  # numbers, in scoring: 256 MB of float32
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -82,27 +83,42 @@ def collate(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def concatenate(batches: Sequence[Batch]) -> Batch:
-    """Stack batches of one width into one.
+    """Stack batches into one as wide as the widest; the places added are masked like any padding."""
+    width = max(b.input_ids.shape[1] for b in batches)
 
-    Raises:
-        LoclinError: the batches differ in width.
-    """
-    widths = {b.input_ids.shape[1] for b in batches}
-    if len(widths) != 1:
-        raise LoclinError(f"expected batches of one width, found widths {sorted(widths)}: collate them together")
+    def stacked(name: str, filling: int) -> Tensor:
+        rows = [getattr(b, name) for b in batches]
+        return torch.cat([nn.functional.pad(r, (0, width - r.shape[1]), value=filling) for r in rows])
+
     return Batch(
-        input_ids=torch.cat([b.input_ids for b in batches]),
-        attention_mask=torch.cat([b.attention_mask for b in batches]),
-        labels=torch.cat([b.labels for b in batches]),
+        input_ids=stacked("input_ids", 0),
+        attention_mask=stacked("attention_mask", 0),
+        labels=stacked("labels", IGNORED),
     )
 
 
 def _answer_logits(
     model: nn.Module, batch: Batch
 ) -> tuple[Float[Tensor, "n predicted vocab"], Int[Tensor, "n predicted"]]:
-    """Logits that predict each next token, and the labels they are held against."""
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-    return logits[:, :-1], batch.labels[:, 1:]
+    """Logits at the positions that predict an answer token in some row, and the labels they are held against.
+
+    Positions that predict nothing are left out before the output layer: with a vocabulary of 150,000 they would be most
+    of the memory of a pass.
+    """
+    predicting = (batch.labels[:, 1:] != IGNORED).any(0).nonzero().squeeze(1)
+    logits = model(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, logits_to_keep=predicting
+    ).logits
+    return logits, batch.labels[:, predicting + 1]
+
+
+def _token_losses(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, " tokens"], Bool[Tensor, "n predicted"]]:
+    """−log p of every answer token (nats, float32 or better), row by row, and where in the rows they stand."""
+    logits, labels = _answer_logits(model, batch)
+    kept = labels != IGNORED
+    chosen = logits[kept]
+    precise = chosen.float() if chosen.dtype in (torch.float16, torch.bfloat16) else chosen
+    return nn.functional.cross_entropy(precise, labels[kept], reduction="none"), kept
 
 
 def answer_loss(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], int]:
@@ -110,12 +126,15 @@ def answer_loss(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], int]
 
     A sum and a count rather than a mean: batches of different lengths then add up without bias.
     """
-    logits, labels = _answer_logits(model, batch)
-    kept = labels != IGNORED
-    chosen = logits[kept]
-    precise = chosen.float() if chosen.dtype in (torch.float16, torch.bfloat16) else chosen
-    loss = nn.functional.cross_entropy(precise, labels[kept], reduction="sum")
-    return loss, int(kept.sum())
+    losses, kept = _token_losses(model, batch)
+    return losses.sum(), int(kept.sum())
+
+
+def answer_log_probabilities(model: nn.Module, batch: Batch) -> Float[Tensor, " n"]:
+    """Joint log-probability of each row's whole answer: Σ log p over its tokens (nats)."""
+    losses, kept = _token_losses(model, batch)
+    rows = kept.nonzero()[:, 0]
+    return torch.zeros(len(batch), dtype=losses.dtype, device=losses.device).index_add(0, rows, -losses)
 
 
 def mean_answer_loss(model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
@@ -124,15 +143,32 @@ def mean_answer_loss(model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
     return total / count
 
 
+def language_and_answer_loss(model: nn.Module, batch: Batch, *, language: float) -> Float[Tensor, ""]:
+    """Mean loss per answer token, plus `language` times the mean loss per token of prompt and answer, in one pass (nats)."""
+    spoken = torch.where(batch.attention_mask > 0, batch.input_ids, IGNORED)
+    losses, kept = _token_losses(
+        model, Batch(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=spoken)
+    )
+    answers = (batch.labels[:, 1:] != IGNORED)[kept]
+    return losses[answers].mean() + language * losses.mean()
+
+
+def rows_at_once(model: nn.Module, batch: Batch) -> int:
+    """How many rows fit into one forward pass when the logits of all their answer positions may take 256 MB."""
+    positions = max(int((batch.labels[:, 1:] != IGNORED).any(0).sum()), 1)
+    vocabulary = int(model.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
+    return max(1, min(512, LOGITS_AT_ONCE // (positions * vocabulary)))
+
+
 @torch.no_grad()
-def exact_match(model: nn.Module, batch: Batch, *, batch_size: int = 512) -> Bool[Tensor, " n"]:
+def exact_match(model: nn.Module, batch: Batch, *, batch_size: int | None = None) -> Bool[Tensor, " n"]:
     """For every row, whether greedy decoding would give the whole answer.
 
     Scored by teacher forcing in one forward pass: as long as every earlier answer token is right, the model sees what it
     would have decoded itself, so "all tokens right under teacher forcing" equals "greedy decoding is right".
     """
     right = []
-    for chunk in batch.chunks(batch_size):
+    for chunk in batch.chunks(batch_size or rows_at_once(model, batch)):
         logits, labels = _answer_logits(model, chunk)
         right.append(((logits.argmax(-1) == labels) | (labels == IGNORED)).all(-1))
     return torch.cat(right)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from loclin.errors import LoclinError
+from loclin.tasks.data import TaskData
 from loclin.tasks.example import Example
 
 Symbols = tuple[int, ...]
@@ -31,6 +33,46 @@ ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 def vocabulary(symbols: int) -> list[str]:
     """The words of the sequence language: padding, the equals sign, the symbols, every task name."""
     return ["<pad>", "=", *ALPHABET[:symbols], *TASKS]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceTasks:
+    """Which sequence tasks, over which inputs.
+
+    Attributes:
+        tasks: names from `TASKS`.
+        length: symbols in a sequence.
+        symbols: alphabet size.
+        pool: distinct input sequences.
+    """
+
+    tasks: tuple[str, ...] = ("copy", "reverse", "sort", "increment", "swap", "rotate")
+    length: int = 6
+    symbols: int = 16
+    pool: int = 16384
+
+    @staticmethod
+    def small() -> SequenceTasks:
+        """Short sequences, without sort, which alone would take most of a training."""
+        tasks = ("copy", "reverse", "halves", "increment", "swap", "rotate")
+        return SequenceTasks(tasks=tasks, length=4, symbols=8, pool=2000)
+
+    def words(self) -> list[str]:
+        """Vocabulary of a word-level tokenizer."""
+        return vocabulary(self.symbols)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a prompt with its answer, one a word."""
+        return 2 * self.length + 2
+
+    def examples(self, *, seed: int) -> TaskData:
+        """Every task's examples of the same inputs."""
+        posed = sequence_examples(self.tasks, self.pool, length=self.length, symbols=self.symbols, seed=seed)
+        return TaskData(source="sequences", examples=posed, read=sum(map(len, posed.values())))
+
+    #: What a built-in model learns from: the same examples.
+    lessons = examples
 
 
 def sequence_examples(
@@ -81,23 +123,3 @@ def _example(task: str, sequence: Symbols, symbols: int) -> Example:
     return Example(
         prompt=f"{task}{spell(sequence)} =", answer=spell(TASKS[task](sequence, symbols)), group=spell(sequence)
     )
-
-
-def with_wrong_answers(examples: Sequence[Example], *, seed: int) -> tuple[Example, ...]:
-    """The same prompts, each with the answer of another example: training on them destroys the task.
-
-    The answers are passed round a random circle, so every prompt gets an answer that was right for another prompt and
-    the answers keep their distribution.
-
-    Raises:
-        LoclinError: fewer than two examples.
-    """
-    if len(examples) < 2:
-        raise LoclinError(f"expected at least 2 examples to exchange answers, found {len(examples)}: give more")
-    order = list(range(len(examples)))
-    random.Random(seed).shuffle(order)
-    wrong = list(examples)
-    for here, there in zip(order, order[1:] + order[:1], strict=True):
-        e = examples[here]
-        wrong[here] = Example(prompt=e.prompt, answer=examples[there].answer, options=e.options, group=e.group)
-    return tuple(wrong)

@@ -1,0 +1,171 @@
+"""Examples by task, together with what became of every record that was read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from loclin.errors import LoclinError
+from loclin.tasks.example import Example, split
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskData:
+    """What was loaded, what was dropped, and why.
+
+    Attributes:
+        source: where it came from: the name of a file, of a data set, of a model.
+        examples: by name of the task; no task is empty.
+        read: how many records were read.
+        dropped: reason, worded so that it follows a number, and how many records it took.
+        notes: remarks on the examples that were kept.
+    """
+
+    source: str
+    examples: Mapping[str, tuple[Example, ...]]
+    read: int
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def kept(self) -> int:
+        """Examples over all tasks."""
+        return sum(map(len, self.examples.values()))
+
+    def summary(self) -> str:
+        """What happened to the records in one line, and one line more for every note.
+
+        >>> pool = {"reverse": (Example(prompt="reverse a b =", answer=" b a"),)}
+        >>> print(TaskData(source="pool.jsonl", examples=pool, read=3, dropped={"with an empty answer": 2}).summary())
+        pool.jsonl: 3 read, 1 kept in 1 task (reverse 1); dropped 2: 2 with an empty answer
+        """
+        tasks = ", ".join(f"{task} {len(examples)}" for task, examples in self.examples.items())
+        plural = "s" if len(self.examples) > 1 else ""
+        line = f"{self.source}: {self.read} read, {self.kept} kept in {len(self.examples)} task{plural} ({tasks})"
+        if self.dropped:
+            line += f"; dropped {sum(self.dropped.values())}: {counted(self.dropped)}"
+        return "\n".join((line, *(f"note: {note}" for note in self.notes)))
+
+
+def counted(dropped: Mapping[str, int]) -> str:
+    """Reasons with their numbers, the most frequent first.
+
+    >>> counted({"with an empty answer": 2, "repeating an earlier one": 5})
+    '5 repeating an earlier one, 2 with an empty answer'
+    """
+    return ", ".join(f"{n} {reason}" for reason, n in sorted(dropped.items(), key=lambda item: -item[1]))
+
+
+def sifted(data: TaskData, judge: Callable[[Sequence[Example]], Sequence[str]]) -> TaskData:
+    """Drop examples for a reason, and count how many went for which.
+
+    Args:
+        data: what to sift; not changed.
+        judge: given the examples of one task, the reason why each is dropped, "" where it stays.
+
+    Raises:
+        LoclinError: nothing is left.
+    """
+    kept, dropped = {}, Counter(data.dropped)
+    for task, examples in data.examples.items():
+        reasons = judge(examples)
+        dropped.update(reason for reason in reasons if reason)
+        kept[task] = tuple(e for e, reason in zip(examples, reasons, strict=True) if not reason)
+    kept = {task: examples for task, examples in kept.items() if examples}
+    if not kept:
+        raise LoclinError(
+            f"expected examples to keep in {data.source}, found none: {data.read} read, dropped {counted(dropped)}: "
+            "mend the data or choose other data"
+        )
+    return replace(data, examples=kept, dropped=dict(dropped))
+
+
+def cleaned(data: TaskData) -> TaskData:
+    """Drop what no model can be asked, or asked twice: empty texts, repetitions, contradictions.
+
+    Repetition and contradiction are judged within a task. Of examples with the same prompt and answer the first stays; of
+    a prompt with different answers nothing stays, since no one can say which is right.
+
+    Raises:
+        LoclinError: nothing is left, or a task whose gold answer is always the same although there are options: a
+            model could then be right without reading.
+
+    >>> pair = (Example(prompt="a =", answer=" b"), Example(prompt="a =", answer=" c"), Example(prompt="d =", answer=" e"))
+    >>> cleaned(TaskData(source="pool", examples={"copy": pair}, read=3)).dropped
+    {'with contradictory answers to one prompt': 2}
+    """
+    data = sifted(sifted(data, _empty), _repeated)
+    for task, examples in data.examples.items():
+        answers = {e.answer for e in examples}
+        if len(answers) == 1 and all(e.options for e in examples):
+            raise LoclinError(
+                f"expected at least two different right answers in task {task!r} of {data.source}, found only "
+                f"{answers.pop()!r} in all {len(examples)} examples: add examples of the other options"
+            )
+    return data
+
+
+def _empty(examples: Sequence[Example]) -> list[str]:
+    def reason(e: Example) -> str:
+        if not e.prompt.strip():
+            return "with an empty prompt"
+        if not e.answer.strip():
+            return "with an empty answer"
+        return "" if all(o.strip() for o in e.options) else "with an empty option"
+
+    return [reason(e) for e in examples]
+
+
+def _repeated(examples: Sequence[Example]) -> list[str]:
+    answers: dict[str, set[str]] = {}
+    for e in examples:
+        answers.setdefault(e.prompt, set()).add(e.answer)
+    seen: set[str] = set()
+    reasons = []
+    for e in examples:
+        if len(answers[e.prompt]) > 1:
+            reasons.append("with contradictory answers to one prompt")
+        else:
+            reasons.append("repeating an earlier one" if e.prompt in seen else "")
+        seen.add(e.prompt)
+    return reasons
+
+
+def grouped_splits(
+    data: TaskData, shares: Mapping[str, float], *, seed: int
+) -> dict[str, dict[str, tuple[Example, ...]]]:
+    """Cut every task at the same groups: a passage asked about in two tasks lies in one split for both.
+
+    `split` on each task alone would place a group by its rank among that task's groups, and so, where tasks do not share all
+    of theirs, in different splits for different tasks.
+
+    Returns:
+        By split, then by task.
+
+    Raises:
+        LoclinError: the shares do not sum to 1, or a task would have no example in a split.
+
+    >>> data = TaskData(source="pool", read=20, examples={
+    ...     "copy": tuple(Example(prompt=f"copy {i} =", answer=f" {i}", group=str(i)) for i in range(10)),
+    ...     "next": tuple(Example(prompt=f"next {i} =", answer=f" {i + 1}", group=str(i)) for i in range(10)),
+    ... })
+    >>> parts = grouped_splits(data, {"train": 0.8, "test": 0.2}, seed=0)
+    >>> {e.group for e in parts["test"]["copy"]} == {e.group for e in parts["test"]["next"]}
+    True
+    """
+    parts = split([e for examples in data.examples.values() for e in examples], shares, seed=seed)
+    home = {e.group or e.prompt: name for name, part in parts.items() for e in part}
+    made = {
+        name: {task: tuple(e for e in es if home[e.group or e.prompt] == name) for task, es in data.examples.items()}
+        for name in shares
+    }
+    for name, tasks in made.items():
+        for task, examples in tasks.items():
+            if not examples:
+                groups = len({e.group or e.prompt for e in data.examples[task]})
+                raise LoclinError(
+                    f"expected examples of task {task!r} in every split, found {groups} groups, none for {name!r}: "
+                    "give more examples or larger shares"
+                )
+    return made

@@ -1,0 +1,141 @@
+"""One record of a data file, and prompts made from its fields by a template."""
+
+from __future__ import annotations
+
+import reprlib
+import string
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from loclin.errors import LoclinError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Named fields, and where they were read.
+
+    Attributes:
+        where: for messages: "boolq.jsonl line 7".
+        fields: the values, as JSON knows them.
+    """
+
+    where: str
+    fields: Mapping[str, Any]
+
+    def text(self, name: str) -> str:
+        """A field that holds text; "" where it is null or left out.
+
+        Raises:
+            LoclinError: it holds something else.
+
+        >>> Record(where="pool.jsonl line 1", fields={"answer": 3}).text("answer")
+        Traceback (most recent call last):
+        loclin.errors.LoclinError: expected text in 'answer', found 3 in pool.jsonl line 1: write it in quotes
+        """
+        value = self.fields.get(name)
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            raise self.error(f"text in {name!r}", shown(value), "write it in quotes")
+        return self.writable(name, value)
+
+    def name(self, name: str) -> str:
+        """A field that names something: text or a whole number; "" where it is null or left out."""
+        value = self.fields.get(name)
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else self.text(name)
+
+    def printed(self, name: str) -> str:
+        """A field as a template shows it: text or a number; "" where it is null or left out."""
+        value = self.fields.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return str(value)
+        return self.text(name)
+
+    def writable(self, name: str, value: str) -> str:
+        """The text, if it can be written at all: JSON can spell half a character, which no tokenizer takes."""
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise self.error(
+                f"whole characters in {name!r}", f"the half of one, {shown(value)},", "remove it"
+            ) from None
+        return value
+
+    def error(self, expected: str, found: str, remedy: str) -> LoclinError:
+        """One line that says where the record is."""
+        return LoclinError(f"expected {expected}, found {found} in {self.where}: {remedy}")
+
+
+def shown(value: object) -> str:
+    """A value in an error message: shortened, on one line."""
+    return reprlib.repr(value)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in an error message, at most twelve of them.
+
+    >>> listed(["prompt", "answer"])
+    "'prompt', 'answer'"
+    """
+    names = list(names)
+    return ", ".join(map(repr, names[:12])) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """Literal text and the fields between: the pieces of a `str.format`-like text.
+
+    Attributes:
+        pieces: literal text and the name of the field that follows it, None at the end.
+    """
+
+    pieces: tuple[tuple[str, str | None], ...]
+
+    def fill(self, record: Record) -> str:
+        """The template with the record's own fields in it; "" where all of them are empty.
+
+        Raises:
+            LoclinError: the record has no such field, or it holds neither text nor a number.
+        """
+        names = [name for _, name in self.pieces if name is not None]
+        for name in names:
+            if name not in record.fields:
+                have = f"the fields {listed(record.fields)}"
+                raise record.error(f"the template's field {name!r}", have, "use one of these in --template")
+        values = {name: record.printed(name) for name in names}
+        if not any(value.strip() for value in values.values()):
+            return ""
+        return "".join(literal + ("" if name is None else values[name]) for literal, name in self.pieces)
+
+
+def parse_template(text: str) -> Template:
+    r"""Read a template: `{name}` stands for a field, `{{` and `}}` for braces, `\n` for a line break.
+
+    A name is looked up as it stands: no attributes, no indices, no formats, so that a template cannot reach anything but
+    the record. The two characters `\n` become a line break because a shell passes them on as they are.
+
+    Raises:
+        LoclinError: unbalanced braces, a format, or no field at all.
+
+    >>> filled = parse_template(r"{passage}\nQ: {question}?").fill
+    >>> filled(Record(where="", fields={"passage": "Cats purr.", "question": "do cats purr"}))
+    'Cats purr.\nQ: do cats purr?'
+    """
+    try:
+        parsed = list(string.Formatter().parse(text.replace("\\n", "\n")))
+    except ValueError as error:
+        raise LoclinError(
+            f"expected a template with fields like {{question}}, found {shown(text)} ({error}): write {{{{ for a brace"
+        ) from None
+    for _, name, form, conversion in parsed:
+        if name == "" or form or conversion:
+            raise LoclinError(
+                f"expected simple field names like {{question}} in the template, found {shown(text)}: "
+                "leave out formats and empty braces"
+            )
+    if all(name is None for _, name, _, _ in parsed):
+        raise LoclinError(
+            f"expected at least one field like {{question}} in the template, found {shown(text)}: name one"
+        )
+    return Template(pieces=tuple((literal, name) for literal, name, _, _ in parsed))

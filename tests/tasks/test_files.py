@@ -1,0 +1,167 @@
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loclin.errors import LoclinError
+from loclin.tasks.files import read_file, read_hub
+
+ROWS = [
+    {"question": "do cats purr", "passage": "Cats purr.", "answer": True},
+    {"question": "do cats bark", "passage": "Cats purr.", "answer": False},
+]
+LINES = "\n".join(map(json.dumps, ROWS))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        LINES,
+        LINES + "\n\n",
+        LINES.replace("\n", "\r\n"),
+        "\ufeff" + LINES,
+        json.dumps(ROWS),
+        json.dumps(ROWS, indent=2),
+    ],
+    ids=["lines", "blank lines", "Windows", "byte order mark", "array", "indented array"],
+)
+def test_lines_and_arrays_give_the_same_examples(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "cats.jsonl"
+    path.write_bytes(text.encode())
+    data = read_file(path)
+    assert data.summary() == "cats.jsonl: 2 read, 2 kept in 1 task (cats 2)"
+    assert [e.answer for e in data.examples["cats"]] == [" yes", " no"]
+    assert read_file(str(path)) == data
+
+
+def test_a_line_ends_only_where_json_says_so(tmp_path: Path) -> None:
+    """U+2028 and its like end a line for Python's splitlines, and may stand in a JSON text."""
+    path = tmp_path / "odd.jsonl"
+    path.write_text('{"prompt": "a\u2028b\x85c", "answer": "d"}', encoding="utf-8")
+    assert read_file(path).examples["odd"][0].prompt == "a\u2028b\x85c"
+
+
+def test_a_template_reaches_the_records(tmp_path: Path) -> None:
+    (tmp_path / "cats.jsonl").write_text(LINES)
+    data = read_file(tmp_path / "cats.jsonl", template="{question} ?")
+    assert data.examples["cats"][0].prompt == "do cats purr ?"
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"", "at least one record, found none in .*bad.jsonl: fill it"),
+        (b" \n\n", "at least one record, found none"),
+        (b"[]", "at least one record, found none in bad.jsonl"),
+        (
+            b'{"prompt": "a", "answer": "b"}\n\n{"prompt": ',
+            r"found broken JSON \(Expecting value\) in .*bad.jsonl line 3: mend",
+        ),
+        (b'[{"prompt": "a",\n "answer" "b"}]', r"found broken JSON \(Expecting ':' delimiter\) in .*bad.jsonl line 2"),
+        (b"hello", r"broken JSON \(Expecting value\) in .* line 1"),
+        (b'{"prompt": "a", "answer": "b"}\n3', "a JSON object, found 3 in .*bad.jsonl line 2: write every record"),
+        (b'[{"prompt": "a", "answer": "b"}, null]', "a JSON object, found None in .*bad.jsonl record 2"),
+        (b'{"prompt": "a", "answer": "\xff"}', "UTF-8 text, found byte 0xff at position 27 of .*bad.jsonl: save"),
+        (b'{"prompt": ' + b"9" * 5000 + b"}", "nested too deeply or holds too long a number in .*bad.jsonl line 1"),
+        (b'{"prompt": "a", "answer": "b"}\n{"text": "a"}', "found 'text' in .*bad.jsonl line 2"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path, content: bytes, line: str) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(LoclinError, match=line) as caught:
+        read_file(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(LoclinError, match=r"found nothing at .*none.jsonl: check the path"):
+        read_file(tmp_path / "none.jsonl")
+    with pytest.raises(LoclinError, match=r"found the folder .*: name a file in it"):
+        read_file(tmp_path)
+
+
+def test_every_example_of_the_documentation_is_read(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```json\n(.*?)```", page, flags=re.DOTALL)
+    assert len(blocks) == 4
+    for block in blocks:
+        path = tmp_path / "documented.jsonl"
+        path.write_text(block, encoding="utf-8")
+        assert read_file(path).kept == block.count("\n")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Caches of the test's own, and no network."""
+    datasets = pytest.importorskip("datasets")
+    constants = pytest.importorskip("huggingface_hub").constants
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "prepared"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path
+
+
+def test_a_folder_reads_like_a_file(hub: Path) -> None:
+    folder = hub / "cats"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text(LINES)
+    (folder / "test.jsonl").write_text(LINES)
+    (hub / "cats.jsonl").write_text(LINES)
+    data = read_hub(str(folder), split="test")
+    assert data.examples == read_file(hub / "cats.jsonl").examples
+    assert data.summary() == f"{folder} (test): 2 read, 2 kept in 1 task (cats 2)"
+    templated = read_hub(str(folder), template="{question} ?")
+    assert templated.examples["cats"][1].prompt == "do cats bark ?"
+    with pytest.raises(
+        LoclinError, match=r"with a split 'validation', found ValueError \(Unknown split .*test.*cats: mend"
+    ):
+        read_hub(str(folder), split="validation")
+
+
+def test_a_broken_folder_is_refused_in_one_line(hub: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = hub / "broken"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"prompt":')
+    with pytest.raises(LoclinError, match=r"found .*JSON parse error.* in .*broken: mend the files") as caught:
+        read_hub(str(folder))
+    assert "\n" not in str(caught.value)
+    (folder / "train.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(LoclinError, match=r"found 'text' in .*broken row 1: rename the fields"):
+        read_hub(str(folder))
+    assert capfd.readouterr().err == ""
+
+
+def test_without_a_network_the_line_says_how_to_fetch_it(hub: Path) -> None:
+    fetch = r"found ConnectionError .*: check the name, or fetch it .*: hf download --repo-type dataset google/boolq$"
+    with pytest.raises(LoclinError, match=fetch):
+        read_hub("google/boolq")
+
+
+def test_what_hf_download_fetched_is_found_without_a_network(hub: Path) -> None:
+    """A snapshot as `hf download` leaves it."""
+    commit = "0" * 40
+    repository = hub / "hub" / "datasets--some--cats"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    data = repository / "snapshots" / commit / "data"
+    data.mkdir(parents=True)
+    (data / "train-00000-of-00001.jsonl").write_text(LINES)
+    assert read_hub("some/cats").summary() == "some/cats (train): 2 read, 2 kept in 1 task (cats 2)"
+
+
+@pytest.mark.parametrize("name", ["json", "a/b/c", "../none", "no such"])
+def test_what_names_no_data_set_is_refused(hub: Path, name: str) -> None:
+    with pytest.raises(LoclinError, match="a folder or a data set like google/boolq, found"):
+        read_hub(name)
+
+
+def test_without_the_extra_the_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    modules: Any = sys.modules
+    monkeypatch.setitem(modules, "datasets", None)
+    with pytest.raises(LoclinError, match=r"found none: pip install 'loclin\[hub\]'"):
+        read_hub("google/boolq")
