@@ -110,3 +110,34 @@ def isotropic_participation(vectors: int, dimension: int) -> float:
 def isotropic_stable_rank(vectors: int, dimension: int) -> float:
     """Stable rank of n isotropic vectors of equal norm: n/(1+√(n/D))² (§6)."""
     return float(vectors / (1 + np.sqrt(vectors / dimension)) ** 2)
+
+
+def sketched_product_sd(product: float, squared_norms: tuple[float, float], size: int) -> float:
+    """Standard deviation of an inner product read from m-number sketches: √((⟨u,v⟩² + ‖u‖²‖v‖²)/m); the mean is ⟨u,v⟩ (§3).
+
+    An upper bound for a count sketch (Charikar, Chen and Farach-Colton 2002), close where no coordinate dominates.
+
+    Args:
+        product: ⟨u, v⟩.
+        squared_norms: ‖u‖², ‖v‖².
+        size: m.
+
+    >>> round(sketched_product_sd(1.0, (1.0, 1.0), 200), 3)
+    0.1
+    """
+    return float(np.sqrt((product**2 + squared_norms[0] * squared_norms[1]) / size))
+
+
+def sketched_capture(capture: float, k: int, size: int) -> tuple[float, float]:
+    """Bias and standard deviation of a capture c by a k-span read from m-number sketches of spread-out vectors (§2).
+
+    Bias (1−c)(k − 2c)/m: the k-span catches k of m dimensions of what lies outside it, less the second-order term of the
+    ratio. Standard deviation 2(1−c)√(c/m), from the first order (delta method). For k ≪ m.
+
+    >>> bias, sd = sketched_capture(0.5, 10, 1000)
+    >>> round(bias, 4), round(sd, 4)
+    (0.0045, 0.0224)
+    """
+    if not 1 <= k < size:
+        raise LoclinError(f"expected k from 1 to m − 1 = {size - 1}, found {k}: choose a smaller k or a larger sketch")
+    return (1 - capture) * (k - 2 * capture) / size, 2 * (1 - capture) * float(np.sqrt(capture / size))

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loclin.errors import LoclinError
-from loclin.geometry.gramian import cross_capture, future_capture, gramian, prefix_capture, spanned_energy
+from loclin.geometry.gramian import cross_capture, future_capture, gramian, prefix_capture, span_overlap, spanned_energy
+from loclin.geometry.subspace import Subspace
 from tests.planted import drifting_steps, quadratic_descent, white_steps
 from tests.reference import dense_capture
 
@@ -54,6 +55,22 @@ def test_whole_prefix_holds_everything_and_capture_never_falls() -> None:
     assert np.isclose(curve[-1], 1)
     assert (np.diff(curve) >= -1e-12).all()
     assert np.isnan(future_capture(g, [20])).all()
+
+
+@pytest.mark.parametrize("k", [1, 3, 6])
+def test_overlap_of_spans_equals_that_of_their_subspaces(k: int) -> None:
+    u = torch.from_numpy(curved(5))
+    g = gramian(u)
+    found = span_overlap(g[:k, :k], g[:k, k : 3 * k], g[k : 3 * k, k : 3 * k])
+    assert np.isclose(found, Subspace.spanned_by(u[:k]).overlap(Subspace.spanned_by(u[k : 3 * k])), atol=1e-5)
+
+
+def test_repeated_vectors_change_no_span() -> None:
+    u = torch.from_numpy(curved(5))
+    g = gramian(torch.cat([u[:3], 2 * u[:2], torch.zeros(1, 60)]))
+    assert np.isclose(span_overlap(g[:3, :3], g[:3, 3:], g[3:, 3:]), 1, atol=1e-6)
+    with pytest.raises(LoclinError, match="found zeros: they span nothing"):
+        span_overlap(g[:3, :3], g[:3, 5:], g[5:, 5:])
 
 
 def test_dependent_vectors_add_no_dimension() -> None:

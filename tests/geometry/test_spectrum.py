@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from loclin.errors import LoclinError
 from loclin.geometry.gramian import gramian
@@ -56,6 +57,33 @@ def test_a_sketch_has_the_norms_it_was_given() -> None:
     norms = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
     sketch = random_sketch(norms, [50, 70], seed=0)
     assert np.allclose(np.diag(sketch), [25, 1], rtol=1e-5)
+
+
+def participation_of_sketches(n: int, size: int, draws: int = 200) -> np.ndarray:
+    return np.array(
+        [effective_ranks(random_sketch(torch.ones(n, 1), [size], seed=s)).participation for s in range(draws)]
+    )
+
+
+@pytest.mark.parametrize(("n", "size"), [(20, 12), (20, 20), (20, 21), (20, 500)])
+def test_a_sketch_drawn_without_its_vectors_follows_the_law_of_drawn_vectors(n: int, size: int) -> None:
+    """Fewer dimensions than vectors, as many, and more: the two ways of drawing agree with vectors of unit length."""
+    dense = []
+    for seed in range(200):
+        rows = gaussian(n, size, seed=seed)
+        dense.append(effective_ranks(gramian(rows / rows.norm(dim=1)[:, None])).participation)
+    assert stats.ks_2samp(participation_of_sketches(n, size), np.array(dense)).pvalue > 1e-3
+
+
+def test_the_sketch_of_a_large_network_needs_no_vector_of_its_size() -> None:
+    draws = participation_of_sketches(20, 500_000_000, draws=5)
+    assert np.allclose(draws, isotropic_participation(20, 500_000_000), rtol=1e-4)
+
+
+def test_tensors_of_unequal_norm_lower_the_rank_by_themselves() -> None:
+    small, large = torch.full((30, 1), 0.01), torch.ones(30, 1)
+    uneven = effective_ranks(random_sketch(torch.cat([large, small], 1), [5, 100_000], seed=0)).participation
+    assert uneven < isotropic_participation(30, 5) * 1.3
 
 
 def test_too_few_vectors_are_refused() -> None:

@@ -30,7 +30,7 @@ def gramian(rows: Float[Tensor, "n D"], others: Float[Tensor, "m D"] | None = No
     total = torch.zeros(len(rows), len(others), dtype=torch.float64, device=rows.device)
     for start in range(0, rows.shape[1], _CHUNK):
         left = rows[:, start : start + _CHUNK].double()
-        right = left if same else others[:, start : start + _CHUNK].double()
+        right = left if same else others[:, start : start + _CHUNK].to(rows.device).double()
         total.addmm_(left, right.T)
     result: np.ndarray = total.cpu().numpy()
     return (result + result.T) / 2 if same else result
@@ -114,6 +114,37 @@ def cross_capture(
     weights = (steps >= np.asarray(ks)[None, :]).astype(float) if future else np.ones((len(updates), len(ks)))
     energy = spanned_energy(basis[: max(ks), : max(ks)], products[: max(ks)] @ weights)
     return _ratio(energy[np.asarray(ks) - 1, np.arange(len(ks))], np.einsum("tn,ts,sn->n", weights, updates, weights))
+
+
+def span_overlap(
+    first: Float[np.ndarray, "k1 k1"], between: Float[np.ndarray, "k1 k2"], second: Float[np.ndarray, "k2 k2"]
+) -> float:
+    """overlap(Q₁, Q₂) = ‖Q₁ᵀQ₂‖_F² / min(k₁, k₂) of two spans given by their vectors' inner products (measures §5).
+
+    An orthonormal basis of the second span, in coefficients of its vectors, is V Λ^{-1/2} from the eigenvalues of its Gramian
+    (`DEPENDENT` ones left out); what the first span holds of each basis vector is `spanned_energy`. k₁, k₂ are the ranks.
+
+    Args:
+        first, second: Gramian of the vectors of each span.
+        between: inner products of the first vectors with the second.
+
+    Raises:
+        LoclinError: vectors that are all zero.
+
+    >>> span_overlap(np.eye(2), np.array([[1.0], [0.0]]), np.eye(1))
+    1.0
+    """
+    ranks, coefficients = [], np.empty(0)
+    for products in (first, second):
+        lengths = np.sqrt(np.diag(products))
+        scale = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+        energy, vectors = np.linalg.eigh(products * np.outer(scale, scale))
+        kept = energy > DEPENDENT * max(energy[-1], 0.0)
+        coefficients = scale[:, None] * vectors[:, kept] / np.sqrt(energy[kept])
+        ranks.append(int(kept.sum()))
+    if not min(ranks):
+        raise LoclinError("expected vectors that are not all zero, found zeros: they span nothing")
+    return min(float(spanned_energy(first, between @ coefficients)[-1].sum()) / min(ranks), 1.0)
 
 
 def _shares(updates: np.ndarray, weights: np.ndarray, ks: Sequence[int]) -> np.ndarray:

@@ -78,14 +78,32 @@ def random_sketch(norms: Float[Tensor, "n tensors"], sizes: Sequence[int], *, se
     nothing but their norms. With one tensor of size D this is the isotropic control; with the network's own tensors it
     is the stricter one, since unequal norms per tensor lower the rank by themselves.
 
+    Vectors of length D are never drawn: only their Gramian is, from its own law (see `_isotropic`), so that the cost is
+    tensors·n³ whatever D.
+
     Args:
         norms: norm of each vector within each tensor.
         sizes: coordinates of each tensor.
         seed: of the draw.
     """
-    generator = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng(seed)
     total = np.zeros((len(norms), len(norms)))
-    for column, size in zip(norms.T, sizes, strict=True):
-        noise = torch.randn(len(norms), size, generator=generator)
-        total += gramian(noise * (column / noise.norm(dim=1))[:, None])
+    for column, size in zip(norms.T.double().cpu().numpy(), sizes, strict=True):
+        drawn = _isotropic(len(column), size, rng)
+        scaled = drawn * (column / np.linalg.norm(drawn, axis=1))[:, None]
+        total += scaled @ scaled.T
     return total
+
+
+def _isotropic(n: int, size: int, rng: np.random.Generator) -> Float[np.ndarray, "n m"]:
+    """n independent vectors N(0, I_size), up to a rotation of them all.
+
+    Rotated so that each vector lies in the span of the first basis vectors, they form the Cholesky factor of a Wishart
+    matrix: independent entries, N(0, 1) below the diagonal and χ with size, size − 1, ... degrees of freedom on it
+    (Bartlett 1933, "On the theory of statistical regression").
+    """
+    if size < n:
+        return rng.standard_normal((n, size))
+    factor = np.tril(rng.standard_normal((n, n)), -1)
+    factor[np.diag_indices(n)] = np.sqrt(rng.chisquare(size - np.arange(n)))
+    return factor
