@@ -52,7 +52,7 @@ def test_frozen_tensors_are_left_out() -> None:
 def test_mixed_precision_is_refused() -> None:
     module = Tied()
     module.second.double()
-    with pytest.raises(LoclinError, match="one dtype on one device"):
+    with pytest.raises(LoclinError, match="tensors of one dtype, found"):
         ParameterSpace(module)
 
 

@@ -34,7 +34,9 @@ class ParameterSpace:
         dimension: D.
 
     Raises:
-        LoclinError: the pattern chooses nothing trainable, or tensors of different dtypes or devices.
+        LoclinError: the pattern chooses nothing trainable, or tensors of different dtypes.
+
+    A model spread over several devices is read to, and written from, the device of its first chosen tensor.
 
     >>> space = ParameterSpace(nn.Linear(3, 2), "weight")
     >>> space.dimension, space.names
@@ -50,11 +52,10 @@ class ParameterSpace:
                 f"expected a pattern that matches a trainable tensor, found {pattern!r}: "
                 f"the module has {', '.join(list(trainable)[:8]) or 'none'}{', ...' if len(trainable) > 8 else ''}"
             )
-        kinds = {(p.dtype, p.device) for p in self._tensors.values()}
+        kinds = {p.dtype for p in self._tensors.values()}
         if len(kinds) > 1:
-            raise LoclinError(
-                f"expected tensors of one dtype on one device, found {sorted(map(str, kinds))}: narrow it"
-            )
+            raise LoclinError(f"expected tensors of one dtype, found {sorted(map(str, kinds))}: narrow the pattern")
+        self._home = next(iter(self._tensors.values())).device
         self.names = tuple(self._tensors)
         self.sizes = tuple(p.numel() for p in self._tensors.values())
         self.dimension = sum(self.sizes)
@@ -66,7 +67,7 @@ class ParameterSpace:
 
     def read(self) -> Float[Tensor, " D"]:
         """A copy of the current point."""
-        return torch.cat([p.detach().reshape(-1) for p in self.parameters])
+        return torch.cat([p.detach().reshape(-1).to(self._home) for p in self.parameters])
 
     @torch.no_grad()
     def write(self, point: Float[Tensor, " D"]) -> None:
@@ -82,7 +83,7 @@ class ParameterSpace:
     def add(self, direction: Float[Tensor, " D"], scale: float = 1.0) -> None:
         """Step along a direction: θ ← θ + scale·direction. To come back, use `restored`, never the opposite step."""
         for parameter, values in zip(self.parameters, self.by_tensor(direction).values(), strict=True):
-            parameter.add_(values, alpha=scale)
+            parameter.add_(values.to(parameter.device), alpha=scale)
 
     def by_tensor(self, vector: Float[Tensor, " D"]) -> dict[str, Tensor]:
         """Views of a vector of this space, one per tensor, in the tensors' shapes."""
@@ -111,7 +112,7 @@ class ParameterSpace:
         Each tensor has a stream of its own. Public search code re-seeds one stream for every tensor, which gives tensors
         of one shape the same noise; the Gaussian law of random search does not hold then.
         """
-        return torch.cat([_tensor_noise(seed, n, p).reshape(-1) for n, p in self._tensors.items()])
+        return torch.cat([_tensor_noise(seed, n, p).reshape(-1).to(self._home) for n, p in self._tensors.items()])
 
     def gradient(self, loss: SummedLoss[T], batches: Iterable[T]) -> Float[Tensor, " D"]:
         """g = ∇ (Σ_b loss_b / Σ_b count_b): the mean over items, however ragged the batches.
@@ -119,8 +120,7 @@ class ParameterSpace:
         Raises:
             LoclinError: no batches, no items, or a loss that is not finite.
         """
-        total, count = torch.zeros(self.dimension, device=self.parameters[0].device), 0
-        total = total.to(self.parameters[0].dtype)
+        total, count = torch.zeros(self.dimension, device=self._home, dtype=self.parameters[0].dtype), 0
         for batch in batches:
             value, items = loss(batch)
             total += self._flat(torch.autograd.grad(_finite(value), self.parameters, allow_unused=True))
@@ -139,7 +139,9 @@ class ParameterSpace:
             value, items = loss(batch)
             first = torch.autograd.grad(_finite(value), self.parameters, create_graph=True, allow_unused=True)
             slope = sum(
-                (g * v).sum() for g, v in zip(first, self.by_tensor(vector).values(), strict=True) if g is not None
+                (g * v.to(g.device)).sum().to(self._home)
+                for g, v in zip(first, self.by_tensor(vector).values(), strict=True)
+                if g is not None
             )
             assert isinstance(slope, Tensor)
             total += self._flat(torch.autograd.grad(slope, self.parameters, allow_unused=True))
@@ -149,7 +151,7 @@ class ParameterSpace:
     def _flat(self, pieces: Iterable[Tensor | None]) -> Tensor:
         """Lay tensor-shaped pieces end to end, zeros where a tensor took no part."""
         filled = [torch.zeros_like(p) if g is None else g for g, p in zip(pieces, self.parameters, strict=True)]
-        return torch.cat([g.detach().reshape(-1) for g in filled])
+        return torch.cat([g.detach().reshape(-1).to(self._home) for g in filled])
 
 
 def _tensor_noise(seed: int, name: str, like: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from loclin.errors import LoclinError
 from loclin.geometry.subspace import Subspace
 from loclin.parameters import ParameterSpace
 from loclin.tasks.batch import Batch, mean_answer_loss
+from loclin.updates import Keeping
 
 OptimiserName = Literal["sgd", "adamw"]
 
@@ -24,26 +25,24 @@ class Trajectory:
 
     Attributes:
         start: the point before the first update.
-        updates: u_t = θ_t − θ_{t−1}, one row per step.
+        updates: u_t = θ_t − θ_{t−1}, one row per step; their sketches where so kept.
+        head: the first updates exactly, however the rest is kept.
         losses: training loss of each step's batch, before the step (nats per answer token).
     """
 
     start: Float[Tensor, " D"]
-    updates: Float[Tensor, "T D"]
+    updates: Float[Tensor, "T columns"]
+    head: Float[Tensor, "k D"]
     losses: Float[Tensor, " T"]
 
     @property
-    def displacement(self) -> Float[Tensor, " D"]:
+    def displacement(self) -> Float[Tensor, " columns"]:
         """d = Σ_t u_t."""
         return self.updates.sum(0)
 
-    def future(self, k: int) -> Float[Tensor, " D"]:
+    def future(self, k: int) -> Float[Tensor, " columns"]:
         """f_k = Σ_{t>k} u_t."""
         return self.updates[k:].sum(0)
-
-    def point(self, t: int) -> Float[Tensor, " D"]:
-        """θ_t, the point after t steps."""
-        return self.start + self.updates[:t].sum(0)
 
 
 def minibatches(data: Batch, size: int, *, seed: int) -> Iterator[Batch]:
@@ -78,12 +77,13 @@ def train(
     optimiser: torch.optim.Optimizer,
     steps: int,
     *,
+    loss: Callable[[nn.Module, Batch], Tensor] = mean_answer_loss,
     schedule: Callable[[int], float] | None = None,
     confine_to: Subspace | None = None,
     reset_at: int | None = None,
     after_step: Callable[[int], None] | None = None,
 ) -> Float[Tensor, " T"]:
-    """Train in place for `steps` steps on the answer loss.
+    """Train in place for `steps` steps.
 
     Args:
         model: the network; `space` chooses what of it moves.
@@ -91,6 +91,7 @@ def train(
         batches: one batch a step.
         optimiser: of `make_optimiser`.
         steps: T.
+        loss: of the model on a batch, the mean loss per answer token by default.
         schedule: factor on the learning rate as a function of the step (from 0).
         confine_to: project every update on this subspace before it is taken: u ← Pu.
         reset_at: forget the optimiser's state after this many steps.
@@ -105,13 +106,13 @@ def train(
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, schedule) if schedule else None
     losses = torch.zeros(steps)
     for t in range(1, steps + 1):
-        loss = mean_answer_loss(model, next(batches))
-        if not torch.isfinite(loss):
+        value = loss(model, next(batches))
+        if not torch.isfinite(value):
             raise LoclinError(
-                f"expected a finite loss, found {loss.item()} at step {t} of {steps}: lower the learning rate"
+                f"expected a finite loss, found {value.item()} at step {t} of {steps}: lower the learning rate"
             )
         optimiser.zero_grad()
-        loss.backward()
+        value.backward()
         before = space.read() if confine_to else None
         optimiser.step()
         if confine_to is not None and before is not None:
@@ -120,7 +121,7 @@ def train(
             scheduler.step()
         if t == reset_at:
             optimiser.state.clear()
-        losses[t - 1] = loss.detach()
+        losses[t - 1] = value.detach()
         if after_step:
             after_step(t)
     optimiser.zero_grad()
@@ -134,21 +135,34 @@ def record(
     optimiser: torch.optim.Optimizer,
     steps: int,
     *,
+    keeping: Keeping | None = None,
+    exactly: int = 0,
     reset_at: int | None = None,
     after_step: Callable[[int], None] | None = None,
 ) -> Trajectory:
-    """Train as `train` does and keep every update. Arguments and errors are those of `train`."""
-    start = space.read()
-    updates = torch.empty(steps, space.dimension, dtype=start.dtype, device=start.device)
-    last = start
+    """Train as `train` does and keep every update.
+
+    Args:
+        model, space, batches, optimiser, steps, reset_at, after_step: as in `train`, whose errors it raises.
+        keeping: where the updates go; memory by default.
+        exactly: how many of the first updates are kept exactly even where the rest is sketched.
+    """
+    keeping = keeping or Keeping()
+    start, last = space.read(), space.read()
+    updates = keeping.rows(space, steps)
+    sketched = keeping.store == "sketch"
+    head = keeping.rows(space, min(exactly, steps), exact=True) if sketched else updates
 
     def keep(t: int) -> None:
-        nonlocal last
         now = space.read()
-        torch.sub(now, last, out=updates[t - 1])
-        last = now
+        torch.sub(now, last, out=last)  # the update, where the last point was
+        if t <= len(head):
+            head[t - 1] = last
+        if sketched:
+            updates[t - 1] = keeping.sketch.of(space.by_tensor(last))
+        last.copy_(now)
         if after_step:
             after_step(t)
 
     losses = train(model, space, batches, optimiser, steps, reset_at=reset_at, after_step=keep)
-    return Trajectory(start=start, updates=updates, losses=losses)
+    return Trajectory(start=start, updates=updates, head=head, losses=losses)

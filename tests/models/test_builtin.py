@@ -3,19 +3,38 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from loclin import models
 from loclin.errors import LoclinError
-from loclin.models import BUILT_IN, Problem
+from loclin.models import BUILT_IN, Problem, builtin
 from loclin.parameters import ParameterSpace
 from loclin.tasks.batch import accuracy
+from loclin.tasks.sequences import SequenceTasks
 
 
 def test_the_model_knows_every_task_on_inputs_it_never_saw(trained: Problem) -> None:
-    assert len(BUILT_IN["sequences"].tasks) == len(trained.recipe.tasks) == 6
-    for task in trained.recipe.tasks:
+    assert BUILT_IN["sequences-small"].data.tasks == trained.tasks
+    for task in trained.tasks:
         assert accuracy(trained.model, trained.batch("validate", task)) >= 0.99
         assert accuracy(trained.model, trained.batch("test", task)) >= 0.95
+
+
+def test_the_statement_model_knows_facts_in_phrasings_it_never_saw(speaking: Problem) -> None:
+    assert speaking.tasks == ("colour", "town")
+    for task in speaking.tasks:
+        assert speaking.has_options(task)
+        assert speaking.chance(task) == speaking.destroyed_below(task) == 0.5
+        assert speaking.score("validate", task) >= 0.9
+        assert speaking.score("test", task) >= 0.85
+
+
+def test_the_statement_model_is_one_whatever_the_seed_and_an_ordinary_folder(speaking: Problem, cache: Path) -> None:
+    again = models.load("statements-small", seed=5)
+    assert torch.equal(ParameterSpace(again.model).read(), ParameterSpace(speaking.model).read())
+    (folder,) = cache.glob("statements-small-*")
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    assert torch.equal(ParameterSpace(plain).read(), ParameterSpace(speaking.model).read())
 
 
 def test_no_input_is_in_two_splits_not_even_under_two_tasks(trained: Problem) -> None:
@@ -25,7 +44,7 @@ def test_no_input_is_in_two_splits_not_even_under_two_tasks(trained: Problem) ->
 
 
 def test_a_second_load_reads_the_cache(trained: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "_trained", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(builtin, "_trained", lambda *_: pytest.fail("trained again"))
     again = models.load("sequences-small", seed=0)
     assert torch.equal(ParameterSpace(again.model).read(), ParameterSpace(trained.model).read())
 
@@ -33,7 +52,8 @@ def test_a_second_load_reads_the_cache(trained: Problem, monkeypatch: pytest.Mon
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A recipe that asks for little, in a cache of its own."""
-    recipe = replace(BUILT_IN["sequences-small"], tasks=("copy",), steps=3, reach=0.0)
+    data = replace(SequenceTasks.small(), tasks=("copy",))
+    recipe = replace(BUILT_IN["sequences-small"], data=data, steps=3, reach=0.0)
     monkeypatch.setitem(models.BUILT_IN, "quick", recipe)
     monkeypatch.setenv("LOCLIN_CACHE", str(tmp_path))
     return tmp_path
@@ -66,13 +86,13 @@ def test_an_interrupted_training_leaves_nothing_that_looks_finished(quick: Path)
 
 def test_another_seed_or_recipe_is_another_folder() -> None:
     recipe = BUILT_IN["sequences"]
-    names = {recipe.hash(0), recipe.hash(1), replace(recipe, width=65).hash(0), replace(recipe, version=2).hash(0)}
+    names = {recipe.hash(0), recipe.hash(1), replace(recipe, width=65).hash(0), replace(recipe, version=99).hash(0)}
     assert len(names) == 4
 
 
 def test_training_that_misses_its_mark_is_an_error(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(models.BUILT_IN, "quick", replace(models.BUILT_IN["quick"], reach=1.1, rounds=2))
-    with pytest.raises(LoclinError, match=r"exact match of 1.1 on every task after training, found .* on copy"):
+    with pytest.raises(LoclinError, match=r"score of 1.1 on every task after training, found .* on copy"):
         models.load("quick")
-    with pytest.raises(LoclinError, match="unknown model 'gtp2': expected one of sequences, sequences-small"):
+    with pytest.raises(LoclinError, match="expected --data with the model 'gtp2', found none"):
         models.load("gtp2")

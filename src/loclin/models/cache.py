@@ -1,0 +1,61 @@
+"""Where built-in models are kept: written whole or not at all, verified by checksum on every load."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Made = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+
+def cache_folder() -> Path:
+    """Where built-in models are kept: $LOCLIN_CACHE, or ~/.cache/loclin."""
+    return Path(os.environ.get("LOCLIN_CACHE") or Path.home() / ".cache" / "loclin")
+
+
+def kept(name: str, make: Callable[[], Made]) -> Path:
+    """The folder of this name in the cache, made first where it is not there or damaged.
+
+    What is made is moved into place whole, so that an interrupted training leaves nothing that looks finished.
+    """
+    folder = cache_folder() / name
+    if _intact(folder):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch:
+        made = Path(scratch) / "model"
+        for part in make():
+            part.save_pretrained(made)
+        (made / "checksums.json").write_text(json.dumps(_checksums(made)))
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            made.rename(folder)
+        except OSError:  # another process finished the same model first
+            if not _intact(folder):
+                raise
+    return folder
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.iterdir() if p.name != "checksums.json")
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def _intact(folder: Path) -> bool:
+    """Whether the folder holds what was written there; a damaged one is said to be so and trained anew."""
+    if not folder.exists():
+        return False
+    try:
+        if json.loads((folder / "checksums.json").read_text()) == _checksums(folder):
+            return True
+    except (OSError, ValueError):
+        pass
+    print(f"the cached model in {folder} is damaged: training it again", flush=True)
+    return False

@@ -1,0 +1,87 @@
+"""From a model's name and a data set's name to a `Problem`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from loclin.errors import LoclinError
+from loclin.models.builtin import BUILT_IN, Progress, Recipe, built_in_examples, built_in_folder
+from loclin.models.pretrained import How, context_of, read_pretrained
+from loclin.models.problem import Problem
+from loclin.seeds import derived
+from loclin.tasks.data import TaskData, grouped_splits
+from loclin.tasks.files import read_file, read_hub
+from loclin.tasks.fit import Long, fit
+from loclin.tasks.samples import self_examples
+
+#: Shares of the groups for data that no built-in recipe divides.
+SHARES: Mapping[str, float] = {
+    "train": 0.3, "validate": 0.1, "damage": 0.1, "recovery": 0.2, "gradients": 0.2, "test": 0.1,
+}  # fmt: skip
+SELF_SAMPLES = 1024
+
+
+def load(
+    model: str,
+    *,
+    data: str | None = None,
+    seed: int = 0,
+    how: How | None = None,
+    template: str | None = None,
+    long: Long = "drop",
+    progress: Progress | None = None,
+) -> Problem:
+    """A causal language model with the tasks it is asked, in disjoint splits.
+
+    Args:
+        model: "sequences", "statements" or "sequences-small" (trained on first use), a hub id, or a folder.
+        data: the name of a built-in model for its data, "self" (the model's own samples), a JSON Lines file, or a data set of
+            the hub. By default a built-in model's own.
+        seed: of the splits, and of a built-in model's data and training; another seed is an independent model, except that
+            "statements" is one model, whatever the seed.
+        how: revision, dtype, device, remote code.
+        template: the prompt of a file's or data set's records, made from their fields.
+        long: "drop" prompts longer than the model's context, or "fail".
+        progress: called with a description and the share done while a model is trained.
+
+    Raises:
+        LoclinError: whatever is wrong with the model or the data, in one line.
+    """
+    how = how or How()
+    recipe = BUILT_IN.get(model)
+    if recipe is not None:
+        own = 0 if recipe.shared else seed
+        folder = built_in_folder(model, seed=own, progress=progress or (lambda text, share: None))
+        network, tokenizer = read_pretrained(str(folder), how)
+    elif data is None:
+        raise LoclinError(f"expected --data with the model {model!r}, found none: give sequences, self or a file")
+    else:
+        network, tokenizer = read_pretrained(model, how)
+    source = BUILT_IN.get(data or model)
+    divided = _own_seed(source, seed) if source else derived(seed, "splits")
+    found = built_in_examples(source, divided) if source else _read(network, tokenizer, str(data), template, seed)
+    if data in BUILT_IN or source is None:  # a built-in model can read its own data
+        found = fit(found, tokenizer, context=context_of(network), long=long)
+    return Problem(
+        model=network,
+        tokenizer=tokenizer,
+        examples=grouped_splits(found, source.shares if source else SHARES, seed=divided),
+        notes=tuple(found.summary().splitlines()),
+    )
+
+
+def _own_seed(recipe: Recipe, seed: int) -> int:
+    return 0 if recipe.shared else seed
+
+
+def _read(
+    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: str, template: str | None, seed: int
+) -> TaskData:
+    if data == "self":
+        return self_examples(network, tokenizer, SELF_SAMPLES, seed=derived(seed, "samples"))
+    if Path(data).is_file() or data.endswith((".jsonl", ".json")):
+        return read_file(data, template=template)
+    return read_hub(data, template=template)

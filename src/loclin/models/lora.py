@@ -1,0 +1,181 @@
+"""LoRA adapters by peft: attach one, and read the steps of its factors as steps of the weights they adapt.
+
+h = Wx + s·BAx with A r×in and B out×r (Hu et al. 2021, arXiv 2106.09685). What a user's model does depends on ΔW = s·BA alone,
+so captures are measured there too (`geometry.lora`), not only in the factors.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import peft
+import torch
+from jaxtyping import Float
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from loclin.errors import LoclinError
+from loclin.geometry.lora import LowRank, secants, tangents
+from loclin.parameters import ParameterSpace
+from loclin.seeds import derived
+
+Init = Literal["default", "gaussian", "orthogonal", "pissa"]
+_ADAPTER = "default"  # peft's own name for an adapter that is given none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """What adapter to attach.
+
+    Attributes:
+        rank: r.
+        alpha: s = alpha/r; None takes twice the rank, s = 2.
+        targets: "all-linear" (every linear map but the output layer), or the last parts of module names, separated by commas.
+        dropout: on the adapter's input while it is trained.
+        init: "default" (A uniform, B zero) and "gaussian" start at ΔW = 0; "orthogonal" does up to round-off; "pissa" moves
+            the largest singular directions of W into the factors, which changes no output.
+    """
+
+    rank: int = 8
+    alpha: int | None = None
+    targets: str = "all-linear"
+    dropout: float = 0.0
+    init: Init = "default"
+
+
+def attach(model: PreTrainedModel, lora: Lora, *, seed: int) -> peft.PeftModel:
+    """The model with a new adapter, in place: everything but the factors is frozen.
+
+    The factors are drawn by `seed` alone, and the global random state is left as it was.
+
+    Raises:
+        LoclinError: a rank below 1, or targets that match no linear map (those that exist are listed).
+    """
+    if lora.rank < 1:
+        raise LoclinError(f"expected a LoRA rank of at least 1, found {lora.rank}: change --ranks")
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    targets: str | list[str] = lora.targets
+    if targets != "all-linear":
+        targets = [t.strip() for t in lora.targets.split(",")]
+        unknown = [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in linear)]
+        if unknown:
+            there = ", ".join(sorted({n.rpartition(".")[2] for n in linear}))
+            raise LoclinError(f"expected LoRA targets among {there}, found {unknown[0]!r}: change --targets")
+    settings = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=2 * lora.rank if lora.alpha is None else lora.alpha,
+        target_modules=targets,
+        lora_dropout=lora.dropout,
+        init_lora_weights=True if lora.init == "default" else lora.init,
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in linear.values()),
+    )
+    with _seeded(derived(seed, "adapter")), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft's, over names that transformers is about to retire
+        return peft.get_peft_model(model, settings).eval()
+
+
+@contextmanager
+def dropout_active(model: nn.Module, *, seed: int) -> Iterator[None]:
+    """The adapter's dropout at work inside, drawn by `seed`; nothing where there is none."""
+    dropouts = [
+        d
+        for m in model.modules()
+        if isinstance(m, LoraLayer)
+        for d in m.lora_dropout.values()
+        if isinstance(d, nn.Dropout)
+    ]
+    if not dropouts:
+        yield
+        return
+    with _seeded(seed):
+        try:
+            for d in dropouts:
+                d.train()
+            yield
+        finally:
+            for d in dropouts:
+                d.eval()
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """peft and dropout draw from torch's global generator: it is seeded inside and put back afterwards."""
+    with torch.random.fork_rng():
+        torch.default_generator.manual_seed(seed)
+        for i in range(torch.cuda.device_count()):
+            torch.cuda.default_generators[i].manual_seed(seed)
+        yield
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Factors:
+    """Where in a parameter space the factors of every adapted weight are.
+
+    Attributes:
+        space: the adapter's factors.
+        pairs: name of A, name of B and the scale s of every adapted weight.
+    """
+
+    space: ParameterSpace
+    pairs: tuple[tuple[str, str, float], ...]
+
+    @staticmethod
+    def of(model: nn.Module, space: ParameterSpace) -> Factors | None:
+        """The factors in a space of this model, or None where the space holds anything but whole pairs of factors."""
+        pairs = []
+        for name, module in model.named_modules():
+            if isinstance(module, LoraLayer) and _ADAPTER in module.lora_A:
+                a, b = (f"{name}.lora_{x}.{_ADAPTER}.weight" for x in "AB")
+                pairs.append((a, b, float(module.scaling[_ADAPTER])))
+        named = {n for a, b, _ in pairs for n in (a, b)}
+        return Factors(space=space, pairs=tuple(pairs)) if pairs and named == set(space.names) else None
+
+    @property
+    def dimension(self) -> int:
+        """Dimensions of the set of all ΔW: r(in + out) − r² for every adapted weight, the gauge R taken off."""
+        ranks = [self._shapes[a][0] for a, _, _ in self.pairs]
+        return self.space.dimension - sum(r * r for r in ranks)
+
+    @property
+    def _shapes(self) -> dict[str, torch.Size]:
+        return {n: p.shape for n, p in zip(self.space.names, self.space.parameters, strict=True)}
+
+    def steps(self, start: Float[Tensor, " D"], updates: Float[Tensor, "T D"]) -> Iterator[LowRank]:
+        """The T steps of ΔW along a path from `start`, one adapted weight after the other."""
+        for (a, b, s), (here, moved) in zip(self.pairs, self._split(start, updates), strict=True):
+            yield secants(_path(here[a], moved[a]), _path(here[b], moved[b]), scale=s)
+
+    def chords(self, start: Float[Tensor, " D"], displacements: Float[Tensor, "n D"]) -> Iterator[LowRank]:
+        """The n displacements of ΔW, each from `start`, one adapted weight after the other."""
+        for (a, b, s), (here, moved) in zip(self.pairs, self._split(start, displacements), strict=True):
+            each = [
+                secants(torch.stack([here[a], here[a] + da]), torch.stack([here[b], here[b] + db]), scale=s)
+                for da, db in zip(moved[a], moved[b], strict=True)
+            ]
+            yield LowRank(left=torch.cat([w.left for w in each]), right=torch.cat([w.right for w in each]))
+
+    def directions(self, point: Float[Tensor, " D"], rows: Float[Tensor, "n D"]) -> Iterator[LowRank]:
+        """What n directions of the factors do to ΔW at a point, to first order, one adapted weight after the other."""
+        for (a, b, s), (here, moved) in zip(self.pairs, self._split(point, rows), strict=True):
+            yield tangents(here[a], here[b], moved[a], moved[b], scale=s)
+
+    def _split(
+        self, point: Float[Tensor, " D"], rows: Float[Tensor, "n D"]
+    ) -> Iterator[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]:
+        """Point and rows cut into the factors of each adapted weight in turn."""
+        here = self.space.by_tensor(point)
+        pieces = dict(zip(self.space.names, rows.split(list(self.space.sizes), dim=1), strict=True))
+        for a, b, _ in self.pairs:
+            yield here, {n: pieces[n].reshape(len(rows), *self._shapes[n]) for n in (a, b)}
+
+
+def _path(start: Tensor, updates: Tensor) -> Tensor:
+    """The T+1 points of a path, in float64: late points are sums of hundreds of small steps."""
+    return torch.cat([start[None].double(), start.double() + updates.double().cumsum(0)])

@@ -1,0 +1,85 @@
+"""A model together with what it is asked: the value that every study works with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import cast
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from loclin.tasks.batch import Batch, accuracy, collate
+from loclin.tasks.choices import Choices, choose, collate_choices
+from loclin.tasks.example import Example
+
+DESTROYED = 0.05  # exact match below which a task counts as destroyed (measures §1)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Problem:
+    """A causal language model and its task data in disjoint splits.
+
+    Attributes:
+        model: in evaluation mode; with or without an adapter.
+        tokenizer: its tokenizer.
+        examples: for every split, every task's examples; no group (input sequence, passage, phrasing of a fact) is in two.
+        notes: what was loaded and what was dropped, in sentences.
+    """
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    examples: Mapping[str, Mapping[str, tuple[Example, ...]]]
+    notes: tuple[str, ...] = ()
+    _batches: dict[tuple[str, str], Batch] = dataclasses.field(default_factory=dict, init=False, repr=False)
+    _choices: dict[tuple[str, str], Choices] = dataclasses.field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks, in order."""
+        return tuple(next(iter(self.examples.values())))
+
+    def batch(self, name: str, task: str) -> Batch:
+        """One task's examples of one split as tensors on the model's device, made once."""
+        if (name, task) not in self._batches:
+            self._batches[name, task] = self.collate(self.examples[name][task])
+        return self._batches[name, task]
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """Examples as tensors on the model's device."""
+        return collate(examples, self.tokenizer).to(self.model.device)
+
+    def has_options(self, task: str) -> bool:
+        """Whether the task is to choose among options rather than to answer freely."""
+        return all(e.options for part in self.examples.values() for e in part[task])
+
+    def chance(self, task: str) -> float:
+        """Score of a uniform guess among the options; 0 for free answers."""
+        shown = self.examples["test"][task]
+        return sum(1 / len(e.options) for e in shown) / len(shown) if self.has_options(task) else 0.0
+
+    def destroyed_below(self, task: str) -> float:
+        """Score below which a task counts as destroyed: exact match of 0.05 (measures §1); with options, what guessing gives."""
+        return max(DESTROYED, self.chance(task))
+
+    def score(self, name: str, task: str) -> float:
+        """Share of a split's examples answered right: by exact match, or by the largest joint log-probability of the options."""
+        if not self.has_options(task):
+            return accuracy(self.model, self.batch(name, task))
+        if (name, task) not in self._choices:
+            self._choices[name, task] = collate_choices(self.examples[name][task], self.tokenizer).to(self.model.device)
+        return float(choose(self.model, self._choices[name, task]).double().mean())
+
+
+@contextmanager
+def twice_differentiable(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Eager attention inside, the model's own afterwards: fused attention kernels have no double backward (measures §8)."""
+    core = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+    before = core.config._attn_implementation
+    core.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        core.set_attn_implementation(before)

@@ -1,0 +1,135 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from loclin.errors import LoclinError
+from loclin.models.pretrained import How, context_of, device_named, missing_from_cache, read_pretrained
+from loclin.parameters import ParameterSpace
+from tests.conftest import FAMILIES
+
+
+@pytest.fixture(scope="session")
+def folders(
+    families: dict[str, PreTrainedModel],
+    tokenizers: dict[str, PreTrainedTokenizerBase],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Path]:
+    """Every family as an ordinary model folder."""
+    where = tmp_path_factory.mktemp("folders")
+    for name in FAMILIES:
+        families[name].save_pretrained(where / name)
+        tokenizers[name].save_pretrained(where / name)
+    return {name: where / name for name in FAMILIES}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folder_is_read_as_it_was_saved(
+    family: str, folders: dict[str, Path], families: dict[str, PreTrainedModel]
+) -> None:
+    model, tokenizer = read_pretrained(str(folders[family]), How())
+    assert torch.equal(ParameterSpace(model).read(), ParameterSpace(families[family]).read())
+    assert not model.training
+    assert context_of(model) == 64
+    assert tokenizer.pad_token_id is not None
+    half, _ = read_pretrained(str(folders[family]), How(dtype="bfloat16"))
+    assert half.dtype == torch.bfloat16
+
+
+def test_the_end_token_serves_where_there_is_no_padding_token(folders: dict[str, Path], tmp_path: Path) -> None:
+    copy = shutil.copytree(folders["llama"], tmp_path / "copy")
+    file = copy / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps({k: v for k, v in settings.items() if k != "pad_token"}))
+    _, tokenizer = read_pretrained(str(copy), How())
+    assert tokenizer.pad_token == tokenizer.eos_token == "</s>"
+    file.write_text(json.dumps({k: v for k, v in settings.items() if k not in ("pad_token", "eos_token")}))
+    with pytest.raises(LoclinError, match="tokenizer with a padding or an end token, found neither in"):
+        read_pretrained(str(copy), How())
+
+
+def broken(folder: Path, how: str) -> None:
+    if how == "no config":
+        (folder / "config.json").unlink()
+    elif how == "pickles":
+        (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    elif how == "no weights":
+        (folder / "model.safetensors").unlink()
+    elif how == "no tokenizer":
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (folder / name).unlink()
+    elif how == "cut":
+        content = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(content[:1000])
+    elif how == "other config":
+        (folder / "config.json").write_text('{"model_type": "nothing-known"}')
+    elif how == "own code":
+        settings = json.loads((folder / "config.json").read_text())
+        settings |= {"model_type": "mine", "auto_map": {"AutoConfig": "c.C", "AutoModelForCausalLM": "m.M"}}
+        (folder / "config.json").write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("no config", "model folder with a config.json, found none in"),
+        ("pickles", r"found pickled weights only \(pytorch_model.bin\): save the model again"),
+        ("no weights", "found no weights"),
+        ("no tokenizer", "expected a tokenizer in .*, found none: save it there with tokenizer.save_pretrained"),
+        ("cut", "expected a causal language model in .*, found SafetensorError"),
+        ("other config", "expected a causal language model in .*, found ValueError"),
+        ("own code", "brings code of its own: read it, then pass --trust-remote-code"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_refused_in_one_line(
+    how: str, message: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(folders["gpt2"], tmp_path / "copy")
+    broken(copy, how)
+    with pytest.raises(LoclinError, match=message) as error:
+        read_pretrained(str(copy), How())
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_neither_a_folder_nor_cached_says_how_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(
+        LoclinError, match=r"found that 'distilgpt2' is none of these.*run `hf download distilgpt2`"
+    ) as error:
+        read_pretrained("distilgpt2", How())
+    assert "\n" not in str(error.value)
+    with pytest.raises(LoclinError, match="hf download distilgpt2 --revision old"):
+        read_pretrained("distilgpt2", How(revision="old"))
+    with pytest.raises(LoclinError, match=r"expected a model folder, found nothing at \./nowhere"):
+        read_pretrained("./nowhere", How())
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(LoclinError, match="found the file"):
+        read_pretrained(str(tmp_path / "file"), How())
+
+
+def test_the_cache_is_asked_before_hours_of_work(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("loclin.models.pretrained.HF_HUB_CACHE", str(tmp_path))
+    assert not missing_from_cache(str(folders["gpt2"]))
+    assert missing_from_cache("distilgpt2")
+    shutil.copytree(folders["gpt2"], tmp_path / "models--distilgpt2" / "snapshots" / "abc")
+    assert not missing_from_cache("distilgpt2")
+    assert missing_from_cache("google/boolq", dataset=True)
+    (tmp_path / "datasets--google--boolq" / "snapshots" / "x" / "data").mkdir(parents=True)
+    (tmp_path / "datasets--google--boolq" / "snapshots" / "x" / "data" / "train.parquet").write_text("")
+    assert not missing_from_cache("google/boolq", dataset=True)
+
+
+def test_devices() -> None:
+    assert device_named("auto", small=True) == device_named("cpu") == "cpu"
+    missing = "mps" if not torch.backends.mps.is_available() else "cuda"
+    with pytest.raises(LoclinError, match=f"expected a device among .*cpu, found '{missing}': change --device"):
+        device_named(missing)
