@@ -64,7 +64,7 @@ def test_every_session_is_noted(tmp_path: Path) -> None:
         record.write_part("recovery", "run-000", PART)
         record.close_study("recovery", 2.0)
     run = json.loads((tmp_path / "run.json").read_text())
-    assert run["studies"] == {"recovery": {"steps": 5}}
+    assert run["studies"] == {"recovery": {"study": "recovery", "steps": 5}}
     assert len(run["sessions"]) == 2
     assert run["sessions"][0]["versions"]["torch"]
     assert run["sessions"][0]["part_seconds"] == {"run-000": 1.0}
@@ -96,7 +96,7 @@ def test_damaged_records_say_so(tmp_path: Path) -> None:
     with pytest.raises(LoclinError, match=r"expected JSON in .*run-000.json"):
         record.part("recovery", "run-000")
     (tmp_path / "run.json").write_text('{"format": 99}')
-    with pytest.raises(LoclinError, match=r"record of format 1 .* found 99"):
+    with pytest.raises(LoclinError, match=r"record of format 2 .* found 99"):
         record.run()
 
 

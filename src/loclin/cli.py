@@ -1,4 +1,4 @@
-"""The command line: `loclin reproduce | run | report`. Nothing heavy is imported before a command starts."""
+"""The command line: `loclin reproduce | run | trajectory | report`. Nothing heavy is imported before a command starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tyro
 
 from loclin.errors import LoclinError
 from loclin.studies import STUDIES
-from loclin.studies.recovery.config import Profile
+from loclin.studies.recovery.config import BUILT_IN, Profile
 
 T = TypeVar("T")
 
@@ -25,6 +25,7 @@ Which local linear structure does a trained network really have, in its weights 
 commands:
   reproduce         run every study on the built-in models, then write and name the HTML report
   run STUDY         run one study; `loclin run STUDY --help` lists every setting
+  trajectory DIR    measure a training run of your own from its checkpoint folders (Hugging Face Trainer or peft)
   report DIR        rebuild the report of a run folder from its record alone
 
 studies:
@@ -40,7 +41,7 @@ class Reproduce:
     """Run every study on the built-in models, then write the report and say where it is."""
 
     profile: Profile = "standard"
-    """smoke: about a minute, wide intervals. standard: ten minutes on two cores. paper: hours."""
+    """smoke: two minutes, wide intervals. standard: ten minutes on two cores. paper: the paper's own models too, hours."""
     studies: tuple[str, ...] = STUDIES
     """Which studies to run."""
     seeds: int | None = None
@@ -80,7 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _dispatch(arguments: list[str]) -> None:
-    commands: dict[str, Callable[[list[str]], None]] = {"reproduce": _reproduce, "run": _run, "report": _report}
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "reproduce": _reproduce,
+        "run": _run,
+        "report": _report,
+        "trajectory": _trajectory,
+    }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP, end="")
     elif arguments[0] == "--version":
@@ -104,11 +110,32 @@ def _reproduce(arguments: list[str]) -> None:
     for study in asked.studies:
         _known(study)
     out = asked.out or Path("runs") / asked.profile
-    for study in asked.studies:
-        config = import_module(f"loclin.studies.{study}.config").preset(asked.profile)
-        if asked.seeds is not None:
-            config = replace(config, seeds=asked.seeds)
-        _study_then_report(study, replace(config, workers=asked.workers), out, last=study == asked.studies[-1])
+    configs = [
+        (s, c) for s in asked.studies for c in import_module(f"loclin.studies.{s}.config").settings(asked.profile)
+    ]
+    if asked.seeds is not None:
+        configs = [(s, replace(c, seeds=asked.seeds)) for s, c in configs]
+    _all_cached([config.checked() for _, config in configs])
+    for i, (study, config) in enumerate(configs):
+        _study_then_report(study, replace(config, workers=asked.workers), out, last=i == len(configs) - 1)
+
+
+def _all_cached(configs: Sequence[Any]) -> None:
+    """Before hours of work: whatever would have to be fetched on the way is named, with the commands that fetch it."""
+    named = {(c.model, c.data) for c in configs} - {(m, None) for m in BUILT_IN}
+    if not named:
+        return
+    from loclin.models.pretrained import missing_from_cache
+
+    models = {m for m, _ in named if m not in BUILT_IN}
+    datasets = {d for _, d in named if d and d not in BUILT_IN}
+    missing = [f"hf download {m}" for m in sorted(models) if missing_from_cache(m)]
+    missing += [f"hf download --repo-type dataset {d}" for d in sorted(datasets) if missing_from_cache(d, dataset=True)]
+    if missing:
+        raise LoclinError(
+            f"expected the models and data of this profile in the local cache, found {len(missing)} missing: "
+            f"run {'; '.join(missing)} where there is a network"
+        )
 
 
 def _run(arguments: list[str]) -> None:
@@ -120,9 +147,9 @@ def _run(arguments: list[str]) -> None:
     study, options = arguments[0], arguments[1:]
     _known(study)
     settings = import_module(f"loclin.studies.{study}.config")
-    default = settings.preset(_profile(options))
+    default = settings.preset(_profile(options), _early(options, "--model") or "sequences")
     config: Any = _parse(settings.Config, options, f"run {study}", default)
-    _study_then_report(study, config, config.out or Path("runs") / f"{study}-{config.profile}", last=True)
+    _study_then_report(study, config, config.out or Path("runs") / f"{config.entry}-{config.profile}", last=True)
 
 
 def _known(study: str) -> None:
@@ -131,16 +158,22 @@ def _known(study: str) -> None:
 
 
 def _profile(options: list[str]) -> Profile:
-    """The profile asked for, read first because it decides every other default."""
+    asked = _early(options, "--profile")
+    if asked is None:
+        return "standard"
+    for known in get_args(Profile):
+        if asked == known:
+            return known  # type: ignore[no-any-return]
+    raise LoclinError(f"unknown profile {asked!r}: expected one of {', '.join(get_args(Profile))}")
+
+
+def _early(options: list[str], name: str) -> str | None:
+    """The value of an option that is read first, because it decides the defaults of others."""
     for option, value in zip(options, [*options[1:], ""], strict=True):
-        name, _, joined = option.partition("=")
-        if name == "--profile":
-            asked = joined or value
-            for known in get_args(Profile):
-                if asked == known:
-                    return known  # type: ignore[no-any-return]
-            raise LoclinError(f"unknown profile {asked!r}: expected one of {', '.join(get_args(Profile))}")
-    return "standard"
+        given, _, joined = option.partition("=")
+        if given == name:
+            return joined or value
+    return None
 
 
 def _study_then_report(study: str, config: Any, out: Path, *, last: bool) -> None:
@@ -151,6 +184,17 @@ def _study_then_report(study: str, config: Any, out: Path, *, last: bool) -> Non
     run_study(study, config, out=out)
     if last:
         _write_report(out)
+
+
+def _trajectory(arguments: list[str]) -> None:
+    from loclin.studies.trajectory.config import Config
+
+    config = _parse(Config, arguments, "trajectory").checked()
+    out = config.out or Path("runs") / f"trajectory-{config.folder.resolve().name}"
+    from loclin.studies.trajectory.experiment import measure_folder
+
+    measure_folder(config, out=out)
+    _write_report(out)
 
 
 def _report(arguments: list[str]) -> None:
@@ -164,8 +208,9 @@ def _report(arguments: list[str]) -> None:
 
 def _write_report(folder: Path) -> None:
     from loclin.report import build
-    from loclin.report.terminal import print_claims
+    from loclin.report.terminal import print_claims, print_findings
 
     page = build(folder)
     print_claims(folder)
+    print_findings(folder, "trajectory")
     print(f"report: {page.resolve()}")

@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 
 from loclin.errors import LoclinError
 
-FORMAT = 1  # of the record; raised when a reader of older records would be wrong
+FORMAT = 2  # of the record; raised when a reader of older records would be wrong
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +96,19 @@ class Claim:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Part:
-    """What one independent run contributes: rows and arrays, whose keys end in the run's number."""
+    """What one independent run contributes.
+
+    Attributes:
+        rows: its numbers.
+        arrays: by key, which ends in the run's number.
+        seconds: how long it took.
+        notes: what was loaded, dropped and kept where, in sentences.
+    """
 
     rows: Sequence[Row]
     arrays: Mapping[str, np.ndarray]
     seconds: float = 0.0
+    notes: Sequence[str] = ()
 
 
 class Record:
@@ -122,14 +130,20 @@ class Record:
                 f"expected an empty folder or an earlier run, found other files in {folder}: choose another --out"
             )
 
-    def open_study(self, study: str, config: Mapping[str, Any], *, device: str) -> None:
+    def open_study(self, study: str, config: Mapping[str, Any], *, device: str, kind: str | None = None) -> None:
         """Enter a study's configuration, or check that it is the one already there; start a session.
+
+        Args:
+            study: its name in this record.
+            config: its settings.
+            device: what it runs on, in words.
+            kind: which study it is, where a record may hold it several times under other names (on several models).
 
         Raises:
             LoclinError: the folder holds this study with another configuration.
         """
         run = self.run()
-        asked = _plain(config)
+        asked = {"study": kind or study, **_plain(config)}
         held = run["studies"].get(study)
         if held is not None and held != asked:
             name = next(k for k in {**held, **asked} if held.get(k) != asked.get(k))
@@ -143,11 +157,12 @@ class Record:
         )
         self._write_json("run.json", run)
 
-    def close_study(self, study: str, seconds: float) -> None:
-        """Note how long the session took, and how long each independent run."""
+    def close_study(self, study: str, seconds: float, notes: Sequence[str] = ()) -> None:
+        """Note how long the session took, how long each independent run, and what the study says of its data."""
         run = self.run()
         parts = {p.stem: json.loads(p.read_text())["seconds"] for p in sorted(self._parts(study).glob("*.json"))}
         run["sessions"][-1] |= {"ended": _now(), "seconds": round(seconds, 1), "part_seconds": parts}
+        run["notes"][study] = list(notes)
         self._write_json("run.json", run)
 
     def run(self) -> dict[str, Any]:
@@ -158,11 +173,12 @@ class Record:
         """
         path = self.folder / "run.json"
         if not path.exists():
-            return {"format": FORMAT, "name": self.folder.resolve().name, "studies": {}, "sessions": []}
+            return {"format": FORMAT, "name": self.folder.resolve().name, "studies": {}, "notes": {}, "sessions": []}
         run: dict[str, Any] = self._read_json("run.json")
         if run.get("format") != FORMAT:
             raise LoclinError(
-                f"expected a record of format {FORMAT} in {path}, found {run.get('format')}: update loclin"
+                f"expected a record of format {FORMAT} in {path}, found {run.get('format')}: "
+                "read it with the loclin that wrote it, or run again into another --out"
             )
         return run
 
@@ -173,13 +189,14 @@ class Record:
             return None
         data = self._read_json(str(path.relative_to(self.folder)))
         arrays = self._read_arrays(path.with_suffix(".safetensors"))
-        return Part(rows=[Row(**r) for r in data["rows"]], arrays=arrays, seconds=data["seconds"])
+        return Part(rows=[Row(**r) for r in data["rows"]], arrays=arrays, seconds=data["seconds"], notes=data["notes"])
 
     def write_part(self, study: str, name: str, part: Part) -> None:
         """Keep a finished part: arrays first, then the JSON file that says they are whole."""
         self._write_arrays(f"{study}/parts/{name}.safetensors", part.arrays)
         rows = [dataclasses.asdict(r) for r in part.rows]
-        self._write_json(f"{study}/parts/{name}.json", {"rows": rows, "seconds": round(part.seconds, 1)})
+        content = {"rows": rows, "seconds": round(part.seconds, 1), "notes": list(part.notes)}
+        self._write_json(f"{study}/parts/{name}.json", content)
 
     def write_results(self, study: str, rows: Sequence[Row], arrays: Mapping[str, np.ndarray]) -> None:
         """Write a study's tidy rows and arrays."""
@@ -282,7 +299,7 @@ def _now() -> str:
 
 
 def _versions() -> dict[str, Any]:
-    names = ("loclin", "torch", "transformers", "numpy", "scipy")
+    names = ("loclin", "torch", "transformers", "peft", "numpy", "scipy")
     return {"versions": {"python": platform.python_version(), **{n: metadata.version(n) for n in names}}}
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import stats
 
 from loclin.errors import LoclinError
@@ -130,3 +130,44 @@ def permuted_rank_correlations(
         a, b = stats.zscore(stats.rankdata(x)), stats.zscore(stats.rankdata(y))
         total += rng.permuted(np.tile(b, (draws, 1)), axis=1) @ a / len(a)
     return total / len(groups)
+
+
+def mean_rank_correlation(x: Float[np.ndarray, "conditions S"], y: Float[np.ndarray, "conditions S"]) -> float:
+    """Spearman's ρ over S runs, averaged over the conditions in which it is defined; NaN where it is in none."""
+    found = [r for r in map(rank_correlation, x, y) if not math.isnan(r)]
+    return float(np.mean(found)) if found else math.nan
+
+
+def permuted_over_runs(
+    x: Float[np.ndarray, "conditions S"], y: Float[np.ndarray, "conditions S"], *, draws: int, seed: int
+) -> Float[np.ndarray, " draws"]:
+    """Null draws of `mean_rank_correlation`: whole runs are exchanged, in all conditions alike."""
+    rng = np.random.default_rng(seed)
+    return np.array([mean_rank_correlation(x, y[:, rng.permutation(y.shape[1])]) for _ in range(draws)])
+
+
+def jackknife(statistic: Callable[[Int[np.ndarray, " m"]], float], runs: int) -> Estimate | None:
+    """A statistic of all runs with the interval of its delete-one-run jackknife.
+
+    Pseudo-values p_i = Sθ − (S−1)θ_(−i); the variance of the statistic is theirs over S, and the interval Student's t with
+    S − 1 degrees of freedom around θ (Tukey 1958; Efron and Stein 1981).
+
+    Args:
+        statistic: a number from the indices of the runs that are kept; NaN where it is not defined.
+        runs: S.
+
+    Returns:
+        None where the statistic is not defined for all runs or, without one of them, for fewer than three runs.
+
+    >>> data = np.array([1.0, 2.0, 3.0, 4.0])
+    >>> print(jackknife(lambda kept: float(data[kept].mean()), 4), over_runs(data))  # for a mean, the t-interval
+    2.5 [0.446, 4.55] 2.5 [0.446, 4.55]
+    """
+    every = np.arange(runs)
+    whole = statistic(every)
+    without = np.array([statistic(np.delete(every, i)) for i in range(runs)]) if runs > 3 else np.array([math.nan])
+    if math.isnan(whole) or np.isnan(without).any():
+        return None
+    spread = math.sqrt((runs - 1) / runs * float(((without - without.mean()) ** 2).sum()))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, runs - 1)) * spread
+    return Estimate(value=whole, low=whole - half, high=whole + half, n=runs)

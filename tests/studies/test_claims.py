@@ -28,12 +28,12 @@ NULL_DRAWS, DRAWS = 200, 60
 World = Callable[[np.random.Generator, int], list[Row]]
 
 
-def share_supported(world: World, rule: Callable[[list[Row]], Claim], draws: int) -> float:
-    """How often a rule supports its claim over independent studies of six runs."""
+def share_supported(world: World, rule: Callable[[list[Row]], Claim], draws: int, runs: int = CONFIG.seeds) -> float:
+    """How often a rule supports its claim over independent studies, of six runs unless more are said."""
     verdicts = []
     for study in range(draws):
         rng = np.random.default_rng([study, 7])
-        claim = rule([row for run in range(CONFIG.seeds) for row in world(rng, run)])
+        claim = rule([row for run in range(runs) for row in world(rng, run)])
         verdicts.append(claims._confirmed(replace(claim, p_holm=claim.p)).verdict == "supported")
     return float(np.mean(verdicts))
 
@@ -41,7 +41,7 @@ def share_supported(world: World, rule: Callable[[list[Row]], Claim], draws: int
 def trajectory(make: Callable[[np.random.Generator], np.ndarray]) -> World:
     def world(rng: np.random.Generator, run: int) -> list[Row]:
         u = make(rng)
-        return list(prefix_rows(u @ u.T, (5,), 400, 1, {"run": run, "optimiser": "sgd"}, seed=run))
+        return list(prefix_rows(u @ u.T, (5,), 400, 1, {"run": run, "optimiser": "sgd", "space": "weights"}, seed=run))
 
     return world
 
@@ -131,14 +131,14 @@ def recovery_rows(rng: np.random.Generator, run: int, *, static_share: float) ->
     """A drifting recovery; every fixed basis is five of its own later steps mixed with noise."""
     u = drifting_steps(40, 400, 0.3, rng)
     g = u @ u.T
-    rows = list(prefix_rows(g, (5,), 400, 1, {"run": run, "optimiser": "sgd"}, seed=run))
+    rows = list(prefix_rows(g, (5,), 400, 1, {"run": run, "optimiser": "sgd", "space": "weights"}, seed=run))
     for name in claims.STATIC:
         b = np.sqrt(static_share) * u[rng.permutation(40)[:5]] + np.sqrt(1 - static_share) * white_steps(5, 400, rng)
-        context = {"run": run, "optimiser": "sgd", "basis": name}
+        context = {"run": run, "optimiser": "sgd", "basis": name, "space": "weights"}
         rows += family_rows(b @ b.T, b @ u.T, g, (5,), 400, context)
     for k, score in ((5, 0.5 + 0.1 * rng.standard_normal()), (10, 0.95)):
         here = {"run": run, "optimiser": "sgd", "basis": "prefix", "k": k}
-        rows.append(Row(quantity="regained_by_capture", value=0.7 + 0.02 * k, context=here))
+        rows.append(Row(quantity="regained_by_capture", value=0.7 + 0.02 * k, context={**here, "space": "weights"}))
         rows.append(Row(quantity="regained_score", value=score, context=here))
     full = {"run": run, "optimiser": "sgd", "basis": "full", "k": 400}
     return [*rows, Row(quantity="regained_score", value=1.0, context=full)]
@@ -176,6 +176,48 @@ def test_prefix_predicts_recovery(related: bool, monkeypatch: pytest.MonkeyPatch
 
     share = share_supported(world, rule, DRAWS if related else NULL_DRAWS)
     assert share >= 0.95 if related else share <= 0.05
+
+
+@pytest.mark.parametrize(("related", "runs"), [(False, 6), (False, 20), (True, 20)])
+def test_prefix_predicts_over_runs(related: bool, runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both optimisers of a run share what makes the run easy, so they are not independent: the run is the unit."""
+    monkeypatch.setattr(claims, "PERMUTATIONS", 99)
+
+    def world(rng: np.random.Generator, run: int) -> list[Row]:
+        shared = rng.uniform(size=2)
+        rows = []
+        for optimiser in ("sgd", "adamw"):
+            capture = shared[0] + 0.1 * rng.standard_normal()
+            score = (shared[0] if related else shared[1]) + 0.1 * rng.standard_normal()
+            here = {"run": run, "optimiser": optimiser, "k": 5, "basis": "prefix"}
+            rows.append(Row(quantity="regained_by_capture", value=capture, context={**here, "space": "weights"}))
+            rows.append(Row(quantity="regained_score", value=score, context=here))
+        return rows
+
+    def rule(rows: list[Row]) -> Claim:
+        return claims.prefix_predicts_over_runs(CONFIG, rows)
+
+    share = share_supported(world, rule, DRAWS if related else NULL_DRAWS, runs)
+    assert share >= 0.95 if related else share <= 0.05
+
+
+def lora_rows(run: int, factors: float) -> list[Row]:
+    here = {"run": run, "optimiser": "sgd", "k": 5}
+    rows = []
+    for space, value in (("weights", 0.6 + 0.01 * run), ("factors", factors + 0.012 * run)):
+        context = {**here, "space": space}
+        rows.append(Row(quantity="prefix_capture", value=value, null=0.1, context=context))
+        rows.append(Row(quantity="future_capture", value=value, null=0.1, context=context))
+    return rows
+
+
+@pytest.mark.parametrize(("factors", "said"), [(0.9, "they disagree"), (0.597, "they do not disagree")])
+def test_lora_is_decided_in_the_weights_and_a_disagreement_is_said(factors: float, said: str) -> None:
+    config = replace(CONFIG, space="lora")
+    claim = claims.prefix_captures(config, [row for run in range(6) for row in lora_rows(run, factors)], "sgd")
+    assert claim.value == pytest.approx(0.625)
+    assert claim.setting == "sequences, LoRA, SGD"
+    assert said in claim.note
 
 
 def test_a_support_that_does_not_survive_holm_is_withdrawn() -> None:

@@ -6,19 +6,53 @@ from typing import Any
 import pytest
 
 from loclin.errors import LoclinError
-from loclin.studies.recovery.config import Config, preset
+from loclin.studies.recovery.config import Config, preset, settings
 
 
 @pytest.mark.parametrize("profile", ["smoke", "standard", "paper"])
 def test_every_profile_can_be_run(profile: Any) -> None:
     assert preset(profile).checked().profile == profile
+    for config in settings(profile):
+        assert config.checked().profile == profile
+    assert len({config.entry for config in settings(profile)}) == len(settings(profile))
+
+
+def test_the_paper_profile_names_the_papers_models_and_data() -> None:
+    asked = {(c.model, c.data) for c in settings("paper")}
+    assert {("distilgpt2", "google/boolq"), ("gpt2", "sequences"), ("Qwen/Qwen2.5-0.5B", "google/boolq")} <= asked
+
+
+def test_defaults_depend_on_the_model() -> None:
+    assert preset("standard").space == "full"
+    assert preset("standard", "statements").space == preset("standard", "some/model").space == "lora"
+    assert preset("smoke", "statements").model == "statements-small"
+    assert preset("smoke", "some/model").model == "some/model"
+
+
+def test_the_name_in_a_record_tells_model_data_and_space_apart() -> None:
+    config = replace(preset("smoke", "Qwen/Qwen2.5-0.5B"), data="/tmp/my data.jsonl")
+    assert config.entry == "recovery-Qwen2.5-0.5B-my-data-lora"
+    assert preset("standard").entry == "recovery-sequences"
+    assert replace(Config(), space="*attn*").entry == "recovery-sequences-attn"
+
+
+def test_lora_is_measured_in_the_weights_first() -> None:
+    lora = preset("standard", "statements")
+    assert Config().spaces == ("weights",)
+    assert lora.spaces == ("weights", "factors")
+    assert replace(lora, store="sketch").spaces == ("factors",)
+    assert [lora.learning_rates(r)["sgd"] / lora.sgd_lr for r in range(3)] == [1.0, 0.5, 1.0]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"seeds": 0}, "at least one seed, found 0"),
-        ({"data": "boolq"}, "unknown data 'boolq': expected sequences"),
+        ({"model": "gpt2"}, "expected --data with the model 'gpt2', found none: give a JSON Lines file"),
+        ({"ranks": (8, 0)}, r"LoRA ranks of at least 1, found \[8, 0\]: change --ranks"),
+        ({"lr_factors": (1.0, -1.0)}, "factors above 0"),
+        ({"dropout": 1.0}, "dropout from 0 to below 1, found 1.0"),
+        ({"sketch_size": 100}, "sketch of at least 4 T = 800 numbers, found 100: raise --sketch-size"),
         ({"workers": -1}, "workers from 0"),
         ({"batch": 0}, "batch of at least 1, found 0: change --batch"),
         ({"sgd_lr": 0.0}, "learning rate above 0, found 0.0: change --sgd-lr"),

@@ -178,9 +178,39 @@ def draw_points(
         figure = Figure(figsize=(5.4, 4.4), layout="constrained")
         axes = figure.add_subplot()
         for i, (group, pairs) in enumerate(groups.items()):
+            if not pairs:
+                continue
             axes.plot(*zip(*pairs, strict=True), "o", color=PALETTE[i], markersize=4, alpha=0.6, label=group)
         axes.set(xlabel=labels[0], ylabel=labels[1], title=title, xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
         figure.legend(loc="outside lower center", ncols=4)
+        return Drawing(name=name, svg=_svg(figure), caption=caption)
+
+
+def draw_matrix(
+    name: str, caption: str, rows: Sequence[Row], *, over: tuple[str, str], labels: tuple[str, str], title: str
+) -> Drawing:
+    """Values from −1 to 1 over two context keys, as colours: blue below nought, white at it, red above.
+
+    Args:
+        name, caption: of the drawing.
+        rows: one per cell; cells without a value stay grey.
+        over: the context keys of the horizontal and the vertical axis.
+        labels: of the axes.
+        title: of the panel.
+    """
+    places = [sorted({r.context[key] for r in rows}) for key in over]
+    cells = {(r.context[over[0]], r.context[over[1]]): defined(r.value) for r in rows}
+    values = [[cells.get((x, y), math.nan) for x in places[0]] for y in places[1]]
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(5.4, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_facecolor("#bbbbbb")
+        image = axes.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1, origin="lower")
+        for set_ticks, marks in ((axes.set_xticks, places[0]), (axes.set_yticks, places[1])):
+            shown = range(0, len(marks), -(-len(marks) // 8))
+            set_ticks(list(shown), [str(marks[i]) for i in shown])
+        axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
+        figure.colorbar(image, ax=axes)
         return Drawing(name=name, svg=_svg(figure), caption=caption)
 
 

@@ -11,12 +11,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from loclin.errors import LoclinError
 from loclin.record import Record, Row
-from loclin.report import recovery
+from loclin.report import recovery, trajectory
 from loclin.report.figures import Drawing
 from loclin.report.section import Section
 from loclin.report.words import estimate_text, number, p_text
 
-PAGES: dict[str, Callable[[Sequence[Row], Mapping[str, Any]], list[Section]]] = {"recovery": recovery.sections}
+PAGES: dict[str, Callable[[Sequence[Row], Mapping[str, Any]], list[Section]]] = {
+    "recovery": recovery.sections,
+    "trajectory": trajectory.sections,
+}
 
 
 def build(folder: Path) -> Path:
@@ -36,13 +39,18 @@ def build(folder: Path) -> Path:
             f"expected a run folder with a finished study, found none in {folder}: let `loclin run` end first"
         )
     studies = [
-        {"name": s, "config": run["studies"][s], "sections": PAGES[s](record.results(s), run["studies"][s])}
+        {
+            "name": s,
+            "config": run["studies"][s],
+            "notes": run["notes"].get(s, []),
+            "sections": PAGES[run["studies"][s]["study"]](record.results(s), run["studies"][s]),
+        }
         for s in finished
     ]
     for study in studies:
         for section in study["sections"]:
             for drawing in section.figures:
-                record.write_text(f"figures/{drawing.name}.svg", drawing.svg)
+                record.write_text(f"figures/{study['name']}/{drawing.name}.svg", drawing.svg)
     environment = Environment(
         loader=PackageLoader("loclin", "report"),
         autoescape=lambda name: name == "page.html",

@@ -27,6 +27,16 @@ def sections(rows: Sequence[Row], config: Mapping[str, Any]) -> list[Section]:
     ]
 
 
+def _space(rows: Sequence[Row]) -> str:
+    """The space that decides: the weights (with LoRA ΔW) where captures were measured there, else the trained coordinates."""
+    found = {r.context.get("space") for r in rows}
+    return "weights" if "weights" in found else "factors"
+
+
+def _two_spaces(rows: Sequence[Row]) -> bool:
+    return {"weights", "factors"} <= {r.context.get("space") for r in rows}
+
+
 def _text(rows: Sequence[Row], quantity: str, **context: Any) -> str:
     found = select(rows, quantity, **context)
     return estimate_text(found[0].value, found[0].low, found[0].high) if found else "not defined"
@@ -39,10 +49,10 @@ def _course(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
     ]
     figure = draw_curves(
         "recovery-course",
-        "Exact match on the destroyed task against recovery steps, mean over runs with 95 % band.",
+        "Score on the destroyed task against recovery steps, mean over runs with 95 % band.",
         curves,
         over="t",
-        labels=("recovery step t", "exact match"),
+        labels=("recovery step t", "score"),
         title="The task comes back",
     )
     runs = [r for r in rows if r.quantity == "score" and "run" in r.context]
@@ -56,8 +66,13 @@ def _course(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
         figures=[figure],
         sees=[
             f"{len(tasks)} independent runs; destroyed in turn: {', '.join(task for _, task in tasks)}.",
-            f"Exact match on that task was {number(min(map(defined, before)))} or more before the damage and "
-            f"{number(max(map(defined, after)))} or less after it; on the kept tasks {number(min(map(defined, kept)))} or more.",
+            f"The score on that task (exact match; accuracy where there are options) was {number(min(map(defined, before)))} or "
+            f"more before the damage and {number(max(map(defined, after)))} or less after it"
+            + (
+                f"; on the kept tasks {number(min(map(defined, kept)))} or more."
+                if kept
+                else ". No other task was kept."
+            ),
             *(
                 f"{label} regains {_text(rows, 'score', optimiser=o, point='recovery', t=config['steps'])} in {config['steps']} steps."
                 for o, label in OPTIMISERS.items()
@@ -67,11 +82,13 @@ def _course(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
 
 
 def _prefix(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
-    k = config["k"]
+    k, where = config["k"], ""
+    if _two_spaces(rows):
+        where = " Measured in ΔW, the change of the adapted weights, which the choice of the factors A and B does not change."
     return Section(
         title="Do the first updates span the way back?",
         question="How much of the displacement d = Σu_t, and of the future f_k after step k, lies in the span of the first k "
-        "updates, and how much of that would unstructured steps give as well?",
+        "updates, and how much of that would unstructured steps give as well?" + where,
         figures=[f for o, label in OPTIMISERS.items() for f in _prefix_figures(rows, o, label, k)],
         sees=[line for o, label in OPTIMISERS.items() for line in _prefix_lines(rows, o, label, k)],
     )
@@ -79,8 +96,11 @@ def _prefix(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
 
 def _prefix_figures(rows: Sequence[Row], optimiser: str, label: str, k: int) -> Iterator[Drawing]:
     nulls = ("stationary drift", "white, own norms", "white", "heavy ball", "shuffled order")
-    here = {"optimiser": optimiser}
+    here = {"optimiser": optimiser, "space": _space(rows)}
     curves = [Curve(rows=select(rows, "prefix_capture", **here), label="prefix", colour=PALETTE[0])]
+    if _two_spaces(rows):
+        factors = select(rows, "prefix_capture", **{**here, "space": "factors"})
+        curves.append(Curve(rows=factors, label="prefix, in the factors", colour=PALETTE[7], band=False))
     curves += [
         Curve(
             rows=select(rows, "prefix_capture_null", null=n, **here),
@@ -128,7 +148,7 @@ def _prefix_figures(rows: Sequence[Row], optimiser: str, label: str, k: int) -> 
 
 
 def _prefix_lines(rows: Sequence[Row], optimiser: str, label: str, k: int) -> Iterator[str]:
-    here = {"optimiser": optimiser, "k": k}
+    here = {"optimiser": optimiser, "k": k, "space": _space(rows)}
     yield (
         f"{label}, k = {k}: the prefix holds {_text(rows, 'prefix_capture', **here)} of d and "
         f"{_text(rows, 'future_capture', **here)} of the future. A stationary drift fitted to the same updates would hold "
@@ -143,19 +163,30 @@ def _prefix_lines(rows: Sequence[Row], optimiser: str, label: str, k: int) -> It
         f"{_text(rows, 'basis_capture', basis=CONTROLS[2], of='future', **here)}, noise with the same norm in every tensor "
         f"{_text(rows, 'basis_capture', basis=CONTROLS[3], of='future', **here)}."
     )
+    if _two_spaces(rows):
+        there = {**here, "space": "factors"}
+        yield (
+            f"In the factors, where the choice of A and B matters, the prefix holds {_text(rows, 'prefix_capture', **there)} of "
+            f"d and {_text(rows, 'future_capture', **there)} of the future; the note beside the claim says whether they disagree."
+        )
     if select(rows, "reset_future_capture", **here):
         yield f"With the optimiser's state forgotten at step {k}: {_text(rows, 'reset_future_capture', **here)}."
 
 
 def _fixed(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
-    figures, lines = [], []
+    figures, lines, space = [], [], _space(rows)
     for o, label in OPTIMISERS.items():
         curves = [
-            Curve(rows=select(rows, "prefix_capture", optimiser=o), label="prefix", colour=PALETTE[0], dashed=True)
+            Curve(
+                rows=select(rows, "prefix_capture", optimiser=o, space=space),
+                label="prefix",
+                colour=PALETTE[0],
+                dashed=True,
+            )
         ]
         curves += [
             Curve(
-                rows=select(rows, "basis_capture", basis=b, of="displacement", optimiser=o),
+                rows=select(rows, "basis_capture", basis=b, of="displacement", optimiser=o, space=space),
                 label=b,
                 colour=PALETTE[i + 1],
             )
@@ -172,7 +203,7 @@ def _fixed(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
             )
         )
         captures = ", ".join(
-            f"{b} {_text(rows, 'basis_capture', basis=b, of='displacement', optimiser=o, k=config['k'])}"
+            f"{b} {_text(rows, 'basis_capture', basis=b, of='displacement', optimiser=o, k=config['k'], space=space)}"
             for b in STATIC
         )
         lines.append(f"{label}, k = {config['k']}: {captures}.")
@@ -252,42 +283,53 @@ def _projected(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
     )
     return Section(
         title="Does training confined to a basis bring the task back?",
-        question=f"Exact match regained in {steps} steps when every update is projected on a basis, against unconfined training.",
+        question=f"Score regained in {steps} steps when every update is projected on a basis, against unconfined training.",
         figures=[
             draw_dots(
                 "projected-bases",
-                f"Exact match regained within each basis of size {k}.",
+                f"Score regained within each basis of size {k}.",
                 at_k,
-                label="exact match",
+                label="score",
                 title="Confined to a basis",
             ),
             draw_curves(
                 "projected-prefix",
-                "Exact match regained within the prefix basis, by its size.",
+                "Score regained within the prefix basis, by its size.",
                 by_k,
                 over="k",
-                labels=("k", "exact match"),
+                labels=("k", "score"),
                 title="Confined to the first k updates",
             ),
             draw_points(
                 "capture-score",
-                f"Capture of d and regained exact match, one dot per basis of size {k} and run.",
-                pairs,
-                labels=("capture of d", "exact match"),
+                f"Capture of d and regained score, one dot per basis of size {k} and run.",
+                {label: [(x, y) for _, x, y in found] for label, found in pairs.items()},
+                labels=("capture of d", "score"),
                 title="Does capture predict recovery?",
+            ),
+            draw_points(
+                "capture-score-runs",
+                f"Capture of d by the first {k} updates and score regained within them, one dot per run.",
+                {label: [(x, y) for basis, x, y in found if basis == "prefix"] for label, found in pairs.items()},
+                labels=("capture of d by the prefix", "score"),
+                title="Over runs: capture and recovery",
             ),
         ],
         sees=[f"Unconfined: {full}.", f"Within the prefix of {k}: {prefix}."],
     )
 
 
-def _capture_and_score(rows: Sequence[Row], optimiser: str, k: int) -> list[tuple[float, float]]:
+def _capture_and_score(rows: Sequence[Row], optimiser: str, k: int) -> list[tuple[str, float, float]]:
+    """(basis, capture, score) of every basis of size k and run."""
     found: dict[tuple[Any, ...], dict[str, float]] = {}
+    wanted = (None, _space(rows))
     for r in rows:
         c = r.context
-        if r.quantity.startswith("regained_") and c.get("optimiser") == optimiser and c["k"] == k and "run" in c:
+        if not (r.quantity.startswith("regained_") and c.get("optimiser") == optimiser and "run" in c):
+            continue
+        if c["k"] == k and c.get("space") in wanted:
             found.setdefault((c["run"], c["basis"]), {})[r.quantity] = defined(r.value)
-    return [(p["regained_by_capture"], p["regained_score"]) for p in found.values()]
+    return [(basis, p["regained_by_capture"], p["regained_score"]) for (_, basis), p in found.items()]
 
 
 def _ranks(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:

@@ -22,6 +22,8 @@ NOT_WHAT = ("out", "workers", "profile")
 def run_study(study: str, config: Any, *, out: Path) -> list[Claim]:
     """Run what is not done yet of a study into a run folder, and decide its claims.
 
+    The study's name in the record is `config.entry`, which tells apart studies on several models.
+
     Args:
         study: a name in `STUDIES`.
         config: its `Config`.
@@ -35,28 +37,31 @@ def run_study(study: str, config: Any, *, out: Path) -> list[Claim]:
     config = config.checked()
     experiment = import_module(f"loclin.studies.{study}.experiment")
     device = experiment.device(config)
-    record, began = Record(out), time.perf_counter()
+    record, began, entry = Record(out), time.perf_counter(), config.entry
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_WHAT}
-    record.open_study(study, settings, device=device)
+    record.open_study(entry, settings, device=config.device_map or device, kind=study)
     names = [f"run-{run:03d}" for run in range(config.seeds)]
-    missing = [run for run, name in enumerate(names) if record.part(study, name) is None]
+    missing = [run for run, name in enumerate(names) if record.part(entry, name) is None]
     for run, part in side_by_side(
         f"loclin.studies.{study}.experiment",
         config,
         missing,
-        workers=config.workers if device == "cpu" else 1,
-        title=study,
+        workers=config.workers if device == "cpu" and not config.device_map else 1,
+        title=entry,
     ):
-        record.write_part(study, names[run], part)
-    parts = [part for part in (record.part(study, name) for name in names) if part is not None]
+        record.write_part(entry, names[run], part)
+        if run == missing[0]:
+            print(*part.notes, sep="\n", flush=True)
+    parts = [part for part in (record.part(entry, name) for name in names) if part is not None]
     claims = _finish(record, study, config, parts)
-    record.close_study(study, time.perf_counter() - began)
+    notes = list(dict.fromkeys(note for part in parts for note in part.notes))
+    record.close_study(entry, time.perf_counter() - began, notes)
     return claims
 
 
 def _finish(record: Record, study: str, config: Any, parts: Sequence[Part]) -> list[Claim]:
     rows: list[Row] = [row for part in parts for row in part.rows]
-    record.write_results(study, rows + summaries(rows), {k: v for part in parts for k, v in part.arrays.items()})
+    record.write_results(config.entry, rows + summaries(rows), {k: v for part in parts for k, v in part.arrays.items()})
     claims: list[Claim] = import_module(f"loclin.studies.{study}.claims").decide(config, rows)
-    record.write_claims(study, claims)
+    record.write_claims(config.entry, claims)
     return claims

@@ -1,11 +1,9 @@
-"""Families of directions to hold a recovery against: fixed beforehand, or controls (measures §3, §4).
-
-A family is a matrix of ordered directions, one per row; its basis of size k is the span of the first k.
-"""
+"""Families of directions to hold a recovery against: fixed beforehand, or controls (measures §3, §4)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,16 +12,69 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
 from loclin.errors import LoclinError
+from loclin.geometry.gramian import gramian
+from loclin.geometry.lora import LowRank, low_rank_gramian
 from loclin.geometry.spectrum import principal_directions
 from loclin.geometry.subspace import random_subspace
 from loclin.models import Problem, twice_differentiable
 from loclin.parameters import ParameterSpace
 from loclin.seeds import derived
+from loclin.studies.recovery.bench import Bench
 from loclin.studies.recovery.config import Config
 from loclin.tasks.batch import Batch, answer_loss
 from loclin.training import Trajectory, make_optimiser, minibatches, train
 
 Directions = Float[Tensor, "k D"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Family:
+    """Ordered directions, as every space of the study sees them; the basis of size k is the span of the first k.
+
+    Attributes:
+        rows: in the trained coordinates, or their sketches where the updates are sketched.
+        weights: with LoRA, what the directions are in ΔW, one adapted weight after the other.
+        exact: the first rows in the trained coordinates, for training that is confined to them.
+    """
+
+    rows: Float[Tensor, "k columns"]
+    exact: Float[Tensor, "j D"]
+    weights: Callable[[], Iterator[LowRank]] | None = None
+
+
+def products(bench: Bench, first: Family, second: Family | None = None) -> dict[str, Float[np.ndarray, "n m"]]:
+    """Inner products of two families, or of one with itself, in every space of the study (`Config.spaces`)."""
+    flat = gramian(first.rows, None if second is None else second.rows)
+    trained = bench.config.spaces[-1]
+    if first.weights is None:
+        return {trained: flat}
+    if second is None:
+        found = [low_rank_gramian([w]) for w in first.weights()]
+    else:
+        assert second.weights is not None
+        found = [low_rank_gramian([w], [v]) for w, v in zip(first.weights(), second.weights(), strict=True)]
+    return {"weights": np.sum(found, axis=0), trained: flat}
+
+
+def steps_family(bench: Bench, real: Trajectory) -> Family:
+    """The updates of a recorded recovery."""
+    factors = bench.factors
+    weights = None if factors is None else lambda: factors.steps(real.start, real.updates)
+    return Family(rows=real.updates, exact=real.head, weights=weights)
+
+
+def tangent_family(bench: Bench, point: Float[Tensor, " D"], rows: Directions) -> Family:
+    """Directions at a point."""
+    factors = bench.factors
+    weights = None if factors is None else lambda: factors.directions(point, rows)
+    return Family(rows=bench.keeping.seen(bench.space, rows), exact=rows, weights=weights)
+
+
+def chord_family(bench: Bench, point: Float[Tensor, " D"], rows: Directions) -> Family:
+    """Displacements from a point, not small: ΔW is not linear in the factors."""
+    factors = bench.factors
+    weights = None if factors is None else lambda: factors.chords(point, rows)
+    return Family(rows=bench.keeping.seen(bench.space, rows), exact=rows, weights=weights)
 
 
 def disjoint_batches(data: Batch, size: int, count: int, *, seed: int, skip: int = 0) -> list[Batch]:
@@ -83,7 +134,7 @@ def task_vectors(problem: Problem, space: ParameterSpace, config: Config, k: int
     """
     origin, vectors = space.read(), []
     for i in range(k):
-        task = problem.recipe.tasks[i % len(problem.recipe.tasks)]
+        task = problem.tasks[i % len(problem.tasks)]
         with space.restored():
             batches = minibatches(problem.batch("recovery", task), config.batch, seed=derived(seed, task, i))
             optimiser = make_optimiser("adamw", space, config.adamw_lr)
@@ -105,48 +156,41 @@ def norm_matched_noise(space: ParameterSpace, like: Directions, *, seed: int) ->
     return torch.stack(rows)
 
 
-def static_families(
-    problem: Problem, space: ParameterSpace, config: Config, task: str, damaged: Float[Tensor, " D"], *, seed: int
-) -> Iterator[tuple[str, Directions]]:
+def static_families(bench: Bench, damaged: Float[Tensor, " D"], *, seed: int) -> Iterator[tuple[str, Family]]:
     """Bases fixed before recovery starts (measures §4), the space standing at the pretrained point θ₀."""
-    data = problem.batch("gradients", task)
+    problem, space, config = bench.problem, bench.space, bench.config
+    data, origin, k = problem.batch("gradients", bench.task), space.read(), config.k
     batches = disjoint_batches(data, config.gradient_batch, config.gradients, seed=derived(seed, "basis"))
-    k = config.k
-    yield "gradients at θ₀", principal_directions(batch_gradients(problem, space, batches), k).basis
-    yield "task vectors", task_vectors(problem, space, config, k, seed=derived(seed, "task vectors"))
+    at_origin = principal_directions(batch_gradients(problem, space, batches), k).basis
+    yield "gradients at θ₀", tangent_family(bench, origin, at_origin)
+    vectors = task_vectors(problem, space, config, k, seed=derived(seed, "task vectors"))
+    yield "task vectors", chord_family(bench, origin, vectors)
     with space.restored():
         space.write(damaged)
-        yield "gradients at θ_D", principal_directions(batch_gradients(problem, space, batches), k).basis
-        few = minibatches(problem.batch("recovery", task), config.hessian_batch, seed=derived(seed, "hessian"))
-        yield "Hessian at θ_D", hessian_directions(problem, space, next(few), k, seed=derived(seed, "lanczos"))
-    yield "random", random_subspace(k, space.dimension, seed=derived(seed, "random")).basis.to(damaged)
+        there = principal_directions(batch_gradients(problem, space, batches), k).basis
+        shown = problem.batch("recovery", bench.task)
+        few = minibatches(shown, min(config.hessian_batch, len(shown)), seed=derived(seed, "hessian"))
+        curved = hessian_directions(problem, space, next(few), k, seed=derived(seed, "lanczos"))
+    yield "gradients at θ_D", tangent_family(bench, damaged, there)
+    yield "Hessian at θ_D", tangent_family(bench, damaged, curved)
+    random = random_subspace(k, space.dimension, seed=derived(seed, "random")).basis.to(damaged)
+    yield "random", tangent_family(bench, damaged, random)
 
 
-def control_families(
-    problem: Problem,
-    space: ParameterSpace,
-    config: Config,
-    task: str,
-    real: Trajectory,
-    prefixes: dict[str, Directions],
-    *,
-    seed: int,
-) -> Iterator[tuple[str, Directions]]:
-    """Controls of measures §3: the prefixes of other recoveries, plain gradients at θ_D, noise with the same norms.
+def control_families(bench: Bench, real: Trajectory, *, seed: int) -> Iterator[tuple[str, Family]]:
+    """Controls of measures §3 drawn at θ_D: plain minibatch gradients, noise with the norms of the updates.
 
     Args:
-        problem, space, config, task: as everywhere in the study.
+        bench: of the run.
         real: the recorded recovery.
-        prefixes: first updates of other recoveries, by name.
         seed: of the gradients' batches and of the noise.
     """
-    longest = max(config.ks)
-    yield from prefixes.items()
+    problem, space, longest = bench.problem, bench.space, max(bench.config.ks)
     with space.restored():
         space.write(real.start)
-        batches = minibatches(
-            problem.batch("recovery", task), config.batch, seed=derived(seed, "independent gradients")
-        )
-        drawn = [next(batches) for _ in range(longest)]
-        yield "minibatch gradients", batch_gradients(problem, space, drawn)
-    yield "norm-matched noise", norm_matched_noise(space, real.updates[:longest], seed=derived(seed, "noise"))
+        order = derived(seed, "independent gradients")
+        batches = minibatches(problem.batch("recovery", bench.task), bench.config.batch, seed=order)
+        gradients = batch_gradients(problem, space, [next(batches) for _ in range(longest)])
+    yield "minibatch gradients", tangent_family(bench, real.start, gradients)
+    noise = norm_matched_noise(space, real.head[:longest], seed=derived(seed, "noise"))
+    yield "norm-matched noise", tangent_family(bench, real.start, noise)

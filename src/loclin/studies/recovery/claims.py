@@ -1,5 +1,8 @@
 """The five claims that the recovery study decides, each by a rule written here before any run (measures §14).
 
+With LoRA captures are taken in ΔW space, which the choice of factors does not change (`Config.spaces`); the note beside the
+verdict gives those of the factors. Gradient bases, their drift and their rank are those of the trained coordinates.
+
 Every rule needs both an interval clear of its threshold and a p-value below 0.05 after Holm's correction over all claims
 of the study. Where two things have to hold, p is the larger of the two (intersection-union test).
 """
@@ -18,9 +21,12 @@ from loclin.record import Claim, Row
 from loclin.stats import (
     Estimate,
     holm,
+    jackknife,
     mean_above,
+    mean_rank_correlation,
     over_runs,
     permutation_p,
+    permuted_over_runs,
     permuted_rank_correlations,
     rank_correlation,
 )
@@ -41,13 +47,14 @@ Values = Float[np.ndarray, " S"]
 def decide(config: Config, rows: Sequence[Row]) -> list[Claim]:
     """All claims, p-values adjusted over the whole family."""
     claims = [low_rank_gradients(config, rows, point) for point in ("pretrained", "damaged")]
-    for optimiser in config.learning_rates:
+    for optimiser in config.learning_rates():
         claims += [
             static_bases_miss(config, rows, optimiser),
             basis_drifts(config, rows, optimiser),
             prefix_captures(config, rows, optimiser),
             prefix_predicts_recovery(config, rows, optimiser),
         ]
+    claims.append(prefix_predicts_over_runs(config, rows))
     tested = [c for c in claims if c.p is not None]
     adjusted = dict(zip(map(id, tested), holm([c.p for c in tested if c.p is not None]), strict=True))
     return [_confirmed(replace(c, p_holm=adjusted.get(id(c)))) for c in claims]
@@ -57,6 +64,13 @@ def _confirmed(claim: Claim) -> Claim:
     """A support that does not survive the correction is no support."""
     lost = claim.verdict == "supported" and (claim.p_holm is None or claim.p_holm >= LEVEL)
     return replace(claim, verdict="inconclusive") if lost else claim
+
+
+def _setting(config: Config, of: str) -> str:
+    """What a claim was tested on: model, data where it is not the model's own, LoRA, and the rest."""
+    return ", ".join(
+        [config.model, *([config.data] if config.data else []), *(["LoRA"] if config.space == "lora" else []), of]
+    )
 
 
 def _verdict(supported: bool, refuted: bool) -> str:
@@ -90,7 +104,7 @@ def low_rank_gradients(config: Config, rows: Sequence[Row], point: str) -> Claim
     return Claim(
         id="low-rank-gradients",
         statement=f"Task gradients at {symbol} have low-rank structure beyond a random sketch with the same norms.",
-        setting=f"{config.model}, {symbol}",
+        setting=_setting(config, symbol),
         paper="rank well under the control (Fig. 5)",
         measured=f"participation ratio over the control's, n = {most} centred minibatch gradients",
         null="1: gradients that share nothing but their norm in every tensor",
@@ -111,7 +125,8 @@ def required_capture(config: Config, rows: Sequence[Row], optimiser: str) -> Val
     regains; of the longest tested prefix where none does, which understates the need.
     """
     ks = config.project_ks
-    captures = np.array([by_run(rows, "regained_by_capture", optimiser=optimiser, basis="prefix", k=k) for k in ks])
+    here: dict[str, Any] = {"optimiser": optimiser, "basis": "prefix", "space": config.spaces[0]}
+    captures = np.array([by_run(rows, "regained_by_capture", k=k, **here) for k in ks])
     scores = np.array([by_run(rows, "regained_score", optimiser=optimiser, basis="prefix", k=k) for k in ks])
     full = by_run(rows, "regained_score", optimiser=optimiser, basis="full")
     enough = scores >= REGAINED * full
@@ -121,7 +136,7 @@ def required_capture(config: Config, rows: Sequence[Row], optimiser: str) -> Val
 
 def static_bases_miss(config: Config, rows: Sequence[Row], optimiser: str) -> Claim:
     """The best fixed basis holds less of d than recovery needs, and less of the future than the prefix of the same size."""
-    here: dict[str, Any] = {"optimiser": optimiser, "k": config.k}
+    here: dict[str, Any] = {"optimiser": optimiser, "k": config.k, "space": config.spaces[0]}
 
     def best(of: str) -> Values:
         captures: Values = np.max([by_run(rows, "basis_capture", basis=b, of=of, **here) for b in STATIC], axis=0)
@@ -134,9 +149,9 @@ def static_bases_miss(config: Config, rows: Sequence[Row], optimiser: str) -> Cl
     return Claim(
         id="static-bases-miss",
         statement="No basis fixed beforehand spans the recovery direction.",
-        setting=f"{config.model}, {LABEL[optimiser]}",
+        setting=_setting(config, LABEL[optimiser]),
         paper="misses (Fig. 1, 3b)",
-        measured=f"capture of d by the best of {len(STATIC)} fixed bases, k = {config.k}",
+        measured=f"capture of {_way(config)} by the best of {len(STATIC)} fixed bases, k = {config.k}",
         null="the capture at which confined training regains 90 % of the score; the prefix's future-only capture",
         p=max(mean_above(short, 0.0), mean_above(behind, 0.0)),
         p_holm=None,
@@ -157,7 +172,7 @@ def basis_drifts(config: Config, rows: Sequence[Row], optimiser: str) -> Claim:
     return Claim(
         id="basis-drifts",
         statement="The useful basis moves substantially within 100 steps.",
-        setting=f"{config.model}, {LABEL[optimiser]}",
+        setting=_setting(config, LABEL[optimiser]),
         paper="within 100 steps (Fig. 1)",
         measured=f"ρ({t}): overlap of top-{config.k} gradient bases at θ_D and θ_{t}, over that of two batch sets at θ_D",
         null="1: the basis stays, and only minibatch noise moves it",
@@ -173,7 +188,7 @@ def basis_drifts(config: Config, rows: Sequence[Row], optimiser: str) -> Claim:
 
 def prefix_captures(config: Config, rows: Sequence[Row], optimiser: str) -> Claim:
     """The prefix spans most of d, and more of the future than a stationary drift explains."""
-    here: dict[str, Any] = {"optimiser": optimiser, "k": config.k}
+    here: dict[str, Any] = {"optimiser": optimiser, "k": config.k, "space": config.spaces[0]}
     prefix, future = by_run(rows, "prefix_capture", **here), by_run(rows, "future_capture", **here)
     excess = future - by_run(rows, "future_capture", column="null", **here)
     e, x = over_runs(prefix), over_runs(excess)
@@ -181,18 +196,34 @@ def prefix_captures(config: Config, rows: Sequence[Row], optimiser: str) -> Clai
     return Claim(
         id="prefix-captures",
         statement="The first updates span most of the recovery, beyond what a constant drift explains.",
-        setting=f"{config.model}, {LABEL[optimiser]}",
+        setting=_setting(config, LABEL[optimiser]),
         paper="0.77 (Fig. 2)",
-        measured=f"capture(Q_k, d), k = {config.k} of T = {config.steps}",
+        measured=f"capture(Q_k, {_way(config)}), k = {config.k} of T = {config.steps}",
         null=f"{MOST}; and on the future alone, the stationary drift fitted to the same updates",
         p=max(mean_above(prefix, MOST), mean_above(excess, 0.0)),
         p_holm=None,
         rule=f"supported: prefix capture's lower limit above {MOST} and lower limit of (future-only capture − fitted drift) "
         f"above 0; refuted: prefix capture's upper limit below {MOST}, or upper limit of the excess below 0",
         verdict=_verdict(e.low > MOST and x.low > 0, e.high < MOST or x.high < 0),
-        note=f"future-only capture {over_runs(future)}; its excess over the fitted drift {x}; white steps with the same norms {white}",
+        note=f"future-only capture {over_runs(future)}; its excess over the fitted drift {x}; white steps with the same norms {white}"
+        + _elsewhere(config, rows, optimiser),
         **_figures(e),  # type: ignore[arg-type]
     )
+
+
+def _way(config: Config) -> str:
+    """The displacement in the space that decides."""
+    return "d" if config.space != "lora" else "d in ΔW" if config.spaces[0] == "weights" else "d in the factors"
+
+
+def _elsewhere(config: Config, rows: Sequence[Row], optimiser: str) -> str:
+    """Prefix capture in the space that does not decide, and whether the two spaces disagree."""
+    if len(config.spaces) < 2:
+        return ""
+    here, there = (by_run(rows, "prefix_capture", optimiser=optimiser, k=config.k, space=s) for s in config.spaces)
+    gap = over_runs(there - here)
+    apart = "they disagree" if gap.low > 0 or gap.high < 0 else "they do not disagree"
+    return f"; in the factors {over_runs(there)}, {gap} more than in ΔW: {apart}"
 
 
 def prefix_predicts_recovery(config: Config, rows: Sequence[Row], optimiser: str) -> Claim:
@@ -207,7 +238,7 @@ def prefix_predicts_recovery(config: Config, rows: Sequence[Row], optimiser: str
     return Claim(
         id="prefix-predicts-recovery",
         statement="The captured share predicts how much of the task comes back.",
-        setting=f"{config.model}, {LABEL[optimiser]}",
+        setting=_setting(config, LABEL[optimiser]),
         paper="positive relation (Fig. 2)",
         measured=f"Spearman's ρ of capture and regained exact match over bases of k = {config.k}, mean over runs",
         null="0: scores permuted among the bases of a run",
@@ -231,6 +262,7 @@ def _pairs_at_equal_k(config: Config, rows: Sequence[Row], optimiser: str) -> li
             row.quantity.startswith("regained_")
             and c.get("optimiser") == optimiser
             and c.get("k") == config.k
+            and c.get("space", config.spaces[0]) == config.spaces[0]
             and "run" in c
         ):
             table.setdefault(c["run"], {}).setdefault(c["basis"], {})[row.quantity] = float(row.value or 0.0)
@@ -241,3 +273,36 @@ def _pairs_at_equal_k(config: Config, rows: Sequence[Row], optimiser: str) -> li
         )
         for _, bases in sorted(table.items())
     ]
+
+
+def prefix_predicts_over_runs(config: Config, rows: Sequence[Row]) -> Claim:
+    """Runs (ranks, tasks, learning rates) whose prefix holds more of d regain more when confined to it (Fig. 2, right).
+
+    The rank correlation is taken over runs for each optimiser apart, since optimisers differ in both numbers for reasons of
+    their own, and averaged. A run is one unit: the interval is the delete-one-run jackknife's with Student's t, and the
+    null exchanges the scores of whole runs.
+    """
+    k = config.k
+    here: dict[str, Any] = {"basis": "prefix", "k": k}
+    captures, scores = (
+        np.array([by_run(rows, q, optimiser=o, **here, **more) for o in config.learning_rates()])
+        for q, more in (("regained_by_capture", {"space": config.spaces[0]}), ("regained_score", {}))
+    )
+    e = jackknife(lambda kept: mean_rank_correlation(captures[:, kept], scores[:, kept]), captures.shape[1])
+    null = permuted_over_runs(captures, scores, draws=PERMUTATIONS, seed=config.seed) if e else None
+    return Claim(
+        id="prefix-predicts-recovery",
+        statement="Runs whose first updates hold more of the way regain more when confined to them.",
+        setting=_setting(config, "over runs"),
+        paper="positive relation (Fig. 2)",
+        measured=f"Spearman's ρ over runs of capture of {_way(config)} by the first {k} updates and score regained within them, "
+        "mean over optimisers",
+        null="0: scores exchanged among runs",
+        p=permutation_p(e.value, null) if e and null is not None else None,
+        p_holm=None,
+        rule="supported: lower limit above 0; refuted: upper limit below 0",
+        verdict=_verdict(e.low > 0, e.high < 0) if e else "inconclusive",
+        note=f"{captures.shape[1]} runs over ranks {list(config.ranks) if config.space == 'lora' else 'none'}, "
+        f"learning rates × {list(config.lr_factors)}",
+        **_figures(e),  # type: ignore[arg-type]
+    )

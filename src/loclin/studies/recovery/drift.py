@@ -6,18 +6,13 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jaxtyping import Float
-from torch import Tensor
-
 from loclin import theory
 from loclin.geometry.spectrum import principal_directions
 from loclin.geometry.subspace import Subspace
-from loclin.models import Problem
-from loclin.parameters import ParameterSpace
 from loclin.record import Row
 from loclin.seeds import derived
 from loclin.studies.recovery.bases import batch_gradients, disjoint_batches
-from loclin.studies.recovery.config import Config
+from loclin.studies.recovery.bench import Bench
 from loclin.tasks.batch import Batch
 
 #: ρ is undefined where the noise floor exceeds k/D by less than this: two bases of the same point then agree hardly more
@@ -40,32 +35,35 @@ class DriftMeter:
     """Bases at θ_D from two independent sets of batches, to hold later bases against.
 
     Args:
-        problem, space, config, task: as everywhere in the study; the space stands at θ_D when the meter is made.
-        seed: of the two sets.
+        bench: of the run, the space standing at θ_D when the meter is made.
+        context: of the rows.
     """
 
-    def __init__(self, problem: Problem, space: ParameterSpace, config: Config, task: str, *, seed: int) -> None:
-        self._problem, self._space, self._k = problem, space, config.k
-        data = problem.batch("gradients", task)
-        drawn = disjoint_batches(data, config.gradient_batch, 2 * config.gradients, seed=derived(seed, "drift"))
+    def __init__(self, bench: Bench, context: Mapping[str, Any]) -> None:
+        self._bench, self._context, config = bench, {**context, "k": bench.config.k}, bench.config
+        data = bench.problem.batch("gradients", bench.task)
+        seed = derived(bench.seed, "drift")
+        drawn = disjoint_batches(data, config.gradient_batch, 2 * config.gradients, seed=seed)
         self._sets = drawn[: config.gradients], drawn[config.gradients :]
         self._start, other = (self._basis(batches) for batches in self._sets)
         self.floor = self._start.overlap(other)
-        self.chance, _ = theory.random_overlap(config.k, config.k, space.dimension)
+        self.chance, _ = theory.random_overlap(config.k, config.k, bench.space.dimension)
 
     def _basis(self, batches: list[Batch]) -> Subspace:
-        return principal_directions(batch_gradients(self._problem, self._space, batches), self._k)
+        gradients = batch_gradients(self._bench.problem, self._bench.space, batches)
+        return principal_directions(gradients, self._bench.config.k)
 
-    def floor_row(self, context: Mapping[str, Any]) -> Row:
+    def floor_row(self) -> Row:
         """O(θ_D, θ_D′): how far two sets of batches agree at the very same point."""
-        return Row(quantity="overlap_floor", value=self.floor, null=self.chance, context={**context, "k": self._k})
+        return Row(quantity="overlap_floor", value=self.floor, null=self.chance, context=self._context)
 
-    def rows(self, point: Float[Tensor, " D"], t: int, context: Mapping[str, Any]) -> Iterator[Row]:
-        """Overlap of the basis at θ_t with that at θ_D, from the same and from independent batches, and ρ(t)."""
-        with self._space.restored():
-            self._space.write(point)
-            same, independent = (self._start.overlap(self._basis(batches)) for batches in self._sets)
-        here = {**context, "t": t, "k": self._k}
+    def rows(self, t: int) -> Iterator[Row]:
+        """Overlap of the basis where the space stands, after t steps, with that at θ_D, and ρ(t).
+
+        From the same and from independent batches.
+        """
+        same, independent = (self._start.overlap(self._basis(batches)) for batches in self._sets)
+        here = {**self._context, "t": t}
         yield Row(quantity="overlap", value=same, null=self.chance, context={**here, "batches": "same"})
         yield Row(quantity="overlap", value=independent, null=self.chance, context={**here, "batches": "independent"})
         rho = corrected_overlap(independent, self.floor, self.chance)

@@ -1,71 +1,56 @@
-"""One independent run: damage a task, train it back with each optimiser, and measure the way (measures §1)."""
+"""One independent run of the recovery study: destroy a task, fix bases, train it back, measure the way (measures §1-5)."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loclin import models
 from loclin.errors import LoclinError
-from loclin.geometry.gramian import gramian
+from loclin.geometry.gramian import cross_capture, prefix_capture
 from loclin.geometry.subspace import Subspace
-from loclin.models import Problem
-from loclin.parameters import ParameterSpace
+from loclin.models.lora import dropout_active
 from loclin.record import Part, Row
 from loclin.seeds import derived
 from loclin.studies.recovery.bases import (
-    Directions,
+    Family,
     batch_gradients,
     control_families,
     disjoint_batches,
+    products,
     static_families,
+    steps_family,
 )
+from loclin.studies.recovery.bench import Bench, Progress, device, make_bench
 from loclin.studies.recovery.captures import family_rows, prefix_rows
 from loclin.studies.recovery.config import Config
 from loclin.studies.recovery.drift import DriftMeter
 from loclin.studies.recovery.ranks import rank_rows
-from loclin.tasks.batch import accuracy, concatenate
-from loclin.tasks.sequences import with_wrong_answers
+from loclin.tasks.batch import concatenate
+from loclin.tasks.wrong import with_wrong_answers
 from loclin.training import Trajectory, make_optimiser, minibatches, record, train
 
-Progress = Callable[[str, float], None]
-DESTROYED = 0.05  # exact match below which a task counts as destroyed (measures §1)
+__all__ = ["device", "run_one"]
+
 DAMAGE_ROUNDS = 5
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Bench:
-    """What every stage of one run works with."""
-
-    config: Config
-    problem: Problem
-    space: ParameterSpace
-    task: str
-    other: str
-    seed: int
-    context: dict[str, Any]
-
-    def score(self, task: str | None = None) -> float:
-        """Exact match on the test split, of the destroyed task unless another is named."""
-        return accuracy(self.problem.model, self.problem.batch("test", task or self.task))
+STAGES = 4
+Found = tuple[list[Row], dict[str, np.ndarray]]
+Gramians = Mapping[str, Float[np.ndarray, "n m"]]
 
 
 def run_one(config: Config, run: int, progress: Progress) -> Part:
     """Everything that run number `run` contributes.
 
     Raises:
-        LoclinError: unknown task, splits too small, a task that is not destroyed, a loss that is not finite.
+        LoclinError: whatever `make_bench` refuses, splits too small, a task that is not destroyed, a loss that is not finite.
     """
     began = time.perf_counter()
-    bench = _bench(config, run, progress)
+    bench = make_bench(config, run, progress)
     rows: list[Row] = []
     arrays: dict[str, np.ndarray] = {}
     for done, (name, stage) in enumerate(_stages(bench)):
@@ -73,78 +58,33 @@ def run_one(config: Config, run: int, progress: Progress) -> Part:
         more_rows, more_arrays = stage()
         rows += more_rows
         arrays |= {f"{key}/{run}": value for key, value in more_arrays.items()}
-    return Part(rows=rows, arrays=arrays, seconds=time.perf_counter() - began)
-
-
-Found = tuple[list[Row], dict[str, np.ndarray]]
-STAGES = 4
-
-
-def _bench(config: Config, run: int, progress: Progress) -> Bench:
-    seed = config.seed + run
-    problem = models.load(config.model, seed=seed, device=device(config), progress=progress)
-    tasks = problem.recipe.tasks
-    if config.task not in ("each", *tasks):
-        raise LoclinError(f"unknown task {config.task!r}: expected each, or one of {', '.join(tasks)}")
-    index = run % len(tasks) if config.task == "each" else tasks.index(config.task)
-    space = ParameterSpace(problem.model, "*" if config.space == "full" else config.space)
-    return Bench(
-        config=config,
-        problem=problem,
-        space=space,
-        task=tasks[index],
-        other=tasks[(index + 1) % len(tasks)],
-        seed=derived(seed, "recovery study"),
-        context={"run": run, "task": tasks[index]},
-    )
-
-
-def device(config: Config) -> str:
-    """The device that a configuration asks for.
-
-    Raises:
-        LoclinError: an accelerator that is not there.
-    """
-    if config.device == "auto":
-        return "cpu"
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(config.device.split(":")[0], False):
-        found = ", ".join(name for name, yes in there.items() if yes)
-        raise LoclinError(f"expected a device among {found}, found {config.device!r}: change --device")
-    return config.device
+    return Part(rows=rows, arrays=arrays, seconds=time.perf_counter() - began, notes=bench.notes)
 
 
 def _stages(bench: Bench) -> Iterator[tuple[str, Callable[[], Found]]]:
     """The stages in order; each starts and ends at θ₀."""
     pretrained = bench.space.read()
     damaged: dict[str, Tensor] = {}
-    statics: dict[str, Directions] = {}
+    statics: dict[str, Family] = {}
 
     def destroy() -> Found:
-        rows = [
-            _row(
-                "score", accuracy(bench.problem.model, bench.problem.batch("test", t)), bench, point="pretrained", on=t
-            )
-            for t in bench.problem.recipe.tasks
-        ]
+        tasks = bench.problem.tasks
+        rows = [bench.row("score", bench.score(t), point="pretrained", on=t) for t in tasks]
         for task in (bench.task, bench.other):
-            damaged[task] = damage(bench, task)
+            if task is not None:
+                damaged[task] = damage(bench, task)
         with bench.space.restored():
             bench.space.write(damaged[bench.task])
-            rows += [_row("score", bench.score(t), bench, point="damaged", on=t) for t in bench.problem.recipe.tasks]
-        return [*rows, _row("dimension", float(bench.space.dimension), bench)], {}
+            rows += [bench.row("score", bench.score(t), point="damaged", on=t) for t in tasks]
+        return [*rows, bench.row("dimension", float(bench.space.dimension))], {}
 
     def fix() -> Found:
-        config = bench.config
-        found = static_families(
-            bench.problem, bench.space, config, bench.task, damaged[bench.task], seed=derived(bench.seed, "static")
-        )
-        statics.update(found)
+        statics.update(static_families(bench, damaged[bench.task], seed=derived(bench.seed, "static")))
         return _rank_rows(bench, {"pretrained": pretrained, "damaged": damaged[bench.task]})
 
     yield "destroying the task", destroy
     yield "fixing bases beforehand", fix
-    for optimiser in bench.config.learning_rates:
+    for optimiser in bench.config.learning_rates():
         yield f"training it back with {optimiser}", partial(recover, bench, optimiser, damaged, statics)
 
 
@@ -152,23 +92,23 @@ def damage(bench: Bench, task: str) -> Float[Tensor, " D"]:
     """θ_D: the point after training on wrong answers to one task and right ones to the others, in equal shares.
 
     Raises:
-        LoclinError: exact match stays above 0.05.
+        LoclinError: the score does not fall as far as it must.
     """
     config, problem, space = bench.config, bench.problem, bench.space
     examples = problem.examples["damage"]
     wrong = problem.collate(with_wrong_answers(examples[task], seed=derived(bench.seed, "wrong answers", task)))
-    kept = [problem.collate(examples[t]) for t in problem.recipe.tasks if t != task]
-    data = concatenate([*kept, *[wrong] * len(kept)])
-    with space.restored():
+    kept = [problem.collate(examples[t]) for t in problem.tasks if t != task]
+    data = concatenate([*kept, *[wrong] * max(len(kept), 1)])
+    with space.restored(), dropout_active(problem.model, seed=derived(bench.seed, "dropout", "damage", task)):
         batches = minibatches(data, config.batch, seed=derived(bench.seed, "damage", task))
         optimiser = make_optimiser("adamw", space, config.damage_lr)
         for _ in range(DAMAGE_ROUNDS):
             train(problem.model, space, batches, optimiser, config.damage_steps)
             score = bench.score(task)
-            if score < DESTROYED:
+            if score < problem.destroyed_below(task):
                 return space.read()
     raise LoclinError(
-        f"expected exact match below {DESTROYED} on {task} after damage, found {score:.2f}: "
+        f"expected a score below {problem.destroyed_below(task):.2f} on {task} after damage, found {score:.2f}: "
         "raise --damage-steps or --damage-lr"
     )
 
@@ -182,60 +122,61 @@ def _rank_rows(bench: Bench, points: dict[str, Tensor]) -> Found:
         with bench.space.restored():
             bench.space.write(point)
             gradients = batch_gradients(bench.problem, bench.space, batches)
-        found, products = rank_rows(
-            gradients, bench.space, config.rank_gradients, {**bench.context, "point": name}, seed=seed
-        )
+        context = {**bench.context, "point": name}
+        found, gram = rank_rows(gradients, bench.space, config.rank_gradients, context, seed=seed)
         rows += found
-        arrays[f"gradient_gramian/{name}"] = products
+        arrays[f"gradient_gramian/{name}"] = gram
     return rows, arrays
 
 
-def recover(bench: Bench, optimiser: str, damaged: dict[str, Tensor], statics: dict[str, Directions]) -> Found:
+def recover(bench: Bench, optimiser: str, damaged: Mapping[str, Tensor], statics: Mapping[str, Family]) -> Found:
     """Train the task back from θ_D with one optimiser and measure the way against everything else."""
-    config, space = bench.config, bench.space
+    config, start = bench.config, damaged[bench.task]
     context = {**bench.context, "optimiser": optimiser}
     rows: list[Row] = []
+    with bench.space.restored():
+        bench.space.write(start)
+        meter = DriftMeter(bench, context)
+    rows.append(meter.floor_row())
 
     def watch(t: int) -> None:
         if t in config.times or t == config.steps:
-            rows.append(_row("score", bench.score(), bench, optimiser=optimiser, point="recovery", t=t, on=bench.task))
+            rows.append(bench.row("score", bench.score(), optimiser=optimiser, point="recovery", t=t, on=bench.task))
+        if t in config.times:
+            rows.extend(meter.rows(t))
 
-    real = _record(bench, optimiser, bench.task, damaged[bench.task], config.steps, order="recovery", after_step=watch)
-    updates = gramian(real.updates)
-    rows += prefix_rows(
-        updates, config.all_ks, space.dimension, config.shuffles, context, seed=derived(bench.seed, "shuffle")
-    )
+    real = _record(bench, optimiser, bench.task, start, config.steps, order="recovery", after_step=watch)
+    way = steps_family(bench, real)
+    updates = products(bench, way)
+    shuffle = derived(bench.seed, "shuffle")
+    for space, gram in updates.items():
+        here = {**context, "space": space}
+        rows += prefix_rows(gram, config.all_ks, bench.dimension(space), config.shuffles, here, seed=shuffle)
 
-    longest = max(config.ks)
-    prefixes = {
-        "another run's prefix": _record(
-            bench, optimiser, bench.task, damaged[bench.task], longest, order="independent"
-        ),
-        "another task's prefix": _record(bench, optimiser, bench.other, damaged[bench.other], longest, order="other"),
-    }
-    drawn = control_families(
-        bench.problem,
-        space,
-        config,
-        bench.task,
-        real,
-        {n: p.updates for n, p in prefixes.items()},
-        seed=derived(bench.seed, "controls", optimiser),
-    )
-    families = {**statics, **dict(drawn)}
-    for name, directions in families.items():
-        products = gramian(directions, real.updates)
-        rows += family_rows(
-            gramian(directions), products, updates, config.ks, space.dimension, {**context, "basis": name}
-        )
+    families = {**statics, **_controls(bench, optimiser, damaged, real)}
+    captured = {"prefix": {k: _prefix_captures(updates, k) for k in config.project_ks}}
+    for name, family in families.items():
+        own, cross = products(bench, family), products(bench, family, way)
+        for space, gram in updates.items():
+            here = {**context, "basis": name, "space": space}
+            rows += family_rows(own[space], cross[space], gram, config.ks, bench.dimension(space), here)
+        captured[name] = {config.k: {s: cross_capture(own[s], cross[s], g, [config.k])[0] for s, g in updates.items()}}
 
-    rows += _reset_rows(bench, optimiser, damaged[bench.task], context)
-    rows += _drift_rows(bench, real, context)
-    rows += _projected_rows(bench, optimiser, real, families, context)
-    return rows, {
-        f"update_gramian/{optimiser}": updates,
-        f"losses/{optimiser}": real.losses.double().cpu().numpy(),
-    }
+    rows += _reset_rows(bench, optimiser, start, context)
+    rows += _projected_rows(bench, optimiser, real, families, captured, context)
+    arrays = {f"update_gramian/{space}/{optimiser}": gram for space, gram in updates.items()}
+    return rows, {**arrays, f"losses/{optimiser}": real.losses.double().cpu().numpy()}
+
+
+def _controls(bench: Bench, optimiser: str, damaged: Mapping[str, Tensor], real: Trajectory) -> dict[str, Family]:
+    """The prefixes of other recoveries, then what `control_families` draws."""
+    longest = max(bench.config.ks)
+    again = _record(bench, optimiser, bench.task, damaged[bench.task], longest, order="independent")
+    found = {"another run's prefix": steps_family(bench, again)}
+    if bench.other is not None:
+        other = _record(bench, optimiser, bench.other, damaged[bench.other], longest, order="other")
+        found["another task's prefix"] = steps_family(bench, other)
+    return found | dict(control_families(bench, real, seed=derived(bench.seed, "controls", optimiser)))
 
 
 def _record(
@@ -251,11 +192,25 @@ def _record(
 ) -> Trajectory:
     """A recovery from `start` in its own data order; the space is back where it was afterwards."""
     config, problem, space = bench.config, bench.problem, bench.space
-    with space.restored():
+    with space.restored(), dropout_active(problem.model, seed=derived(bench.seed, "dropout", order)):
         space.write(start)
         batches = minibatches(problem.batch("recovery", task), config.batch, seed=derived(bench.seed, "order", order))
-        made = make_optimiser(optimiser, space, config.learning_rates[optimiser])  # type: ignore[arg-type]
-        return record(problem.model, space, batches, made, steps, reset_at=reset_at, after_step=after_step)
+        made = make_optimiser(optimiser, space, config.learning_rates(bench.run)[optimiser])  # type: ignore[arg-type]
+        return record(
+            problem.model,
+            space,
+            batches,
+            made,
+            steps,
+            keeping=bench.keeping,
+            exactly=max(*config.ks, *config.project_ks),
+            reset_at=reset_at,
+            after_step=after_step,
+        )
+
+
+def _prefix_captures(updates: Gramians, k: int) -> dict[str, float]:
+    return {space: float(prefix_capture(gram, [k])[0]) for space, gram in updates.items()}
 
 
 def _reset_rows(bench: Bench, optimiser: str, start: Tensor, context: dict[str, Any]) -> list[Row]:
@@ -264,55 +219,50 @@ def _reset_rows(bench: Bench, optimiser: str, start: Tensor, context: dict[str, 
         return []
     k = bench.config.k
     reset = _record(bench, optimiser, bench.task, start, bench.config.steps, order="recovery", reset_at=k)
-    captured = prefix_rows(gramian(reset.updates), (k,), bench.space.dimension, 1, {**context, "reset_at": k}, seed=0)
-    kept = ("prefix_capture", "future_capture")
-    return [
-        Row(quantity=f"reset_{row.quantity}", value=row.value, null=row.null, context=row.context)
-        for row in captured
-        if row.quantity in kept
-    ]
-
-
-def _drift_rows(bench: Bench, real: Trajectory, context: dict[str, Any]) -> list[Row]:
-    with bench.space.restored():
-        bench.space.write(real.start)
-        meter = DriftMeter(bench.problem, bench.space, bench.config, bench.task, seed=bench.seed)
-    rows = [meter.floor_row(context)]
-    for t in bench.config.times:
-        rows += meter.rows(real.point(t), t, context)
+    rows = []
+    for space, gram in products(bench, steps_family(bench, reset)).items():
+        here = {**context, "reset_at": k, "space": space}
+        for row in prefix_rows(gram, (k,), bench.dimension(space), 1, here, seed=0):
+            if row.quantity in ("prefix_capture", "future_capture"):
+                rows.append(Row(quantity=f"reset_{row.quantity}", value=row.value, null=row.null, context=row.context))
     return rows
 
 
 def _projected_rows(
-    bench: Bench, optimiser: str, real: Trajectory, families: dict[str, Directions], context: dict[str, Any]
+    bench: Bench,
+    optimiser: str,
+    real: Trajectory,
+    families: Mapping[str, Family],
+    captured: Mapping[str, Mapping[int, Mapping[str, float]]],
+    context: dict[str, Any],
 ) -> list[Row]:
-    """Project-and-train: exact match regained when every update is confined to a basis, at equal steps (measures §3).
+    """Project-and-train: score regained when every update is confined to a basis, at equal steps (measures §3).
 
-    The data order is a new one: the steps that made the prefix are not simply taken again.
+    The data order is a new one: the steps that made the prefix are not simply taken again. With LoRA the factors are confined.
     """
     config = bench.config
-    bases: list[tuple[str, int, Subspace | None]] = [("full", bench.space.dimension, None)]
-    bases += [("prefix", k, Subspace.spanned_by(real.updates[:k])) for k in config.project_ks]
-    bases += [(name, config.k, Subspace.spanned_by(rows[: config.k])) for name, rows in families.items()]
-    rows, full = [], 0.0
-    for name, k, basis in bases:
-        with bench.space.restored():
-            bench.space.write(real.start)
-            batches = minibatches(
-                bench.problem.batch("recovery", bench.task),
-                config.batch,
-                seed=derived(bench.seed, "order", "projected"),
-            )
-            made = make_optimiser(optimiser, bench.space, config.learning_rates[optimiser])  # type: ignore[arg-type]
-            train(bench.problem.model, bench.space, batches, made, config.project_steps, confine_to=basis)
-            score = bench.score()
+    bases: list[tuple[str, int, Tensor | None]] = [("full", bench.space.dimension, None)]
+    bases += [("prefix", k, real.head[:k]) for k in config.project_ks]
+    bases += [(name, config.k, family.exact[: config.k]) for name, family in families.items()]
+    rows: list[Row] = []
+    full = 0.0
+    for name, k, spanning in bases:
+        score = _confined_score(bench, optimiser, real.start, spanning)
         full = score if name == "full" else full
         here = {**context, "basis": name, "k": k}
         rows.append(Row(quantity="regained_score", value=score, null=full, context=here))
-        capture = basis.capture(real.displacement) if basis else 1.0
-        rows.append(Row(quantity="regained_by_capture", value=capture, context=here))
+        shares = captured[name][k] if name in captured else dict.fromkeys(config.spaces, 1.0)
+        rows += [Row(quantity="regained_by_capture", value=c, context={**here, "space": s}) for s, c in shares.items()]
     return rows
 
 
-def _row(quantity: str, value: float, bench: Bench, **context: Any) -> Row:
-    return Row(quantity=quantity, value=value, context={**bench.context, **context})
+def _confined_score(bench: Bench, optimiser: str, start: Tensor, spanning: Sequence[Tensor] | Tensor | None) -> float:
+    config, space = bench.config, bench.space
+    basis = None if spanning is None else Subspace.spanned_by(spanning.to(start.device))  # type: ignore[union-attr]
+    with space.restored(), dropout_active(bench.problem.model, seed=derived(bench.seed, "dropout", "projected")):
+        space.write(start)
+        order = derived(bench.seed, "order", "projected")
+        batches = minibatches(bench.problem.batch("recovery", bench.task), config.batch, seed=order)
+        made = make_optimiser(optimiser, space, config.learning_rates(bench.run)[optimiser])  # type: ignore[arg-type]
+        train(bench.problem.model, space, batches, made, config.project_steps, confine_to=basis)
+        return bench.score()

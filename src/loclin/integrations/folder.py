@@ -1,0 +1,155 @@
+"""One checkpoint folder, as Hugging Face and peft write it: which tensors it holds, where, and how an adapter is scaled."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from loclin.errors import LoclinError
+
+FULL, SHARDED = "model.safetensors", "model.safetensors.index.json"
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+STATE = "trainer_state.json"
+FLOATS = ("F64", "F32", "F16", "BF16")  # integer and boolean buffers are no coordinates
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Checkpoint:
+    """The weights in one folder.
+
+    Attributes:
+        label: the folder's name.
+        step: optimiser steps taken there, None where it is not written down.
+        adapter: adapter_config.json for an adapter, None for full weights.
+        files: for every floating-point tensor, the file that holds it and its name there.
+        shapes: of those tensors.
+    """
+
+    label: str
+    step: int | None
+    adapter: Mapping[str, Any] | None
+    files: Mapping[str, tuple[Path, str]]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def read(self, name: str, rows: slice) -> Tensor:
+        """Rows of a tensor, in float32 (float64 where it is stored so).
+
+        The file is opened for each read: pages of a mapped file that stays open count as memory.
+
+        Raises:
+            LoclinError: the file cannot be read.
+        """
+        path, stored_name = self.files[name]
+        with _opened(path) as file:
+            stored: Tensor = (
+                file.get_slice(stored_name)[rows] if self.shapes[name] else file.get_tensor(stored_name).reshape(1)
+            )
+            return stored.to(torch.promote_types(stored.dtype, torch.float32), copy=True)
+
+
+def weights_in(folder: Path) -> str | None:
+    """The file that says a folder holds weights, None where there is none."""
+    return next((n for n in (ADAPTER, FULL, SHARDED) if (folder / n).is_file()), None)
+
+
+def open_checkpoint(folder: Path, *, step: int | None) -> Checkpoint:
+    """Read the headers of a folder's weights.
+
+    Args:
+        folder: with model.safetensors, its sharded form, or adapter_model.safetensors and adapter_config.json.
+        step: the step that the folder's name tells.
+
+    Raises:
+        LoclinError: no weights, weights in unsafe files only, a damaged file, or a trainer_state.json of another step.
+    """
+    kind = weights_in(folder)
+    if kind is None:
+        raise _without_weights(folder)
+    told = _json(folder / STATE).get("global_step") if (folder / STATE).is_file() else None
+    if step is not None and told not in (None, step):
+        raise LoclinError(
+            f"expected {folder.name} to be of step {step}, found step {told} in its {STATE}: give the folder its own name"
+        )
+    if kind == SHARDED:
+        paths = sorted({folder / name for name in _json(folder / SHARDED).get("weight_map", {}).values()})
+    else:
+        paths = [folder / kind]
+    files: dict[str, tuple[Path, str]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        with _opened(path) as file:
+            for name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
+                part = file.get_slice(name)
+                if part.get_dtype() in FLOATS:
+                    files[name], shapes[name] = (path, name), tuple(part.get_shape())
+    if not files:
+        raise LoclinError(f"expected floating-point tensors in {folder}, found none: give unquantised weights")
+    adapter = _json(folder / ADAPTER_CONFIG) if kind == ADAPTER else None
+    return Checkpoint(
+        label=folder.name, step=step if told is None else told, adapter=adapter, files=files, shapes=shapes
+    )
+
+
+def scaling(adapter: Mapping[str, Any], weight: str) -> tuple[int, float]:
+    """Rank and scale of an adapted weight: alpha/r, or alpha/√r with rank-stabilised LoRA.
+
+    Args:
+        adapter: adapter_config.json. A weight's own rank and alpha are found as peft finds them: by the first key of
+            `rank_pattern` and `alpha_pattern` that, as a regular expression, ends the weight's name.
+        weight: the weight's name.
+
+    >>> scaling({"r": 8, "lora_alpha": 16, "alpha_pattern": {"c_fc": 4}}, "base_model.model.h.0.mlp.c_fc")
+    (8, 0.5)
+    """
+    rank = _own(adapter.get("rank_pattern"), weight, adapter["r"])
+    alpha = _own(adapter.get("alpha_pattern"), weight, adapter["lora_alpha"])
+    return rank, alpha / (math.sqrt(rank) if adapter.get("use_rslora") else rank)
+
+
+def _own(pattern: Mapping[str, Any] | None, weight: str, otherwise: Any) -> Any:
+    name = weight.removeprefix("base_model.model.")
+    keys = (k for k in pattern or {} if re.match(rf"(.*\.)?({k})$", name))
+    return (pattern or {}).get(next(keys, ""), otherwise)
+
+
+def _without_weights(folder: Path) -> LoclinError:
+    unsafe = sorted(p.name for p in folder.glob("*.bin") if p.name != "training_args.bin")
+    if unsafe:
+        return LoclinError(
+            f"expected weights as safetensors in {folder}, found {unsafe[0]} alone, a kind of file that runs code when it is "
+            "loaded: convert to safetensors, for example by from_pretrained and save_pretrained"
+        )
+    return LoclinError(
+        f"expected {FULL}, {SHARDED} or {ADAPTER} in {folder}, found none of them: give a folder saved by Trainer or peft"
+    )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise LoclinError(
+            f"expected whole weights in {path}, found {error}: copy the file again or remove its folder"
+        ) from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LoclinError(f"expected JSON in {path}, found {error}: copy the file again") from error
+    if not isinstance(content, dict):
+        raise LoclinError(f"expected a JSON object in {path}, found {type(content).__name__}: copy the file again")
+    return content

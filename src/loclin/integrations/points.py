@@ -1,0 +1,109 @@
+"""A training run as the points it passed through: named tensors, each readable at all points at once, a block at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import prod
+
+from torch import Tensor
+
+from loclin.errors import LoclinError
+
+_BLOCK = 1 << 23  # values of all points together that are held at a time, 32 MB in float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapted:
+    """A weight adapted by LoRA: the names of its factors A and B, and the scale s of its update sBA."""
+
+    a: str
+    b: str
+    scale: float
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Points:
+    """A run at t points, in order.
+
+    Attributes:
+        labels: what each point is called ("checkpoint-10").
+        steps: optimiser steps taken at each point; None where nobody wrote it down.
+        shapes: of the tensors that make up the space.
+        adapted: LoRA pairs among them by the name of the adapted weight; empty for full weights.
+        read: a tensor's rows (slices of its first axis) at all points, t×rows×..., in float32 or float64; a tensor without
+            axes counts as one row.
+        notes: what the reader of the numbers should know about the points, one sentence each.
+    """
+
+    labels: tuple[str, ...]
+    steps: tuple[int | None, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    adapted: Mapping[str, Adapted]
+    read: Callable[[str, slice], Tensor]
+    notes: tuple[str, ...] = ()
+
+
+def row_blocks(shape: tuple[int, ...], points: int) -> Iterator[slice]:
+    """Slices of a tensor's first axis, each of few enough values at all points to be held in memory; one row at least.
+
+    >>> list(row_blocks((3, 1 << 20), 4)), list(row_blocks((), 4))
+    ([slice(0, 2, None), slice(2, 3, None)], [slice(0, 1, None)])
+    """
+    length, width = (shape[0], max(1, prod(shape[1:]))) if shape else (1, 1)
+    rows = max(1, _BLOCK // (width * points))
+    for start in range(0, length, rows):
+        yield slice(start, min(start + rows, length))
+
+
+def partner(name: str) -> str | None:
+    """The other factor of a LoRA pair, None for any other tensor.
+
+    >>> partner("h.0.attn.lora_A.weight"), partner("wte.lora_embedding_B"), partner("h.0.attn.weight")
+    ('h.0.attn.lora_B.weight', 'wte.lora_embedding_A', None)
+    """
+    found = re.search(r"\.lora_(?:embedding_)?([AB])(?:\.weight)?$", name)
+    if not found:
+        return None
+    here = found.start(1)
+    return f"{name[:here]}{'B' if name[here] == 'A' else 'A'}{name[here + 1 :]}"
+
+
+def chosen(names: Iterable[str], pattern: str) -> list[str]:
+    """The names that a shell-style pattern takes (several separated by commas); the factors of a LoRA pair go together.
+
+    Raises:
+        LoclinError: the pattern takes none of them.
+
+    >>> chosen(["a.lora_A.weight", "a.lora_B.weight", "b.weight"], "*lora_A*")
+    ['a.lora_A.weight', 'a.lora_B.weight']
+    """
+    names = list(names)
+    wanted = [p.strip() for p in pattern.split(",")]
+    direct = {n for n in names if any(fnmatchcase(n, w) for w in wanted)}
+    kept = [n for n in names if n in direct or partner(n) in direct]
+    if not kept:
+        listed = ", ".join(names[:8]) or "none"
+        raise LoclinError(
+            f"expected a pattern that matches a tensor, found {pattern!r}: "
+            f"there are {listed}{', ...' if len(names) > 8 else ''}"
+        )
+    return kept
+
+
+def pairs(names: Iterable[str], scale: Callable[[str], float]) -> dict[str, Adapted]:
+    """The LoRA pairs among some tensors, by the name of the adapted weight.
+
+    Args:
+        names: of the tensors.
+        scale: s of an adapted weight, by its name.
+    """
+    present, found = set(names), {}
+    for name in present:
+        other = partner(name)
+        if other in present and re.search(r"\.lora_(embedding_)?A", name):
+            weight = re.sub(r"\.lora_(embedding_)?A(\.weight)?$", "", name)
+            found[weight] = Adapted(a=name, b=str(other), scale=scale(weight))
+    return dict(sorted(found.items()))

@@ -1,0 +1,261 @@
+"""A callback for `transformers.Trainer` that keeps every update and yields the page of `loclin trajectory`."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from loclin.errors import LoclinError
+from loclin.geometry.gramian import gramian
+from loclin.geometry.sketch import Sketch
+from loclin.integrations.points import Adapted, Points, chosen, pairs
+from loclin.record import Record
+from loclin.report import build
+from loclin.studies.trajectory.config import KS, SHUFFLES, check
+from loclin.studies.trajectory.measure import STUDY, write_record
+from loclin.studies.trajectory.movement import Movement, Run, run_of
+
+Tensors = Mapping[str, Tensor]
+
+
+class TrajectoryCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]  # transformers is not typed
+    """Records the updates of a `Trainer` run as it goes; training takes the very same steps with and without it.
+
+    Whole points are kept where they fit into the budget; then captures are exact, and for LoRA they are reported for the
+    weights too. Otherwise every update is sketched to m numbers (geometry/sketch.py), and one copy of the last point is kept
+    beside the model. Which of the two is printed when training starts. A second `train`, resumed or not, starts a new record.
+
+    Args:
+        pattern: which trained tensors ("*attn*"; several patterns separated by commas).
+        every: record each n-th optimiser step, and the last one.
+        budget: bytes that whole points may take in main memory.
+        size: m of the sketch; captures are off by about 2(1−c)√(c/m) (theory.sketched_capture).
+        seed: of the sketch, and of the nulls of the report.
+
+    Use:
+        callback = TrajectoryCallback()
+        Trainer(..., callbacks=[callback]).train()
+        print(callback.record("runs/my-run"))  # the page
+    """
+
+    def __init__(
+        self, *, pattern: str = "*", every: int = 1, budget: int = 1 << 30, size: int = 1 << 14, seed: int = 0
+    ) -> None:
+        if every < 1:
+            raise LoclinError(f"expected every of at least 1 step, found {every}: change it")
+        self._pattern, self._every, self._budget = pattern, every, budget
+        self._sketch = Sketch(size=size, seed=seed)
+        self._keeper: _Exact | _Sketched | None = None
+        self._steps: list[int] = []
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """Choose how to keep the run, and keep its first point."""
+        if not state.is_world_process_zero:
+            return
+        tensors = _trained(model, self._pattern)
+        updates = -(-(state.max_steps - state.global_step) // self._every)
+        need = (updates + 1) * sum(p.numel() * p.element_size() for p in tensors.values())
+        if need <= self._budget:
+            self._keeper = _Exact(model)
+            how = f"whole, {need / 2**20:.0f} MiB"
+        else:
+            if self._sketch.size <= updates:
+                raise LoclinError(
+                    f"expected a sketch longer than the run's {updates} updates, found {self._sketch.size}: raise size or every"
+                )
+            self._keeper = _Sketched(self._sketch, tensors)
+            how = f"sketched to {self._sketch.size} numbers (whole points would take {need / 2**20:.0f} MiB)"
+        self._steps = [state.global_step]
+        self._keeper.keep(tensors)
+        print(f"loclin: {updates} updates of {sum(p.numel() for p in tensors.values())} coordinates are kept {how}")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """Keep the update, once per optimiser step however many batches were accumulated."""
+        due = state.global_step % self._every == 0 or state.global_step >= state.max_steps
+        if self._keeper is not None and (due or control.should_training_stop):
+            self._keeper.keep(_trained(model, self._pattern))
+            self._steps.append(state.global_step)
+
+    def run(self) -> Run:
+        """What was recorded: Gramians and norms by space ("weights", and "factors" for adapters).
+
+        Raises:
+            LoclinError: fewer than two updates were recorded, or they hold NaN or are all zero.
+        """
+        if self._keeper is None or len(self._steps) < 3:
+            raise LoclinError(
+                f"expected at least 2 recorded updates, found {max(len(self._steps) - 1, 0)}: train first, or lower every"
+            )
+        return self._keeper.run(tuple(self._steps))
+
+    def record(self, folder: str | Path, *, ks: tuple[int, ...] = KS, shuffles: int = SHUFFLES) -> Path:
+        """Measure the run and write the record and the page.
+
+        Args:
+            folder: the run folder to write.
+            ks: prefix lengths of the curves, in recorded updates.
+            shuffles: shuffled orders drawn as a null.
+
+        Returns:
+            The HTML page.
+
+        Raises:
+            LoclinError: as `run`, or a folder that holds something else.
+        """
+        check(ks, shuffles)
+        record, began = Record(Path(folder)), time.perf_counter()
+        settings = {
+            "pattern": self._pattern,
+            "every": self._every,
+            "ks": ks,
+            "shuffles": shuffles,
+            "seed": self._sketch.seed,
+        }
+        write_record(
+            record,
+            self.run(),
+            settings,
+            ks=ks,
+            shuffles=shuffles,
+            seed=self._sketch.seed,
+            device="recorded in training",
+        )
+        record.close_study(STUDY, time.perf_counter() - began)
+        return build(record.folder)
+
+
+class _Exact:
+    """Whole points in main memory."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = _unwrapped(model)
+        self._points: list[dict[str, Tensor]] = []
+
+    def keep(self, tensors: Tensors) -> None:
+        self._points.append({name: p.detach().to("cpu", copy=True) for name, p in tensors.items()})
+
+    def run(self, steps: tuple[int, ...]) -> Run:
+        adapted, notes = _adapted(self._model, self._points[0])
+        points = Points(
+            labels=tuple(f"step {s}" for s in steps),
+            steps=steps,
+            shapes={name: tuple(p.shape) for name, p in self._points[0].items()},
+            adapted=adapted,
+            read=self._read,
+            notes=notes,
+        )
+        return run_of(points)
+
+    def _read(self, name: str, rows: slice) -> Tensor:
+        block = torch.stack([(p[name] if p[name].ndim else p[name].reshape(1))[rows] for p in self._points])
+        return block.to(torch.promote_types(block.dtype, torch.float32))
+
+
+class _Sketched:
+    """Sketches of the updates, their norms in every tensor, and the last point."""
+
+    def __init__(self, sketch: Sketch, tensors: Tensors) -> None:
+        self._sketch = sketch
+        self._sizes = {name: p.numel() for name, p in tensors.items()}
+        self._last: dict[str, Tensor] = {}
+        self._rows: list[Tensor] = []
+        self._norms: list[Tensor] = []
+
+    def keep(self, tensors: Tensors) -> None:
+        if self._last:
+            totals = {p.device: torch.zeros(self._sketch.size, device=p.device) for p in tensors.values()}
+            norms = []
+            for name, p in tensors.items():
+                step = p.detach().float() - self._last[name].float()
+                self._sketch.add(totals[p.device], name, step)
+                norms.append(step.norm())
+            self._rows.append(torch.stack([total.cpu() for total in totals.values()]).sum(0))
+            self._norms.append(torch.stack([norm.cpu() for norm in norms]))
+        for name, p in tensors.items():
+            if name in self._last:
+                self._last[name].copy_(p.detach())
+            else:
+                self._last[name] = p.detach().clone()
+
+    def run(self, steps: tuple[int, ...]) -> Run:
+        rows, norms = torch.stack(self._rows), torch.stack(self._norms).double().numpy()
+        if not (torch.isfinite(rows).all() and rows.any()):
+            raise LoclinError("expected finite updates that are not all zero, found others: check the learning rate")
+        moved = np.asarray((norms > 0).any(axis=0))
+        movement = Movement(
+            gramian=gramian(rows),
+            norms=norms[:, moved],
+            names=tuple(n for n, m in zip(self._sizes, moved, strict=True) if m),
+            sizes=tuple(s for s, m in zip(self._sizes.values(), moved, strict=True) if m),
+            still=int(np.sum(~moved)),
+        )
+        space = "factors" if any(".lora_" in name for name in self._sizes) else "weights"
+        notes = ("the factors were sketched, so that captures of the weights they make are not known",)
+        return Run(
+            labels=tuple(f"step {s}" for s in steps),
+            steps=steps,
+            notes=notes if space == "factors" else (),
+            spaces={space: movement},
+            sketch=self._sketch.size,
+        )
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside distributed and compiled wrappers."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def _saved_name(name: str) -> str:
+    """A parameter's name as it is saved: peft leaves out the name of the adapter."""
+    return re.sub(r"(\.lora_(?:embedding_)?[AB])\.[^.]+|\.modules_to_save\.[^.]+", r"\1", name)
+
+
+def _trained(model: nn.Module, pattern: str) -> dict[str, Tensor]:
+    """The chosen trained tensors by the names they are saved under."""
+    named = [(_saved_name(n), p) for n, p in _unwrapped(model).named_parameters() if p.requires_grad]
+    tensors = dict(named)
+    if len(tensors) < len(named):
+        raise LoclinError("expected one trained adapter, found two with the same tensors: train them one at a time")
+    empty = next((n for n, p in named if not p.numel()), None)
+    if empty is not None:
+        raise LoclinError(
+            f"expected whole parameters, found a shard of {empty}: use `loclin trajectory` on checkpoints"
+        )
+    return {n: tensors[n] for n in chosen(tensors, pattern)}
+
+
+def _adapted(model: nn.Module, tensors: Tensors) -> tuple[dict[str, Adapted], tuple[str, ...]]:
+    """The LoRA pairs with the scale that their layers apply, or why there are none."""
+
+    def scale(weight: str) -> float:
+        layer: Any = model.get_submodule(weight)
+        (adapter,) = layer.active_adapters
+        if (
+            getattr(layer, "use_dora", {}).get(adapter)
+            or tensors[f"{weight}.lora_A.weight"].shape[0] != layer.r[adapter]
+        ):
+            raise ValueError("no plain sBA")
+        return float(layer.scaling[adapter])
+
+    try:
+        return pairs(tensors, scale), ()
+    except (AttributeError, KeyError, ValueError):
+        return {}, ("the scale of the adapters is not known: measured in their own parameters alone",)

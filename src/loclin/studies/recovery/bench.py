@@ -1,0 +1,181 @@
+"""What every stage of one run works with: the model, its adapter, the task to destroy, and that the model knows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from loclin.errors import LoclinError
+from loclin.geometry.sketch import Sketch
+from loclin.models import BUILT_IN, Problem, load
+from loclin.models.cache import cache_folder
+from loclin.models.lora import Factors, Lora, attach, dropout_active
+from loclin.models.pretrained import How, device_named
+from loclin.parameters import ParameterSpace
+from loclin.record import Row
+from loclin.seeds import derived
+from loclin.studies.recovery.config import Config
+from loclin.tasks.batch import concatenate
+from loclin.training import make_optimiser, minibatches, train
+from loclin.updates import Keeping
+
+Progress = Callable[[str, float], None]
+TEACHING_ROUNDS = 5
+CLEARLY = 0.2  # of the way from a destroyed task to a perfect one: what has to be there to be destroyed
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Bench:
+    """One run's surroundings.
+
+    Attributes:
+        config, run: what is asked, and which of its independent runs this is.
+        problem: the model, its adapter attached, and its data.
+        space: the trained coordinates.
+        factors: where LoRA's factors are in it; None where the weights themselves are trained.
+        task, other: the destroyed task, and another one to hold its recovery against (None where there is only one).
+        keeping: where updates go.
+        seed: of everything random in this run.
+        notes: what was loaded, dropped, taught and kept where, in sentences.
+    """
+
+    config: Config
+    run: int
+    problem: Problem
+    space: ParameterSpace
+    factors: Factors | None
+    task: str
+    other: str | None
+    keeping: Keeping
+    seed: int
+    notes: tuple[str, ...]
+
+    @property
+    def context(self) -> dict[str, Any]:
+        """Context of this run's rows."""
+        return {"run": self.run, "task": self.task}
+
+    def dimension(self, space: str) -> int:
+        """Dimensions of a space of the study."""
+        return self.factors.dimension if space == "weights" and self.factors else self.space.dimension
+
+    def score(self, task: str | None = None) -> float:
+        """Score on the test split, of the destroyed task unless another is named."""
+        return self.problem.score("test", task or self.task)
+
+    def row(self, quantity: str, value: float, **context: Any) -> Row:
+        """A row of this run."""
+        return Row(quantity=quantity, value=value, context={**self.context, **context})
+
+
+def device(config: Config) -> str:
+    """The device that a configuration asks for; built-in models are too small to gain from an accelerator.
+
+    Raises:
+        LoclinError: an accelerator that is not there.
+    """
+    return device_named(config.device, small=config.model in BUILT_IN)
+
+
+def make_bench(config: Config, run: int, progress: Progress) -> Bench:
+    """Load, attach and teach.
+
+    Raises:
+        LoclinError: whatever is wrong with the model, the data or the settings; a task that cannot be taught.
+    """
+    seed = derived(config.seed + run, "recovery study")
+    problem, space, factors = _surroundings(config, run, progress)
+    if config.task not in ("each", *problem.tasks):
+        raise LoclinError(f"unknown task {config.task!r}: expected each, or one of {', '.join(problem.tasks)}")
+    index = run % len(problem.tasks) if config.task == "each" else problem.tasks.index(config.task)
+    sketch = Sketch(size=config.sketch_size, seed=derived(seed, "sketch"))
+    kept = Keeping(store=config.store, folder=cache_folder(), sketch=sketch)
+    keeping = kept.settled(space, config.steps, sharing=min(config.seeds, 4))
+    bench = Bench(
+        config=config,
+        run=run,
+        problem=problem,
+        space=space,
+        factors=factors if len(config.spaces) > 1 else None,
+        task=problem.tasks[index],
+        other=problem.tasks[(index + 1) % len(problem.tasks)] if len(problem.tasks) > 1 else None,
+        keeping=keeping,
+        seed=seed,
+        notes=(),
+    )
+    taught = teach(bench, progress)
+    return replace(bench, notes=(*problem.notes, taught, keeping.sentence(space, config.steps)))
+
+
+def _surroundings(config: Config, run: int, progress: Progress) -> tuple[Problem, ParameterSpace, Factors | None]:
+    how = How(
+        revision=config.revision,
+        dtype=config.dtype,
+        device=device(config),
+        device_map=config.device_map,
+        trust_remote_code=config.trust_remote_code,
+    )
+    problem = load(
+        config.model,
+        data=config.data,
+        seed=config.seed + run,
+        how=how,
+        template=config.template,
+        long=config.long,
+        progress=progress,
+    )
+    if config.space != "lora":
+        return problem, ParameterSpace(problem.model, "*" if config.space == "full" else config.space), None
+    lora = Lora(
+        rank=config.ranks[run % len(config.ranks)],
+        alpha=config.alpha,
+        targets=config.targets,
+        dropout=config.dropout,
+        init=config.lora_init,
+    )
+    adapted = attach(problem.model, lora, seed=config.seed + run)
+    space = ParameterSpace(adapted)
+    return replace(problem, model=adapted), space, Factors.of(adapted, space)
+
+
+def teach(bench: Bench, progress: Progress) -> str:
+    """Train the space on every task until the worst one reaches the score asked for; the point afterwards is θ₀.
+
+    An adapter is taught one round at least: at its initial point B is zero, and with it half of all gradients. The model's
+    own samples are known from the beginning.
+
+    Returns:
+        How well the tasks are known, in a sentence.
+
+    Raises:
+        LoclinError: the task to destroy is known no better than a destroyed one.
+    """
+    config, problem = bench.config, bench.problem
+    data = concatenate([problem.batch("train", task) for task in problem.tasks])
+    for done in range(TEACHING_ROUNDS):
+        worst = min(problem.score("validate", task) for task in problem.tasks)
+        if worst >= config.reach and (done or config.space != "lora" or config.data == "self"):
+            break
+        batches = minibatches(data, min(config.batch, len(data)), seed=derived(bench.seed, "teaching", done))
+        optimiser = make_optimiser("adamw", bench.space, config.teach_lr)
+        with dropout_active(problem.model, seed=derived(bench.seed, "dropout", done)):
+            train(
+                problem.model,
+                bench.space,
+                batches,
+                optimiser,
+                config.teach_steps,
+                after_step=lambda t: progress("teaching every task", t / config.teach_steps),
+            )
+    gone = problem.destroyed_below(bench.task)
+    known, least = bench.score(), gone + CLEARLY * (1 - gone)
+    if known < least:
+        raise LoclinError(
+            f"expected a score of at least {least:.2f} on {bench.task} before the damage, found {known:.2f}: there is nothing "
+            "to destroy; raise --teach-steps or --teach-lr, or give a task that the model can learn"
+        )
+    scores = {task: problem.score("validate", task) for task in problem.tasks}
+    worst_task = min(scores, key=lambda task: scores[task])
+    short = "" if scores[worst_task] >= config.reach else f", short of the {config.reach:.2f} asked for"
+    return f"known before the damage: {known:.2f} on {bench.task}, {scores[worst_task]:.2f} on the worst task ({worst_task}){short}"

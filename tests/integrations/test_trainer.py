@@ -1,0 +1,187 @@
+"""Real Trainer runs with the callback: the same training, and the same movement as its checkpoint folders tell."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from loclin.errors import LoclinError
+from loclin.geometry.gramian import future_capture, prefix_capture
+from loclin.integrations import TrajectoryCallback
+from loclin.integrations.checkpoints import read_run
+from loclin.record import Record
+from loclin.studies.trajectory.movement import Run, run_of
+from loclin.theory import sketched_capture
+from tests.integrations.runs import LORA, STEPS, tiny, tiny_lora, trainer
+
+KS = [1, 2, 3, 5, 8]
+
+
+@pytest.fixture(scope="session")
+def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrajectoryCallback]:
+    """A run of all weights: its folder, with the start beside it, and its callback."""
+    folder = tmp_path_factory.mktemp("trainer") / "full"
+    callback, model = TrajectoryCallback(), tiny()
+    model.save_pretrained(folder / "start")
+    trainer(model, folder, callback).train()
+    return folder, callback
+
+
+@pytest.fixture(scope="session")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrajectoryCallback]:
+    """The same of an adapter, with two scales."""
+    folder = tmp_path_factory.mktemp("trainer") / "lora"
+    callback, model = TrajectoryCallback(), tiny_lora()
+    model.save_pretrained(folder / "start")
+    trainer(model, folder, callback, learning_rate=1e-2).train()
+    return folder, callback
+
+
+def assert_same_movement(one: Run, other: Run) -> None:
+    assert one.steps == other.steps
+    assert one.spaces.keys() == other.spaces.keys()
+    for space, movement in one.spaces.items():
+        twin = other.spaces[space]
+        scale = np.sqrt(np.outer(np.diag(movement.gramian), np.diag(movement.gramian)))
+        assert (np.abs(movement.gramian - twin.gramian) <= 1e-12 * scale).all()
+        order = [twin.names.index(name) for name in movement.names]
+        assert np.allclose(movement.norms, twin.norms[:, order], rtol=1e-12)
+        assert (movement.dimension, movement.still) == (twin.dimension, twin.still)
+
+
+def test_checkpoints_and_callback_tell_the_same_of_all_weights(full: tuple[Path, TrajectoryCallback]) -> None:
+    folder, callback = full
+    run = callback.run()
+    assert run.steps == tuple(range(STEPS + 1))
+    assert run.spaces["weights"].dimension == sum(p.numel() for p in tiny().parameters())
+    assert_same_movement(run, run_of(read_run(folder, start=folder / "start")))
+
+
+def test_checkpoints_and_callback_tell_the_same_of_an_adapter(lora: tuple[Path, TrajectoryCallback]) -> None:
+    folder, callback = lora
+    assert list(callback.run().spaces) == ["factors", "weights"]
+    assert_same_movement(callback.run(), run_of(read_run(folder, start=folder / "start")))
+
+
+def test_the_weight_space_of_an_adapter_is_that_of_the_merged_weights(lora: tuple[Path, TrajectoryCallback]) -> None:
+    """ΔW by peft's own merge, dense, from every checkpoint."""
+    folder, callback = lora
+    merged = []
+    for step in range(STEPS + 1):
+        model = tiny_lora()
+        model.load_adapter(folder / (f"checkpoint-{step}" if step else "start"), adapter_name="default")
+        layers = [m for m in model.modules() if hasattr(m, "get_delta_weight")]
+        merged.append(torch.cat([m.get_delta_weight("default").detach().reshape(-1) for m in layers]).double())
+    steps = torch.stack(merged).diff(dim=0)
+    found = callback.run().spaces["weights"]
+    assert np.allclose(found.gramian, (steps @ steps.T).numpy(), rtol=1e-3, atol=1e-6 * found.gramian.max())
+    assert found.dimension == steps.shape[1]
+
+
+def final_weights(folder: Path, *callbacks: TrajectoryCallback, **settings: Any) -> dict[str, torch.Tensor]:
+    model = tiny()
+    trainer(model, folder, *callbacks, save_strategy="no", **settings).train()
+    return model.state_dict()
+
+
+def test_training_takes_the_same_steps_with_and_without_a_callback(tmp_path: Path) -> None:
+    bare = final_weights(tmp_path)
+    for callback in (TrajectoryCallback(), TrajectoryCallback(budget=0, size=512)):
+        watched = final_weights(tmp_path, callback)
+        assert all(torch.equal(bare[n], watched[n]) for n in bare)
+
+
+def test_sketched_captures_lie_within_their_stated_error(full: tuple[Path, TrajectoryCallback], tmp_path: Path) -> None:
+    exact = full[1].run().spaces["weights"]
+    size, within = 2048, []
+    for seed in range(3):
+        callback = TrajectoryCallback(budget=0, size=size, seed=seed)
+        final_weights(tmp_path, callback)
+        run = callback.run()
+        assert run.sketch == size
+        sketched = run.spaces["weights"]
+        assert np.allclose(sketched.norms, exact.norms, rtol=1e-5)
+        for of in (prefix_capture, future_capture):
+            for k, c, found in zip(KS, of(exact.gramian, KS), of(sketched.gramian, KS), strict=True):
+                bias, sd = sketched_capture(c, k, size)
+                within.append(abs(found - c - bias) / sd)
+    assert max(within) < 4
+    assert 0.2 < float(np.mean(within)) < 2  # the stated error is no vague bound either
+
+
+def test_accumulated_batches_are_one_update(tmp_path: Path) -> None:
+    callback = TrajectoryCallback()
+    trainer(
+        tiny(), tmp_path, callback, max_steps=3, gradient_accumulation_steps=4, per_device_train_batch_size=1
+    ).train()
+    assert callback.run().steps == (0, 1, 2, 3)
+    assert np.allclose(
+        callback.run().spaces["weights"].gramian[1:, 1:], run_of(read_run(tmp_path)).spaces["weights"].gramian
+    )
+
+
+def test_every_nth_step_and_the_last_are_kept(tmp_path: Path) -> None:
+    callback = TrajectoryCallback(every=5, pattern="*attn*")
+    final_weights(tmp_path, callback)
+    run = callback.run()
+    assert run.steps == (0, 5, 10, 12)
+    assert all("attn" in name for name in run.spaces["weights"].names)
+
+
+def test_a_resumed_run_starts_a_new_record_where_it_resumes(
+    full: tuple[Path, TrajectoryCallback], tmp_path: Path
+) -> None:
+    folder, whole = full
+    callback = TrajectoryCallback()
+    trainer(tiny(), tmp_path, callback, save_strategy="no").train(resume_from_checkpoint=str(folder / "checkpoint-8"))
+    assert callback.run().steps == (8, 9, 10, 11, 12)
+    later = whole.run().spaces["weights"].gramian[8:, 8:]
+    assert np.allclose(callback.run().spaces["weights"].gramian, later, rtol=1e-4)
+
+
+def test_sketched_adapters_are_measured_in_their_factors_and_say_so(tmp_path: Path) -> None:
+    callback = TrajectoryCallback(budget=0, size=256)
+    trainer(tiny_lora(), tmp_path, callback, save_strategy="no", max_steps=3).train()
+    assert list(callback.run().spaces) == ["factors"]
+    assert callback.run().notes == (
+        "the factors were sketched, so that captures of the weights they make are not known",
+    )
+
+
+def test_adapters_without_a_plain_scale_say_so(tmp_path: Path) -> None:
+    callback = TrajectoryCallback()
+    trainer(tiny_lora(use_dora=True), tmp_path, callback, save_strategy="no", max_steps=3).train()
+    assert list(callback.run().spaces) == ["weights"]
+    assert callback.run().notes == ("the scale of the adapters is not known: measured in their own parameters alone",)
+
+
+def test_the_record_holds_what_was_kept(lora: tuple[Path, TrajectoryCallback], tmp_path: Path) -> None:
+    page = lora[1].record(tmp_path / "run", ks=(1, 3), shuffles=9)
+    assert page == tmp_path / "run" / "report.html"
+    arrays = Record(tmp_path / "run").arrays("trajectory")
+    assert np.array_equal(arrays["update_gramian/weights"], lora[1].run().spaces["weights"].gramian)
+    assert {
+        r.context["k"] for r in Record(tmp_path / "run").results("trajectory") if r.quantity == "prefix_capture"
+    } == {1, 3, 12}
+
+
+def test_bad_settings_and_empty_records_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(LoclinError, match="every of at least 1 step, found 0: change it"):
+        TrajectoryCallback(every=0)
+    with pytest.raises(LoclinError, match="at least 2 recorded updates, found 0: train first, or lower every"):
+        TrajectoryCallback().record(tmp_path / "run")
+    with pytest.raises(LoclinError, match="a sketch longer than the run's 12 updates, found 12: raise size or every"):
+        final_weights(tmp_path, TrajectoryCallback(budget=0, size=12))
+    with pytest.raises(LoclinError, match="a pattern that matches a tensor, found 'nothing'"):
+        final_weights(tmp_path, TrajectoryCallback(pattern="nothing"))
+    still = TrajectoryCallback()
+    final_weights(tmp_path, still, learning_rate=0.0)
+    with pytest.raises(LoclinError, match="points that differ, found the same weights at all of step 0 to step 12"):
+        still.run()
+
+
+def test_the_lora_run_has_two_scales() -> None:
+    scales = {m.scaling["default"] for m in tiny_lora().modules() if hasattr(m, "lora_A")}
+    assert scales == {LORA["lora_alpha"] / LORA["r"], LORA["alpha_pattern"]["c_fc"] / LORA["r"]}
