@@ -20,10 +20,13 @@ TINY = [
     "--project-ks", "3", "6", "--task-vector-steps", "3", "--shuffles", "9",
 ]  # fmt: skip
 
+ENTRY = "recovery-sequences-small"  # the study's name in a record
 
-def loclin(*arguments: str | Path, where: Path) -> subprocess.CompletedProcess[str]:
+
+def loclin(*arguments: str | Path, where: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "loclin", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=where, check=False)
+    env = {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, cwd=where, env=env, check=False)
 
 
 def start(*arguments: str | Path, where: Path) -> subprocess.Popen[str]:
@@ -45,7 +48,7 @@ def finished(trained: Problem, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def record_of(folder: Path) -> dict[str, bytes]:
     """What must not depend on interruptions or workers: everything but times and dates."""
-    names = ("recovery/results.json", "recovery/arrays.safetensors", "claims.json")
+    names = (f"{ENTRY}/results.json", f"{ENTRY}/arrays.safetensors", "claims.json")
     return {name: (folder / name).read_bytes() for name in names}
 
 
@@ -63,7 +66,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_record(
 ) -> None:
     command = ("run", "recovery", *TINY, "--out", "cut", "--workers", "1")
     process = start(*command, where=tmp_path)
-    first = tmp_path / "cut" / "recovery" / "parts" / "run-000.json"
+    first = tmp_path / "cut" / ENTRY / "parts" / "run-000.json"
     wait_for(first, process)
     os.kill(process.pid, how)
     _, errors = process.communicate(timeout=30)
@@ -97,12 +100,13 @@ def any_alive(session: int) -> bool:
 
 def test_the_record_is_complete(finished: Path) -> None:
     run = json.loads((finished / "run.json").read_text())
-    assert run["studies"]["recovery"]["steps"] == 12
+    assert run["studies"][ENTRY]["steps"] == 12
+    assert run["notes"][ENTRY][0].startswith("sequences: 12000 read")
     assert {"versions", "commit", "device", "started", "seconds", "part_seconds"} <= set(run["sessions"][0])
     claims = json.loads((finished / "claims.json").read_text())
-    assert len(claims) == 10
+    assert len(claims) == 11
     assert all(c["rule"] and c["verdict"] in ("supported", "refuted", "inconclusive") for c in claims)
-    rows = json.loads((finished / "recovery" / "results.json").read_text())
+    rows = json.loads((finished / ENTRY / "results.json").read_text())
     for quantity in ("prefix_capture", "future_capture"):
         contexts = [r["context"] for r in rows if r["quantity"] == quantity and "run" in r["context"]]
         assert {(c["optimiser"], c["run"], c["k"]) for c in contexts} >= {("sgd", 0, 3), ("adamw", 1, 6)}
@@ -132,8 +136,8 @@ def test_the_report_is_rebuilt_from_the_record_alone_and_is_one_file(finished: P
     links = Links()
     links.feed(page)
     assert links.found == []
-    assert page.count("<figure>") == len(list((copy / "figures").glob("*.svg"))) == 14
-    assert page.index("<h2>Claims</h2>") < page.index("<h2>Study: recovery</h2>")
+    assert page.count("<figure>") == len(list((copy / "figures" / ENTRY).glob("*.svg"))) == 15
+    assert page.index("<h2>Claims</h2>") < page.index(f"<h2>Study: {ENTRY}</h2>")
     assert "| prefix-captures |" in (copy / "report.md").read_text()
 
 
@@ -141,10 +145,11 @@ def test_the_report_escapes_every_text(finished: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
     attack = "<script>alert(1)</script>"
-    for name in ("run.json", "claims.json", "recovery/results.json"):
+    for name in ("run.json", "claims.json", f"{ENTRY}/results.json"):
         text = (copy / name).read_text()
-        for harmless in ("sequences-small", "another run's prefix", '"name": "whole"'):
-            text = text.replace(harmless, '"name": "<script>"' if "name" in harmless else attack)
+        for harmless in ('"sequences-small"', "sequences: 12000", "another run's prefix", '"name": "whole"'):
+            wrapped = f'"{attack}"' if harmless.startswith('"') else attack
+            text = text.replace(harmless, '"name": "<script>"' if "name" in harmless else wrapped)
         (copy / name).write_text(text)
     assert loclin("report", copy, where=tmp_path).returncode == 0
     assert "<script" not in (copy / "report.html").read_text()
@@ -153,7 +158,7 @@ def test_the_report_escapes_every_text(finished: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fly"], "unknown command 'fly': expected one of reproduce, run, report"),
+        (["fly"], "unknown command 'fly': expected one of reproduce, run, report, trajectory"),
         (["run", "fly"], "unknown study 'fly': expected one of recovery"),
         (["reproduce", "--studies", "fly"], "unknown study 'fly'"),
         (["run", "recovery", "--profile", "huge"], "unknown profile 'huge': expected one of smoke, standard, paper"),
@@ -161,11 +166,18 @@ def test_the_report_escapes_every_text(finished: Path, tmp_path: Path) -> None:
         (["reproduce", "--seeds", "0"], "expected at least one seed, found 0"),
         (["run", "recovery", "--k", "500"], "expected k from 1 to T = 200 steps, found [500]"),
         (["run", "recovery", *TINY, "--task", "fly"], "unknown task 'fly': expected each, or one of copy"),
-        (["run", "recovery", *TINY, "--model", "fly"], "unknown model 'fly': expected one of sequences"),
+        (["run", "recovery", *TINY, "--model", "fly"], "expected --data with the model 'fly', found none"),
+        (["run", "recovery", *TINY, "--model", "fly", "--data", "self"], "found that 'fly' is none of these"),
+        (["run", "recovery", *TINY, "--model", "fly", "--data", "none.jsonl", "--seeds", "1"], "is none of these"),
+        (["run", "recovery", *TINY, "--data", "none.jsonl"], "expected a file of task data, found nothing at none.jsonl"),
+        (["run", "recovery", *TINY, "--data", "broken.jsonl"], "broken.jsonl line 2: mend or remove it"),
+        (["run", "recovery", *TINY, "--space", "lora", "--targets", "fly"], "expected LoRA targets among c_attn, c_fc, c_proj"),
+        (["reproduce", "--profile", "paper"], "run hf download Qwen/Qwen2.5-0.5B; hf download distilgpt2; hf download gpt2"),
+        (["trajectory", "nowhere"], "expected a folder of checkpoints, found none at nowhere"),
         (["run", "recovery", *TINY, "--batch", "9999"], "examples, found 9999: change it"),
-        (["run", "recovery", *TINY, "--sgd-lr", "1e30"], "expected a finite loss, found nan at step"),
+        (["run", "recovery", *TINY, "--sgd-lr", "1e30"], "expected a finite loss, found nan: lower the learning rate"),
         (["run", "recovery", *TINY, "--out", "file"], "expected a folder for the run, found the file file"),
-        (["run", "recovery", *TINY, "--out", "other"], "belongs to another configuration of recovery (steps is 13 there, 12"),
+        (["run", "recovery", *TINY, "--out", "other"], "another configuration of recovery-sequences-small (steps is 13 there, 12"),
         (["report", "nowhere"], "expected a run folder with a run.json, found none at nowhere"),
     ],
 )  # fmt: skip
@@ -173,10 +185,11 @@ def test_bad_input_is_one_line_and_exit_code_2(
     finished: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     (tmp_path / "file").write_text("mine")
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"prompt": \n')
     shutil.copytree(finished, tmp_path / "other")
     run = tmp_path / "other" / "run.json"
     run.write_text(run.read_text().replace('"steps": 12', '"steps": 13'))
-    answer = loclin(*arguments, where=tmp_path)
+    answer = loclin(*arguments, where=tmp_path, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hub"))
     assert answer.returncode == 2, answer.stderr
     assert message in answer.stderr
     assert len(answer.stderr.strip().splitlines()) == 1
@@ -187,14 +200,14 @@ def test_a_run_that_fails_keeps_the_finished_ones(finished: Path, tmp_path: Path
     """The second run of the resumed folder cannot write: the first stays, the message says what to do."""
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
-    (copy / "recovery" / "parts" / "run-001.json").unlink()
-    (copy / "recovery" / "results.json").unlink()
-    (copy / "recovery" / "results.json").mkdir()  # nothing can be renamed onto a folder, root or not
+    (copy / ENTRY / "parts" / "run-001.json").unlink()
+    (copy / ENTRY / "results.json").unlink()
+    (copy / ENTRY / "results.json").mkdir()  # nothing can be renamed onto a folder, root or not
     answer = loclin("run", "recovery", *TINY, "--out", "copy", where=tmp_path)
     assert answer.returncode == 2
     assert "expected to write" in answer.stderr
     assert "everything finished so far is kept" in answer.stderr
-    assert (copy / "recovery" / "parts" / "run-001.json").exists()
+    assert (copy / ENTRY / "parts" / "run-001.json").exists()
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def cross_capture(
     steps = np.arange(len(updates))[:, None]
     weights = (steps >= np.asarray(ks)[None, :]).astype(float) if future else np.ones((len(updates), len(ks)))
     energy = spanned_energy(basis[: max(ks), : max(ks)], products[: max(ks)] @ weights)
-    return _ratio(energy[np.asarray(ks) - 1, np.arange(len(ks))], np.einsum("tn,ts,sn->n", weights, updates, weights))
+    return _ratio(energy[np.asarray(ks) - 1, np.arange(len(ks))], (weights * (updates @ weights)).sum(0))
 
 
 def span_overlap(
@@ -151,7 +151,7 @@ def _shares(updates: np.ndarray, weights: np.ndarray, ks: Sequence[int]) -> np.n
     """capture of Σ_t weights[t, i] u_t by the first ks[i] updates, for each i."""
     longest = max(ks)
     energy = spanned_energy(updates[:longest, :longest], updates[:longest] @ weights)
-    return _ratio(energy[np.asarray(ks) - 1, np.arange(len(ks))], np.einsum("tn,ts,sn->n", weights, updates, weights))
+    return _ratio(energy[np.asarray(ks) - 1, np.arange(len(ks))], (weights * (updates @ weights)).sum(0))
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

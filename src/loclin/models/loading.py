@@ -81,7 +81,11 @@ def _read(
     network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: str, template: str | None, seed: int
 ) -> TaskData:
     if data == "self":
-        return self_examples(network, tokenizer, SELF_SAMPLES, seed=derived(seed, "samples"))
+        context = context_of(network) or 64
+        answer = min(4, max(context // 4, 1))
+        prompt = min(8, max(context - answer, 1))
+        drawn = derived(seed, "samples")
+        return self_examples(network, tokenizer, SELF_SAMPLES, prompt_tokens=prompt, answer_tokens=answer, seed=drawn)
     if Path(data).is_file() or data.endswith((".jsonl", ".json")):
         return read_file(data, template=template)
     return read_hub(data, template=template)

@@ -119,7 +119,7 @@ def hessian_directions(problem: Problem, space: ParameterSpace, data: Batch, k: 
     operator = LinearOperator(shape, matvec=product, dtype=np.float32)
     try:
         with twice_differentiable(problem.model):
-            values, vectors = eigsh(operator, k=k, which="LA", v0=start, tol=1e-2, ncv=2 * k + 5, maxiter=20)
+            values, vectors = eigsh(operator, k=k, which="LA", v0=start, tol=1e-2, ncv=4 * k + 5, maxiter=20)
     except ArpackNoConvergence as error:
         found = len(error.eigenvalues)
         raise LoclinError(f"expected {k} Hessian eigenvectors to converge, found {found}: lower --k") from error

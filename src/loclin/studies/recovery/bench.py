@@ -152,11 +152,11 @@ def teach(bench: Bench, progress: Progress) -> str:
         LoclinError: the task to destroy is known no better than a destroyed one.
     """
     config, problem = bench.config, bench.problem
-    data = concatenate([problem.batch("train", task) for task in problem.tasks])
     for done in range(TEACHING_ROUNDS):
         worst = min(problem.score("validate", task) for task in problem.tasks)
         if worst >= config.reach and (done or config.space != "lora" or config.data == "self"):
             break
+        data = concatenate([problem.batch("train", task) for task in problem.tasks])
         batches = minibatches(data, min(config.batch, len(data)), seed=derived(bench.seed, "teaching", done))
         optimiser = make_optimiser("adamw", bench.space, config.teach_lr)
         with dropout_active(problem.model, seed=derived(bench.seed, "dropout", done)):

@@ -85,7 +85,7 @@ class Config:
     """Learning rate of the teaching."""
     batch: int = 32
     """Examples in a damage, recovery or projected training step."""
-    damage_steps: int = 200
+    damage_steps: int = 100
     """Steps on wrong answers to the task and right ones to all others. Repeated until exact match is below 0.05 (with
     options: until accuracy is below that of guessing)."""
     damage_lr: float = 1e-3
@@ -102,19 +102,19 @@ class Config:
     """The k at which claims are decided and bases compared."""
     ks: tuple[int, ...] = (1, 2, 3, 5, 8, 10, 15, 20, 30, 50)
     """Prefix lengths of the curves (T is added)."""
-    times: tuple[int, ...] = (1, 5, 10, 20, 50, 100)
+    times: tuple[int, ...] = (1, 5, 20, 50, 100)
     """Steps t at which drift is measured."""
-    gradients: int = 64
+    gradients: int = 48
     """Minibatch gradients behind every gradient basis."""
     gradient_batch: int = 8
     """Examples in each of those gradients."""
     rank_gradients: tuple[int, ...] = (8, 16, 32, 64, 128)
     """Numbers n of gradients at which effective ranks are measured."""
-    hessian_batch: int = 128
+    hessian_batch: int = 64
     """Examples behind the Hessian eigenvectors, at most those of the recovery split."""
     task_vector_steps: int = 25
     """AdamW steps from the pretrained point behind each task vector."""
-    project_steps: int = 60
+    project_steps: int = 50
     """Steps of training confined to a basis, and of the unconfined training that it is held against."""
     project_ks: tuple[int, ...] = (3, 5, 10, 20, 50)
     """Prefix lengths k that training is confined to."""
@@ -238,11 +238,11 @@ def _by_lora(config: Config) -> Config:
     return replace(
         config,
         space="lora",
-        ranks=(4, 8, 16),
+        ranks=(2, 4, 8),
         steps=100,
         batch=16,
-        hessian_batch=64,
-        project_steps=40,
+        hessian_batch=32,
+        project_steps=30,
         lr_factors=(1.0, 0.5),
         gradients=30,
         gradient_batch=4,
@@ -259,7 +259,6 @@ def _smoke(config: Config) -> Config:
         model=small,
         seeds=3,
         steps=50,
-        damage_steps=100,
         teach_steps=100,
         k=5,
         ks=(1, 2, 3, 5, 8, 10, 15, 20, 30),
@@ -270,7 +269,7 @@ def _smoke(config: Config) -> Config:
         gradients=16 if sequences else 10,
         gradient_batch=6 if sequences else 4,
         rank_gradients=(4, 8, 16, 32) if sequences else (4, 8, 16),
-        hessian_batch=64,
+        hessian_batch=32,
         project_steps=30,
         project_ks=(2, 5, 10, 20),
         task_vector_steps=10,

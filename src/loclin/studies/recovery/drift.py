@@ -36,11 +36,10 @@ class DriftMeter:
 
     Args:
         bench: of the run, the space standing at θ_D when the meter is made.
-        context: of the rows.
     """
 
-    def __init__(self, bench: Bench, context: Mapping[str, Any]) -> None:
-        self._bench, self._context, config = bench, {**context, "k": bench.config.k}, bench.config
+    def __init__(self, bench: Bench) -> None:
+        self._bench, config = bench, bench.config
         data = bench.problem.batch("gradients", bench.task)
         seed = derived(bench.seed, "drift")
         drawn = disjoint_batches(data, config.gradient_batch, 2 * config.gradients, seed=seed)
@@ -53,17 +52,18 @@ class DriftMeter:
         gradients = batch_gradients(self._bench.problem, self._bench.space, batches)
         return principal_directions(gradients, self._bench.config.k)
 
-    def floor_row(self) -> Row:
+    def floor_row(self, context: Mapping[str, Any]) -> Row:
         """O(θ_D, θ_D′): how far two sets of batches agree at the very same point."""
-        return Row(quantity="overlap_floor", value=self.floor, null=self.chance, context=self._context)
+        here = {**context, "k": self._bench.config.k}
+        return Row(quantity="overlap_floor", value=self.floor, null=self.chance, context=here)
 
-    def rows(self, t: int) -> Iterator[Row]:
+    def rows(self, t: int, context: Mapping[str, Any]) -> Iterator[Row]:
         """Overlap of the basis where the space stands, after t steps, with that at θ_D, and ρ(t).
 
         From the same and from independent batches.
         """
         same, independent = (self._start.overlap(self._basis(batches)) for batches in self._sets)
-        here = {**self._context, "t": t}
+        here = {**context, "k": self._bench.config.k, "t": t}
         yield Row(quantity="overlap", value=same, null=self.chance, context={**here, "batches": "same"})
         yield Row(quantity="overlap", value=independent, null=self.chance, context={**here, "batches": "independent"})
         rho = corrected_overlap(independent, self.floor, self.chance)

@@ -66,6 +66,7 @@ def _stages(bench: Bench) -> Iterator[tuple[str, Callable[[], Found]]]:
     pretrained = bench.space.read()
     damaged: dict[str, Tensor] = {}
     statics: dict[str, Family] = {}
+    meters: list[DriftMeter] = []
 
     def destroy() -> Found:
         tasks = bench.problem.tasks
@@ -80,12 +81,15 @@ def _stages(bench: Bench) -> Iterator[tuple[str, Callable[[], Found]]]:
 
     def fix() -> Found:
         statics.update(static_families(bench, damaged[bench.task], seed=derived(bench.seed, "static")))
+        with bench.space.restored():
+            bench.space.write(damaged[bench.task])
+            meters.append(DriftMeter(bench))
         return _rank_rows(bench, {"pretrained": pretrained, "damaged": damaged[bench.task]})
 
     yield "destroying the task", destroy
     yield "fixing bases beforehand", fix
     for optimiser in bench.config.learning_rates():
-        yield f"training it back with {optimiser}", partial(recover, bench, optimiser, damaged, statics)
+        yield f"training it back with {optimiser}", partial(recover, bench, optimiser, damaged, statics, meters)
 
 
 def damage(bench: Bench, task: str) -> Float[Tensor, " D"]:
@@ -129,21 +133,24 @@ def _rank_rows(bench: Bench, points: dict[str, Tensor]) -> Found:
     return rows, arrays
 
 
-def recover(bench: Bench, optimiser: str, damaged: Mapping[str, Tensor], statics: Mapping[str, Family]) -> Found:
+def recover(
+    bench: Bench,
+    optimiser: str,
+    damaged: Mapping[str, Tensor],
+    statics: Mapping[str, Family],
+    meters: Sequence[DriftMeter],
+) -> Found:
     """Train the task back from θ_D with one optimiser and measure the way against everything else."""
     config, start = bench.config, damaged[bench.task]
     context = {**bench.context, "optimiser": optimiser}
-    rows: list[Row] = []
-    with bench.space.restored():
-        bench.space.write(start)
-        meter = DriftMeter(bench, context)
-    rows.append(meter.floor_row())
+    (meter,) = meters  # the same for every optimiser: it starts at θ_D
+    rows: list[Row] = [meter.floor_row(context)]
 
     def watch(t: int) -> None:
         if t in config.times or t == config.steps:
             rows.append(bench.row("score", bench.score(), optimiser=optimiser, point="recovery", t=t, on=bench.task))
         if t in config.times:
-            rows.extend(meter.rows(t))
+            rows.extend(meter.rows(t, context))
 
     real = _record(bench, optimiser, bench.task, start, config.steps, order="recovery", after_step=watch)
     way = steps_family(bench, real)
