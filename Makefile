@@ -24,6 +24,8 @@ test: setup
 
 bench: setup
 	$(BIN)/python benchmarks/recording.py
+	$(BIN)/python benchmarks/trajectory.py
+	$(BIN)/python benchmarks/lora.py
 
 clean:
 	rm -rf $(VENV) build src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

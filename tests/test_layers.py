@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "loclin"
 
 #: From the top of the house to the bottom. A room may import from itself and from the rooms above it.
 ROOMS = (
-    ("errors", "seeds"),
+    ("errors", "seeds", "dropout"),
     ("tasks.example", "tasks.batch"),
     ("tasks.data", "tasks.records", "tasks.schemas", "tasks.files"),
     ("tasks.sequences", "tasks.statements", "tasks.wrong"),

@@ -18,7 +18,7 @@ SPACE = ParameterSpace(nn.Linear(100, 10))  # D = 1010
     ("memory", "disk", "store"), [(1 << 30, 1 << 30, "memory"), (1000, 1 << 30, "disk"), (1000, 1000, "sketch")]
 )
 def test_what_fits_decides(memory: int, disk: int, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(updates, "_free_memory", lambda device: memory)
+    monkeypatch.setattr(updates, "free_memory", lambda device: memory)
     monkeypatch.setattr(updates.shutil, "disk_usage", lambda place: type("Usage", (), {"free": disk}))
     kept = Keeping(store="auto").settled(SPACE, 50)
     assert kept.store == store
@@ -26,11 +26,12 @@ def test_what_fits_decides(memory: int, disk: int, store: str, monkeypatch: pyte
     assert said[store] in kept.sentence(SPACE, 50)
     assert "50×1010 updates" in kept.sentence(SPACE, 50)
     assert Keeping(store="disk").settled(SPACE, 50).store == "disk"
+    assert Keeping(store="auto").settled(SPACE, 50, exactly=True).store == ("memory" if store == "memory" else "disk")
 
 
 def test_runs_side_by_side_share_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
     needed = 50 * 1010 * 4
-    monkeypatch.setattr(updates, "_free_memory", lambda device: 4 * needed + 4)
+    monkeypatch.setattr(updates, "free_memory", lambda device: 4 * needed + 4)
     assert Keeping(store="auto").settled(SPACE, 50).store == "memory"
     assert Keeping(store="auto").settled(SPACE, 50, sharing=2).store == "disk"
 

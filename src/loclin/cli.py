@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -116,8 +117,16 @@ def _reproduce(arguments: list[str]) -> None:
     if asked.seeds is not None:
         configs = [(s, replace(c, seeds=asked.seeds)) for s, c in configs]
     _all_cached([config.checked() for _, config in configs])
-    for i, (study, config) in enumerate(configs):
-        _study_then_report(study, replace(config, workers=asked.workers), out, last=i == len(configs) - 1)
+    failed: list[str] = []
+    for study, config in configs:
+        try:
+            _study(study, replace(config, workers=asked.workers), out)
+        except LoclinError as error:  # one model that cannot be studied does not cost the others
+            failed.append(f"{config.entry}: {error}")
+    if len(failed) < len(configs):
+        _write_report(out)
+    if failed:
+        raise LoclinError("; ".join(failed))
 
 
 def _all_cached(configs: Sequence[Any]) -> None:
@@ -131,6 +140,8 @@ def _all_cached(configs: Sequence[Any]) -> None:
     datasets = {d for _, d in named if d and d not in BUILT_IN}
     missing = [f"hf download {m}" for m in sorted(models) if missing_from_cache(m)]
     missing += [f"hf download --repo-type dataset {d}" for d in sorted(datasets) if missing_from_cache(d, dataset=True)]
+    if datasets and find_spec("datasets") is None:
+        missing.append("pip install 'loclin[hub]'")
     if missing:
         raise LoclinError(
             f"expected the models and data of this profile in the local cache, found {len(missing)} missing: "
@@ -147,9 +158,11 @@ def _run(arguments: list[str]) -> None:
     study, options = arguments[0], arguments[1:]
     _known(study)
     settings = import_module(f"loclin.studies.{study}.config")
-    default = settings.preset(_profile(options), _early(options, "--model") or "sequences")
+    default = settings.preset(_profile(options), _early(options, "--model"))
     config: Any = _parse(settings.Config, options, f"run {study}", default)
-    _study_then_report(study, config, config.out or Path("runs") / f"{config.entry}-{config.profile}", last=True)
+    out = config.out or Path("runs") / f"{config.entry}-{config.profile}"
+    _study(study, config, out)
+    _write_report(out)
 
 
 def _known(study: str) -> None:
@@ -176,14 +189,12 @@ def _early(options: list[str], name: str) -> str | None:
     return None
 
 
-def _study_then_report(study: str, config: Any, out: Path, *, last: bool) -> None:
-    """Run a study; after the last one, print the verdicts and name the report."""
+def _study(study: str, config: Any, out: Path) -> None:
+    """Run a study into a run folder."""
     config = config.checked()
     from loclin.studies.runner import run_study
 
     run_study(study, config, out=out)
-    if last:
-        _write_report(out)
 
 
 def _trajectory(arguments: list[str]) -> None:

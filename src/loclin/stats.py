@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from scipy import stats
 
 from loclin.errors import LoclinError
@@ -146,28 +146,31 @@ def permuted_over_runs(
     return np.array([mean_rank_correlation(x, y[:, rng.permutation(y.shape[1])]) for _ in range(draws)])
 
 
-def jackknife(statistic: Callable[[Int[np.ndarray, " m"]], float], runs: int) -> Estimate | None:
-    """A statistic of all runs with the interval of its delete-one-run jackknife.
+def rank_correlation_over_runs(
+    x: Float[np.ndarray, "conditions S"], y: Float[np.ndarray, "conditions S"]
+) -> Estimate | None:
+    """`mean_rank_correlation` with an interval over runs, on Fisher's scale z = artanh ρ.
 
-    Pseudo-values p_i = Sθ − (S−1)θ_(−i); the variance of the statistic is theirs over S, and the interval Student's t with
-    S − 1 degrees of freedom around θ (Tukey 1958; Efron and Stein 1981).
-
-    Args:
-        statistic: a number from the indices of the runs that are kept; NaN where it is not defined.
-        runs: S.
+    The spread of z is the delete-one-run jackknife's (Tukey 1958), but no less than 1.03/√(S−3), that of one Spearman
+    correlation of independent normal pairs (Fieller, Hartley and Pearson 1957): a few runs in perfect order would have none.
+    Student's t with S − 1 degrees of freedom.
 
     Returns:
-        None where the statistic is not defined for all runs or, without one of them, for fewer than three runs.
+        None where it is not defined for all runs, or without one of them, or for fewer than five runs.
 
-    >>> data = np.array([1.0, 2.0, 3.0, 4.0])
-    >>> print(jackknife(lambda kept: float(data[kept].mean()), 4), over_runs(data))  # for a mean, the t-interval
-    2.5 [0.446, 4.55] 2.5 [0.446, 4.55]
+    >>> order = np.arange(6.0)[None]
+    >>> print(rank_correlation_over_runs(order, order))
+    0.999 [0.974, 1]
     """
-    every = np.arange(runs)
-    whole = statistic(every)
-    without = np.array([statistic(np.delete(every, i)) for i in range(runs)]) if runs > 3 else np.array([math.nan])
-    if math.isnan(whole) or np.isnan(without).any():
+    runs = x.shape[1]
+    if runs < 5:
         return None
-    spread = math.sqrt((runs - 1) / runs * float(((without - without.mean()) ** 2).sum()))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, runs - 1)) * spread
-    return Estimate(value=whole, low=whole - half, high=whole + half, n=runs)
+    every = [mean_rank_correlation(x, y)]
+    every += [mean_rank_correlation(np.delete(x, i, 1), np.delete(y, i, 1)) for i in range(runs)]
+    if np.isnan(every).any():
+        return None
+    z = np.arctanh(np.clip(every, -0.999, 0.999))
+    spread = math.sqrt((runs - 1) / runs * float(((z[1:] - z[1:].mean()) ** 2).sum()))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, runs - 1)) * max(spread, 1.03 / math.sqrt(runs - 3))
+    low, value, high = np.tanh([z[0] - half, z[0], z[0] + half])
+    return Estimate(value=float(value), low=float(low), high=float(high), n=runs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,9 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loclin.dropout import adapter_dropout
 from loclin.errors import LoclinError
 from loclin.geometry.subspace import Subspace
 from loclin.parameters import ParameterSpace
+from loclin.seeds import derived
 from loclin.tasks.batch import Batch, mean_answer_loss
 from loclin.updates import Keeping
 
@@ -64,10 +67,13 @@ def _shuffled(data: Batch, size: int, generator: torch.Generator) -> Iterator[Ba
 
 
 def make_optimiser(name: OptimiserName, space: ParameterSpace, lr: float) -> torch.optim.Optimizer:
-    """Plain SGD (no momentum), or AdamW with torch's moments and no weight decay (a decay is no recovery direction)."""
+    """Plain SGD (no momentum), or AdamW with torch's moments and no weight decay (a decay is no recovery direction).
+
+    Fused: one kernel for all tensors, which on small models saves a tenth of a step.
+    """
     if name == "sgd":
-        return torch.optim.SGD(space.parameters, lr=lr)
-    return torch.optim.AdamW(space.parameters, lr=lr, weight_decay=0.0)
+        return torch.optim.SGD(space.parameters, lr=lr, fused=True)
+    return torch.optim.AdamW(space.parameters, lr=lr, weight_decay=0.0, fused=True)
 
 
 def train(
@@ -81,6 +87,7 @@ def train(
     schedule: Callable[[int], float] | None = None,
     confine_to: Subspace | None = None,
     reset_at: int | None = None,
+    dropout_seed: int | None = None,
     after_step: Callable[[int], None] | None = None,
 ) -> Float[Tensor, " T"]:
     """Train in place for `steps` steps.
@@ -95,6 +102,7 @@ def train(
         schedule: factor on the learning rate as a function of the step (from 0).
         confine_to: project every update on this subspace before it is taken: u ← Pu.
         reset_at: forget the optimiser's state after this many steps.
+        dropout_seed: draw the adapter's dropout by it in every step; without it there is none.
         after_step: called with t = 1..T after each step.
 
     Returns:
@@ -106,7 +114,8 @@ def train(
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, schedule) if schedule else None
     losses = torch.zeros(steps)
     for t in range(1, steps + 1):
-        value = loss(model, next(batches))
+        with nullcontext() if dropout_seed is None else adapter_dropout(model, seed=derived(dropout_seed, t)):
+            value = loss(model, next(batches))
         if not torch.isfinite(value):
             raise LoclinError(
                 f"expected a finite loss, found {value.item()} at step {t} of {steps}: lower the learning rate"
@@ -138,12 +147,13 @@ def record(
     keeping: Keeping | None = None,
     exactly: int = 0,
     reset_at: int | None = None,
+    dropout_seed: int | None = None,
     after_step: Callable[[int], None] | None = None,
 ) -> Trajectory:
     """Train as `train` does and keep every update.
 
     Args:
-        model, space, batches, optimiser, steps, reset_at, after_step: as in `train`, whose errors it raises.
+        model, space, batches, optimiser, steps, reset_at, dropout_seed, after_step: as in `train`, whose errors it raises.
         keeping: where the updates go; memory by default.
         exactly: how many of the first updates are kept exactly even where the rest is sketched.
     """
@@ -164,5 +174,7 @@ def record(
         if after_step:
             after_step(t)
 
-    losses = train(model, space, batches, optimiser, steps, reset_at=reset_at, after_step=keep)
+    losses = train(
+        model, space, batches, optimiser, steps, reset_at=reset_at, dropout_seed=dropout_seed, after_step=keep
+    )
     return Trajectory(start=start, updates=updates, head=head, losses=losses)

@@ -38,20 +38,21 @@ class Keeping:
     folder: Path | None = None
     sketch: Sketch = field(default_factory=lambda: Sketch(size=65536, seed=0))
 
-    def settled(self, space: ParameterSpace, steps: int, *, sharing: int = 1) -> Keeping:
+    def settled(self, space: ParameterSpace, steps: int, *, sharing: int = 1, exactly: bool = False) -> Keeping:
         """The same with "auto" decided: memory, else disk, else a sketch, by what is free here.
 
         Args:
             space: whose updates.
             steps: T.
             sharing: runs side by side that share the memory and the disk.
+            exactly: never sketch: what is measured needs the updates themselves.
         """
         if self.store != "auto":
             return self
         needed = steps * space.dimension * space.parameters[0].element_size() * sharing
-        if needed <= SHARE_OF_MEMORY * _free_memory(space.parameters[0].device):
+        if needed <= SHARE_OF_MEMORY * free_memory(space.parameters[0].device):
             store: Store = "memory"
-        elif needed <= SHARE_OF_DISK * shutil.disk_usage(self._place()).free:
+        elif exactly or needed <= SHARE_OF_DISK * shutil.disk_usage(self._place()).free:
             store = "disk"
         else:
             store = "sketch"
@@ -82,15 +83,19 @@ class Keeping:
         return torch.stack([self.sketch.of(space.by_tensor(row)) for row in rows])
 
     def _place(self) -> Path:
-        return self.folder or Path(tempfile.gettempdir())
+        place = self.folder or Path(tempfile.gettempdir())
+        place.mkdir(parents=True, exist_ok=True)
+        return place
 
     def _mapped(self, numbers: int, dtype: torch.dtype) -> Tensor:
         """A tensor in a file that has no name any more: it goes when the process does, however it ends."""
-        self._place().mkdir(parents=True, exist_ok=True)
         size = numbers * torch.empty(0, dtype=dtype).element_size()
         file, name = tempfile.mkstemp(prefix=".updates-", dir=self._place())
         try:
-            os.posix_fallocate(file, 0, size)  # a full disk is an error now, not a crash in the middle
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file, 0, size)  # a full disk is an error now, not a crash in the middle
+            else:
+                os.ftruncate(file, size)
             return torch.from_file(name, shared=True, size=numbers, dtype=dtype)
         except OSError as error:
             raise LoclinError(
@@ -102,7 +107,8 @@ class Keeping:
             os.unlink(name)
 
 
-def _free_memory(device: torch.device) -> int:
+def free_memory(device: torch.device) -> int:
+    """Bytes free on a device's memory."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)

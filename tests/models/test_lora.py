@@ -3,8 +3,9 @@ import torch
 from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
+from loclin.dropout import adapter_dropout
 from loclin.errors import LoclinError
-from loclin.models.lora import Factors, Lora, attach, dropout_active
+from loclin.models.lora import Factors, Lora, attach
 from loclin.parameters import ParameterSpace
 from tests.conftest import FAMILIES, random_model
 
@@ -45,7 +46,7 @@ def test_the_global_random_state_is_left_alone() -> None:
     model = random_model("llama", 320)
     before = torch.get_rng_state()
     adapted = attach(model, Lora(rank=2, dropout=0.5), seed=3)
-    with dropout_active(adapted, seed=1):
+    with adapter_dropout(adapted, seed=1):
         noisy = logits(adapted)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(noisy, logits(adapted))  # B is zero: dropout cannot be seen yet
@@ -56,7 +57,7 @@ def test_dropout_is_off_again_after_an_exception() -> None:
     adapted = attach(random_model("llama", 320), Lora(rank=2, dropout=0.5), seed=3)
 
     def interrupted() -> None:
-        with dropout_active(adapted, seed=1):
+        with adapter_dropout(adapted, seed=1):
             assert any(m.training for m in adapted.modules())
             raise KeyboardInterrupt
 

@@ -140,8 +140,13 @@ def recovery_rows(rng: np.random.Generator, run: int, *, static_share: float) ->
         here = {"run": run, "optimiser": "sgd", "basis": "prefix", "k": k}
         rows.append(Row(quantity="regained_by_capture", value=0.7 + 0.02 * k, context={**here, "space": "weights"}))
         rows.append(Row(quantity="regained_score", value=score, context=here))
-    full = {"run": run, "optimiser": "sgd", "basis": "full", "k": 400}
-    return [*rows, Row(quantity="regained_score", value=1.0, context=full)]
+    full = {"run": run, "optimiser": "sgd", "basis": "full"}
+    lost = {"run": run, "task": "a", "on": "a", "point": "damaged"}
+    return [
+        *rows,
+        Row(quantity="regained_score", value=1.0, context=full),
+        Row(quantity="score", value=0.0, context=lost),
+    ]
 
 
 @pytest.mark.parametrize(("static_share", "misses"), [(1.0, False), (0.0, True)])

@@ -25,8 +25,10 @@ def test_the_paper_profile_names_the_papers_models_and_data() -> None:
 def test_defaults_depend_on_the_model() -> None:
     assert preset("standard").space == "full"
     assert preset("standard", "statements").space == preset("standard", "some/model").space == "lora"
-    assert preset("smoke", "statements").model == "statements-small"
-    assert preset("smoke", "some/model").model == "some/model"
+    assert [c.model for c in settings("smoke")] == ["sequences-small", "statements-small"]
+    assert preset("smoke").model == "sequences-small"
+    assert preset("smoke", "statements").model == "statements"
+    assert preset("standard", "sequences-of-mine").space == "lora"
 
 
 def test_the_name_in_a_record_tells_model_data_and_space_apart() -> None:
@@ -61,7 +63,10 @@ def test_lora_is_measured_in_the_weights_first() -> None:
         ({"times": ()}, "times from 1 to T"),
         ({"k": 7}, "--k to be one of --ks"),
         ({"gradients": 5}, "k of at most 5 gradients, found 10: raise --gradients"),
-        ({"rank_gradients": (8,)}, "at least two numbers of gradients"),
+        ({"dtype": "bfloat16"}, "float32 for full weights, whose small steps bfloat16 rounds away"),
+        ({"times": (150,)}, r"time of at most 100 steps, found \[150\]"),
+        ({"rank_gradients": (8, 8)}, "at least two different numbers of gradients"),
+        ({"rank_gradients": (8,)}, "at least two different numbers of gradients"),
     ],
 )
 def test_bad_settings_are_named_with_their_remedy(change: dict[str, Any], message: str) -> None:

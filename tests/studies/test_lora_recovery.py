@@ -20,7 +20,7 @@ from loclin.studies.recovery.config import preset
 from loclin.studies.table import by_run
 
 TINY = dataclasses.replace(
-    preset("smoke", "statements"), seeds=1, ranks=(2,), steps=12, k=3, ks=(1, 2, 3, 6), times=(1, 5, 12), gradients=6,
+    preset("smoke", "statements-small"), seeds=1, ranks=(2,), steps=12, k=3, ks=(1, 2, 3, 6), times=(1, 5, 12), gradients=6,
     rank_gradients=(4, 8), hessian_batch=16, project_steps=8, project_ks=(3, 6), task_vector_steps=3, shuffles=9,
 ).checked()  # fmt: skip
 
@@ -144,6 +144,10 @@ def test_dropout_is_drawn_by_the_seed_and_off_when_scoring(bench: Bench) -> None
         batch = made.problem.batch("test", "town")
         logits = [made.problem.model(input_ids=batch.input_ids).logits for _ in range(2)]
     assert torch.equal(*logits)
+    asleep: list[bool] = []
+    watch = {"after_step": lambda t: asleep.append(not any(m.training for m in made.problem.model.modules()))}
+    experiment._record(made, "sgd", made.task, made.space.read(), 3, order="recovery", **watch)
+    assert asleep == [True] * 3  # what is measured on the way is measured without dropout
     assert not torch.equal(first, recorded(bench).updates)
 
 

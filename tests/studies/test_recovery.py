@@ -145,7 +145,10 @@ def test_disjoint_batches_share_no_example(trained: Problem) -> None:
     [
         ({"task": "fly"}, "unknown task 'fly': expected each, or one of copy"),
         ({"model": "gpt5", "data": "sequences"}, "found that 'gpt5' is none of these"),
-        ({"batch": 5000}, r"batch size from 1 to the split's \d+ examples, found 5000"),
+        (
+            {"batch": 5000},
+            r"at least 5000 examples of swap in the recovery split, found \d+: give more data or lower --batch",
+        ),
         ({"space": "nothing"}, "expected a pattern that matches"),
         ({"device": "cuda" if not torch.cuda.is_available() else "tpu"}, "expected a device among"),
         ({"sgd_lr": 1e30}, "expected a finite loss, found nan: lower the learning rate"),

@@ -23,14 +23,19 @@ DEPENDENT = 1e-11
 _CHUNK = 1 << 16  # coordinates converted to float64 at a time, so that no double-precision copy of U ever exists
 
 
+def exact(values: Tensor) -> Tensor:
+    """In float64; on the CPU where the device has none (Apple's)."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
+
+
 def gramian(rows: Float[Tensor, "n D"], others: Float[Tensor, "m D"] | None = None) -> Float[np.ndarray, "n m"]:
     """Inner products ⟨row_i, other_j⟩, accumulated in float64 over blocks of coordinates; `others` defaults to `rows`."""
     same = others is None
     others = rows if others is None else others
-    total = torch.zeros(len(rows), len(others), dtype=torch.float64, device=rows.device)
+    total = exact(torch.zeros(len(rows), len(others), device=rows.device))
     for start in range(0, rows.shape[1], _CHUNK):
-        left = rows[:, start : start + _CHUNK].double()
-        right = left if same else others[:, start : start + _CHUNK].to(rows.device).double()
+        left = exact(rows[:, start : start + _CHUNK])
+        right = left if same else exact(others[:, start : start + _CHUNK].to(rows.device))
         total.addmm_(left, right.T)
     result: np.ndarray = total.cpu().numpy()
     return (result + result.T) / 2 if same else result

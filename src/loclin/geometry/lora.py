@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loclin.errors import LoclinError
+from loclin.geometry.gramian import exact
 
 _COLUMNS = 1024  # factor columns held against each other at a time: two 8 MB blocks of products in float64
 
@@ -108,7 +109,7 @@ def _products(x: LowRank, y: LowRank, *, same: bool) -> np.ndarray:
     """The Gramian of one weight, block by block; the upper triangle alone where both sides are the same."""
     n, m = len(x.left), len(y.left)
     rows, columns = (max(1, _COLUMNS // w.left.shape[2]) for w in (x, y))
-    total = torch.zeros(n, m, dtype=torch.float64, device=x.left.device)
+    total = exact(torch.zeros(n, m, device=x.left.device))
     for i in range(0, n, rows):
         left, right = _flat(x, i, rows)
         for j in range(i if same else 0, m, columns):
@@ -122,8 +123,8 @@ def _products(x: LowRank, y: LowRank, *, same: bool) -> np.ndarray:
 
 def _flat(w: LowRank, start: int, count: int) -> tuple[Tensor, Tensor]:
     """Columns of the left and rows of the right factors of some matrices, one per row, in float64."""
-    left = w.left[start : start + count].double().transpose(1, 2)
-    return left.flatten(0, 1), w.right[start : start + count].double().flatten(0, 1)
+    left = exact(w.left[start : start + count]).transpose(1, 2)
+    return left.flatten(0, 1), exact(w.right[start : start + count]).flatten(0, 1)
 
 
 def _precise(values: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from scipy.linalg import subspace_angles
 from torch import Tensor
 
 from loclin.errors import LoclinError
+from loclin.geometry.gramian import exact
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -68,19 +69,19 @@ class Subspace:
         Raises:
             LoclinError: the vector is zero.
         """
-        whole = float(vector.double().square().sum())
+        whole = float(exact(vector).square().sum())
         if whole == 0:
             raise LoclinError("expected a vector that is not zero, found zeros: its capture is not defined")
-        return min(float((self.basis @ vector).double().square().sum()) / whole, 1.0)
+        return min(float(exact(self.basis @ vector).square().sum()) / whole, 1.0)
 
     def overlap(self, other: Subspace) -> float:
         """‖Q₁Q₂ᵀ‖_F² / min(k₁, k₂): mean squared cosine of the principal angles, from 0 to 1 (measures §5)."""
         products = self.basis @ other.basis.T
-        return min(float(products.double().square().sum()) / min(self.k, other.k), 1.0)
+        return min(float(exact(products).square().sum()) / min(self.k, other.k), 1.0)
 
     def angles(self, other: Subspace) -> Float[np.ndarray, " m"]:
         """Principal angles in radians, largest first, by the sine formula where they are small."""
-        result: np.ndarray = subspace_angles(self.basis.double().T.numpy(), other.basis.double().T.numpy())
+        result: np.ndarray = subspace_angles(exact(self.basis).T.cpu().numpy(), exact(other.basis).T.cpu().numpy())
         return result
 
 

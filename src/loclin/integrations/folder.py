@@ -111,6 +111,11 @@ def scaling(adapter: Mapping[str, Any], weight: str) -> tuple[int, float]:
     >>> scaling({"r": 8, "lora_alpha": 16, "alpha_pattern": {"c_fc": 4}}, "base_model.model.h.0.mlp.c_fc")
     (8, 0.5)
     """
+    missing = next((key for key in ("r", "lora_alpha") if key not in adapter), None)
+    if missing:
+        raise LoclinError(
+            f"expected {missing!r} in adapter_config.json, found {', '.join(adapter) or 'nothing'}: give a LoRA adapter of peft"
+        )
     rank = _own(adapter.get("rank_pattern"), weight, adapter["r"])
     alpha = _own(adapter.get("alpha_pattern"), weight, adapter["lora_alpha"])
     return rank, alpha / (math.sqrt(rank) if adapter.get("use_rslora") else rank)

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from filelock import FileLock
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Made = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -23,23 +24,23 @@ def cache_folder() -> Path:
 def kept(name: str, make: Callable[[], Made]) -> Path:
     """The folder of this name in the cache, made first where it is not there or damaged.
 
-    What is made is moved into place whole, so that an interrupted training leaves nothing that looks finished.
+    What is made is moved into place whole, so that an interrupted training leaves nothing that looks finished; a second
+    process that wants the same model waits for the first.
     """
     folder = cache_folder() / name
-    if _intact(folder):
+    if folder.exists() and _intact(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch:
-        made = Path(scratch) / "model"
-        for part in make():
-            part.save_pretrained(made)
-        (made / "checksums.json").write_text(json.dumps(_checksums(made)))
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
+    with FileLock(folder.parent / f".{name}.lock"):
+        if folder.exists() and _intact(folder, aloud=True):
+            return folder
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch:
+            made = Path(scratch) / "model"
+            for part in make():
+                part.save_pretrained(made)
+            (made / "checksums.json").write_text(json.dumps(_checksums(made)))
+            shutil.rmtree(folder, ignore_errors=True)
             made.rename(folder)
-        except OSError:  # another process finished the same model first
-            if not _intact(folder):
-                raise
     return folder
 
 
@@ -48,14 +49,13 @@ def _checksums(folder: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def _intact(folder: Path) -> bool:
-    """Whether the folder holds what was written there; a damaged one is said to be so and trained anew."""
-    if not folder.exists():
-        return False
+def _intact(folder: Path, *, aloud: bool = False) -> bool:
+    """Whether the folder holds what was written there."""
     try:
         if json.loads((folder / "checksums.json").read_text()) == _checksums(folder):
             return True
     except (OSError, ValueError):
         pass
-    print(f"the cached model in {folder} is damaged: training it again", flush=True)
+    if aloud:
+        print(f"the cached model in {folder} is damaged: training it again", flush=True)
     return False

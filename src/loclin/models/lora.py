@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +19,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from loclin.dropout import seeded
 from loclin.errors import LoclinError
+from loclin.geometry.gramian import exact
 from loclin.geometry.lora import LowRank, secants, tangents
 from loclin.parameters import ParameterSpace
 from loclin.seeds import derived
@@ -76,42 +77,9 @@ def attach(model: PreTrainedModel, lora: Lora, *, seed: int) -> peft.PeftModel:
         init_lora_weights=True if lora.init == "default" else lora.init,
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in linear.values()),
     )
-    with _seeded(derived(seed, "adapter")), warnings.catch_warnings():
+    with seeded(derived(seed, "adapter")), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft's, over names that transformers is about to retire
         return peft.get_peft_model(model, settings).eval()
-
-
-@contextmanager
-def dropout_active(model: nn.Module, *, seed: int) -> Iterator[None]:
-    """The adapter's dropout at work inside, drawn by `seed`; nothing where there is none."""
-    dropouts = [
-        d
-        for m in model.modules()
-        if isinstance(m, LoraLayer)
-        for d in m.lora_dropout.values()
-        if isinstance(d, nn.Dropout)
-    ]
-    if not dropouts:
-        yield
-        return
-    with _seeded(seed):
-        try:
-            for d in dropouts:
-                d.train()
-            yield
-        finally:
-            for d in dropouts:
-                d.eval()
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """peft and dropout draw from torch's global generator: it is seeded inside and put back afterwards."""
-    with torch.random.fork_rng():
-        torch.default_generator.manual_seed(seed)
-        for i in range(torch.cuda.device_count()):
-            torch.cuda.default_generators[i].manual_seed(seed)
-        yield
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -178,4 +146,5 @@ class Factors:
 
 def _path(start: Tensor, updates: Tensor) -> Tensor:
     """The T+1 points of a path, in float64: late points are sums of hundreds of small steps."""
-    return torch.cat([start[None].double(), start.double() + updates.double().cumsum(0)])
+    first, moved = exact(start), exact(updates.to(start.device))
+    return torch.cat([first[None], first + moved.cumsum(0)])

@@ -57,10 +57,10 @@ def read_pretrained(name: str, how: How) -> tuple[PreTrainedModel, PreTrainedTok
         model = AutoModelForCausalLM.from_pretrained(
             name, dtype=how.dtype, use_safetensors=True, device_map=how.device_map, **options
         )
+        if how.device_map is None:
+            model.to(how.device)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError, RuntimeError) as error:
         raise LoclinError(_why(name, folder, how, error)) from error
-    if how.device_map is None:
-        model.to(how.device)
     return model.eval(), _with_padding(tokenizer, name)
 
 
@@ -105,8 +105,12 @@ def _why(name: str, folder: Path, how: How, error: Exception) -> str:
     first = " ".join(str(error).split())[:200]
     if "trust_remote_code" in first or "custom code" in first:
         return f"expected a model of transformers, found that {name} brings code of its own: read it, then pass --trust-remote-code"
-    if folder.exists():
-        return f"expected a causal language model in {folder}, found {type(error).__name__}: {first}: save or download it again"
+    if "gated" in first.lower():
+        return (
+            f"expected access to {name}, found a gated repository: ask for access on its page, then run `hf auth login`"
+        )
+    if folder.exists() or not isinstance(error, OSError):
+        return f"expected a causal language model in {name}, found {type(error).__name__}: {first}: save or download it again"
     if "safetensors" in first:
         return f"expected weights as safetensors, found none for {name!r}: choose another --revision; pickles are never loaded"
     revision = f" --revision {how.revision}" if how.revision else ""

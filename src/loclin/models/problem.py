@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,6 +61,11 @@ class Problem:
         shown = self.examples["test"][task]
         return sum(1 / len(e.options) for e in shown) / len(shown) if self.has_options(task) else 0.0
 
+    def without_reading(self, task: str) -> float:
+        """Best score of an answer that does not depend on the question: of guessing, or of always giving the commonest answer."""
+        answers = Counter(e.answer for e in self.examples["test"][task])
+        return max(self.chance(task), max(answers.values()) / sum(answers.values()))
+
     def destroyed_below(self, task: str) -> float:
         """Score below which a task counts as destroyed: exact match of 0.05 (measures §1); with options, what guessing gives."""
         return max(DESTROYED, self.chance(task))
@@ -70,7 +76,7 @@ class Problem:
             return accuracy(self.model, self.batch(name, task))
         if (name, task) not in self._choices:
             self._choices[name, task] = collate_choices(self.examples[name][task], self.tokenizer).to(self.model.device)
-        return float(choose(self.model, self._choices[name, task]).double().mean())
+        return float(choose(self.model, self._choices[name, task]).float().mean())
 
 
 @contextmanager

@@ -269,7 +269,7 @@ def _projected(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
     by_k, pairs = [], {}
     for i, (o, label) in enumerate(OPTIMISERS.items()):
         scores = select(rows, "regained_score", optimiser=o)
-        chosen = [r for r in scores if r.context["k"] == k or r.context["basis"] == "full"]
+        chosen = [r for r in scores if r.context.get("k") == k or r.context["basis"] == "full"]
         at_k[label] = [
             (f"{r.context['basis']}{'' if r.context['basis'] == 'full' else f', k = {k}'}", r) for r in chosen
         ]
@@ -327,7 +327,7 @@ def _capture_and_score(rows: Sequence[Row], optimiser: str, k: int) -> list[tupl
         c = r.context
         if not (r.quantity.startswith("regained_") and c.get("optimiser") == optimiser and "run" in c):
             continue
-        if c["k"] == k and c.get("space") in wanted:
+        if c.get("k") == k and c.get("space") in wanted:
             found.setdefault((c["run"], c["basis"]), {})[r.quantity] = defined(r.value)
     return [(basis, p["regained_by_capture"], p["regained_score"]) for (_, basis), p in found.items()]
 

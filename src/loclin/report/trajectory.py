@@ -203,7 +203,7 @@ def _verdict(rows: Sequence[Row], here: Mapping[str, Any]) -> str:
         return ""
     more = future.value - future.null
     if abs(more) < DISAGREE:
-        return " A constant drift explains the future-only capture."
+        return f" The future-only capture differs by less than {DISAGREE} from what a constant drift gives."
     return (
         f" That is {number(abs(more))} {'more' if more > 0 else 'less'} of the future than a constant drift explains."
     )

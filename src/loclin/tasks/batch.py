@@ -176,4 +176,4 @@ def exact_match(model: nn.Module, batch: Batch, *, batch_size: int | None = None
 
 def accuracy(model: nn.Module, batch: Batch) -> float:
     """Share of rows whose answer is matched exactly."""
-    return float(exact_match(model, batch).double().mean())
+    return float(exact_match(model, batch).float().mean())

@@ -21,14 +21,13 @@ from loclin.record import Claim, Row
 from loclin.stats import (
     Estimate,
     holm,
-    jackknife,
     mean_above,
-    mean_rank_correlation,
     over_runs,
     permutation_p,
     permuted_over_runs,
     permuted_rank_correlations,
     rank_correlation,
+    rank_correlation_over_runs,
 )
 from loclin.studies.recovery.config import Config
 from loclin.studies.table import by_run
@@ -122,16 +121,23 @@ def required_capture(config: Config, rows: Sequence[Row], optimiser: str) -> Val
     """Capture of d that a basis needs for the task to come back, one per run (measures §4).
 
     That of the smallest prefix to which training can be confined and still regain 90 % of what unconfined training
-    regains; of the longest tested prefix where none does, which understates the need.
+    regains, from the damaged score up; of the longest tested prefix where none does, which understates the need.
     """
     ks = config.project_ks
     here: dict[str, Any] = {"optimiser": optimiser, "basis": "prefix", "space": config.spaces[0]}
     captures = np.array([by_run(rows, "regained_by_capture", k=k, **here) for k in ks])
     scores = np.array([by_run(rows, "regained_score", optimiser=optimiser, basis="prefix", k=k) for k in ks])
     full = by_run(rows, "regained_score", optimiser=optimiser, basis="full")
-    enough = scores >= REGAINED * full
+    lost = np.array([r.value for r in sorted(_damaged_scores(rows), key=lambda r: r.context["run"])], dtype=float)
+    enough = scores - lost >= REGAINED * (full - lost)
     first = np.where(enough.any(0), enough.argmax(0), len(ks) - 1)
     return captures[first, np.arange(captures.shape[1])]
+
+
+def _damaged_scores(rows: Sequence[Row]) -> list[Row]:
+    """Every run's score on its destroyed task right after the damage."""
+    scores = [r for r in rows if r.quantity == "score" and "run" in r.context and r.context["point"] == "damaged"]
+    return [r for r in scores if r.context["on"] == r.context["task"]]
 
 
 def static_bases_miss(config: Config, rows: Sequence[Row], optimiser: str) -> Claim:
@@ -279,8 +285,8 @@ def prefix_predicts_over_runs(config: Config, rows: Sequence[Row]) -> Claim:
     """Runs (ranks, tasks, learning rates) whose prefix holds more of d regain more when confined to it (Fig. 2, right).
 
     The rank correlation is taken over runs for each optimiser apart, since optimisers differ in both numbers for reasons of
-    their own, and averaged. A run is one unit: the interval is the delete-one-run jackknife's with Student's t, and the
-    null exchanges the scores of whole runs.
+    their own, and averaged. A run is one unit: the interval is `rank_correlation_over_runs`'s, the null exchanges the scores
+    of whole runs.
     """
     k = config.k
     here: dict[str, Any] = {"basis": "prefix", "k": k}
@@ -288,7 +294,7 @@ def prefix_predicts_over_runs(config: Config, rows: Sequence[Row]) -> Claim:
         np.array([by_run(rows, q, optimiser=o, **here, **more) for o in config.learning_rates()])
         for q, more in (("regained_by_capture", {"space": config.spaces[0]}), ("regained_score", {}))
     )
-    e = jackknife(lambda kept: mean_rank_correlation(captures[:, kept], scores[:, kept]), captures.shape[1])
+    e = rank_correlation_over_runs(captures, scores)
     null = permuted_over_runs(captures, scores, draws=PERMUTATIONS, seed=config.seed) if e else None
     return Claim(
         id="prefix-predicts-recovery",

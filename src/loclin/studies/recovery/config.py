@@ -10,7 +10,8 @@ from typing import Literal
 from loclin.errors import LoclinError
 
 Profile = Literal["smoke", "standard", "paper"]
-BUILT_IN = ("sequences", "sequences-small", "statements", "statements-small")  # names alone: the recipes need torch
+SEQUENCE_MODELS = ("sequences", "sequences-small")
+BUILT_IN = (*SEQUENCE_MODELS, "statements", "statements-small")  # names alone: the recipes need torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class Config:
     seed: int = 0
     """The first run's seed; run r uses seed + r."""
     profile: Profile = "standard"
-    """Where the defaults come from: smoke (a minute), standard (ten minutes), paper (hours)."""
+    """Where the defaults come from: smoke (two minutes), standard (ten minutes), paper (hours)."""
     out: Path | None = None
     """Run folder; runs/recovery-PROFILE by default. The same folder and settings go on where they stopped."""
     device: str = "auto"
@@ -83,7 +84,7 @@ class Config:
     """AdamW steps in a round of teaching all tasks, five rounds at most."""
     teach_lr: float = 1e-3
     """Learning rate of the teaching."""
-    batch: int = 32
+    batch: int = 24
     """Examples in a damage, recovery or projected training step."""
     damage_steps: int = 100
     """Steps on wrong answers to the task and right ones to all others. Repeated until exact match is below 0.05 (with
@@ -104,7 +105,7 @@ class Config:
     """Prefix lengths of the curves (T is added)."""
     times: tuple[int, ...] = (1, 5, 20, 50, 100)
     """Steps t at which drift is measured."""
-    gradients: int = 48
+    gradients: int = 40
     """Minibatch gradients behind every gradient basis."""
     gradient_batch: int = 8
     """Examples in each of those gradients."""
@@ -157,6 +158,11 @@ class Config:
                 raise LoclinError(
                     f"expected a learning rate above 0, found {getattr(self, name)}: change --{name.replace('_', '-')}"
                 )
+        if self.dtype in ("bfloat16", "float16") and self.space != "lora":
+            raise LoclinError(
+                f"expected float32 for full weights, whose small steps {self.dtype} rounds away, found --dtype {self.dtype}: "
+                "use float32, or --space lora, whose factors stay in float32"
+            )
         self._check_lora()
         self._check_lengths()
         return self
@@ -183,9 +189,11 @@ class Config:
             raise LoclinError(f"expected --k to be one of --ks {list(self.ks)}, found {self.k}: add it there")
         if self.k > self.gradients:
             raise LoclinError(f"expected k of at most {self.gradients} gradients, found {self.k}: raise --gradients")
-        if len(self.rank_gradients) < 2 or min(self.rank_gradients) < 2:
+        if min(self.times) > 100:
+            raise LoclinError(f"expected a time of at most 100 steps, found {list(self.times)}: add one to --times")
+        if len(set(self.rank_gradients)) < 2 or min(self.rank_gradients) < 2:
             raise LoclinError(
-                f"expected at least two numbers of gradients, each 2 or more, found {list(self.rank_gradients)}: "
+                f"expected at least two different numbers of gradients, each 2 or more, found {list(self.rank_gradients)}: "
                 "change --rank-gradients"
             )
 
@@ -218,14 +226,14 @@ class Config:
         return "-".join(["recovery", *(re.sub(r"[^A-Za-z0-9.]+", "-", n).strip("-") for n in plain)])
 
 
-def preset(profile: Profile, model: str = "sequences") -> Config:
-    """The defaults of a profile for a model.
+def preset(profile: Profile, model: str | None = None) -> Config:
+    """The defaults of a profile for a model, the built-in sequence model (a small one for smoke) unless another is named.
 
     smoke: short recoveries, three runs: real numbers with wide intervals. paper: 24 runs, so that intervals come from the
-    bootstrap, and finer gradient bases.
+    bootstrap.
     """
-    config = Config(model=model, profile=profile)
-    if not model.startswith("sequences"):
+    config = Config(model=model or ("sequences-small" if profile == "smoke" else "sequences"), profile=profile)
+    if config.model not in SEQUENCE_MODELS:
         config = _by_lora(config)
     if profile == "smoke":
         return _smoke(config)
@@ -240,23 +248,23 @@ def _by_lora(config: Config) -> Config:
         space="lora",
         ranks=(2, 4, 8),
         steps=100,
+        teach_steps=100,
         batch=16,
         hessian_batch=32,
         project_steps=30,
         lr_factors=(1.0, 0.5),
-        gradients=30,
+        gradients=24,
         gradient_batch=4,
+        task_vector_steps=15,
         rank_gradients=(6, 12, 24, 48),
         sgd_lr=3e-2,
     )
 
 
 def _smoke(config: Config) -> Config:
-    sequences = config.model.startswith("sequences")
-    small = f"{config.model}-small" if config.model in ("sequences", "statements") else config.model
+    sequences = config.model in SEQUENCE_MODELS
     return replace(
         config,
-        model=small,
         seeds=3,
         steps=50,
         teach_steps=100,
@@ -279,7 +287,7 @@ def _smoke(config: Config) -> Config:
 
 def settings(profile: Profile) -> tuple[Config, ...]:
     """What `loclin reproduce` runs: the built-in models, or with "paper" the paper's own as well."""
-    built_in = (preset(profile), preset(profile, "statements"))
+    built_in = (preset(profile), preset(profile, "statements-small" if profile == "smoke" else "statements"))
     if profile != "paper":
         return built_in
     language = [

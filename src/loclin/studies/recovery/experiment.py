@@ -14,7 +14,6 @@ from torch import Tensor
 from loclin.errors import LoclinError
 from loclin.geometry.gramian import cross_capture, prefix_capture
 from loclin.geometry.subspace import Subspace
-from loclin.models.lora import dropout_active
 from loclin.record import Part, Row
 from loclin.seeds import derived
 from loclin.studies.recovery.bases import (
@@ -103,11 +102,18 @@ def damage(bench: Bench, task: str) -> Float[Tensor, " D"]:
     wrong = problem.collate(with_wrong_answers(examples[task], seed=derived(bench.seed, "wrong answers", task)))
     kept = [problem.collate(examples[t]) for t in problem.tasks if t != task]
     data = concatenate([*kept, *[wrong] * max(len(kept), 1)])
-    with space.restored(), dropout_active(problem.model, seed=derived(bench.seed, "dropout", "damage", task)):
+    with space.restored():
         batches = minibatches(data, config.batch, seed=derived(bench.seed, "damage", task))
         optimiser = make_optimiser("adamw", space, config.damage_lr)
         for _ in range(DAMAGE_ROUNDS):
-            train(problem.model, space, batches, optimiser, config.damage_steps)
+            train(
+                problem.model,
+                space,
+                batches,
+                optimiser,
+                config.damage_steps,
+                dropout_seed=bench.dropout("damage", task),
+            )
             score = bench.score(task)
             if score < problem.destroyed_below(task):
                 return space.read()
@@ -199,7 +205,7 @@ def _record(
 ) -> Trajectory:
     """A recovery from `start` in its own data order; the space is back where it was afterwards."""
     config, problem, space = bench.config, bench.problem, bench.space
-    with space.restored(), dropout_active(problem.model, seed=derived(bench.seed, "dropout", order)):
+    with space.restored():
         space.write(start)
         batches = minibatches(problem.batch("recovery", task), config.batch, seed=derived(bench.seed, "order", order))
         made = make_optimiser(optimiser, space, config.learning_rates(bench.run)[optimiser])  # type: ignore[arg-type]
@@ -212,6 +218,7 @@ def _record(
             keeping=bench.keeping,
             exactly=max(*config.ks, *config.project_ks),
             reset_at=reset_at,
+            dropout_seed=bench.dropout(order),
             after_step=after_step,
         )
 
@@ -248,7 +255,7 @@ def _projected_rows(
     The data order is a new one: the steps that made the prefix are not simply taken again. With LoRA the factors are confined.
     """
     config = bench.config
-    bases: list[tuple[str, int, Tensor | None]] = [("full", bench.space.dimension, None)]
+    bases: list[tuple[str, int | None, Tensor | None]] = [("full", None, None)]
     bases += [("prefix", k, real.head[:k]) for k in config.project_ks]
     bases += [(name, config.k, family.exact[: config.k]) for name, family in families.items()]
     rows: list[Row] = []
@@ -256,9 +263,9 @@ def _projected_rows(
     for name, k, spanning in bases:
         score = _confined_score(bench, optimiser, real.start, spanning)
         full = score if name == "full" else full
-        here = {**context, "basis": name, "k": k}
+        here = {**context, "basis": name} | ({} if k is None else {"k": k})
         rows.append(Row(quantity="regained_score", value=score, null=full, context=here))
-        shares = captured[name][k] if name in captured else dict.fromkeys(config.spaces, 1.0)
+        shares = dict.fromkeys(config.spaces, 1.0) if k is None else captured[name][k]
         rows += [Row(quantity="regained_by_capture", value=c, context={**here, "space": s}) for s, c in shares.items()]
     return rows
 
@@ -266,10 +273,11 @@ def _projected_rows(
 def _confined_score(bench: Bench, optimiser: str, start: Tensor, spanning: Sequence[Tensor] | Tensor | None) -> float:
     config, space = bench.config, bench.space
     basis = None if spanning is None else Subspace.spanned_by(spanning.to(start.device))  # type: ignore[union-attr]
-    with space.restored(), dropout_active(bench.problem.model, seed=derived(bench.seed, "dropout", "projected")):
+    with space.restored():
         space.write(start)
         order = derived(bench.seed, "order", "projected")
         batches = minibatches(bench.problem.batch("recovery", bench.task), config.batch, seed=order)
         made = make_optimiser(optimiser, space, config.learning_rates(bench.run)[optimiser])  # type: ignore[arg-type]
-        train(bench.problem.model, space, batches, made, config.project_steps, confine_to=basis)
+        dropout = bench.dropout("projected")
+        train(bench.problem.model, space, batches, made, config.project_steps, confine_to=basis, dropout_seed=dropout)
         return bench.score()

@@ -83,7 +83,7 @@ def run_of(points: Points, progress: Progress = lambda text, share: None) -> Run
             sums[space].add(name, points.shapes[name], products, sample)
     for weight, pair in points.adapted.items():
         progress(f"ΔW of {weight}", 1.0)
-        sums["weights"].add(weight, _adapted_shape(points, pair), _adapted_products(points, pair), b"")
+        sums["weights"].add(weight, _adapted_size(points, pair), _adapted_products(points, pair), b"")
     spaces = {name: total.movement() for name, total in sums.items()}
     if not spaces[first].gramian.any():
         raise LoclinError(
@@ -113,8 +113,10 @@ def _adapted_products(points: Points, pair: Adapted) -> np.ndarray:
     return low_rank_gramian([steps])
 
 
-def _adapted_shape(points: Points, pair: Adapted) -> tuple[int, ...]:
-    return points.shapes[pair.b][0], prod(points.shapes[pair.a][1:])
+def _adapted_size(points: Points, pair: Adapted) -> tuple[int]:
+    """Dimensions of the set of all ΔW of rank r, r(in + out) − r²: what chance has to choose from, not in × out."""
+    rank, outer, inner = points.shapes[pair.a][0], points.shapes[pair.b][0], prod(points.shapes[pair.a][1:])
+    return (rank * (inner + outer - rank),)
 
 
 def _not_finite(points: Points, name: str, block: Tensor) -> LoclinError:
