@@ -111,7 +111,7 @@ def test_an_epoch_shows_every_example_once(trained: Problem) -> None:
 
 
 def test_bad_batches_and_a_diverging_loss_are_refused(trained: Problem) -> None:
-    with pytest.raises(LoclinError, match="batch size from 1 to the split's 80 examples, found 81"):
+    with pytest.raises(LoclinError, match="batch size from 1 to the split's 60 examples, found 81"):
         minibatches(trained.batch("test", "copy"), 81, seed=0)
     space = ParameterSpace(trained.model)
     with (

@@ -160,7 +160,7 @@ def rank_correlation_over_runs(
 
     >>> order = np.arange(6.0)[None]
     >>> print(rank_correlation_over_runs(order, order))
-    0.999 [0.974, 1]
+    0.999 [0.979, 1]
     """
     runs = x.shape[1]
     if runs < 5:

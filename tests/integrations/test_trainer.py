@@ -77,7 +77,8 @@ def test_the_weight_space_of_an_adapter_is_that_of_the_merged_weights(lora: tupl
     steps = torch.stack(merged).diff(dim=0)
     found = callback.run().spaces["weights"]
     assert np.allclose(found.gramian, (steps @ steps.T).numpy(), rtol=1e-3, atol=1e-6 * found.gramian.max())
-    assert found.dimension == steps.shape[1]
+    factors = [(m.lora_A["default"].weight.shape, m.lora_B["default"].weight.shape) for m in layers]
+    assert found.dimension == sum(rank * (inner + outer - rank) for (rank, inner), (outer, _) in factors)
 
 
 def final_weights(folder: Path, *callbacks: TrajectoryCallback, **settings: Any) -> dict[str, torch.Tensor]:

@@ -81,7 +81,7 @@ def test_an_interrupted_training_leaves_nothing_that_looks_finished(quick: Path)
 
     with pytest.raises(KeyboardInterrupt):
         models.load("quick", progress=interrupt)
-    assert list(quick.iterdir()) == []
+    assert [p for p in quick.iterdir() if p.suffix != ".lock"] == []
 
 
 def test_another_seed_or_recipe_is_another_folder() -> None:
@@ -96,3 +96,11 @@ def test_training_that_misses_its_mark_is_an_error(quick: Path, monkeypatch: pyt
         models.load("quick")
     with pytest.raises(LoclinError, match="expected --data with the model 'gtp2', found none"):
         models.load("gtp2")
+
+
+def test_always_giving_the_commonest_answer_is_no_knowledge(speaking: Problem) -> None:
+    shown = speaking.examples["test"]["town"]
+    skewed = tuple(e for e in shown if e.answer == " yes") + tuple(e for e in shown if e.answer == " no")[:10]
+    problem = replace(speaking, examples={**speaking.examples, "test": {"town": skewed}})
+    assert problem.chance("town") == speaking.without_reading("town") == 0.5
+    assert problem.without_reading("town") == pytest.approx((len(skewed) - 10) / len(skewed))

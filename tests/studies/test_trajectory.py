@@ -91,7 +91,7 @@ def test_an_adapter_is_measured_in_both_spaces_with_what_was_trained_beside_it()
     made = (0.5 * tensors["x.lora_B.weight"] @ tensors["x.lora_A.weight"]).flatten(1)
     dense = torch.cat([made, tensors["head.weight"].flatten(1)], dim=1).diff(dim=0)
     assert np.allclose(run.spaces["weights"].gramian, gramian(dense))
-    assert (run.spaces["weights"].dimension, run.spaces["factors"].dimension) == (36, 28)
+    assert (run.spaces["weights"].dimension, run.spaces["factors"].dimension) == (6 + 2 * (6 + 5 - 2), 28)
 
 
 def test_planted_drift_and_white_steps_are_told_apart() -> None:
