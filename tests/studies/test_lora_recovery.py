@@ -158,3 +158,21 @@ def test_a_task_that_cannot_be_learned_is_refused() -> None:
         LoclinError, match=r"score of at least 0.55 on colour before the damage, found 0\.\d\d: there is nothing to"
     ):
         make_bench(config, 0, silent)
+
+
+def test_directions_that_do_not_fit_are_refused_before_any_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loclin.studies.recovery.bench.free_memory", lambda device: 1000)
+    monkeypatch.setattr("loclin.studies.recovery.bench.teach", lambda *_: pytest.fail("taught"))
+    with pytest.raises(
+        LoclinError, match=r"room for about \d+ directions of 3072 coordinates .* --space lora or a pattern"
+    ):
+        make_bench(TINY, 0, silent)
+
+
+def test_splits_too_small_are_refused_before_any_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loclin.studies.recovery.bench.teach", lambda *_: pytest.fail("taught"))
+    config = dataclasses.replace(TINY, gradients=60)
+    with pytest.raises(
+        LoclinError, match=r"at least 480 examples of colour in the gradients split, found \d+: give more data"
+    ):
+        make_bench(config, 0, silent)

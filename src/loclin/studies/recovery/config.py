@@ -113,11 +113,11 @@ class Config:
     """Numbers n of gradients at which effective ranks are measured."""
     hessian_batch: int = 64
     """Examples behind the Hessian eigenvectors, at most those of the recovery split."""
-    task_vector_steps: int = 25
+    task_vector_steps: int = 15
     """AdamW steps from the pretrained point behind each task vector."""
     project_steps: int = 50
     """Steps of training confined to a basis, and of the unconfined training that it is held against."""
-    project_ks: tuple[int, ...] = (3, 5, 10, 20, 50)
+    project_ks: tuple[int, ...] = (5, 10, 20, 50)
     """Prefix lengths k that training is confined to."""
     shuffles: int = 99
     """Shuffled orders of the updates drawn as a null."""
@@ -255,7 +255,6 @@ def _by_lora(config: Config) -> Config:
         lr_factors=(1.0, 0.5),
         gradients=24,
         gradient_batch=4,
-        task_vector_steps=15,
         rank_gradients=(6, 12, 24, 48),
         sgd_lr=3e-2,
     )
