@@ -22,16 +22,16 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
 WORDS = ("cat", "dog", "mat", "man")
 ANSWERS = ("purr", "ran", "sat", "no")
 OPTIONS = [
-    "--profile", "smoke", "--seeds", "1", "--workers", "1", "--ranks", "4", "--batch", "4", "--teach-steps", "30",
-    "--damage-steps", "30",
-    "--steps", "20", "--k", "3", "--ks", "1", "2", "3", "5", "10", "--times", "1", "20", "--gradients", "4", "--gradient-batch", "4",
-    "--rank-gradients", "4", "8", "--hessian-batch", "4", "--project-steps", "5", "--project-ks", "3", "10", "--task-vector-steps", "2",
+    "--profile", "smoke", "--seeds", "1", "--workers", "1", "--ranks", "4", "--batch", "4", "--teach-steps", "20", "--teach-lr", "3e-3",
+    "--damage-steps", "10", "--damage-lr", "1e-2", "--steps", "10", "--k", "2", "--ks", "1", "2", "3", "--times", "1", "10",
+    "--gradients", "3", "--gradient-batch", "4", "--rank-gradients", "3", "6", "--hessian-batch", "4", "--project-steps", "2",
+    "--project-ks", "2", "--task-vector-steps", "1", "--shuffles", "9",
 ]  # fmt: skip
 
 
@@ -42,9 +42,13 @@ def make(folder: Path, dtype: str) -> None:
         num_key_value_heads=2, tie_word_embeddings=True, bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).save_pretrained(folder / "model")
-    words = ["<pad>", "the", "is", *WORDS, *ANSWERS, *map(str, range(480))]
-    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<pad>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core = Tokenizer(models.BPE())  # byte-level pairs, as Qwen's own
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<pad>"], initial_alphabet=alphabet, show_progress=False
+    )
+    core.train_from_iterator([f"the {w} is {a}" for w in WORDS for a in ANSWERS], trainer)
     PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>").save_pretrained(folder / "model")
     records = (
         {"prompt": f"{i} the {WORDS[i % 4]} is", "options": list(ANSWERS), "label": ANSWERS[i % 4]} for i in range(480)
@@ -97,7 +101,7 @@ def main() -> None:
             for r in json.loads(p.read_text())
             if r["quantity"] == "dimension"
         )
-    updates, logits = 20 * dimension * 4, 3 * 16 * 151936 * 4
+    updates, logits = 10 * dimension * 4, 3 * 16 * 151936 * 4
     table = [
         f"{date.today()}, {platform.machine()} CPU, one thread, torch {torch.__version__}",
         "",
