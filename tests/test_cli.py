@@ -174,7 +174,7 @@ def test_the_report_escapes_every_text(finished: Path, tmp_path: Path) -> None:
         (["run", "recovery", *TINY, "--space", "lora", "--targets", "fly"], "expected LoRA targets among c_attn, c_fc, c_proj"),
         (["reproduce", "--profile", "paper"], "run hf download Qwen/Qwen2.5-0.5B; hf download distilgpt2; hf download gpt2"),
         (["trajectory", "nowhere"], "expected a folder of checkpoints, found none at nowhere"),
-        (["run", "recovery", *TINY, "--batch", "9999"], "examples of copy in the recovery split, found 200: give more data"),
+        (["run", "recovery", *TINY, "--batch", "9999"], "in the recovery split, found 200: give more data or lower --batch"),
         (["run", "recovery", *TINY, "--sgd-lr", "1e30"], "expected a finite loss, found nan: lower the learning rate"),
         (["run", "recovery", *TINY, "--out", "file"], "expected a folder for the run, found the file file"),
         (["run", "recovery", *TINY, "--out", "other"], "another configuration of recovery-sequences-small (steps is 13 there, 12"),

@@ -50,11 +50,10 @@ def run_study(study: str, config: Any, *, out: Path) -> list[Claim]:
         title=entry,
     ):
         record.write_part(entry, names[run], part)
-        if run == missing[0]:
-            print(*part.notes, sep="\n", flush=True)
     parts = [part for part in (record.part(entry, name) for name in names) if part is not None]
     claims = _finish(record, study, config, parts)
     notes = list(dict.fromkeys(note for part in parts for note in part.notes))
+    print(*parts[0].notes, sep="\n", flush=True)
     record.close_study(entry, time.perf_counter() - began, notes)
     return claims
 
