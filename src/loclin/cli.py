@@ -42,7 +42,7 @@ class Reproduce:
     """Run every study on the built-in models, then write the report and say where it is."""
 
     profile: Profile = "standard"
-    """smoke: two minutes, wide intervals. standard: ten minutes on two cores. paper: the paper's own models too, hours."""
+    """smoke: a few minutes, wide intervals. standard: ten minutes on two cores. paper: the paper's own models too, hours."""
     studies: tuple[str, ...] = STUDIES
     """Which studies to run."""
     seeds: int | None = None

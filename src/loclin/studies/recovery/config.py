@@ -67,7 +67,7 @@ class Config:
     seed: int = 0
     """The first run's seed; run r uses seed + r."""
     profile: Profile = "standard"
-    """Where the defaults come from: smoke (two minutes), standard (ten minutes), paper (hours)."""
+    """Where the defaults come from: smoke (a few minutes), standard (ten minutes), paper (hours)."""
     out: Path | None = None
     """Run folder; runs/recovery-PROFILE by default. The same folder and settings go on where they stopped."""
     device: str = "auto"
