@@ -14,7 +14,7 @@ import tyro
 
 from loclin.errors import LoclinError
 from loclin.studies import STUDIES
-from loclin.studies.recovery.config import BUILT_IN, Profile
+from loclin.studies.settings import BUILT_IN, Profile
 
 T = TypeVar("T")
 

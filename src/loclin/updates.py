@@ -58,10 +58,10 @@ class Keeping:
             store = "sketch"
         return replace(self, store=store)
 
-    def sentence(self, space: ParameterSpace, steps: int) -> str:
+    def sentence(self, space: ParameterSpace, count: int, named: str = "updates") -> str:
         """What is kept where, for people."""
-        size = steps * space.dimension * space.parameters[0].element_size()
-        full = f"T×D = {steps}×{space.dimension} updates ({_bytes(size)})"
+        size = count * space.dimension * space.parameters[0].element_size()
+        full = f"{count}×D = {count}×{space.dimension} {named} ({_bytes(size)})"
         if self.store == "sketch":
             error = 1 / math.sqrt(self.sketch.size)
             return f"{full} do not fit or are not wanted: {self.sketch.size} sketched numbers of each, relative error about {error:.1%}"

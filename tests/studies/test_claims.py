@@ -10,32 +10,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from loclin.geometry.spectrum import principal_directions
 from loclin.geometry.subspace import Subspace
-from loclin.parameters import ParameterSpace
 from loclin.record import Claim, Row
 from loclin.studies.recovery import claims
 from loclin.studies.recovery.captures import family_rows, prefix_rows
 from loclin.studies.recovery.config import Config
 from loclin.studies.recovery.drift import corrected_overlap
-from loclin.studies.recovery.ranks import rank_rows
+from loclin.studies.verdict import confirmed
 from tests.planted import drifting_steps, white_steps
+from tests.properties import World, share_supported
 
-CONFIG = Config(k=5, ks=(5,), steps=40, rank_gradients=(16, 32), times=(1, 20), project_ks=(5, 10), seeds=6)
+CONFIG = Config(k=5, ks=(5,), steps=40, times=(1, 20), project_ks=(5, 10), seeds=6)
 NULL_DRAWS, DRAWS = 200, 60
-World = Callable[[np.random.Generator, int], list[Row]]
-
-
-def share_supported(world: World, rule: Callable[[list[Row]], Claim], draws: int, runs: int = CONFIG.seeds) -> float:
-    """How often a rule supports its claim over independent studies, of six runs unless more are said."""
-    verdicts = []
-    for study in range(draws):
-        rng = np.random.default_rng([study, 7])
-        claim = rule([row for run in range(runs) for row in world(rng, run)])
-        verdicts.append(claims._confirmed(replace(claim, p_holm=claim.p)).verdict == "supported")
-    return float(np.mean(verdicts))
 
 
 def trajectory(make: Callable[[np.random.Generator], np.ndarray]) -> World:
@@ -69,31 +57,6 @@ def test_prefix_captures(make: Callable[[np.random.Generator], np.ndarray], stru
 
     share = share_supported(trajectory(make), rule, DRAWS if structured else NULL_DRAWS)
     assert share >= 0.95 if structured else share <= 0.05
-
-
-def gradients(rank: int | None, rng: np.random.Generator, space: ParameterSpace) -> torch.Tensor:
-    noise = torch.from_numpy(rng.standard_normal((32, space.dimension))).float()
-    if rank is None:
-        return noise
-    planted = rng.standard_normal((32, rank)) @ rng.standard_normal((rank, space.dimension))
-    return 0.05 * noise + torch.from_numpy(planted).float()
-
-
-@pytest.mark.parametrize("rank", [None, 2])
-def test_low_rank_gradients(rank: int | None) -> None:
-    space = ParameterSpace(nn.Sequential(nn.Linear(20, 15), nn.Linear(15, 10)))
-
-    def world(rng: np.random.Generator, run: int) -> list[Row]:
-        here = {"run": run, "point": "damaged"}
-        return rank_rows(
-            gradients(rank, rng, space), space, CONFIG.rank_gradients, here, seed=int(rng.integers(1 << 30))
-        )[0]
-
-    def rule(rows: list[Row]) -> Claim:
-        return claims.low_rank_gradients(CONFIG, rows, "damaged")
-
-    share = share_supported(world, rule, DRAWS if rank else NULL_DRAWS)
-    assert share >= 0.95 if rank else share <= 0.05
 
 
 def basis(rng: np.random.Generator, plane: np.ndarray | None) -> Subspace:
@@ -230,6 +193,6 @@ def test_a_support_that_does_not_survive_holm_is_withdrawn() -> None:
         id="c", statement="", setting="", paper="", measured="", value=1.0, low=0.5, high=1.5, n=6, null="", p=0.04,
         p_holm=0.2, rule="", verdict="supported",
     )  # fmt: skip
-    assert claims._confirmed(claim).verdict == "inconclusive"
-    assert claims._confirmed(replace(claim, p_holm=0.01)).verdict == "supported"
-    assert claims._confirmed(replace(claim, verdict="refuted")).verdict == "refuted"
+    assert confirmed(claim).verdict == "inconclusive"
+    assert confirmed(replace(claim, p_holm=0.01)).verdict == "supported"
+    assert confirmed(replace(claim, verdict="refuted")).verdict == "refuted"

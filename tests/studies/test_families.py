@@ -53,7 +53,7 @@ def test_recovery_by_lora(
             assert curve == sorted(curve)
             assert curve[-1] == pytest.approx(1.0)
     assert "another task's prefix" not in {r.context.get("basis") for r in part.rows}
-    assert len(claims.decide(config, part.rows)) == 11
+    assert len(claims.decide(config, part.rows)) == 9
     assert part.notes[0] == "animals.jsonl: 480 read, 480 kept in 1 task (animals 480)"
 
 

@@ -13,15 +13,15 @@ from loclin.errors import LoclinError
 from loclin.geometry.gramian import gramian, prefix_capture
 from loclin.models import Problem
 from loclin.record import Part
+from loclin.studies.bench import Bench, make_bench
+from loclin.studies.families import chord_family, products, steps_family, tangent_family
 from loclin.studies.recovery import claims, experiment
-from loclin.studies.recovery.bases import chord_family, products, steps_family, tangent_family
-from loclin.studies.recovery.bench import Bench, make_bench
-from loclin.studies.recovery.config import preset
+from loclin.studies.recovery.config import Config, preset
 from loclin.studies.table import by_run
 
 TINY = dataclasses.replace(
     preset("smoke", "statements-small"), seeds=1, ranks=(2,), steps=12, k=3, ks=(1, 2, 3, 6), times=(1, 5, 12), gradients=6,
-    rank_gradients=(4, 8), hessian_batch=16, project_steps=8, project_ks=(3, 6), task_vector_steps=3, shuffles=9,
+    hessian_batch=16, project_steps=8, project_ks=(3, 6), task_vector_steps=3, shuffles=9,
 ).checked()  # fmt: skip
 
 
@@ -35,16 +35,16 @@ def part(speaking: Problem) -> Part:
 
 
 @pytest.fixture(scope="session")
-def bench(speaking: Problem) -> Bench:
+def bench(speaking: Problem) -> Bench[Config]:
     """A taught adapter. Tests that move it do so inside `space.restored()`."""
-    return make_bench(TINY, 0, silent)
+    return make_bench(TINY, 0, experiment.demand(TINY), silent)
 
 
 def values(part: Part, quantity: str, **context: Any) -> list[float]:
     return [float(v) for v in by_run(part.rows, quantity, **context)]
 
 
-def dense_weights(bench: Bench, points: list[torch.Tensor]) -> torch.Tensor:
+def dense_weights(bench: Bench[Config], points: list[torch.Tensor]) -> torch.Tensor:
     """ΔW of every adapted weight at each point, by peft's own merge, laid end to end in float64."""
     rows = []
     with bench.space.restored():
@@ -55,7 +55,7 @@ def dense_weights(bench: Bench, points: list[torch.Tensor]) -> torch.Tensor:
     return torch.stack(rows)
 
 
-def recorded(bench: Bench) -> Any:
+def recorded(bench: Bench[Config]) -> Any:
     return experiment._record(bench, "adamw", bench.task, bench.space.read(), 8, order="recovery")
 
 
@@ -66,7 +66,7 @@ def test_the_task_was_known_is_lost_and_comes_back(part: Part) -> None:
     assert values(part, "score", point="recovery", on="colour", optimiser="sgd", t=12)[0] > lost + 0.1
 
 
-def test_steps_in_weight_space_are_those_of_the_merged_weights(bench: Bench) -> None:
+def test_steps_in_weight_space_are_those_of_the_merged_weights(bench: Bench[Config]) -> None:
     real = recorded(bench)
     points = [real.start + real.updates[:t].sum(0) for t in range(9)]
     dense = dense_weights(bench, points).diff(dim=0)
@@ -78,7 +78,7 @@ def test_steps_in_weight_space_are_those_of_the_merged_weights(bench: Bench) -> 
     assert not np.allclose(prefix_capture(found["weights"], [2]), prefix_capture(found["factors"], [2]), atol=1e-3)
 
 
-def test_chords_are_finite_and_tangents_small_displacements_of_the_merged_weights(bench: Bench) -> None:
+def test_chords_are_finite_and_tangents_small_displacements_of_the_merged_weights(bench: Bench[Config]) -> None:
     start, directions = bench.space.read(), torch.stack([bench.space.noise(seed=s) for s in (0, 1)])
     for family, step in ((chord_family, 1.0), (tangent_family, 1e-3)):
         rows = directions * step
@@ -99,7 +99,7 @@ def test_every_capture_is_given_in_both_spaces_and_projected_training_in_the_fac
     assert len(values(part, "regained_score", basis="prefix", optimiser="adamw", k=3)) == 1
 
 
-def test_random_directions_hold_what_chance_gives_in_both_spaces(part: Part, bench: Bench) -> None:
+def test_random_directions_hold_what_chance_gives_in_both_spaces(part: Part, bench: Bench[Config]) -> None:
     """The set of all ΔW has r² dimensions a weight fewer than there are factors."""
     assert bench.dimension("factors") - bench.dimension("weights") == 2 * 2 * 8
     for space in ("weights", "factors"):
@@ -134,9 +134,9 @@ def test_where_updates_are_kept_changes_numbers_at_most_within_the_stated_error(
         assert {c.setting for c in claims.decide(config, other.rows)} >= {"statements-small, LoRA, SGD"}
 
 
-def test_dropout_is_drawn_by_the_seed_and_off_when_scoring(bench: Bench) -> None:
+def test_dropout_is_drawn_by_the_seed_and_off_when_scoring(bench: Bench[Config]) -> None:
     config = dataclasses.replace(TINY, dropout=0.3)
-    made = make_bench(config, 0, silent)
+    made = make_bench(config, 0, experiment.demand(config), silent)
     first, second = (recorded(made).updates for _ in range(2))
     assert torch.equal(first, second)
     assert made.score() == made.score()
@@ -157,22 +157,22 @@ def test_a_task_that_cannot_be_learned_is_refused() -> None:
     with pytest.raises(
         LoclinError, match=r"score of at least 0.55 on colour before the damage, found 0\.\d\d: there is nothing to"
     ):
-        make_bench(config, 0, silent)
+        make_bench(config, 0, experiment.demand(config), silent)
 
 
 def test_directions_that_do_not_fit_are_refused_before_any_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loclin.studies.recovery.bench.free_memory", lambda device: 1000)
-    monkeypatch.setattr("loclin.studies.recovery.bench.teach", lambda *_: pytest.fail("taught"))
+    monkeypatch.setattr("loclin.studies.bench.free_memory", lambda device: 1000)
+    monkeypatch.setattr("loclin.studies.bench.teach", lambda *_: pytest.fail("taught"))
     with pytest.raises(
         LoclinError, match=r"room for about \d+ directions of 3072 coordinates .* --space lora or a pattern"
     ):
-        make_bench(TINY, 0, silent)
+        make_bench(TINY, 0, experiment.demand(TINY), silent)
 
 
 def test_splits_too_small_are_refused_before_any_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loclin.studies.recovery.bench.teach", lambda *_: pytest.fail("taught"))
+    monkeypatch.setattr("loclin.studies.bench.teach", lambda *_: pytest.fail("taught"))
     config = dataclasses.replace(TINY, gradients=60)
     with pytest.raises(
         LoclinError, match=r"at least 480 examples of colour in the gradients split, found \d+: give more data"
     ):
-        make_bench(config, 0, silent)
+        make_bench(config, 0, experiment.demand(config), silent)

@@ -17,7 +17,7 @@ from loclin.errors import LoclinError
 
 transformers.utils.logging.disable_progress_bar()  # loclin shows its own
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True)

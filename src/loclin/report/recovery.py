@@ -7,10 +7,9 @@ from typing import Any
 
 from loclin.record import Row
 from loclin.report.figures import PALETTE, Curve, Drawing, defined, draw_curves, draw_dots, draw_points, select
-from loclin.report.section import Section
-from loclin.report.words import estimate_text, number
+from loclin.report.section import OPTIMISERS, Section, deciding_space, text_of, two_spaces
+from loclin.report.words import number
 
-OPTIMISERS = {"sgd": "SGD", "adamw": "AdamW"}
 STATIC = ("gradients at θ₀", "gradients at θ_D", "task vectors", "Hessian at θ_D", "random")
 CONTROLS = ("another run's prefix", "another task's prefix", "minibatch gradients", "norm-matched noise")
 
@@ -23,23 +22,7 @@ def sections(rows: Sequence[Row], config: Mapping[str, Any]) -> list[Section]:
         _fixed(rows, config),
         _drift(rows, config),
         _projected(rows, config),
-        _ranks(rows, config),
     ]
-
-
-def _space(rows: Sequence[Row]) -> str:
-    """The space that decides: the weights (with LoRA ΔW) where captures were measured there, else the trained coordinates."""
-    found = {r.context.get("space") for r in rows}
-    return "weights" if "weights" in found else "factors"
-
-
-def _two_spaces(rows: Sequence[Row]) -> bool:
-    return {"weights", "factors"} <= {r.context.get("space") for r in rows}
-
-
-def _text(rows: Sequence[Row], quantity: str, **context: Any) -> str:
-    found = select(rows, quantity, **context)
-    return estimate_text(found[0].value, found[0].low, found[0].high) if found else "not defined"
 
 
 def _course(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
@@ -74,7 +57,8 @@ def _course(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
                 else ". No other task was kept."
             ),
             *(
-                f"{label} regains {_text(rows, 'score', optimiser=o, point='recovery', t=config['steps'])} in {config['steps']} steps."
+                f"{label} regains {text_of(rows, 'score', optimiser=o, point='recovery', t=config['steps'])} "
+                f"in {config['steps']} steps."
                 for o, label in OPTIMISERS.items()
             ),
         ],
@@ -83,7 +67,7 @@ def _course(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
 
 def _prefix(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
     k, where = config["k"], ""
-    if _two_spaces(rows):
+    if two_spaces(rows):
         where = " Measured in ΔW, the change of the adapted weights, which the choice of the factors A and B does not change."
     return Section(
         title="Do the first updates span the way back?",
@@ -96,9 +80,9 @@ def _prefix(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
 
 def _prefix_figures(rows: Sequence[Row], optimiser: str, label: str, k: int) -> Iterator[Drawing]:
     nulls = ("stationary drift", "white, own norms", "white", "heavy ball", "shuffled order")
-    here = {"optimiser": optimiser, "space": _space(rows)}
+    here = {"optimiser": optimiser, "space": deciding_space(rows)}
     curves = [Curve(rows=select(rows, "prefix_capture", **here), label="prefix", colour=PALETTE[0])]
-    if _two_spaces(rows):
+    if two_spaces(rows):
         factors = select(rows, "prefix_capture", **{**here, "space": "factors"})
         curves.append(Curve(rows=factors, label="prefix, in the factors", colour=PALETTE[7], band=False))
     curves += [
@@ -148,33 +132,33 @@ def _prefix_figures(rows: Sequence[Row], optimiser: str, label: str, k: int) -> 
 
 
 def _prefix_lines(rows: Sequence[Row], optimiser: str, label: str, k: int) -> Iterator[str]:
-    here = {"optimiser": optimiser, "k": k, "space": _space(rows)}
+    here = {"optimiser": optimiser, "k": k, "space": deciding_space(rows)}
     yield (
-        f"{label}, k = {k}: the prefix holds {_text(rows, 'prefix_capture', **here)} of d and "
-        f"{_text(rows, 'future_capture', **here)} of the future. A stationary drift fitted to the same updates would hold "
-        f"{_text(rows, 'prefix_capture_null', null='stationary drift', **here)} and "
-        f"{_text(rows, 'future_capture_null', null='stationary drift', **here)}; white steps with the run's own norms "
-        f"{_text(rows, 'prefix_capture_null', null='white, own norms', **here)} of d."
+        f"{label}, k = {k}: the prefix holds {text_of(rows, 'prefix_capture', **here)} of d and "
+        f"{text_of(rows, 'future_capture', **here)} of the future. A stationary drift fitted to the same updates would hold "
+        f"{text_of(rows, 'prefix_capture_null', null='stationary drift', **here)} and "
+        f"{text_of(rows, 'future_capture_null', null='stationary drift', **here)}; white steps with the run's own norms "
+        f"{text_of(rows, 'prefix_capture_null', null='white, own norms', **here)} of d."
     )
     yield (
         f"Of the same future, {k} updates of another run from the same point hold "
-        f"{_text(rows, 'basis_capture', basis=CONTROLS[0], of='future', **here)}, of another task's recovery "
-        f"{_text(rows, 'basis_capture', basis=CONTROLS[1], of='future', **here)}, minibatch gradients at θ_D "
-        f"{_text(rows, 'basis_capture', basis=CONTROLS[2], of='future', **here)}, noise with the same norm in every tensor "
-        f"{_text(rows, 'basis_capture', basis=CONTROLS[3], of='future', **here)}."
+        f"{text_of(rows, 'basis_capture', basis=CONTROLS[0], of='future', **here)}, of another task's recovery "
+        f"{text_of(rows, 'basis_capture', basis=CONTROLS[1], of='future', **here)}, minibatch gradients at θ_D "
+        f"{text_of(rows, 'basis_capture', basis=CONTROLS[2], of='future', **here)}, noise with the same norm in every tensor "
+        f"{text_of(rows, 'basis_capture', basis=CONTROLS[3], of='future', **here)}."
     )
-    if _two_spaces(rows):
+    if two_spaces(rows):
         there = {**here, "space": "factors"}
         yield (
-            f"In the factors, where the choice of A and B matters, the prefix holds {_text(rows, 'prefix_capture', **there)} of "
-            f"d and {_text(rows, 'future_capture', **there)} of the future; the note beside the claim says whether they disagree."
+            f"In the factors, where the choice of A and B matters, the prefix holds {text_of(rows, 'prefix_capture', **there)} of "
+            f"d and {text_of(rows, 'future_capture', **there)} of the future; the note beside the claim says whether they disagree."
         )
     if select(rows, "reset_future_capture", **here):
-        yield f"With the optimiser's state forgotten at step {k}: {_text(rows, 'reset_future_capture', **here)}."
+        yield f"With the optimiser's state forgotten at step {k}: {text_of(rows, 'reset_future_capture', **here)}."
 
 
 def _fixed(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
-    figures, lines, space = [], [], _space(rows)
+    figures, lines, space = [], [], deciding_space(rows)
     for o, label in OPTIMISERS.items():
         curves = [
             Curve(
@@ -203,7 +187,7 @@ def _fixed(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
             )
         )
         captures = ", ".join(
-            f"{b} {_text(rows, 'basis_capture', basis=b, of='displacement', optimiser=o, k=config['k'], space=space)}"
+            f"{b} {text_of(rows, 'basis_capture', basis=b, of='displacement', optimiser=o, k=config['k'], space=space)}"
             for b in STATIC
         )
         lines.append(f"{label}, k = {config['k']}: {captures}.")
@@ -227,10 +211,10 @@ def _drift(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
             overlaps.append(Curve(rows=chosen, label=f"{label}, {batches} batches", colour=PALETTE[i], dashed=dashed))
         late = max(t for t in config["times"] if t <= 100)
         lines.append(
-            f"{label}: ρ is {_text(rows, 'rho', optimiser=o, t=min(config['times']))} after {min(config['times'])} step and "
-            f"{_text(rows, 'rho', optimiser=o, t=late)} after {late}."
+            f"{label}: ρ is {text_of(rows, 'rho', optimiser=o, t=min(config['times']))} after {min(config['times'])} step and "
+            f"{text_of(rows, 'rho', optimiser=o, t=late)} after {late}."
         )
-    floor = _text(rows, "overlap_floor", optimiser="sgd")
+    floor = text_of(rows, "overlap_floor", optimiser="sgd")
     return Section(
         title="How fast does the useful basis move?",
         question=f"Overlap of the top-{config['k']} gradient basis at θ_D with that at θ_t, as a share of the agreement of two "
@@ -276,10 +260,11 @@ def _projected(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
         by_k.append(Curve(rows=[r for r in scores if r.context["basis"] == "prefix"], label=label, colour=PALETTE[i]))
         pairs[label] = _capture_and_score(rows, o, k)
     full = ", ".join(
-        f"{label} {_text(rows, 'regained_score', optimiser=o, basis='full')}" for o, label in OPTIMISERS.items()
+        f"{label} {text_of(rows, 'regained_score', optimiser=o, basis='full')}" for o, label in OPTIMISERS.items()
     )
     prefix = ", ".join(
-        f"{label} {_text(rows, 'regained_score', optimiser=o, basis='prefix', k=k)}" for o, label in OPTIMISERS.items()
+        f"{label} {text_of(rows, 'regained_score', optimiser=o, basis='prefix', k=k)}"
+        for o, label in OPTIMISERS.items()
     )
     return Section(
         title="Does training confined to a basis bring the task back?",
@@ -322,7 +307,7 @@ def _projected(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
 def _capture_and_score(rows: Sequence[Row], optimiser: str, k: int) -> list[tuple[str, float, float]]:
     """(basis, capture, score) of every basis of size k and run."""
     found: dict[tuple[Any, ...], dict[str, float]] = {}
-    wanted = (None, _space(rows))
+    wanted = (None, deciding_space(rows))
     for r in rows:
         c = r.context
         if not (r.quantity.startswith("regained_") and c.get("optimiser") == optimiser and "run" in c):
@@ -330,43 +315,3 @@ def _capture_and_score(rows: Sequence[Row], optimiser: str, k: int) -> list[tupl
         if c.get("k") == k and c.get("space") in wanted:
             found.setdefault((c["run"], c["basis"]), {})[r.quantity] = defined(r.value)
     return [(basis, p["regained_by_capture"], p["regained_score"]) for (_, basis), p in found.items()]
-
-
-def _ranks(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
-    figures, lines = [], []
-    most = config["rank_gradients"][-1]
-    for point, symbol in (("pretrained", "θ₀"), ("damaged", "θ_D")):
-        curves = []
-        for mean, colour in (("centred", 0), ("uncentred", 1)):
-            for vectors, dashed, shift in (("measured", False, 0), ("per tensor", True, 0), ("isotropic", True, 2)):
-                name = f"{mean}: measured" if vectors == "measured" else f"{mean}: {vectors} sketch"
-                chosen = select(rows, "participation_rank", point=point, mean=mean, vectors=vectors)
-                colour_of = PALETTE[colour + shift]
-                curves.append(Curve(rows=chosen, label=name, colour=colour_of, dashed=dashed, band=not dashed))
-        figures.append(
-            draw_curves(
-                f"rank-{point}",
-                f"Participation ratio of n minibatch gradients at {symbol}, with two random sketches.",
-                curves,
-                over="gradients",
-                labels=("number of gradients n", "participation ratio"),
-                title=f"Effective rank at {symbol}",
-                limits=None,
-                log=(True, True),
-                base=2,
-            )
-        )
-        here = {"point": point, "mean": "centred", "gradients": most}
-        lines.append(
-            f"At {symbol}, n = {most}, centred: participation ratio {_text(rows, 'participation_rank', vectors='measured', **here)}, "
-            f"sketch with the same norm in every tensor {_text(rows, 'participation_rank', vectors='per tensor', **here)}, "
-            f"isotropic sketch {_text(rows, 'participation_rank', vectors='isotropic', **here)}; stable rank "
-            f"{_text(rows, 'stable_rank', vectors='measured', **here)}, entropy rank "
-            f"{_text(rows, 'entropy_rank', vectors='measured', **here)}."
-        )
-    return Section(
-        title="Are task gradients of low rank?",
-        question="Does the effective rank of n gradients stop growing well below that of random vectors with the same norms?",
-        figures=figures,
-        sees=lines,
-    )

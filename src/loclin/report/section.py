@@ -1,11 +1,17 @@
-"""One section of a report."""
+"""One section of a report, and what the sections of all studies say alike."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from loclin.report.figures import Drawing
+from loclin.record import Row
+from loclin.report.figures import Drawing, select
+from loclin.report.words import estimate_text
+
+OPTIMISERS = {"sgd": "SGD", "adamw": "AdamW"}
+POINTS = {"pretrained": "θ₀", "damaged": "θ_D"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,3 +22,20 @@ class Section:
     question: str
     figures: Sequence[Drawing]
     sees: Sequence[str]
+
+
+def text_of(rows: Sequence[Row], quantity: str, **context: Any) -> str:
+    """A quantity's estimate over runs under a condition, as text."""
+    found = select(rows, quantity, **context)
+    return estimate_text(found[0].value, found[0].low, found[0].high) if found else "not defined"
+
+
+def deciding_space(rows: Sequence[Row]) -> str:
+    """The space that decides: the weights (with LoRA ΔW) where captures were measured there, else the trained coordinates."""
+    found = {r.context.get("space") for r in rows}
+    return "weights" if "weights" in found else "factors"
+
+
+def two_spaces(rows: Sequence[Row]) -> bool:
+    """Whether captures were measured in ΔW and in the factors."""
+    return {"weights", "factors"} <= {r.context.get("space") for r in rows}

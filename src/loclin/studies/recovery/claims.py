@@ -1,4 +1,4 @@
-"""The five claims that the recovery study decides, each by a rule written here before any run (measures §14).
+"""The four claims that the recovery study decides, each by a rule written here before any run (measures §14).
 
 With LoRA captures are taken in ΔW space, which the choice of factors does not change (`Config.spaces`); the note beside the
 verdict gives those of the factors. Gradient bases, their drift and their rank are those of the trained coordinates.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,6 @@ from jaxtyping import Float
 
 from loclin.record import Claim, Row
 from loclin.stats import (
-    Estimate,
-    holm,
     mean_above,
     over_runs,
     permutation_p,
@@ -31,12 +28,10 @@ from loclin.stats import (
 )
 from loclin.studies.recovery.config import Config
 from loclin.studies.table import by_run
+from loclin.studies.verdict import LABEL, adjusted, figures, setting, verdict
 
-LEVEL = 0.05
 STATIC = ("gradients at θ₀", "gradients at θ_D", "task vectors", "Hessian at θ_D")
-LABEL = {"sgd": "SGD", "adamw": "AdamW"}
-MOST = 0.5  # "span most of", "drifts substantially" and "well under": half
-SATURATED = math.sqrt(2)  # doubling n multiplies the rank of isotropic vectors by 2, of vectors of fixed rank by 1
+MOST = 0.5  # "span most of", "drifts substantially": half
 REGAINED = 0.9  # share of unconfined training's score that counts as regained
 PERMUTATIONS = 1999
 
@@ -45,7 +40,7 @@ Values = Float[np.ndarray, " S"]
 
 def decide(config: Config, rows: Sequence[Row]) -> list[Claim]:
     """All claims, p-values adjusted over the whole family."""
-    claims = [low_rank_gradients(config, rows, point) for point in ("pretrained", "damaged")]
+    claims = []
     for optimiser in config.learning_rates():
         claims += [
             static_bases_miss(config, rows, optimiser),
@@ -53,68 +48,7 @@ def decide(config: Config, rows: Sequence[Row]) -> list[Claim]:
             prefix_captures(config, rows, optimiser),
             prefix_predicts_recovery(config, rows, optimiser),
         ]
-    claims.append(prefix_predicts_over_runs(config, rows))
-    tested = [c for c in claims if c.p is not None]
-    adjusted = dict(zip(map(id, tested), holm([c.p for c in tested if c.p is not None]), strict=True))
-    return [_confirmed(replace(c, p_holm=adjusted.get(id(c)))) for c in claims]
-
-
-def _confirmed(claim: Claim) -> Claim:
-    """A support that does not survive the correction is no support."""
-    lost = claim.verdict == "supported" and (claim.p_holm is None or claim.p_holm >= LEVEL)
-    return replace(claim, verdict="inconclusive") if lost else claim
-
-
-def _setting(config: Config, of: str) -> str:
-    """What a claim was tested on: model, data where it is not the model's own, LoRA, and the rest."""
-    return ", ".join(
-        [config.model, *([config.data] if config.data else []), *(["LoRA"] if config.space == "lora" else []), of]
-    )
-
-
-def _verdict(supported: bool, refuted: bool) -> str:
-    return "supported" if supported else "refuted" if refuted else "inconclusive"
-
-
-def _figures(estimate: Estimate | None) -> dict[str, float | int | None]:
-    if estimate is None:
-        return {"value": None, "low": None, "high": None, "n": 0}
-    finite = math.isfinite(estimate.low)
-    return {
-        "value": estimate.value,
-        "low": estimate.low if finite else None,
-        "high": estimate.high if finite else None,
-        "n": estimate.n,
-    }
-
-
-def low_rank_gradients(config: Config, rows: Sequence[Row], point: str) -> Claim:
-    """PR of centred gradients well under the per-tensor random sketch, and no longer growing with n."""
-    most, half = config.rank_gradients[-1], config.rank_gradients[-2]
-    here: dict[str, Any] = {"point": point, "vectors": "measured", "mean": "centred"}
-    rank = by_run(rows, "participation_rank", gradients=most, **here)
-    ratio = rank / by_run(rows, "participation_rank", column="null", gradients=most, **here)
-    # growth over one doubling, whatever the step between the two largest n
-    growth = (rank / by_run(rows, "participation_rank", gradients=half, **here)) ** (
-        math.log(2) / math.log(most / half)
-    )
-    e, g = over_runs(ratio), over_runs(growth)
-    symbol = {"pretrained": "θ₀", "damaged": "θ_D"}[point]
-    return Claim(
-        id="low-rank-gradients",
-        statement=f"Task gradients at {symbol} have low-rank structure beyond a random sketch with the same norms.",
-        setting=_setting(config, symbol),
-        paper="rank well under the control (Fig. 5)",
-        measured=f"participation ratio over the control's, n = {most} centred minibatch gradients",
-        null="1: gradients that share nothing but their norm in every tensor",
-        p=max(mean_above(-ratio, -MOST), mean_above(-growth, -SATURATED)),
-        p_holm=None,
-        rule=f"supported: ratio's upper limit below {MOST} and growth per doubling of n below √2; "
-        f"refuted: ratio's lower limit above {MOST}, or growth's above √2",
-        verdict=_verdict(e.high < MOST and g.high < SATURATED, e.low > MOST or g.low > SATURATED),
-        note=f"participation ratio {over_runs(rank)}; growth per doubling {g} (isotropic vectors: about 2)",
-        **_figures(e),  # type: ignore[arg-type]
-    )
+    return adjusted([*claims, prefix_predicts_over_runs(config, rows)])
 
 
 def required_capture(config: Config, rows: Sequence[Row], optimiser: str) -> Values:
@@ -155,7 +89,7 @@ def static_bases_miss(config: Config, rows: Sequence[Row], optimiser: str) -> Cl
     return Claim(
         id="static-bases-miss",
         statement="No basis fixed beforehand spans the recovery direction.",
-        setting=_setting(config, LABEL[optimiser]),
+        setting=setting(config, LABEL[optimiser]),
         paper="misses (Fig. 1, 3b)",
         measured=f"capture of {_way(config)} by the best of {len(STATIC)} fixed bases, k = {config.k}",
         null="the capture at which confined training regains 90 % of the score; the prefix's future-only capture",
@@ -163,9 +97,9 @@ def static_bases_miss(config: Config, rows: Sequence[Row], optimiser: str) -> Cl
         p_holm=None,
         rule="supported: lower limits of (needed capture − best fixed basis) and of (prefix − best fixed basis, both on "
         "the future) above 0; refuted: upper limit of either below 0",
-        verdict=_verdict(s.low > 0 and b.low > 0, s.high < 0 or b.high < 0),
+        verdict=verdict(s.low > 0 and b.low > 0, s.high < 0 or b.high < 0),
         note=f"needed capture {over_runs(needed)}; shortfall {s}; behind the prefix on the future {b}",
-        **_figures(e),  # type: ignore[arg-type]
+        **figures(e),  # type: ignore[arg-type]
     )
 
 
@@ -178,7 +112,7 @@ def basis_drifts(config: Config, rows: Sequence[Row], optimiser: str) -> Claim:
     return Claim(
         id="basis-drifts",
         statement="The useful basis moves substantially within 100 steps.",
-        setting=_setting(config, LABEL[optimiser]),
+        setting=setting(config, LABEL[optimiser]),
         paper="within 100 steps (Fig. 1)",
         measured=f"ρ({t}): overlap of top-{config.k} gradient bases at θ_D and θ_{t}, over that of two batch sets at θ_D",
         null="1: the basis stays, and only minibatch noise moves it",
@@ -186,9 +120,9 @@ def basis_drifts(config: Config, rows: Sequence[Row], optimiser: str) -> Claim:
         p_holm=None,
         rule=f"supported: upper limit below {MOST}; refuted: lower limit above {MOST}; "
         "not defined where the floor is near k/D",
-        verdict="inconclusive" if e is None else _verdict(e.high < MOST, e.low > MOST),
+        verdict="inconclusive" if e is None else verdict(e.high < MOST, e.low > MOST),
         note=f"noise floor O(θ_D, θ_D′) {floor}; ρ defined in {0 if e is None else e.n} runs",
-        **_figures(e),  # type: ignore[arg-type]
+        **figures(e),  # type: ignore[arg-type]
     )
 
 
@@ -202,7 +136,7 @@ def prefix_captures(config: Config, rows: Sequence[Row], optimiser: str) -> Clai
     return Claim(
         id="prefix-captures",
         statement="The first updates span most of the recovery, beyond what a constant drift explains.",
-        setting=_setting(config, LABEL[optimiser]),
+        setting=setting(config, LABEL[optimiser]),
         paper="0.77 (Fig. 2)",
         measured=f"capture(Q_k, {_way(config)}), k = {config.k} of T = {config.steps}",
         null=f"{MOST}; and on the future alone, the stationary drift fitted to the same updates",
@@ -210,10 +144,10 @@ def prefix_captures(config: Config, rows: Sequence[Row], optimiser: str) -> Clai
         p_holm=None,
         rule=f"supported: prefix capture's lower limit above {MOST} and lower limit of (future-only capture − fitted drift) "
         f"above 0; refuted: prefix capture's upper limit below {MOST}, or upper limit of the excess below 0",
-        verdict=_verdict(e.low > MOST and x.low > 0, e.high < MOST or x.high < 0),
+        verdict=verdict(e.low > MOST and x.low > 0, e.high < MOST or x.high < 0),
         note=f"future-only capture {over_runs(future)}; its excess over the fitted drift {x}; white steps with the same norms {white}"
         + _elsewhere(config, rows, optimiser),
-        **_figures(e),  # type: ignore[arg-type]
+        **figures(e),  # type: ignore[arg-type]
     )
 
 
@@ -244,7 +178,7 @@ def prefix_predicts_recovery(config: Config, rows: Sequence[Row], optimiser: str
     return Claim(
         id="prefix-predicts-recovery",
         statement="The captured share predicts how much of the task comes back.",
-        setting=_setting(config, LABEL[optimiser]),
+        setting=setting(config, LABEL[optimiser]),
         paper="positive relation (Fig. 2)",
         measured=f"Spearman's ρ of capture and regained exact match over bases of k = {config.k}, mean over runs",
         null="0: scores permuted among the bases of a run",
@@ -253,9 +187,9 @@ def prefix_predicts_recovery(config: Config, rows: Sequence[Row], optimiser: str
         else None,
         p_holm=None,
         rule="supported: lower limit above 0; refuted: upper limit below 0",
-        verdict=_verdict(e.low > 0, e.high < 0) if e else "inconclusive",
+        verdict=verdict(e.low > 0, e.high < 0) if e else "inconclusive",
         note=f"{len(pairs[0][0]) if pairs else 0} bases a run; defined in {len(defined)} of {len(pairs)} runs",
-        **_figures(e),  # type: ignore[arg-type]
+        **figures(e),  # type: ignore[arg-type]
     )
 
 
@@ -299,7 +233,7 @@ def prefix_predicts_over_runs(config: Config, rows: Sequence[Row]) -> Claim:
     return Claim(
         id="prefix-predicts-recovery",
         statement="Runs whose first updates hold more of the way regain more when confined to them.",
-        setting=_setting(config, "over runs"),
+        setting=setting(config, "over runs"),
         paper="positive relation (Fig. 2)",
         measured=f"Spearman's ρ over runs of capture of {_way(config)} by the first {k} updates and score regained within them, "
         "mean over optimisers",
@@ -307,8 +241,8 @@ def prefix_predicts_over_runs(config: Config, rows: Sequence[Row]) -> Claim:
         p=permutation_p(e.value, null) if e and null is not None else None,
         p_holm=None,
         rule="supported: lower limit above 0; refuted: upper limit below 0",
-        verdict=_verdict(e.low > 0, e.high < 0) if e else "inconclusive",
+        verdict=verdict(e.low > 0, e.high < 0) if e else "inconclusive",
         note=f"{captures.shape[1]} runs over ranks {list(config.ranks) if config.space == 'lora' else 'none'}, "
         f"learning rates × {list(config.lr_factors)}",
-        **_figures(e),  # type: ignore[arg-type]
+        **figures(e),  # type: ignore[arg-type]
     )

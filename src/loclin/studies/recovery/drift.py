@@ -11,8 +11,9 @@ from loclin.geometry.spectrum import principal_directions
 from loclin.geometry.subspace import Subspace
 from loclin.record import Row
 from loclin.seeds import derived
-from loclin.studies.recovery.bases import batch_gradients, disjoint_batches
-from loclin.studies.recovery.bench import Bench
+from loclin.studies.bench import Bench
+from loclin.studies.directions import batch_gradients, disjoint_batches
+from loclin.studies.recovery.config import Config
 from loclin.tasks.batch import Batch
 
 #: ρ is undefined where the noise floor exceeds k/D by less than this: two bases of the same point then agree hardly more
@@ -38,7 +39,7 @@ class DriftMeter:
         bench: of the run, the space standing at θ_D when the meter is made.
     """
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Bench[Config]) -> None:
         self._bench, config = bench, bench.config
         data = bench.problem.batch("gradients", bench.task)
         seed = derived(bench.seed, "drift")

@@ -11,32 +11,21 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from loclin.errors import LoclinError
 from loclin.geometry.gramian import cross_capture, prefix_capture
 from loclin.geometry.subspace import Subspace
 from loclin.record import Part, Row
 from loclin.seeds import derived
-from loclin.studies.recovery.bases import (
-    Family,
-    batch_gradients,
-    control_families,
-    disjoint_batches,
-    products,
-    static_families,
-    steps_family,
-)
-from loclin.studies.recovery.bench import Bench, Progress, device, make_bench
+from loclin.studies.bench import Bench, Demand, Progress, device, make_bench
+from loclin.studies.course import damage, recovery
+from loclin.studies.families import Family, products, steps_family
+from loclin.studies.recovery.bases import control_families, static_families
 from loclin.studies.recovery.captures import family_rows, prefix_rows
 from loclin.studies.recovery.config import Config
 from loclin.studies.recovery.drift import DriftMeter
-from loclin.studies.recovery.ranks import rank_rows
-from loclin.tasks.batch import concatenate
-from loclin.tasks.wrong import with_wrong_answers
-from loclin.training import Trajectory, make_optimiser, minibatches, record, train
+from loclin.training import Trajectory, make_optimiser, minibatches, train
 
 __all__ = ["device", "run_one"]
 
-DAMAGE_ROUNDS = 5
 STAGES = 4
 Found = tuple[list[Row], dict[str, np.ndarray]]
 Gramians = Mapping[str, Float[np.ndarray, "n m"]]
@@ -49,7 +38,7 @@ def run_one(config: Config, run: int, progress: Progress) -> Part:
         LoclinError: whatever `make_bench` refuses, splits too small, a task that is not destroyed, a loss that is not finite.
     """
     began = time.perf_counter()
-    bench = make_bench(config, run, progress)
+    bench = make_bench(config, run, demand(config), progress)
     rows: list[Row] = []
     arrays: dict[str, np.ndarray] = {}
     for done, (name, stage) in enumerate(_stages(bench)):
@@ -60,9 +49,21 @@ def run_one(config: Config, run: int, progress: Progress) -> Part:
     return Part(rows=rows, arrays=arrays, seconds=time.perf_counter() - began, notes=bench.notes)
 
 
-def _stages(bench: Bench) -> Iterator[tuple[str, Callable[[], Found]]]:
+def demand(config: Config) -> Demand:
+    vectors = 4 * max(*config.ks, *config.project_ks) + 2 * config.gradients + 5 * config.k
+    return Demand(
+        examples={
+            "gradients": (2 * config.gradients * config.gradient_batch, "--gradients or --gradient-batch"),
+            "recovery": (config.batch, "--batch"),
+            "damage": (config.batch, "--batch"),
+        },
+        vectors=(vectors, "--ks and --gradients"),
+        rows=(config.steps, "updates"),
+    )
+
+
+def _stages(bench: Bench[Config]) -> Iterator[tuple[str, Callable[[], Found]]]:
     """The stages in order; each starts and ends at θ₀."""
-    pretrained = bench.space.read()
     damaged: dict[str, Tensor] = {}
     statics: dict[str, Family] = {}
     meters: list[DriftMeter] = []
@@ -83,7 +84,7 @@ def _stages(bench: Bench) -> Iterator[tuple[str, Callable[[], Found]]]:
         with bench.space.restored():
             bench.space.write(damaged[bench.task])
             meters.append(DriftMeter(bench))
-        return _rank_rows(bench, {"pretrained": pretrained, "damaged": damaged[bench.task]})
+        return [], {}
 
     yield "destroying the task", destroy
     yield "fixing bases beforehand", fix
@@ -91,56 +92,8 @@ def _stages(bench: Bench) -> Iterator[tuple[str, Callable[[], Found]]]:
         yield f"training it back with {optimiser}", partial(recover, bench, optimiser, damaged, statics, meters)
 
 
-def damage(bench: Bench, task: str) -> Float[Tensor, " D"]:
-    """θ_D: the point after training on wrong answers to one task and right ones to the others, in equal shares.
-
-    Raises:
-        LoclinError: the score does not fall as far as it must.
-    """
-    config, problem, space = bench.config, bench.problem, bench.space
-    examples = problem.examples["damage"]
-    wrong = problem.collate(with_wrong_answers(examples[task], seed=derived(bench.seed, "wrong answers", task)))
-    kept = [problem.collate(examples[t]) for t in problem.tasks if t != task]
-    data = concatenate([*kept, *[wrong] * max(len(kept), 1)])
-    with space.restored():
-        batches = minibatches(data, config.batch, seed=derived(bench.seed, "damage", task))
-        optimiser = make_optimiser("adamw", space, config.damage_lr)
-        for _ in range(DAMAGE_ROUNDS):
-            train(
-                problem.model,
-                space,
-                batches,
-                optimiser,
-                config.damage_steps,
-                dropout_seed=bench.dropout("damage", task),
-            )
-            score = bench.score(task)
-            if score < problem.destroyed_below(task):
-                return space.read()
-    raise LoclinError(
-        f"expected a score below {problem.destroyed_below(task):.2f} on {task} after damage, found {score:.2f}: "
-        "raise --damage-steps or --damage-lr"
-    )
-
-
-def _rank_rows(bench: Bench, points: dict[str, Tensor]) -> Found:
-    config, rows, arrays = bench.config, [], {}
-    data = bench.problem.batch("gradients", bench.task)
-    seed = derived(bench.seed, "ranks")
-    batches = disjoint_batches(data, config.gradient_batch, max(config.rank_gradients), seed=seed)
-    for name, point in points.items():
-        with bench.space.restored():
-            bench.space.write(point)
-            gradients = batch_gradients(bench.problem, bench.space, batches)
-        context = {**bench.context, "point": name}
-        found, gram = rank_rows(gradients, bench.space, config.rank_gradients, context, seed=seed)
-        rows += found
-        arrays[f"gradient_gramian/{name}"] = gram
-    return rows, arrays
-
-
 def recover(
-    bench: Bench,
+    bench: Bench[Config],
     optimiser: str,
     damaged: Mapping[str, Tensor],
     statics: Mapping[str, Family],
@@ -181,7 +134,9 @@ def recover(
     return rows, {**arrays, f"losses/{optimiser}": real.losses.double().cpu().numpy()}
 
 
-def _controls(bench: Bench, optimiser: str, damaged: Mapping[str, Tensor], real: Trajectory) -> dict[str, Family]:
+def _controls(
+    bench: Bench[Config], optimiser: str, damaged: Mapping[str, Tensor], real: Trajectory
+) -> dict[str, Family]:
     """The prefixes of other recoveries, then what `control_families` draws."""
     longest = max(bench.config.ks)
     again = _record(bench, optimiser, bench.task, damaged[bench.task], longest, order="independent")
@@ -193,7 +148,7 @@ def _controls(bench: Bench, optimiser: str, damaged: Mapping[str, Tensor], real:
 
 
 def _record(
-    bench: Bench,
+    bench: Bench[Config],
     optimiser: str,
     task: str,
     start: Tensor,
@@ -203,31 +158,17 @@ def _record(
     reset_at: int | None = None,
     after_step: Callable[[int], None] | None = None,
 ) -> Trajectory:
-    """A recovery from `start` in its own data order; the space is back where it was afterwards."""
-    config, problem, space = bench.config, bench.problem, bench.space
-    with space.restored():
-        space.write(start)
-        batches = minibatches(problem.batch("recovery", task), config.batch, seed=derived(bench.seed, "order", order))
-        made = make_optimiser(optimiser, space, config.learning_rates(bench.run)[optimiser])  # type: ignore[arg-type]
-        return record(
-            problem.model,
-            space,
-            batches,
-            made,
-            steps,
-            keeping=bench.keeping,
-            exactly=max(*config.ks, *config.project_ks),
-            reset_at=reset_at,
-            dropout_seed=bench.dropout(order),
-            after_step=after_step,
-        )
+    exactly = max(*bench.config.ks, *bench.config.project_ks)
+    return recovery(
+        bench, optimiser, task, start, steps, order=order, exactly=exactly, reset_at=reset_at, after_step=after_step
+    )
 
 
 def _prefix_captures(updates: Gramians, k: int) -> dict[str, float]:
     return {space: float(prefix_capture(gram, [k])[0]) for space, gram in updates.items()}
 
 
-def _reset_rows(bench: Bench, optimiser: str, start: Tensor, context: dict[str, Any]) -> list[Row]:
+def _reset_rows(bench: Bench[Config], optimiser: str, start: Tensor, context: dict[str, Any]) -> list[Row]:
     """Captures of a recovery whose optimiser forgets its state at step k, same data order. Plain SGD has no state to forget."""
     if optimiser == "sgd":
         return []
@@ -243,7 +184,7 @@ def _reset_rows(bench: Bench, optimiser: str, start: Tensor, context: dict[str, 
 
 
 def _projected_rows(
-    bench: Bench,
+    bench: Bench[Config],
     optimiser: str,
     real: Trajectory,
     families: Mapping[str, Family],
@@ -270,7 +211,9 @@ def _projected_rows(
     return rows
 
 
-def _confined_score(bench: Bench, optimiser: str, start: Tensor, spanning: Sequence[Tensor] | Tensor | None) -> float:
+def _confined_score(
+    bench: Bench[Config], optimiser: str, start: Tensor, spanning: Sequence[Tensor] | Tensor | None
+) -> float:
     config, space = bench.config, bench.space
     basis = None if spanning is None else Subspace.spanned_by(spanning.to(start.device))  # type: ignore[union-attr]
     with space.restored():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from loclin.errors import LoclinError
 from loclin.geometry.sketch import Sketch
@@ -15,18 +15,35 @@ from loclin.models.pretrained import How, device_named
 from loclin.parameters import ParameterSpace
 from loclin.record import Row
 from loclin.seeds import derived
-from loclin.studies.recovery.config import Config
+from loclin.studies.settings import Settings
 from loclin.tasks.batch import concatenate
 from loclin.training import make_optimiser, minibatches, train
 from loclin.updates import Keeping, free_memory
 
 Progress = Callable[[str, float], None]
+C = TypeVar("C", bound=Settings, covariant=True)
+Asked = TypeVar("Asked", bound=Settings)
 TEACHING_ROUNDS = 5
 CLEARLY = 0.1  # of the way from answers that ignore the question to perfect ones: what has to be there to be destroyed
 
 
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """What a study will ask of the data and of the memory.
+
+    Attributes:
+        examples: how many examples of the run's task it draws from each split, and which options lower that.
+        vectors: how many D-wide vectors it holds at once, and which options lower that.
+        rows: how many vectors it keeps (`Keeping`), and what they are called.
+    """
+
+    examples: Mapping[str, tuple[int, str]]
+    vectors: tuple[int, str]
+    rows: tuple[int, str]
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Bench:
+class Bench(Generic[C]):
     """One run's surroundings.
 
     Attributes:
@@ -40,7 +57,7 @@ class Bench:
         notes: what was loaded, dropped, taught and kept where, in sentences.
     """
 
-    config: Config
+    config: C
     run: int
     problem: Problem
     space: ParameterSpace
@@ -73,7 +90,7 @@ class Bench:
         return Row(quantity=quantity, value=value, context={**self.context, **context})
 
 
-def device(config: Config) -> str:
+def device(config: Settings) -> str:
     """The device that a configuration asks for; built-in models are too small to gain from an accelerator.
 
     Raises:
@@ -82,7 +99,7 @@ def device(config: Config) -> str:
     return device_named(config.device, small=config.model in BUILT_IN)
 
 
-def make_bench(config: Config, run: int, progress: Progress) -> Bench:
+def make_bench(config: Asked, run: int, demand: Demand, progress: Progress) -> Bench[Asked]:
     """Load, attach and teach.
 
     Raises:
@@ -95,10 +112,11 @@ def make_bench(config: Config, run: int, progress: Progress) -> Bench:
     index = run % len(problem.tasks) if config.task == "each" else problem.tasks.index(config.task)
     sketch = Sketch(size=config.sketch_size, seed=derived(seed, "sketch"))
     kept = Keeping(store=config.store, folder=cache_folder(), sketch=sketch)
-    _check_sizes(config, problem, problem.tasks[index])
-    _check_room(config, space)
+    _check_sizes(demand, problem, problem.tasks[index])
+    _check_room(demand, space)
+    count, named = demand.rows
     side_by_side = min(config.seeds, 4) if space.parameters[0].device.type == "cpu" else 1
-    keeping = kept.settled(space, config.steps, sharing=side_by_side, exactly=len(config.spaces) > 1)
+    keeping = kept.settled(space, count, sharing=side_by_side, exactly=len(config.spaces) > 1)
     bench = Bench(
         config=config,
         run=run,
@@ -112,10 +130,10 @@ def make_bench(config: Config, run: int, progress: Progress) -> Bench:
         notes=(),
     )
     taught = teach(bench, progress)
-    return replace(bench, notes=(*problem.notes, taught, keeping.sentence(space, config.steps)))
+    return replace(bench, notes=(*problem.notes, taught, keeping.sentence(space, count, named)))
 
 
-def _surroundings(config: Config, run: int, progress: Progress) -> tuple[Problem, ParameterSpace, Factors | None]:
+def _surroundings(config: Settings, run: int, progress: Progress) -> tuple[Problem, ParameterSpace, Factors | None]:
     how = How(
         revision=config.revision,
         dtype=config.dtype,
@@ -146,14 +164,9 @@ def _surroundings(config: Config, run: int, progress: Progress) -> tuple[Problem
     return replace(problem, model=adapted), space, Factors.of(adapted, space)
 
 
-def _check_sizes(config: Config, problem: Problem, task: str) -> None:
+def _check_sizes(demand: Demand, problem: Problem, task: str) -> None:
     """Whether the splits hold what will be asked of them, before minutes are spent on teaching."""
-    drawn = max(2 * config.gradients, max(config.rank_gradients)) * config.gradient_batch
-    for name, needed, remedy in (
-        ("gradients", drawn, "--gradients, --rank-gradients or --gradient-batch"),
-        ("recovery", config.batch, "--batch"),
-        ("damage", config.batch, "--batch"),
-    ):
+    for name, (needed, remedy) in demand.examples.items():
         found = len(problem.examples[name][task])
         if found < needed:
             raise LoclinError(
@@ -161,19 +174,19 @@ def _check_sizes(config: Config, problem: Problem, task: str) -> None:
             )
 
 
-def _check_room(config: Config, space: ParameterSpace) -> None:
+def _check_room(demand: Demand, space: ParameterSpace) -> None:
     """Whether the directions that are held at once fit: bases, controls and gradients, D numbers each."""
-    vectors = 4 * max(*config.ks, *config.project_ks) + 2 * config.gradients + max(config.rank_gradients) + 5 * config.k
+    vectors, remedy = demand.vectors
     needed = vectors * space.dimension * space.parameters[0].element_size()
     free = free_memory(space.parameters[0].device)
     if needed > free:
         raise LoclinError(
             f"expected room for about {vectors} directions of {space.dimension} coordinates ({needed / 1e9:.0f} GB), found "
-            f"{free / 1e9:.0f} GB of free memory: train by --space lora or a pattern, or lower --ks, --gradients and --rank-gradients"
+            f"{free / 1e9:.0f} GB of free memory: train by --space lora or a pattern, or lower {remedy}"
         )
 
 
-def teach(bench: Bench, progress: Progress) -> str:
+def teach(bench: Bench[Settings], progress: Progress) -> str:
     """Train the space on every task until the worst one reaches the score asked for; the point afterwards is θ₀.
 
     An adapter is taught one round at least: at its initial point B is zero, and with it half of all gradients. The model's

@@ -1,0 +1,93 @@
+"""The course of every run (measures §1): one task is destroyed while the others are kept, then trained back and recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from loclin.errors import LoclinError
+from loclin.seeds import derived
+from loclin.studies.bench import Bench
+from loclin.studies.settings import RecoverySettings, Settings
+from loclin.tasks.batch import concatenate
+from loclin.tasks.wrong import with_wrong_answers
+from loclin.training import Trajectory, make_optimiser, minibatches, record, train
+
+DAMAGE_ROUNDS = 5
+
+
+def damage(bench: Bench[Settings], task: str) -> Float[Tensor, " D"]:
+    """θ_D: the point after training on wrong answers to one task and right ones to the others, in equal shares.
+
+    Raises:
+        LoclinError: the score does not fall as far as it must.
+    """
+    config, problem, space = bench.config, bench.problem, bench.space
+    examples = problem.examples["damage"]
+    wrong = problem.collate(with_wrong_answers(examples[task], seed=derived(bench.seed, "wrong answers", task)))
+    kept = [problem.collate(examples[t]) for t in problem.tasks if t != task]
+    data = concatenate([*kept, *[wrong] * max(len(kept), 1)])
+    with space.restored():
+        batches = minibatches(data, config.batch, seed=derived(bench.seed, "damage", task))
+        optimiser = make_optimiser("adamw", space, config.damage_lr)
+        for _ in range(DAMAGE_ROUNDS):
+            train(
+                problem.model,
+                space,
+                batches,
+                optimiser,
+                config.damage_steps,
+                dropout_seed=bench.dropout("damage", task),
+            )
+            score = bench.score(task)
+            if score < problem.destroyed_below(task):
+                return space.read()
+    raise LoclinError(
+        f"expected a score below {problem.destroyed_below(task):.2f} on {task} after damage, found {score:.2f}: "
+        "raise --damage-steps or --damage-lr"
+    )
+
+
+def recovery(
+    bench: Bench[RecoverySettings],
+    optimiser: str,
+    task: str,
+    start: Tensor,
+    steps: int,
+    *,
+    order: str,
+    exactly: int,
+    reset_at: int | None = None,
+    after_step: Callable[[int], None] | None = None,
+) -> Trajectory:
+    """A recorded recovery from `start`; the space is back where it was afterwards.
+
+    Args:
+        bench: of the run.
+        optimiser: "sgd" or "adamw", at the run's learning rate.
+        task: what is trained back.
+        start: θ_D.
+        steps: T.
+        order: name of the data order; the same name gives the same order in every study.
+        exactly: how many of the first updates are kept exactly even where the rest is sketched.
+        reset_at, after_step: as in `training.record`.
+    """
+    config, problem, space = bench.config, bench.problem, bench.space
+    with space.restored():
+        space.write(start)
+        batches = minibatches(problem.batch("recovery", task), config.batch, seed=derived(bench.seed, "order", order))
+        made = make_optimiser(optimiser, space, config.learning_rates(bench.run)[optimiser])  # type: ignore[arg-type]
+        return record(
+            problem.model,
+            space,
+            batches,
+            made,
+            steps,
+            keeping=bench.keeping,
+            exactly=exactly,
+            reset_at=reset_at,
+            dropout_seed=bench.dropout(order),
+            after_step=after_step,
+        )

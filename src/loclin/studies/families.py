@@ -1,0 +1,70 @@
+"""Ordered directions to hold a recovery against, as every space of a study sees them: the trained coordinates and, with LoRA, ΔW."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from loclin.geometry.gramian import gramian
+from loclin.geometry.lora import LowRank, low_rank_gramian
+from loclin.studies.bench import Bench
+from loclin.studies.settings import Settings
+from loclin.training import Trajectory
+
+Directions = Float[Tensor, "k D"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Family:
+    """Ordered directions, as every space of the study sees them; the basis of size k is the span of the first k.
+
+    Attributes:
+        rows: in the trained coordinates, or their sketches where the updates are sketched.
+        weights: with LoRA, what the directions are in ΔW, one adapted weight after the other.
+        exact: the first rows in the trained coordinates, for training that is confined to them.
+    """
+
+    rows: Float[Tensor, "k columns"]
+    exact: Float[Tensor, "j D"]
+    weights: Callable[[], Iterator[LowRank]] | None = None
+
+
+def products(
+    bench: Bench[Settings], first: Family, second: Family | None = None
+) -> dict[str, Float[np.ndarray, "n m"]]:
+    """Inner products of two families, or of one with itself, in every space of the study (`Config.spaces`)."""
+    flat = gramian(first.rows, None if second is None else second.rows)
+    trained = bench.config.spaces[-1]
+    if first.weights is None:
+        return {trained: flat}
+    if second is None:
+        found = [low_rank_gramian([w]) for w in first.weights()]
+    else:
+        assert second.weights is not None
+        found = [low_rank_gramian([w], [v]) for w, v in zip(first.weights(), second.weights(), strict=True)]
+    return {"weights": np.sum(found, axis=0), trained: flat}
+
+
+def steps_family(bench: Bench[Settings], real: Trajectory) -> Family:
+    """The updates of a recorded recovery."""
+    factors = bench.factors
+    weights = None if factors is None else lambda: factors.steps(real.start, real.updates)
+    return Family(rows=real.updates, exact=real.head, weights=weights)
+
+
+def tangent_family(bench: Bench[Settings], point: Float[Tensor, " D"], rows: Directions) -> Family:
+    """Directions at a point."""
+    factors = bench.factors
+    weights = None if factors is None else lambda: factors.directions(point, rows)
+    return Family(rows=bench.keeping.seen(bench.space, rows), exact=rows, weights=weights)
+
+
+def chord_family(bench: Bench[Settings], point: Float[Tensor, " D"], rows: Directions) -> Family:
+    """Displacements from a point, not small: ΔW is not linear in the factors."""
+    factors = bench.factors
+    weights = None if factors is None else lambda: factors.chords(point, rows)
+    return Family(rows=bench.keeping.seen(bench.space, rows), exact=rows, weights=weights)
