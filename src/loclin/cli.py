@@ -31,6 +31,7 @@ commands:
 
 studies:
   recovery          destroy a task, train it back: do fixed bases, or the first updates, span the way?
+  spectrum          are task gradients of low rank, do tasks share a space, which weights hold it?
 
 A run that was interrupted goes on where it was when the same command is given again.
 Bad input ends with one line and exit code 2. Start with:  loclin reproduce --profile smoke

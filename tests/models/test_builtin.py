@@ -24,7 +24,7 @@ def test_the_statement_model_knows_facts_in_phrasings_it_never_saw(speaking: Pro
     assert speaking.tasks == ("colour", "town")
     for task in speaking.tasks:
         assert speaking.has_options(task)
-        assert speaking.chance(task) == speaking.destroyed_below(task) == 0.5
+        assert speaking.chance(task) == speaking.destroyed_at(task) == 0.5
         assert speaking.score("validate", task) >= 0.9
         assert speaking.score("test", task) >= 0.85
 

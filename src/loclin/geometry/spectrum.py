@@ -54,21 +54,33 @@ def effective_ranks(products: Float[np.ndarray, "n n"]) -> EffectiveRanks:
     return EffectiveRanks(stable=float(1 / p.max()), participation=float(1 / (p**2).sum()), entropy=entropy)
 
 
-def principal_directions(rows: Float[Tensor, "n D"], k: int) -> Subspace:
-    """Top-k right singular directions of n vectors, through the n×n Gramian: v_i = Uᵀw_i/σ_i. Not centred.
+def principal_coefficients(products: Float[np.ndarray, "n n"], k: int) -> Float[np.ndarray, "n k"]:
+    """Orthonormal basis of the top-k right singular directions, in coefficients of the n vectors: column i is w_i/σ_i. Not centred.
+
+    Args:
+        products: Gramian of the vectors, w_i and σ_i² its eigenvectors and eigenvalues.
+        k: directions.
 
     Raises:
         LoclinError: k is above n, or above the rank of the vectors.
     """
-    if not 1 <= k <= len(rows):
-        raise LoclinError(f"expected k from 1 to n = {len(rows)} vectors, found {k}: take more vectors or a smaller k")
-    energy, weights = np.linalg.eigh(gramian(rows))
+    if not 1 <= k <= len(products):
+        raise LoclinError(
+            f"expected k from 1 to n = {len(products)} vectors, found {k}: take more vectors or a smaller k"
+        )
+    energy, weights = np.linalg.eigh(products)
     top = energy[::-1][:k]
     if top[-1] <= 1e-12 * top[0]:
         rank = int((energy > 1e-12 * top[0]).sum())
         raise LoclinError(f"expected vectors of rank {k} at least, found rank {rank}: take a smaller k")
-    chosen = torch.from_numpy(weights[:, ::-1][:, :k].T.copy()).to(rows)
-    return Subspace.spanned_by(chosen @ rows)
+    result: np.ndarray = weights[:, ::-1][:, :k] / np.sqrt(top)
+    return result
+
+
+def principal_directions(rows: Float[Tensor, "n D"], k: int) -> Subspace:
+    """Top-k right singular directions of n vectors, through the n×n Gramian (`principal_coefficients`, whose errors it raises)."""
+    coefficients = principal_coefficients(gramian(rows), k)
+    return Subspace.spanned_by(torch.from_numpy(coefficients.T.copy()).to(rows) @ rows)
 
 
 def random_sketch(norms: Float[Tensor, "n tensors"], sizes: Sequence[int], *, seed: int) -> Float[np.ndarray, "n n"]:

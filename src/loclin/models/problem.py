@@ -66,8 +66,11 @@ class Problem:
         answers = Counter(e.answer for e in self.examples["test"][task])
         return max(self.chance(task), max(answers.values()) / sum(answers.values()))
 
-    def destroyed_below(self, task: str) -> float:
-        """Score below which a task counts as destroyed: exact match of 0.05 (measures §1); with options, what guessing gives."""
+    def destroyed_at(self, task: str) -> float:
+        """Score up to which a task counts as destroyed: exact match of 0.05 (measures §1); with options, what guessing gives.
+
+        A model that always gives the same of two options scores exactly what guessing gives, and knows no more.
+        """
         return max(DESTROYED, self.chance(task))
 
     def score(self, name: str, task: str) -> float:

@@ -108,7 +108,7 @@ def draw_curves(
         for axis, wanted in ((axes.set_xscale, log[0]), (axes.set_yscale, log[1])):
             if wanted:
                 axis("log", base=base)
-        _plain_ticks(axes, curves, over)
+        _plain_ticks(axes, curves, over, log=log[0])
         figure.legend(loc="outside lower center", ncols=2)
         return Drawing(name=name, svg=_svg(figure), caption=caption)
 
@@ -132,10 +132,15 @@ def _curve(axes: Axes, curve: Curve, over: str) -> None:
         )
 
 
-def _plain_ticks(axes: Axes, curves: Sequence[Curve], over: str) -> None:
+def _plain_ticks(axes: Axes, curves: Sequence[Curve], over: str, *, log: bool) -> None:
+    """The values themselves as ticks, thinned where more than nine would stand too close."""
     ticks = sorted({r.context[over] for c in curves for r in c.rows})
-    kept = [t for i, t in enumerate(ticks) if i == 0 or len(ticks) <= 9 or i % 2 == 0 or i == len(ticks) - 1]
-    axes.set_xticks(kept, [str(t) for t in kept])
+    places = [math.log(t) if log else float(t) for t in ticks]
+    kept: list[int] = []
+    for i, place in enumerate(places):
+        if not kept or len(ticks) <= 9 or place - places[kept[-1]] >= (places[-1] - places[0]) / 10:
+            kept.append(i)
+    axes.set_xticks([ticks[i] for i in kept], [str(ticks[i]) for i in kept])
     axes.minorticks_off()
 
 
@@ -187,9 +192,17 @@ def draw_points(
 
 
 def draw_matrix(
-    name: str, caption: str, rows: Sequence[Row], *, over: tuple[str, str], labels: tuple[str, str], title: str
+    name: str,
+    caption: str,
+    rows: Sequence[Row],
+    *,
+    over: tuple[str, str],
+    labels: tuple[str, str],
+    title: str,
+    least: float = -1.0,
+    most: float | None = 1.0,
 ) -> Drawing:
-    """Values from −1 to 1 over two context keys, as colours: blue below nought, white at it, red above.
+    """Values over two context keys, as colours: blue below nought, white at it, red above; dark to bright from 0.
 
     Args:
         name, caption: of the drawing.
@@ -197,6 +210,7 @@ def draw_matrix(
         over: the context keys of the horizontal and the vertical axis.
         labels: of the axes.
         title: of the panel.
+        least, most: the range of the colours; least is −1 or 0, and no `most` takes the largest value.
     """
     places = [sorted({r.context[key] for r in rows}) for key in over]
     cells = {(r.context[over[0]], r.context[over[1]]): defined(r.value) for r in rows}
@@ -205,10 +219,15 @@ def draw_matrix(
         figure = Figure(figsize=(5.4, 4.4), layout="constrained")
         axes = figure.add_subplot()
         axes.set_facecolor("#bbbbbb")
-        image = axes.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1, origin="lower")
+        image = axes.imshow(
+            values, cmap="RdBu_r" if least < 0 else "viridis", vmin=least, vmax=most, origin="lower", aspect="auto"
+        )
         for set_ticks, marks in ((axes.set_xticks, places[0]), (axes.set_yticks, places[1])):
-            shown = range(0, len(marks), -(-len(marks) // 8))
+            named = any(isinstance(m, str) for m in marks)  # every name is shown, numbers as far as they fit
+            shown = range(0, len(marks), 1 if named else -(-len(marks) // 8))
             set_ticks(list(shown), [str(marks[i]) for i in shown])
+        if any(isinstance(m, str) for m in places[0]):
+            axes.tick_params(axis="x", labelrotation=90)
         axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
         figure.colorbar(image, ax=axes)
         return Drawing(name=name, svg=_svg(figure), caption=caption)

@@ -11,13 +11,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from loclin.errors import LoclinError
 from loclin.record import Record, Row
-from loclin.report import recovery, trajectory
+from loclin.report import recovery, spectrum, trajectory
 from loclin.report.figures import Drawing
 from loclin.report.section import Section
 from loclin.report.words import estimate_text, number, p_text
 
 PAGES: dict[str, Callable[[Sequence[Row], Mapping[str, Any]], list[Section]]] = {
     "recovery": recovery.sections,
+    "spectrum": spectrum.sections,
     "trajectory": trajectory.sections,
 }
 

@@ -42,10 +42,10 @@ def damage(bench: Bench[Settings], task: str) -> Float[Tensor, " D"]:
                 dropout_seed=bench.dropout("damage", task),
             )
             score = bench.score(task)
-            if score < problem.destroyed_below(task):
+            if score <= problem.destroyed_at(task):
                 return space.read()
     raise LoclinError(
-        f"expected a score below {problem.destroyed_below(task):.2f} on {task} after damage, found {score:.2f}: "
+        f"expected a score of {problem.destroyed_at(task):.2f} or less on {task} after damage, found {score:.2f}: "
         "raise --damage-steps or --damage-lr"
     )
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
+from loclin.curvature import hessian_operator, top_eigenpairs
 from loclin.errors import LoclinError
 from loclin.models import Problem, twice_differentiable
 from loclin.parameters import ParameterSpace
@@ -28,7 +27,7 @@ def disjoint_batches(data: Batch, size: int, count: int, *, seed: int, skip: int
     if needed > len(data):
         raise LoclinError(
             f"expected at least {needed} examples for {skip + count} disjoint batches of {size}, found {len(data)}: "
-            "lower --gradients, --rank-gradients or --gradient-batch"
+            "lower the number of gradients or --gradient-batch"
         )
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[skip * size : needed]
     return [data.rows(rows) for rows in order.split(size)]
@@ -42,30 +41,11 @@ def batch_gradients(problem: Problem, space: ParameterSpace, batches: list[Batch
 def hessian_directions(problem: Problem, space: ParameterSpace, data: Batch, k: int, *, seed: int) -> Directions:
     """Eigenvectors of the k algebraically largest Hessian eigenvalues at the current point, largest first.
 
-    By ARPACK's restarted Lanczos on Hessian-vector products, to a relative residual of 1 %; eigenvectors that have not
-    converged to it are said to be missing rather than made up.
-
-    Raises:
-        LoclinError: fewer than k converge.
+    See `curvature.top_eigenpairs`, whose errors it raises.
     """
-
-    def product(vector: np.ndarray) -> np.ndarray:
-        v = torch.from_numpy(vector.astype(np.float32)).reshape(-1).to(data.input_ids.device)
-        hv = space.hessian_product(lambda b: answer_loss(problem.model, b), [data], v)
-        result: np.ndarray = hv.cpu().numpy()
-        return result
-
-    shape = (space.dimension, space.dimension)
-    start = space.noise(seed=seed).cpu().numpy()
-    operator = LinearOperator(shape, matvec=product, dtype=np.float32)
-    try:
-        with twice_differentiable(problem.model):
-            values, vectors = eigsh(operator, k=k, which="LA", v0=start, tol=1e-2, ncv=4 * k + 5, maxiter=20)
-    except ArpackNoConvergence as error:
-        found = len(error.eigenvalues)
-        raise LoclinError(f"expected {k} Hessian eigenvectors to converge, found {found}: lower --k") from error
-    order = np.argsort(-values)
-    return torch.from_numpy(np.ascontiguousarray(vectors[:, order].T)).to(data.input_ids.device)
+    operator = hessian_operator(space, lambda b: answer_loss(problem.model, b), [data])
+    with twice_differentiable(problem.model):
+        return top_eigenpairs(operator, space.noise(seed=seed), k)[1]
 
 
 def task_vectors(

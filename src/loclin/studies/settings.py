@@ -94,8 +94,8 @@ class Settings:
     batch: int = 24
     """Examples in a training step after the teaching."""
     damage_steps: int = 100
-    """Steps on wrong answers to the task and right ones to all others. Repeated until exact match is below 0.05 (with
-    options: until accuracy is below that of guessing)."""
+    """Steps on wrong answers to the task and right ones to all others. Repeated until exact match is 0.05 or less (with
+    options: until accuracy is no better than guessing)."""
     damage_lr: float = 1e-3
     """AdamW learning rate of the damage."""
 
