@@ -10,20 +10,17 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
-import numpy as np
 import torch
 import transformers
+from side_by_side import compare, report
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen2Config, Trainer, TrainingArguments
 
 from loclin.integrations import TrajectoryCallback
@@ -33,12 +30,6 @@ QWEN = {
     "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
     "num_key_value_heads": 2, "tie_word_embeddings": True, "rope_theta": 1e6,
 }  # fmt: skip
-
-
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def training(folder: Path) -> Callable[..., None]:
@@ -68,13 +59,9 @@ def overhead() -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         run = training(Path(folder))
         for name, settings in (("whole points", {}), (f"sketches of {SIZE} numbers", {"budget": 0, "size": SIZE})):
-            run(), run(TrajectoryCallback(**settings))
-            pairs = np.array(
-                [(seconds(lambda s=settings: run(TrajectoryCallback(**s))), seconds(run)) for _ in range(PAIRS)]
-            )
-            low, middle, high = np.quantile(pairs[:, 0] / pairs[:, 1], [0.25, 0.5, 0.75])
-            base = f"the same without, {np.median(pairs[:, 1]) / STEPS * 1000:.0f} ms a step"
-            rows.append(f"| Trainer with the callback, {name} | {base} | {middle:.2f} [{low:.2f}, {high:.2f}] | |")
+            against, found = compare(lambda s=settings: run(TrajectoryCallback(**s)), run, PAIRS)
+            base = f"the same without, {against / STEPS * 1000:.0f} ms a step"
+            rows.append(f"| Trainer with the callback, {name} | {base} | {found} | |")
     return rows
 
 
@@ -123,24 +110,10 @@ def reading() -> list[str]:
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="also write the table to this file")
-    out = parser.parse_args().out
-    torch.set_num_threads(1)
+def measure() -> list[str]:
     transformers.utils.logging.disable_progress_bar()
-    table = [
-        f"{date.today()}, {platform.machine()} CPU, one thread, torch {torch.__version__}",
-        "",
-        "| what | over | ratio, median [middle half] | aim |",
-        "| --- | --- | --- | --- |",
-        *overhead(),
-        *reading(),
-    ]
-    print("\n".join(table))
-    if out:
-        out.write_text("\n".join(table) + "\n", encoding="utf-8")
+    return [*overhead(), *reading()]
 
 
 if __name__ == "__main__":
-    main()
+    report(__doc__, measure)

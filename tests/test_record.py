@@ -77,9 +77,15 @@ def test_folders_that_are_not_ours_are_refused(tmp_path: Path) -> None:
         Record(file)
     with pytest.raises(LoclinError, match="found other files in"):
         Record(tmp_path)
-    opened(tmp_path / "run")
+    opened(tmp_path / "run").write_part("recovery", "run-000", PART)
     with pytest.raises(LoclinError, match=r"another configuration of recovery \(steps is 5 there, 6 here\)"):
         Record(tmp_path / "run").open_study("recovery", {"steps": 6}, device="cpu")
+
+
+def test_a_configuration_with_which_nothing_was_finished_is_replaced(tmp_path: Path) -> None:
+    opened(tmp_path)
+    Record(tmp_path).open_study("recovery", {"steps": 6}, device="cpu")
+    assert Record(tmp_path).run()["studies"] == {"recovery": {"study": "recovery", "steps": 6}}
 
 
 def test_damaged_records_say_so(tmp_path: Path) -> None:

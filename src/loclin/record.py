@@ -133,6 +133,8 @@ class Record:
     def open_study(self, study: str, config: Mapping[str, Any], *, device: str, kind: str | None = None) -> None:
         """Enter a study's configuration, or check that it is the one already there; start a session.
 
+        A configuration with which nothing was ever finished is replaced: a first try with a mistake in it claims no folder.
+
         Args:
             study: its name in this record.
             config: its settings.
@@ -145,7 +147,7 @@ class Record:
         run = self.run()
         asked = {"study": kind or study, **_plain(config)}
         held = run["studies"].get(study)
-        if held is not None and held != asked:
+        if held is not None and held != asked and any((self.folder / study).rglob("*.json")):
             name = next(k for k in {**held, **asked} if held.get(k) != asked.get(k))
             raise LoclinError(
                 f"{self.folder} belongs to another configuration of {study} "

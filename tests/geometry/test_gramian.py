@@ -5,7 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loclin.errors import LoclinError
-from loclin.geometry.gramian import cross_capture, future_capture, gramian, prefix_capture, span_overlap, spanned_energy
+from loclin.geometry.gramian import (
+    _check,
+    cross_capture,
+    future_capture,
+    gramian,
+    prefix_capture,
+    span_overlap,
+    spanned_energy,
+)
 from loclin.geometry.subspace import Subspace
 from tests.planted import drifting_steps, quadratic_descent, white_steps
 from tests.reference import dense_capture
@@ -100,6 +108,11 @@ def test_captures_lie_between_nought_and_one(seed: int, steps: int, dimension: i
     prefix, future = prefix_capture(u @ u.T, ks), future_capture(u @ u.T, ks)[:-1]
     for values in (prefix, future):
         assert ((values >= 0) & (values <= 1)).all()
+
+
+def test_updates_in_the_place_of_their_gramian_are_refused() -> None:
+    with pytest.raises(LoclinError, match=r"expected a T×T Gramian, found shape \(20, 30\): give gramian\(updates\)"):
+        _check(np.ones((20, 30)), [1])
 
 
 @pytest.mark.parametrize("ks", [[0], [21], []])

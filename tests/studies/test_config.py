@@ -51,6 +51,8 @@ def test_lora_is_measured_in_the_weights_first() -> None:
     [
         ({"seeds": 0}, "at least one seed, found 0"),
         ({"model": "gpt2"}, "expected --data with the model 'gpt2', found none: give a JSON Lines file"),
+        ({"model": "statments"}, "did you mean the built-in --model statements?"),
+        ({"model": "gpt2", "data": "nowhere.jsonl"}, "expected a file of task data, found nothing at nowhere.jsonl"),
         ({"ranks": (8, 0)}, r"LoRA ranks of at least 1, found \[8, 0\]: change --ranks"),
         ({"lr_factors": (1.0, -1.0)}, "factors above 0"),
         ({"dropout": 1.0}, "dropout from 0 to below 1, found 1.0"),

@@ -165,6 +165,10 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def _check(updates: np.ndarray, ks: Sequence[int]) -> None:
+    if np.ndim(updates) != 2 or len(set(np.shape(updates))) != 1:
+        raise LoclinError(
+            f"expected a T×T Gramian, found shape {tuple(np.shape(updates))}: give gramian(updates) instead of the updates"
+        )
     if not ks or min(ks) < 1 or max(ks) > len(updates):
         raise LoclinError(
             f"expected k from 1 to T = {len(updates)}, found {list(ks)}: choose smaller k or record more steps"

@@ -24,8 +24,9 @@ def print_claims(folder: Path) -> None:
         return
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("claim", "tested on", "measured", "p Holm", "verdict"):
-        whole = heading in ("claim", "measured", "verdict")
-        table.add_column(heading, no_wrap=whole, overflow="fold", min_width=11 if heading == "tested on" else None)
+        least = {"claim": 16, "tested on": 11, "p Holm": 7, "verdict": 12}.get(heading)
+        whole = heading in ("measured", "p Holm", "verdict")  # the others may take two lines where there is little room
+        table.add_column(heading, no_wrap=whole, overflow="fold", min_width=least)
     for _, claim in claims:
         cells = (claim.id, claim.setting, estimate_text(claim.value, claim.low, claim.high), p_text(claim.p_holm))
         table.add_row(*map(Text, cells), Text(claim.verdict, style=COLOURS[claim.verdict]))

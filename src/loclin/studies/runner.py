@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from loclin.errors import LoclinError
-from loclin.jobs import side_by_side
+from loclin.jobs import interruptions, side_by_side
 from loclin.record import Claim, Part, Record, Row
 from loclin.studies import STUDIES
 from loclin.studies.table import summaries
@@ -41,26 +43,39 @@ def run_study(study: str, config: Any, *, out: Path) -> list[Claim]:
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_WHAT}
     record.open_study(entry, settings, device=config.device_map or device, kind=study)
     names = [f"run-{run:03d}" for run in range(config.seeds)]
-    missing = [run for run, name in enumerate(names) if record.part(entry, name) is None]
-    for run, part in side_by_side(
+    there = {run: part.notes for run, name in enumerate(names) if (part := record.part(entry, name)) is not None}
+    told = _different(there.values())
+    for note in told:
+        print(note, flush=True)
+    results = side_by_side(
         f"loclin.studies.{study}.experiment",
         config,
-        missing,
+        [run for run in range(config.seeds) if run not in there],
         workers=config.workers if device == "cpu" and not config.device_map else 1,
         title=entry,
-    ):
-        record.write_part(entry, names[run], part)
+        finished=len(there),
+        told=told,
+    )
+    with closing(results):
+        for run, part in results:
+            record.write_part(entry, names[run], part)
     parts = [part for part in (record.part(entry, name) for name in names) if part is not None]
-    claims = _finish(record, study, config, parts)
-    notes = list(dict.fromkeys(note for part in parts for note in part.notes))
-    print(*parts[0].notes, sep="\n", flush=True)
-    record.close_study(entry, time.perf_counter() - began, notes)
-    return claims
+    return _finish(record, study, config, parts, began)
 
 
-def _finish(record: Record, study: str, config: Any, parts: Sequence[Part]) -> list[Claim]:
+def _different(notes: Iterable[Sequence[str]]) -> list[str]:
+    return list(dict.fromkeys(chain.from_iterable(notes)))
+
+
+def _finish(record: Record, study: str, config: Any, parts: Sequence[Part], began: float) -> list[Claim]:
+    """Results, verdicts, end of the session; Ctrl-C stops it before the verdicts are there, or when the record is closed."""
     rows: list[Row] = [row for part in parts for row in part.rows]
-    record.write_results(config.entry, rows + summaries(rows), {k: v for part in parts for k, v in part.arrays.items()})
-    claims: list[Claim] = import_module(f"loclin.studies.{study}.claims").decide(config, rows)
-    record.write_claims(config.entry, claims)
+    with interruptions() as interruption:
+        record.write_results(
+            config.entry, rows + summaries(rows), {k: v for part in parts for k, v in part.arrays.items()}
+        )
+        claims: list[Claim] = import_module(f"loclin.studies.{study}.claims").decide(config, rows)
+        interruption.check()
+        record.write_claims(config.entry, claims)
+        record.close_study(config.entry, time.perf_counter() - began, _different(part.notes for part in parts))
     return claims

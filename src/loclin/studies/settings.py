@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -35,7 +36,8 @@ class Settings:
     study: ClassVar[str]
 
     model: str = "sequences"
-    """sequences (150k parameters) or statements (460k), both built in; a folder; or a hub id such as distilgpt2."""
+    """sequences (150k parameters) or statements (460k), both built in, as are their small twins sequences-small and
+    statements-small; a folder; or a hub id such as distilgpt2."""
     data: str | None = None
     """A JSON Lines file, a hub data set (google/boolq), sequences, statements, or self: the model's own samples as the
     capability to destroy and recover. A built-in model brings its own."""
@@ -126,9 +128,13 @@ class Settings:
         if self.seeds < 1:
             raise LoclinError(f"expected at least one seed, found {self.seeds}: give --seeds 5 or more")
         if self.model not in BUILT_IN and self.data is None:
+            near = get_close_matches(self.model, BUILT_IN, n=1)
             raise LoclinError(
                 f"expected --data with the model {self.model!r}, found none: give a JSON Lines file, sequences, or self"
+                + (f"; or did you mean the built-in --model {near[0]}?" if near else "")
             )
+        if self.data and self.data.endswith((".jsonl", ".json")) and not Path(self.data).exists():
+            raise LoclinError(f"expected a file of task data, found nothing at {self.data}: check the path")
         if self.workers < 0:
             raise LoclinError(f"expected workers from 0 (every core), found {self.workers}: change --workers")
         check_counts(self, ("batch", "damage_steps", "teach_steps", "sketch_size"))
