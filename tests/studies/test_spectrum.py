@@ -203,7 +203,7 @@ def test_every_profile_can_be_run(profile: Profile) -> None:
         ({"counts": (8,)}, "at least two growing numbers of gradients"),
         ({"counts": (16, 8)}, "at least two growing numbers"),
         ({"ks": (65,)}, r"ks from 1 to 64, half of the gradients, found \[65\]"),
-        ({"k": 30}, "k of at most 20 gradients, found 30"),
+        ({"k": 30}, "k of at most 16 gradients, found 30"),
         ({"gradient_batch": 0}, "gradient-batch of at least 1"),
         ({"store": "sketch", "sketch_size": 100}, "sketch of at least 4 n = 512 numbers, found 100"),
     ],

@@ -23,6 +23,9 @@ DEPENDENT = 1e-11
 _CHUNK = 1 << 16  # coordinates converted to float64 at a time, so that no double-precision copy of U ever exists
 
 
+_ROWS = 64  # rows of a symmetric Gramian computed at a time
+
+
 def exact(values: Tensor) -> Tensor:
     """In float64; on the CPU where the device has none (Apple's)."""
     return (values.cpu() if values.device.type == "mps" else values).double()
@@ -35,10 +38,13 @@ def gramian(rows: Float[Tensor, "n D"], others: Float[Tensor, "m D"] | None = No
     total = exact(torch.zeros(len(rows), len(others), device=rows.device))
     for start in range(0, rows.shape[1], _CHUNK):
         left = exact(rows[:, start : start + _CHUNK])
-        right = left if same else exact(others[:, start : start + _CHUNK].to(rows.device))
-        total.addmm_(left, right.T)
+        if not same:
+            total.addmm_(left, exact(others[:, start : start + _CHUNK].to(rows.device)).T)
+            continue
+        for i in range(0, len(rows), _ROWS):  # on and above the diagonal; the rest is the same again
+            total[i : i + _ROWS, i:].addmm_(left[i : i + _ROWS], left[i:].T)
     result: np.ndarray = total.cpu().numpy()
-    return (result + result.T) / 2 if same else result
+    return np.triu(result) + np.triu(result, 1).T if same else result
 
 
 def spanned_energy(basis: Float[np.ndarray, "k k"], products: Float[np.ndarray, "k m"]) -> Float[np.ndarray, "k m"]:

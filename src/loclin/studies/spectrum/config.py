@@ -42,7 +42,7 @@ class Config(Settings):
     """Dimensions of the spaces that are held against each other."""
     ks: tuple[int, ...] = (1, 2, 3, 5, 10, 20)
     """Dimensions at which the energy of new gradients is measured."""
-    overlap_gradients: int = 20
+    overlap_gradients: int = 16
     """Gradients behind each task's space; two independent sets are taken for every task."""
 
     def checked(self) -> Config:
