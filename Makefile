@@ -11,6 +11,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	# The Hessian that tests compare with. Its dependency backpack, which nothing here imports, asks for torchvision: no dependencies.
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt curvlinops-for-pytorch einconv einops linear_operator
 	touch $@
 
 reproduce: setup
@@ -25,6 +27,7 @@ test: setup
 bench: setup
 	$(BIN)/python benchmarks/recording.py
 	$(BIN)/python benchmarks/trajectory.py
+	$(BIN)/python benchmarks/curvature.py
 	$(BIN)/python benchmarks/lora.py
 
 clean:

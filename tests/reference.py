@@ -1,5 +1,6 @@
 """Slow, dense, obvious twins of the fast paths."""
 
+import mpmath
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -26,3 +27,16 @@ def dense_hessian(module: nn.Module, loss: Tensor) -> Tensor:
     flat = torch.cat([g.reshape(-1) for g in first])
     rows = [torch.autograd.grad(entry, parameters, retain_graph=True) for entry in flat]
     return torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in rows])
+
+
+def dense_krylov(hessian: np.ndarray, start: np.ndarray, k: int) -> np.ndarray:
+    """Orthonormal rows that span g, Hg, .., H^{k−1}g, by QR of those vectors themselves in 60-digit arithmetic."""
+    with mpmath.workdps(60):
+        matrix, column, rows = mpmath.matrix(hessian.tolist()), mpmath.matrix(start.tolist()), []
+        for _ in range(k):
+            left = column.copy()
+            for row in rows:
+                left -= row * mpmath.fdot(row, left)
+            rows.append(left / mpmath.norm(left))
+            column = matrix * column
+        return np.array([[float(x) for x in row] for row in rows])

@@ -1,11 +1,15 @@
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
 
 from loclin import theory
 from loclin.errors import LoclinError
 from loclin.geometry.gramian import future_capture, prefix_capture
+from loclin.geometry.krylov import lanczos
+from loclin.geometry.subspace import Subspace
 from tests.planted import drifting_steps, heavy_ball_steps, white_steps
 from tests.properties import assert_within_error
 
@@ -83,3 +87,80 @@ def test_pure_drift_and_one_step() -> None:
         theory.fit_drift(np.ones((1, 1)))
     with pytest.raises(LoclinError, match="k from 1 to D − 1 = 4, found 5"):
         theory.random_capture(5, 5)
+
+
+def missed(spectrum: np.ndarray, gradient: np.ndarray, target: np.ndarray, ks: Sequence[int]) -> list[float]:
+    """‖(I−P)d‖ for the Krylov spaces of a diagonal Hessian."""
+    values, d = torch.from_numpy(spectrum), torch.from_numpy(target)
+    basis = lanczos(lambda v: values * v, torch.from_numpy(gradient), max(ks)).basis
+    return [float((d - Subspace(basis=basis[:k]).project(d)).norm()) for k in ks]
+
+
+@pytest.mark.parametrize("condition", [3.0, 50.0, 1e4])
+def test_krylov_spaces_miss_no_more_of_a_converged_descent_than_the_bound(condition: float) -> None:
+    for seed in range(DRAWS):
+        rng = np.random.default_rng(seed)
+        spectrum = np.exp(rng.uniform(0, np.log(condition), 60))
+        spectrum[:2] = 1, condition
+        gradient = rng.standard_normal(60)
+        d = -gradient / spectrum
+        ks = (1, 2, 5, 10, 20)
+        for k, left in zip(ks, missed(spectrum, gradient, d, ks), strict=True):
+            assert left**2 / np.sum(d**2) <= theory.krylov_converged_bound(condition, k) + 1e-20
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_the_converged_bound_is_all_but_reached_by_the_worst_quadratic(k: int) -> None:
+    """Eigenvalues where the Chebyshev polynomial is ±1, and the weights for which it is the least-squares residual too."""
+    condition = 9.0
+    nodes = np.cos(np.pi * np.arange(k + 1) / k)
+    spectrum = (condition + 1) / 2 + (condition - 1) / 2 * nodes
+    residual = (-1.0) ** np.arange(k + 1)
+    weights = np.linalg.svd(np.stack([residual * spectrum**m for m in range(1, k + 1)]))[2][-1]
+    assert (weights > 0).all() or (weights < 0).all()
+    d = np.sqrt(np.abs(weights))
+    (left,) = missed(spectrum, -spectrum * d, d, [k])
+    share = left**2 / np.sum(d**2)
+    rho = 1 / 2  # (√9 − 1)/(√9 + 1)
+    assert math.isclose(share, (2 * rho**k / (1 + rho ** (2 * k))) ** 2, rel_tol=1e-9)
+    assert share <= theory.krylov_converged_bound(condition, k) <= share * (1 + rho ** (2 * k)) ** 2 * (1 + 1e-9)
+
+
+def stopped(spectrum: np.ndarray, gradient: np.ndarray, rate: float, steps: int) -> np.ndarray:
+    """d_t of gradient descent with a diagonal Hessian."""
+    d = np.zeros_like(gradient)
+    for _ in range(steps):
+        d = d - rate * (gradient + spectrum * d)
+    return d
+
+
+@pytest.mark.parametrize("steps", [5, 50, 200])
+def test_krylov_spaces_leave_no_more_of_a_stopped_descent_than_the_bound(steps: int) -> None:
+    told = 0
+    for seed in range(DRAWS):
+        rng = np.random.default_rng(seed)
+        rate = 0.1
+        spectrum = 2 / rate * rng.uniform(0, 1, 80) ** rng.choice([1, 4, 12])
+        gradient = rng.standard_normal(80)
+        d = stopped(spectrum, gradient, rate, steps)
+        ks = (1, 2, 4, 10, 30, 60)
+        for k, left in zip(ks, missed(spectrum, gradient, d, ks), strict=True):
+            bound = theory.krylov_stopped_bound(rate, steps, float(np.linalg.norm(gradient)), k)
+            assert left <= bound + 1e-9
+            told += bound < 0.5 * np.linalg.norm(d)
+    assert told  # it says something in some of these cases
+
+
+def test_the_stopped_bound_fails_under_negative_curvature() -> None:
+    rng = np.random.default_rng(0)
+    spectrum, gradient = np.linspace(-10, 0, 40), rng.standard_normal(40)
+    d = stopped(spectrum, gradient, 0.1, 40)
+    (left,) = missed(spectrum, gradient, d, [5])
+    assert left > theory.krylov_stopped_bound(0.1, 40, float(np.linalg.norm(gradient)), 5)
+
+
+def test_krylov_bounds_say_what_they_need() -> None:
+    with pytest.raises(LoclinError, match=r"κ and k of at least 1, found κ = 0\.5, k = 2"):
+        theory.krylov_converged_bound(0.5, 2)
+    with pytest.raises(LoclinError, match="t and k of at least 1, found t = 5, k = 0"):
+        theory.krylov_stopped_bound(0.1, 5, 1.0, 0)

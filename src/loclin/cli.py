@@ -32,6 +32,8 @@ commands:
 studies:
   recovery          destroy a task, train it back: do fixed bases, or the first updates, span the way?
   spectrum          are task gradients of low rank, do tasks share a space, which weights hold it?
+  linearity         over which steps is the loss straight, along which directions, and why does it end?
+  krylov            does the way back lie in the space that gradient and Hessian at the damaged point make, and until when?
 
 A run that was interrupted goes on where it was when the same command is given again.
 Bad input ends with one line and exit code 2. Start with:  loclin reproduce --profile smoke

@@ -141,3 +141,42 @@ def sketched_capture(capture: float, k: int, size: int) -> tuple[float, float]:
     if not 1 <= k < size:
         raise LoclinError(f"expected k from 1 to m − 1 = {size - 1}, found {k}: choose a smaller k or a larger sketch")
     return (1 - capture) * (k - 2 * capture) / size, 2 * (1 - capture) * float(np.sqrt(capture / size))
+
+
+def krylov_converged_bound(condition: float, k: int) -> float:
+    """Most that K_k(H, g) misses of −H⁻¹g, H positive definite: 1 − c ≤ 4((√κ−1)/(√κ+1))^{2k} (§9).
+
+    The polynomial of degree k that is 1 at 0 and smallest on the spectrum is a Chebyshev one (Saad 2003, Theorem 6.29). It
+    says something where it is below 1.
+
+    Args:
+        condition: κ, largest over smallest eigenvalue.
+        k: of the Krylov space.
+
+    >>> round(krylov_converged_bound(9.0, 3), 4)
+    0.0625
+    """
+    if condition < 1 or k < 1:
+        raise LoclinError(f"expected κ and k of at least 1, found κ = {condition}, k = {k}: choose others")
+    root = float(np.sqrt(condition))
+    return 4 * ((root - 1) / (root + 1)) ** (2 * k)
+
+
+def krylov_stopped_bound(rate: float, steps: int, gradient_norm: float, k: int) -> float:
+    """Most that K_k(H, g) leaves of gradient descent stopped after t steps: ‖(I−P)d_t‖ ≤ 2ηt‖g‖e^{−(k−1)²/2t} (§9).
+
+    Holds where the spectrum of I − ηH lies in [−1, 1], that of H in [0, 2/η]; fails under negative curvature. On [−1, 1] x^j is
+    within 2e^{−m²/2j} of a polynomial of degree m (Sachdeva and Vishnoi 2014, Theorem 3.3), here m = k − 1 and j < t.
+
+    Args:
+        rate: η.
+        steps: t.
+        gradient_norm: ‖g‖.
+        k: of the Krylov space.
+
+    >>> round(krylov_stopped_bound(0.1, 50, 1.0, 31), 6)
+    0.001234
+    """
+    if steps < 1 or k < 1:
+        raise LoclinError(f"expected t and k of at least 1, found t = {steps}, k = {k}: choose others")
+    return 2 * rate * steps * gradient_norm * float(np.exp(-((k - 1) ** 2) / (2 * steps)))

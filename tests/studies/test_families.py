@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from loclin.studies import STUDIES
 from loclin.studies.recovery import claims, experiment
 from loclin.studies.recovery.config import preset
 from loclin.studies.table import by_run
@@ -54,6 +56,30 @@ def test_recovery_by_lora(
             assert curve[-1] == pytest.approx(1.0)
     assert "another task's prefix" not in {r.context.get("basis") for r in part.rows}
     assert len(claims.decide(config, part.rows)) == 9
+    assert part.notes[0] == "animals.jsonl: 480 read, 480 kept in 1 task (animals 480)"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("study", [s for s in STUDIES if s != "recovery"])
+def test_other_studies_by_lora(
+    study: str,
+    family: str,
+    families: dict[str, PreTrainedModel],
+    tokenizers: dict[str, PreTrainedTokenizerBase],
+    questions: Path,
+    tmp_path: Path,
+) -> None:
+    families[family].save_pretrained(tmp_path / family)
+    tokenizers[family].save_pretrained(tmp_path / family)
+    rooms = {name: import_module(f"loclin.studies.{study}.{name}") for name in ("config", "experiment", "claims")}
+    preset_of = rooms["config"].preset("smoke", str(tmp_path / family))
+    config = dataclasses.replace(preset_of, data=str(questions), seeds=1).checked()
+    part = rooms["experiment"].run_one(config, 0, lambda stage, share: None)
+    decided = rooms["claims"].decide(config, part.rows)
+    assert decided
+    for claim in decided:
+        assert claim.value is not None, claim.id
+        assert claim.verdict == "inconclusive"  # one run has no interval
     assert part.notes[0] == "animals.jsonl: 480 read, 480 kept in 1 task (animals 480)"
 
 

@@ -84,6 +84,7 @@ def draw_curves(
     limits: tuple[float, float] | None = (-0.02, 1.02),
     log: tuple[bool, bool] = (True, False),
     base: int = 10,
+    decades: bool = False,
 ) -> Drawing:
     """Lines with 95 % bands over a context key.
 
@@ -96,6 +97,7 @@ def draw_curves(
         limits: of the vertical axis; None fits them.
         log: which axes are logarithmic.
         base: of the logarithm.
+        decades: mark the decades of the horizontal axis rather than the places where something was measured.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.4, 4.4), layout="constrained")
@@ -108,7 +110,8 @@ def draw_curves(
         for axis, wanted in ((axes.set_xscale, log[0]), (axes.set_yscale, log[1])):
             if wanted:
                 axis("log", base=base)
-        _plain_ticks(axes, curves, over, log=log[0])
+        if not decades:
+            _plain_ticks(axes, curves, over, log=log[0])
         figure.legend(loc="outside lower center", ncols=2)
         return Drawing(name=name, svg=_svg(figure), caption=caption)
 
@@ -145,7 +148,13 @@ def _plain_ticks(axes: Axes, curves: Sequence[Curve], over: str, *, log: bool) -
 
 
 def draw_dots(
-    name: str, caption: str, groups: Mapping[str, Sequence[tuple[str, Row]]], *, label: str, title: str
+    name: str,
+    caption: str,
+    groups: Mapping[str, Sequence[tuple[str, Row]]],
+    *,
+    label: str,
+    title: str,
+    log: bool = False,
 ) -> Drawing:
     """One line per label, a dot with its interval for each group.
 
@@ -154,6 +163,7 @@ def draw_dots(
         groups: for every group (its name goes into the legend), labelled summary rows; the first group orders the labels.
         label: of the horizontal axis.
         title: of the panel.
+        log: whether the horizontal axis is logarithmic and fitted; otherwise it goes from 0 to 1.
     """
     order = [text for text, _ in next(iter(groups.values()))]
     with matplotlib.rc_context(STYLE):
@@ -169,7 +179,11 @@ def draw_dots(
                 if row.low is not None:
                     axes.plot([row.low, defined(row.high)], [y, y], color=PALETTE[i], linewidth=1.4)
                 axes.plot(row.value, y, "o", color=PALETTE[i], markersize=5, label=group if j == 0 else None)
-        axes.set(xlabel=label, title=title, yticks=range(len(order)), xlim=(-0.05, 1.1))
+        axes.set(xlabel=label, title=title, yticks=range(len(order)))
+        if log:
+            axes.set_xscale("log")
+        else:
+            axes.set_xlim(-0.05, 1.1)
         axes.set_yticklabels(order[::-1])
         figure.legend(loc="outside lower center", ncols=2)
         return Drawing(name=name, svg=_svg(figure), caption=caption)

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from loclin.errors import LoclinError
 from loclin.record import Record, Row
-from loclin.report import recovery, spectrum, trajectory
+from loclin.report import krylov, linearity, recovery, spectrum, trajectory
 from loclin.report.figures import Drawing
 from loclin.report.section import Section
 from loclin.report.words import estimate_text, number, p_text
@@ -19,6 +19,8 @@ from loclin.report.words import estimate_text, number, p_text
 PAGES: dict[str, Callable[[Sequence[Row], Mapping[str, Any]], list[Section]]] = {
     "recovery": recovery.sections,
     "spectrum": spectrum.sections,
+    "linearity": linearity.sections,
+    "krylov": krylov.sections,
     "trajectory": trajectory.sections,
 }
 
@@ -64,6 +66,7 @@ def build(folder: Path) -> Path:
     content = {
         "run": run,
         "studies": studies,
+        "unfinished": [s for s in run["studies"] if s not in finished],
         "claims": [claim for _, claim in record.claims()],
         "last": run["sessions"][-1],
     }

@@ -160,6 +160,8 @@ def _surroundings(config: Settings, run: int, progress: Progress) -> tuple[Probl
         init=config.lora_init,
     )
     adapted = attach(problem.model, lora, seed=config.seed + run)
+    if config.dtype == "float64":
+        adapted.double()  # peft's factors are float32 whatever the model's dtype
     space = ParameterSpace(adapted)
     return replace(problem, model=adapted), space, Factors.of(adapted, space)
 

@@ -43,8 +43,8 @@ def hessian_directions(problem: Problem, space: ParameterSpace, data: Batch, k: 
 
     See `curvature.top_eigenpairs`, whose errors it raises.
     """
-    operator = hessian_operator(space, lambda b: answer_loss(problem.model, b), [data])
     with twice_differentiable(problem.model):
+        operator = hessian_operator(space, lambda b: answer_loss(problem.model, b), [data])
         return top_eigenpairs(operator, space.noise(seed=seed), k)[1]
 
 

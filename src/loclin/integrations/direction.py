@@ -1,0 +1,290 @@
+"""A direction of a model's weights from files: a file of changes, the way between two checkpoints, or an adapter's ΔW.
+
+Nothing is loaded as a model: tensors are read by name, as in `checkpoints`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from loclin.errors import LoclinError
+from loclin.integrations.folder import Checkpoint, open_checkpoint, scaling
+from loclin.integrations.points import Adapted, pairs
+
+#: Names under which a model's body may stand, or be left out, in a file of its weights.
+BODIES = ("", "transformer.", "model.", "gpt_neox.")
+SHOWN = 3  # mismatches that are listed
+_ADAPTED = ("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensors:
+    """The tensors of a model that a direction may move.
+
+    Attributes:
+        shapes: by name; tied tensors once.
+        tied: other names of tied tensors, with the one in `shapes`.
+        transposed: weights that are kept as in × out (transformers' Conv1D), where LoRA's BA is out × in.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    tied: Mapping[str, str]
+    transposed: frozenset[str]
+
+    @staticmethod
+    def of(model: nn.Module) -> Tensors:
+        """Those of a model, frozen ones too."""
+        first = {id(p): n for n, p in model.named_parameters()}
+        every = {n: first[id(p)] for n, p in model.named_parameters(remove_duplicate=False)}
+        kept = (f"{n}.weight" for n, m in model.named_modules() if isinstance(m, Conv1D))
+        return Tensors(
+            shapes={n: tuple(p.shape) for n, p in model.named_parameters()},
+            tied={n: known for n, known in every.items() if n != known},
+            transposed=frozenset(kept),
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Direction:
+    """A change of some of a model's tensors.
+
+    Attributes:
+        tensors: by the model's names; those that are left out do not move.
+        notes: what was read, in sentences.
+    """
+
+    tensors: Mapping[str, Tensor]
+    notes: tuple[str, ...]
+
+
+def read_direction(text: str, model: Tensors) -> Direction:
+    """The direction that a text names.
+
+    Args:
+        text: PATH.safetensors, whose tensors are the changes themselves; BASE..TUNED, two folders of full weights (the change
+            is tuned − base) or of adapters of one configuration; or the folder of one LoRA adapter (the change is its
+            ΔW = sBA of every adapted weight).
+        model: whose weights are to move.
+
+    Returns:
+        Tensors in float32, or float64 where they are stored so.
+
+    Raises:
+        LoclinError: nothing there, no safetensors, names or shapes that are not the model's (the first mismatches are
+            listed), a direction that is zero or not finite, adapters that are no plain LoRA or of two configurations.
+    """
+    path = Path(text)
+    if path.is_file() or (not path.exists() and text.endswith(".safetensors") and ".." not in text):
+        found, notes = _file(path), [f"the tensors of {path.name} are taken as the change itself"]
+    elif path.is_dir():
+        found, notes = _one_folder(path, model)
+    else:
+        base, tuned = _two_folders(text)
+        found, notes = _between(open_checkpoint(base, step=None), open_checkpoint(tuned, step=None), model)
+    tensors = _matched(found, model, text)
+    moved = {n: t for n, t in tensors.items() if t.any()}
+    if not moved:
+        raise LoclinError(
+            f"expected a direction that moves something, found zeros in {text}: give two points that differ"
+        )
+    notes.append(f"the direction moves {len(moved)} of the model's {len(model.shapes)} tensors")
+    return Direction(tensors=moved, notes=tuple(notes))
+
+
+def matched_names(wanted: Iterable[str], held: Iterable[str]) -> dict[str, str]:
+    """For every wanted name the one that a file has for it, with or without the name of the model's body.
+
+    The way of naming that finds most is taken for all; names that it does not find are left out.
+
+    >>> matched_names(["transformer.wte.weight", "lm_head.weight"], ["wte.weight"])
+    {'transformer.wte.weight': 'wte.weight'}
+    """
+    names, there = list(wanted), set(held)
+    ways = [{n: n.removeprefix(body) for n in names} for body in BODIES] + [
+        {n: body + n for n in names} for body in BODIES
+    ]
+    best = max(ways, key=lambda way: sum(stored in there for stored in way.values()))
+    return {n: stored for n, stored in best.items() if stored in there}
+
+
+def _two_folders(text: str) -> tuple[Path, Path]:
+    """BASE and TUNED; either may itself hold ".." as a step up."""
+    cuts = [(text[:i], text[i + 2 :]) for i in range(len(text)) if text[i : i + 2] == ".."]
+    both = [(Path(a), Path(b)) for a, b in cuts if a and b and Path(a).is_dir() and Path(b).is_dir()]
+    if both:
+        return both[0]
+    missing = next((p for a, b in cuts if a and b for p in (a, b) if not Path(p).is_dir()), text)
+    raise LoclinError(
+        f"expected PATH.safetensors, BASE..TUNED or the folder of an adapter, found nothing at {missing}: check the path"
+    )
+
+
+def _file(path: Path) -> dict[str, Tensor]:
+    if not path.exists():
+        raise LoclinError(f"expected a file of changes, found nothing at {path}: check the path")
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 (a safetensors file is no mapping)
+    except (OSError, SafetensorError) as error:
+        raise LoclinError(
+            f"expected a whole safetensors file, found {path} ({error}): save the changes with safetensors; pickles are never "
+            "loaded"
+        ) from error
+    if any(".lora_" in n for n in found):
+        raise LoclinError(
+            f"expected changes of weights, found the factors of an adapter in {path}: give the adapter's folder, which says "
+            "how they are scaled"
+        )
+    return {n: t.to(torch.promote_types(t.dtype, torch.float32)) for n, t in found.items() if t.is_floating_point()}
+
+
+def _one_folder(path: Path, model: Tensors) -> tuple[dict[str, Tensor], list[str]]:
+    adapter = open_checkpoint(path, step=None)
+    if adapter.adapter is None:
+        raise LoclinError(
+            f"expected an adapter where one folder is given, found full weights in {path}: give two folders, BASE..TUNED"
+        )
+    found = _changes(adapter, model)
+    return found, [f"the direction is ΔW of the adapter {adapter.label}, at {len(found)} weights"]
+
+
+def _between(base: Checkpoint, tuned: Checkpoint, model: Tensors) -> tuple[dict[str, Tensor], list[str]]:
+    """tuned − base, tensor by tensor."""
+    note = f"the direction leads from {base.label} to {tuned.label}"
+    if (base.adapter is None) != (tuned.adapter is None):
+        kinds = ["full weights" if c.adapter is None else "an adapter" for c in (base, tuned)]
+        raise LoclinError(
+            f"expected two folders of one kind, found {kinds[0]} in {base.label} and {kinds[1]} in {tuned.label}: give the "
+            "adapter's folder alone, or two of one kind"
+        )
+    if base.adapter is None or tuned.adapter is None:
+        found, more = _full_difference(base, tuned, model)
+        return found, [note, *more]
+    for key in _ADAPTED:
+        if base.adapter.get(key) != tuned.adapter.get(key):
+            raise LoclinError(
+                f"expected adapters of one configuration, found {key} {base.adapter.get(key)} in {base.label} and "
+                f"{tuned.adapter.get(key)} in {tuned.label}: give two of one run"
+            )
+    first, second = _changes(base, model), _changes(tuned, model)
+    _same_names(first, second, base, tuned)
+    return {n: second[n] - first[n] for n in second}, [note]
+
+
+def _full_difference(base: Checkpoint, tuned: Checkpoint, model: Tensors) -> tuple[dict[str, Tensor], list[str]]:
+    """Under the model's names; what neither folder has stays out, what the model does not have keeps its own name."""
+    first, second = (_held(c, model) for c in (base, tuned))
+    for alias in model.tied:  # a file may hold a tied tensor once or under both names
+        if (alias in first) != (alias in second):
+            first.pop(alias, None)
+            second.pop(alias, None)
+    _same_names(first, second, base, tuned)
+    found = {n: _difference(base, first[n], tuned, second[n]) for n in second}
+    left = [set(c.files) - set(_held(c, model).values()) for c in (base, tuned)]
+    for n in sorted(left[0] & left[1]):  # old checkpoints keep masks beside the weights: no change, no matter
+        change = _difference(base, n, tuned, n)
+        if change.any():
+            found[n] = change
+    alone = len(left[0] ^ left[1])
+    return found, [
+        f"{alone} tensors that the model does not have stand in one of the two folders alone"
+    ] if alone else []
+
+
+def _held(checkpoint: Checkpoint, model: Tensors) -> dict[str, str]:
+    return matched_names([*model.shapes, *model.tied], checkpoint.files)
+
+
+def _difference(base: Checkpoint, first: str, tuned: Checkpoint, second: str) -> Tensor:
+    if base.shapes[first] != tuned.shapes[second]:
+        raise LoclinError(
+            f"expected one shape of {second}, found {base.shapes[first]} in {base.label} and {tuned.shapes[second]} in "
+            f"{tuned.label}: give two checkpoints of one model"
+        )
+    a, b = base.read(first, slice(None)), tuned.read(second, slice(None))
+    return (b - a).reshape(tuned.shapes[second])
+
+
+def _same_names(first: Mapping[str, object], second: Mapping[str, object], base: Checkpoint, tuned: Checkpoint) -> None:
+    for name in sorted(first.keys() ^ second.keys()):
+        holder, other = (base, tuned) if name in first else (tuned, base)
+        raise LoclinError(
+            f"expected the same tensors in both folders, found {name} in {holder.label} but not in {other.label}: give two "
+            "checkpoints of one model"
+        )
+
+
+def _changes(adapter: Checkpoint, model: Tensors) -> dict[str, Tensor]:
+    """ΔW = sBA of every adapted weight, under the weight's own name.
+
+    Raises:
+        LoclinError: an adapter of another kind than LoRA, or one that holds more than factors.
+    """
+    settings = adapter.adapter or {}
+    kind = "DoRA" if settings.get("use_dora") else settings.get("peft_type")
+    if kind != "LORA":
+        raise LoclinError(
+            f"expected a LoRA adapter, whose ΔW is sBA, found one of kind {kind} in {adapter.label}: merge it into the weights "
+            "and give BASE..TUNED"
+        )
+    found = pairs(adapter.files, lambda weight: scaling(settings, weight)[1])
+    factors = {n for pair in found.values() for n in (pair.a, pair.b)}
+    beside = sorted(set(adapter.files) - factors)
+    if beside:
+        raise LoclinError(
+            f"expected LoRA factors alone in {adapter.label}, found {beside[0]} beside them: merge the adapter into the weights "
+            "and give BASE..TUNED"
+        )
+    named = {w.removeprefix("base_model.model.") + ".weight": pair for w, pair in found.items()}
+    own = {stored: n for n, stored in matched_names([*model.shapes, *model.tied], named).items()}
+    shared = {*model.tied, *model.tied.values()}
+    for stored, n in own.items():
+        if n in shared:
+            raise LoclinError(
+                f"expected adapted weights that move alone, found {stored} in {adapter.label}, which the model ties to another "
+                "one: untie and merge it, and give BASE..TUNED"
+            )
+    return {own.get(w, w): _product(adapter, pair, own.get(w, w) in model.transposed) for w, pair in named.items()}
+
+
+def _product(adapter: Checkpoint, pair: Adapted, transposed: bool) -> Tensor:
+    """sBA in the shape of the weight that it changes: out × in, or turned (Conv1D, embeddings)."""
+    a, b = (adapter.read(n, slice(None)).reshape(adapter.shapes[n]) for n in (pair.a, pair.b))
+    made = pair.scale * (b.flatten(1).double() @ a.flatten(1).double()).to(torch.promote_types(a.dtype, b.dtype))
+    if transposed or "lora_embedding_" in pair.a:
+        return made.T.contiguous()
+    return made.reshape(len(b), *a.shape[1:])
+
+
+def _matched(found: Mapping[str, Tensor], model: Tensors, text: str) -> dict[str, Tensor]:
+    """The tensors under the model's own names.
+
+    Raises:
+        LoclinError: mismatches, tied tensors that change differently, or values that are not finite.
+    """
+    held = matched_names([*model.shapes, *model.tied], found)
+    wrong = [f"{n} (no such tensor in the model)" for n in sorted(set(found) - set(held.values())) if found[n].any()]
+    tensors: dict[str, Tensor] = {}
+    for name, stored in held.items():
+        known, values = model.tied.get(name, name), found[stored]
+        if tuple(values.shape) != model.shapes[known]:
+            wrong.append(f"{stored} of shape {tuple(values.shape)} (the model's is {model.shapes[known]})")
+        elif known in tensors and not torch.equal(tensors[known], values):
+            wrong.append(f"{stored} that changes otherwise than {known}, which the model ties to it")
+        tensors[known] = values
+    if wrong or not tensors:
+        listed = ", ".join(wrong[:SHOWN]) + (f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else "")
+        raise LoclinError(
+            f"expected tensors named and shaped as the model's, found {listed or 'none'} in {text}: give a direction of this model"
+        )
+    for name, values in tensors.items():
+        if not torch.isfinite(values).all():
+            raise LoclinError(f"expected a finite direction, found NaN or infinity in {name} of {text}: leave that out")
+    return tensors

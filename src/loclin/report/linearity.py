@@ -1,0 +1,329 @@
+"""The linearity study on a page: how the loss changes along straight lines, where first-order prediction ends, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from loclin.record import Row
+from loclin.report.figures import PALETTE, Curve, Drawing, defined, draw_curves, draw_dots, select
+from loclin.report.section import POINTS, Section, text_of
+from loclin.report.words import estimate_text, number
+
+GREY = "#555555"
+#: Every direction with its colour, and the points where it is looked along.
+DIRECTIONS = {
+    "gradient": PALETTE[0],
+    "norm-matched noise": PALETTE[8],
+    "random": PALETTE[4],
+    "top curvature": PALETTE[1],
+    "task vector": PALETTE[2],
+    "recovery, SGD": PALETTE[2],
+    "recovery, AdamW": PALETTE[3],
+    "first updates, SGD": PALETTE[5],
+    "first updates, AdamW": PALETTE[6],
+}
+SIDES = {"+": "forward", "−": "backward"}
+STEP = "step ε, as a share of the weights' length"
+
+
+def sections(rows: Sequence[Row], config: Mapping[str, Any]) -> list[Section]:
+    """The study's sections in reading order."""
+    return [_lines(rows, config), _windows(rows, config), _wholes(rows, config), _pairs(rows, config)]
+
+
+def powered(rows: Sequence[Row]) -> list[Row]:
+    """Rows of logarithms as the numbers themselves: geometric means over runs, with their intervals."""
+    found = []
+    for r in rows:
+        value, low, high, null = (None if x is None else 10.0**x for x in (r.value, r.low, r.high, r.null))
+        found.append(replace(r, value=value, low=low, high=high, null=null))
+    return found
+
+
+def power_text(rows: Sequence[Row], quantity: str, **context: Any) -> str:
+    """A logarithm's estimate over runs as the number itself."""
+    found = powered(select(rows, quantity, **context))
+    return estimate_text(found[0].value, found[0].low, found[0].high) if found else "not defined"
+
+
+def _there(rows: Sequence[Row], point: str) -> list[str]:
+    """The directions at a point, in the order of the page."""
+    found = {r.context.get("direction") for r in rows if r.context.get("point") == point}
+    return [d for d in DIRECTIONS if d in found]
+
+
+def _nulls(rows: Sequence[Row]) -> list[Row]:
+    """What the rows are held against, as rows."""
+    return [Row(quantity="null", value=r.null, context=r.context) for r in rows if r.null is not None]
+
+
+def _lines(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
+    figures, lines = [], []
+    for point, symbol in POINTS.items():
+        figures.append(_changes(rows, point, symbol))
+        figures += [_errors(rows, point, symbol, sign, config["tolerances"]) for sign in SIDES]
+        figures.append(_scores(rows, point, symbol))
+        wide = max(config["tolerances"])
+        there = {"point": point, "tolerance": wide, "sign": "both"}
+        lines.append(
+            f"At {symbol} the loss is {text_of(rows, 'loss', point=point)} nats a token and the score "
+            f"{text_of(rows, 'score_here', point=point)}. The prediction is off by {wide:g} of itself at ε = "
+            f"{power_text(rows, 'log10_window', direction='gradient', **there)} along the gradient and at "
+            f"{power_text(rows, 'log10_window', direction='random', **there)} along a random direction."
+        )
+    return Section(
+        title="How does the loss change along a straight line?",
+        question="The change of the loss against the size of the step, beside what the gradient alone predicts (Figure 6): where do "
+        "the two part? A step ε moves the weights by ε times their length along a unit direction, forward or backward.",
+        figures=figures,
+        sees=[
+            f"Independent runs: {config['seeds']}; means over them are geometric. Weights and losses are evaluated in "
+            f"{'float64' if config['evaluate'] == 'float64' else config['dtype']}, on {config['window_examples']} examples that no "
+            "training saw.",
+            *lines,
+        ],
+    )
+
+
+def _changes(rows: Sequence[Row], point: str, symbol: str) -> Drawing:
+    curves = []
+    for direction in ("gradient", "norm-matched noise", "task vector", "recovery, AdamW", "top curvature"):
+        found = select(rows, "log10_loss_change", point=point, direction=direction, sign="+")
+        colour = DIRECTIONS[direction]
+        curves.append(Curve(rows=powered(found), label=direction, colour=colour, band=direction == "gradient"))
+        curves.append(Curve(rows=_nulls(powered(found)), label="", colour=colour, dashed=True, band=False))
+    return draw_curves(
+        f"change-{point}",
+        f"Size of the loss change at {symbol} against the step, forward; dashed: the gradient's prediction.",
+        [c for c in curves if c.rows],
+        over="step",
+        labels=(STEP, "|ΔL|, nats a token"),
+        title=f"Loss change at {symbol}; dashed: predicted",
+        limits=None,
+        log=(True, True),
+        decades=True,
+    )
+
+
+def _errors(rows: Sequence[Row], point: str, symbol: str, sign: str, tolerances: Sequence[float]) -> Drawing:
+    curves, lowest = [], 1.0
+    for direction in _there(rows, point):
+        found = powered(select(rows, "log10_error", point=point, direction=direction, sign=sign))
+        curves.append(Curve(rows=found, label=direction, colour=DIRECTIONS[direction], band=direction == "gradient"))
+        lowest = min([lowest, *(defined(r.value) for r in found)])
+    steps = curves[0].rows if curves else []
+    for tolerance in tolerances:
+        level = [replace(r, value=tolerance, low=None, high=None) for r in steps]
+        curves.append(Curve(rows=level, label=f"τ = {tolerance:g}", colour=GREY, dashed=True, band=False))
+    limits = powered(select(rows, "log10_limit", point=point, direction="gradient", tolerance=tolerances[0]))
+    for limit in limits[:1]:
+        rounding = [
+            replace(r, value=defined(limit.value) * tolerances[0] / r.context["step"], low=None, high=None)
+            for r in steps
+        ]
+        seen = [r for r in rounding if defined(r.value) >= lowest / 3]
+        if seen:
+            curves.append(Curve(rows=seen, label="round-off, gradient", colour="#000000", dashed=True, band=False))
+    return draw_curves(
+        f"error-{point}-{SIDES[sign]}",
+        f"Relative error of first-order prediction at {symbol} against the step, {SIDES[sign]}.",
+        curves,
+        over="step",
+        labels=(STEP, "|ΔL − εgᵀv| / |εgᵀv|"),
+        title=f"Error of the prediction at {symbol}, {SIDES[sign]}",
+        limits=None,
+        log=(True, True),
+        decades=True,
+    )
+
+
+def _scores(rows: Sequence[Row], point: str, symbol: str) -> Drawing:
+    curves = [
+        Curve(
+            rows=select(rows, "score", point=point, direction=direction, sign="+"),
+            label=direction,
+            colour=DIRECTIONS[direction],
+            band=direction == "gradient",
+        )
+        for direction in _there(rows, point)
+    ]
+    return draw_curves(
+        f"score-{point}",
+        f"Score on the task at {symbol} against the step, forward.",
+        curves,
+        over="step",
+        labels=(STEP, "score"),
+        title=f"Score at {symbol}, forward",
+        decades=True,
+    )
+
+
+def _windows(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
+    tolerance, figures, lines = config["tolerances"][0], [], []
+    for point, symbol in POINTS.items():
+        measured = [
+            (d, r)
+            for d in _there(rows, point)
+            for r in powered(select(rows, "log10_window", point=point, direction=d, tolerance=tolerance, sign="both"))
+        ]
+        if measured:
+            predicted = [(d, replace(r, value=r.null, low=None, high=None)) for d, r in measured]
+            figures.append(
+                _dots(f"windows-{point}", f"First-order window at {symbol}, τ = {tolerance:g}", measured, predicted)
+            )
+        lines += [_window_line(rows, symbol, tolerance, {"point": point, "direction": d}) for d in _there(rows, point)]
+    return Section(
+        title="How far does first-order prediction reach?",
+        question=f"The window ε_τ: the largest step up to which the loss changes by gradient times step to within τ = {tolerance:g} of "
+        "it, on the side where that ends first. Does curvature along the line, 2τ|gᵀv|/|vᵀHv|, say where?",
+        figures=figures,
+        sees=lines,
+    )
+
+
+def _dots(name: str, title: str, measured: Sequence[tuple[str, Row]], predicted: Sequence[tuple[str, Row]]) -> Drawing:
+    return draw_dots(
+        name,
+        f"{title}: measured and predicted from curvature.",
+        {"measured": measured, "predicted from curvature": predicted},
+        label=STEP,
+        title=title,
+        log=True,
+    )
+
+
+def _window_line(rows: Sequence[Row], symbol: str, tolerance: float, here: Mapping[str, Any]) -> str:
+    there = {**here, "tolerance": tolerance, "sign": "both"}
+    found = select(rows, "log10_window", **there)
+    name = f"{here['direction']} at {symbol}"
+    if not found:
+        return f"{name[0].upper()}{name[1:]}: no window above round-off in any run."
+    ratio = power_text(rows, "log10_prediction_ratio", **there)
+    each = powered([r for sign in SIDES for r in select(rows, "log10_window", **{**there, "sign": sign})])
+    sides = " and ".join(f"{number(r.value)} {SIDES[r.context['sign']]}" for r in each)
+    shares = [r for sign in SIDES for r in select(rows, "edge_loss_change", **here, sign=sign)]
+    inside = (
+        f"; inside, the loss changes by up to {number(max(defined(r.value) for r in shares))} of itself"
+        if shares
+        else ""
+    )
+    return (
+        f"{name[0].upper()}{name[1:]}: ε_τ = {power_text(rows, 'log10_window', **there)} ({sides}); curvature predicts {ratio} "
+        f"times that; {text_of(rows, 'window_width', **there)} decades above round-off{inside}.{_unsure(rows, there, found[0].n)}"
+    )
+
+
+def _unsure(rows: Sequence[Row], there: Mapping[str, Any], runs: int) -> str:
+    """In how many runs the window is only known from one side."""
+    opened = select(rows, "window_open", **there)
+    share = opened[0].value if opened else None
+    return f" In {round(share * runs)} runs it reaches beyond the last step tried." if share else ""
+
+
+def _wholes(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
+    tolerance = config["tolerances"][0]
+    entries: list[tuple[str, Row]] = []
+    lines = []
+    for point, symbol in POINTS.items():
+        for direction in _there(rows, point):
+            here = {"point": point, "direction": direction}
+            lengths = powered(select(rows, "log10_whole_in_windows", **here, tolerance=tolerance))
+            if lengths:
+                entries.append((f"{direction} at {symbol}", lengths[0]))
+                lines.append(_whole_line(rows, f"{direction} at {symbol}", here, tolerance))
+    figures = []
+    if entries:
+        title = f"Displacements in windows, τ = {tolerance:g}"
+        edge = [(name, replace(r, value=1.0, low=None, high=None)) for name, r in entries]
+        figures.append(
+            draw_dots(
+                "whole",
+                "How many first-order windows each displacement is long; 1 is the window's edge.",
+                {"length": entries, "edge of the window": edge},
+                label="length / ε_τ",
+                title=title,
+                log=True,
+            )
+        )
+    return Section(
+        title="Do real displacements stay inside?",
+        question="Task vectors and recoveries have a length of their own: is the whole step inside its window, and how far is the "
+        "gradient's prediction off at its end?",
+        figures=figures,
+        sees=lines,
+    )
+
+
+def _whole_line(rows: Sequence[Row], name: str, here: Mapping[str, Any], tolerance: float) -> str:
+    changes = select(rows, "whole_loss_change", **here)
+    told = (
+        f"the loss changes by {estimate_text(changes[0].value, changes[0].low, changes[0].high)}, where the gradient says "
+        f"{number(changes[0].null)}: a relative error of {power_text(rows, 'log10_whole_error', **here)}"
+        if changes
+        else "the loss there is not finite"
+    )
+    inside = select(rows, "whole_inside", **here, tolerance=tolerance)
+    share = f"inside in {number(inside[0].value)} of the runs" if inside else ""
+    score = select(rows, "whole_score", **here)
+    scored = f"; score {number(score[0].null)} before, {number(score[0].value)} after" if score else ""
+    return (
+        f"{name[0].upper()}{name[1:]}: ‖δ‖/‖θ‖ = {power_text(rows, 'log10_whole_step', **here)}, "
+        f"{power_text(rows, 'log10_whole_in_windows', **here, tolerance=tolerance)} windows long, {share}; {told}{scored}."
+    )
+
+
+def _pairs(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
+    names = dict.fromkeys(
+        (r.context["point"], r.context["pair"]) for r in rows if r.quantity == "log10_additivity_error"
+    )
+    curves = [
+        Curve(
+            rows=powered(select(rows, "log10_additivity_error", point=point, pair=pair, sign="+")),
+            label=f"{pair} at {POINTS[point]}",
+            colour=PALETTE[i],
+        )
+        for i, (point, pair) in enumerate(names)
+    ]
+    steps = curves[0].rows if curves else []
+    for tolerance in config["tolerances"]:
+        level = [replace(r, value=tolerance, low=None, high=None) for r in steps]
+        curves.append(Curve(rows=level, label=f"τ = {tolerance:g}", colour=GREY, dashed=True, band=False))
+    figures = []
+    if names:
+        figures.append(
+            draw_curves(
+                "additivity",
+                "How far the effect of two steps at once is from the sum of their effects, against their size.",
+                curves,
+                over="step",
+                labels=("size ε of each step", "|Δ(v+w) − Δ(v) − Δ(w)| / (|Δ(v)| + |Δ(w)|)"),
+                title="Is the effect of the sum the sum of the effects?",
+                limits=None,
+                log=(True, True),
+                decades=True,
+            )
+        )
+    return Section(
+        title="Do steps add up?",
+        question="Two steps at once, each of relative size ε: up to which size is their effect on the loss the sum of their effects?",
+        figures=figures,
+        sees=list(_pair_lines(rows, names, config["tolerances"][0])),
+    )
+
+
+def _pair_lines(rows: Sequence[Row], names: Mapping[tuple[str, str], None], tolerance: float) -> Iterator[str]:
+    for point, pair in names:
+        found = select(rows, "log10_additivity_window", point=point, pair=pair, tolerance=tolerance)
+        name = f"{pair[0].upper()}{pair[1:]} at {POINTS[point]}"
+        if not found:
+            yield f"{name}: no size above round-off at which they add up to within τ = {tolerance:g}."
+            continue
+        null = math.nan if found[0].null is None else 10.0 ** found[0].null
+        yield (
+            f"{name}: they add up to within τ = {tolerance:g} until ε = "
+            f"{power_text(rows, 'log10_additivity_window', point=point, pair=pair, tolerance=tolerance)}; mixed curvature predicts "
+            f"{number(null)}."
+        )

@@ -1,0 +1,99 @@
+"""Settings of the Krylov study. Imports nothing heavy, so that `--help` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from loclin.errors import LoclinError
+from loclin.studies.settings import (
+    BUILT_IN,
+    PAPER,
+    SEQUENCE_MODELS,
+    Profile,
+    RecoverySettings,
+    built_in_models,
+    check_counts,
+    check_within,
+    named,
+    recovering_by_lora,
+    recovering_quickly,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(RecoverySettings):
+    """Ask how much of a recovery lies in the Krylov space of gradient and Hessian at the damaged point.
+
+    A task is destroyed and trained back with plain SGD and with AdamW, as in the recovery study. At the damaged point the
+    gradient g and the Hessian H of the task's mean loss make the space K_k(H, g), in which gradient descent on a quadratic would
+    stay. The study reports how much of the way it holds, and until which step, against equally many top Hessian
+    eigenvectors, minibatch gradients, random directions and first updates; the largest eigenvalues, trace and norm of H;
+    and the bound for a descent that was stopped (measures §8, §9). One claim for each optimiser.
+
+    The other defaults depend on --profile and --model: the built-in sequence models are trained on all their weights,
+    everything else by LoRA.
+    """
+
+    study: ClassVar[str] = "krylov"
+
+    k: int = 10
+    """The k at which claims are decided and bases compared."""
+    ks: tuple[int, ...] = (1, 2, 3, 5, 8, 10, 15)
+    """Sizes of the bases."""
+    times: tuple[int, ...] = (1, 2, 5, 10, 15, 20, 30, 50, 100, 200)
+    """Steps t until which the way is held against the bases of size k."""
+    curvature_examples: int = 64
+    """Examples of the recovery split behind gradient and Hessian."""
+    curvature_chunk: int = 64
+    """Examples in one pass of theirs. Where one pass holds all of them, its graph is kept from product to product, which
+    saves a third of the time."""
+    probes: int = 8
+    """Random probes behind trace and Frobenius norm, one product each."""
+    products: Literal["auto", "finite differences"] = "auto"
+    """Hessian-vector products: auto differentiates twice, with attention switched to eager; finite differences of gradients
+    are a fallback for models whose attention cannot be switched."""
+
+    def checked(self) -> Config:
+        """This configuration, if it can be run.
+
+        Raises:
+            LoclinError: what was expected, what was found, what to do.
+        """
+        super().checked()
+        check_counts(self, ("k", "curvature_examples", "curvature_chunk"))
+        check_within(self, ("k", "ks", "times"), self.steps, "T", "raise --steps")
+        if self.k not in self.ks:
+            raise LoclinError(f"expected --k to be one of --ks {list(self.ks)}, found {self.k}: add it there")
+        if self.probes < 2:
+            raise LoclinError(f"expected at least 2 probes for an interval, found {self.probes}: raise --probes")
+        if self.products == "finite differences" and self.dtype in ("bfloat16", "float16") and self.space != "lora":
+            raise LoclinError(f"expected float32 for finite differences, found {self.dtype}: choose --dtype float32")
+        return self
+
+    @property
+    def most(self) -> int:
+        """Size of the largest basis."""
+        return max(self.ks)
+
+
+def preset(profile: Profile, model: str | None = None) -> Config:
+    """The defaults of a profile for a model; smoke takes small bases, a short recovery and three runs, paper 24 runs."""
+    config = Config(model=named(profile, model), profile=profile)
+    if config.model not in SEQUENCE_MODELS:
+        config = recovering_by_lora(config)
+        config = replace(config, times=(1, 2, 5, 10, 15, 20, 30, 50, 100), curvature_examples=32)
+    if config.model not in BUILT_IN:
+        config = replace(config, curvature_chunk=8)
+    if profile == "smoke":
+        smaller = replace(recovering_quickly(config), k=5, ks=(1, 2, 3, 5, 8), times=(1, 2, 5, 10, 20, 50))
+        return replace(smaller, curvature_examples=32, probes=4)
+    return replace(config, seeds=24) if profile == "paper" else config
+
+
+def settings(profile: Profile) -> tuple[Config, ...]:
+    """What `loclin reproduce` runs: the built-in models, or with "paper" the paper's own as well."""
+    built_in = tuple(preset(profile, model) for model in built_in_models(profile))
+    if profile != "paper":
+        return built_in
+    return (*built_in, *(replace(preset(profile, model), data=data) for model, data in PAPER))

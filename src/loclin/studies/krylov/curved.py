@@ -1,0 +1,126 @@
+"""The damaged point seen to second order: gradient, Krylov basis, eigenvectors, random probes; and the bases to hold them against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loclin.curvature import Method, Probes, hessian_operator, probes, top_eigenpairs
+from loclin.errors import LoclinError
+from loclin.geometry.krylov import Krylov, lanczos, preconditioned_lanczos
+from loclin.geometry.subspace import random_subspace
+from loclin.models import twice_differentiable
+from loclin.seeds import derived
+from loclin.studies.bench import Bench
+from loclin.studies.directions import batch_gradients
+from loclin.studies.families import Directions, Family, tangent_family
+from loclin.studies.krylov.config import Config
+from loclin.tasks.batch import Batch, answer_loss
+from loclin.training import minibatches
+
+ADAM_EPSILON = 1e-8  # torch's default
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Curved:
+    """What is known of loss and gradients at θ_D.
+
+    Attributes:
+        krylov: K_k(H, g) of the mean loss.
+        eigenvalues: the largest of H, in order.
+        probes: for trace and Frobenius norm of H.
+        families: the bases, each fixed before any step back is taken.
+        preconditioned: K_k(M⁻¹H, M⁻¹g), AdamW's own.
+        note: how products were made, in a sentence.
+    """
+
+    krylov: Krylov
+    eigenvalues: Float[np.ndarray, " k"]
+    probes: Probes
+    families: dict[str, Family]
+    preconditioned: Family
+    note: str
+
+
+def curved_at(bench: Bench[Config], damaged: Float[Tensor, " D"]) -> Curved:
+    """Everything at θ_D; the space is back where it was afterwards.
+
+    g and H are those of the mean loss over the same examples, weighted by tokens. M is what AdamW divides by at the beginning:
+    the root of the mean square of the minibatch gradients' coordinates, plus its ε.
+
+    Raises:
+        LoclinError: eigenvectors that do not converge, a loss that is not finite, attention that cannot be switched.
+    """
+    config, problem, space = bench.config, bench.problem, bench.space
+    most, seed = config.most, derived(bench.seed, "curvature")
+    shown = problem.batch("recovery", bench.task)
+    chunks = list(
+        chosen(shown, config.curvature_examples, seed=derived(seed, "examples")).chunks(config.curvature_chunk)
+    )
+    with space.restored():
+        space.write(damaged)
+        order = derived(seed, "independent gradients")
+        batches = minibatches(shown, config.batch, seed=order)
+        gradients = batch_gradients(problem, space, [next(batches) for _ in range(most)])
+        with _method(bench) as (method, note):
+            g = space.gradient(lambda b: answer_loss(problem.model, b), chunks)
+            product = hessian_operator(space, lambda b: answer_loss(problem.model, b), chunks, method=method)
+            krylov = lanczos(product, g, most)
+            values, vectors = top_eigenpairs(product, space.noise(seed=derived(seed, "eigenvectors")), most)
+            probed = probes(product, space, config.probes, seed=seed)
+            own = preconditioned_lanczos(product, g, _scale(gradients), most).basis
+    random = random_subspace(most, space.dimension, seed=derived(seed, "random")).basis.to(damaged)
+    bases = {
+        "Krylov": _filled(krylov.basis, most),
+        "top eigenvectors": vectors,
+        "minibatch gradients": gradients,
+        "random": random,
+    }
+    return Curved(
+        krylov=krylov,
+        eigenvalues=values.astype(np.float64),
+        probes=probed,
+        families={name: tangent_family(bench, damaged, rows) for name, rows in bases.items()},
+        preconditioned=tangent_family(bench, damaged, _filled(own, most)),
+        note=note,
+    )
+
+
+def chosen(data: Batch, count: int, *, seed: int) -> Batch:
+    """`count` rows drawn without replacement."""
+    return data.rows(torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:count])
+
+
+def _filled(basis: Directions, size: int) -> Directions:
+    """A basis of fewer rows, its space being invariant, filled up with zeros, which span nothing: K_k is that space for every k."""
+    return torch.nn.functional.pad(basis, (0, 0, 0, size - len(basis)))
+
+
+def _scale(gradients: Directions) -> Float[Tensor, " D"]:
+    """M^{−1/2} for M = diag(√(mean of g²) + ε)."""
+    return (gradients.square().mean(0).sqrt() + ADAM_EPSILON) ** -0.5
+
+
+@contextmanager
+def _method(bench: Bench[Config]) -> Iterator[tuple[Method, str]]:
+    """How products are made inside, and how to say it."""
+    if bench.config.products == "finite differences":
+        yield "finite differences", "Hessian-vector products by finite differences of gradients, a fallback"
+        return
+    before = bench.problem.model.config._attn_implementation
+    with ExitStack() as switched:
+        try:
+            switched.enter_context(twice_differentiable(bench.problem.model))
+        except (ValueError, ImportError) as error:
+            raise LoclinError(
+                f"expected a model whose attention can be made eager for second derivatives, found {before!r} alone: choose "
+                "--products 'finite differences'"
+            ) from error
+        note = "Hessian-vector products by differentiating twice"
+        yield "double backward", note + ("" if before == "eager" else f", attention switched from {before} to eager")

@@ -1,0 +1,1 @@
+"""Linearity: over which steps is the loss straight, along which directions, and does its curvature say where that ends?"""

@@ -1,0 +1,105 @@
+"""The directions that the loss is followed along, at the pretrained and at the damaged point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loclin.curvature import top_eigenpairs
+from loclin.seeds import derived
+from loclin.studies.bench import Bench
+from loclin.studies.course import recovery
+from loclin.studies.directions import norm_matched_noise, task_vectors
+from loclin.studies.linearity.config import Config
+from loclin.studies.verdict import LABEL
+
+Vector = Float[Tensor, " D"]
+Product = Callable[[Tensor], Tensor]
+#: D-wide vectors held at once, about: the aims, the points, and the basis in which the eigenvector is searched.
+HELD = 25
+GRADIENT, MATCHED, RANDOM, TASK = "gradient", "norm-matched noise", "random", "task vector"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Aim:
+    """A direction to look along.
+
+    Attributes:
+        name: of its kind.
+        vector: of any length; of its own where it has one.
+        whole: whether its length means something: a displacement, which can be taken as a whole.
+        on: the task it belongs to, where there is one for every task.
+    """
+
+    name: str
+    vector: Vector
+    whole: bool = False
+    on: str | None = None
+
+
+def common_aims(bench: Bench[Config], gradient: Vector, like: Vector, product: Product, *, seed: int) -> list[Aim]:
+    """What is drawn at every point: the gradient, two kinds of noise, the direction of most curvature.
+
+    Args:
+        bench: of the run, the space standing at the point.
+        gradient: of the loss that is followed.
+        like: whose norms, tensor by tensor, the norm-matched noise has.
+        product: v ↦ Hv of the same loss.
+        seed: of the noise.
+    """
+    space = bench.space
+    _, top = top_eigenpairs(product, space.noise(seed=derived(seed, "lanczos")).to(gradient), 1)
+    return [
+        Aim(name=GRADIENT, vector=gradient),
+        Aim(name=MATCHED, vector=norm_matched_noise(space, like[None], seed=derived(seed, "matched"))[0]),
+        Aim(name=RANDOM, vector=space.noise(seed=derived(seed, "random"))),
+        Aim(name="top curvature", vector=top[0]),
+    ]
+
+
+def task_aims(bench: Bench[Config], *, seed: int) -> list[Aim]:
+    """θ_task − θ₀ of every task, the space standing at θ₀."""
+    config, tasks = bench.config, bench.problem.tasks
+    vectors = task_vectors(
+        bench.problem,
+        bench.space,
+        len(tasks),
+        batch=config.batch,
+        lr=config.adamw_lr,
+        steps=config.task_vector_steps,
+        seed=seed,
+    )
+    return [Aim(name=TASK, vector=v, whole=True, on=task) for v, task in zip(vectors, tasks, strict=True)]
+
+
+def recovery_name(optimiser: str) -> str:
+    """The name of a recovery's displacement."""
+    return f"recovery, {LABEL[optimiser]}"
+
+
+def recovery_aims(bench: Bench[Config], damaged: Vector) -> list[Aim]:
+    """θ_T − θ_D of both optimisers' recoveries, and θ_k − θ_D, the sum of their first k updates.
+
+    Each the same recovery as in the other studies of this run. The end points are read as they are, however updates are kept.
+    """
+    config, found = bench.config, []
+    for optimiser in config.learning_rates():
+        ends: dict[int, Tensor] = {}
+
+        def keep(t: int, ends: dict[int, Tensor] = ends) -> None:
+            if t in (config.k, config.steps):
+                ends[t] = bench.space.read()
+
+        recovery(bench, optimiser, bench.task, damaged, config.steps, order="recovery", exactly=1, after_step=keep)
+        found.append(Aim(name=recovery_name(optimiser), vector=ends[config.steps] - damaged, whole=True))
+        found.append(Aim(name=f"first updates, {LABEL[optimiser]}", vector=ends[config.k] - damaged, whole=True))
+    return found
+
+
+def chosen_examples(count: int, of: int, *, seed: int) -> list[int]:
+    """Which examples of a split are followed, drawn without order."""
+    return torch.randperm(of, generator=torch.Generator().manual_seed(seed))[:count].tolist()

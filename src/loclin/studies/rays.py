@@ -1,0 +1,307 @@
+"""The loss and the score of some examples along a ray of the weights, by folds of the examples (measures §7).
+
+Steps are relative, as everywhere in `window`: ε moves the point by ε‖θ‖ along a unit direction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from loclin.errors import LoclinError
+from loclin.models import Problem
+from loclin.parameters import ParameterSpace
+from loclin.tasks.batch import IGNORED, Batch, _answer_logits, answer_loss, rows_at_once
+from loclin.tasks.choices import Choices, collate_choices, option_log_probabilities
+from loclin.tasks.example import Example
+from loclin.window import (
+    Window,
+    evaluation_noise,
+    first_order_window,
+    losses_along,
+    predicted_window,
+    relative_error,
+    round_off,
+)
+
+Array = Float[np.ndarray, " n"]
+#: The scatter of the loss is read from the smallest steps, each this far below the one where curvature doubles the change.
+STRAIGHT, SCATTER_STEPS = 1e-3, 5
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Exam:
+    """Examples of one task, in folds that share no group, asked where the model stands.
+
+    Attributes:
+        problem: the model.
+        batch: the examples with their right answers.
+        choices: with all their options, where the task is to choose.
+        options: the token of every option, where each is one token and one pass over the prompts serves all; −1 beyond them.
+        folds: of each example.
+        count: of folds.
+        at_once: rows in a pass that is differentiated.
+    """
+
+    problem: Problem
+    batch: Batch
+    choices: Choices | None
+    options: Int[Tensor, "n most"] | None
+    folds: Int[np.ndarray, " n"]
+    count: int
+    at_once: int
+
+    @staticmethod
+    def of(problem: Problem, examples: Sequence[Example], *, folds: int = 1, at_once: int = 64) -> Exam:
+        """An exam of these examples; their groups are dealt out to the folds in turn.
+
+        Raises:
+            LoclinError: fewer groups than folds.
+        """
+        groups = {g: i for i, g in enumerate(dict.fromkeys(e.group or e.prompt for e in examples))}
+        if len(groups) < folds:
+            raise LoclinError(
+                f"expected at least one group of examples for each of {folds} folds, found {len(groups)}: give more data or "
+                "lower --folds"
+            )
+        choices = None
+        if all(e.options for e in examples):
+            choices = collate_choices(examples, problem.tokenizer).to(problem.model.device)
+        return Exam(
+            problem=problem,
+            batch=problem.collate(examples),
+            choices=choices,
+            options=None if choices is None else _single_tokens(choices),
+            folds=np.array([groups[e.group or e.prompt] % folds for e in examples]),
+            count=folds,
+            at_once=at_once,
+        )
+
+    @property
+    def tokens(self) -> Float[np.ndarray, " folds"]:
+        """Answer tokens of each fold: what its mean loss is taken over."""
+        per_row = (self.batch.labels[:, 1:] != IGNORED).sum(1).cpu().numpy()
+        return np.bincount(self.folds, per_row, minlength=self.count)
+
+    def tallies(self) -> tuple[Float[np.ndarray, " twice"], Float[np.ndarray, " twice"]]:
+        """Summed loss of every fold, then right answers of every fold; and how many tokens, then examples, those are.
+
+        Both from the same passes. The losses are summed in float64, whatever the model's dtype.
+        """
+        with torch.no_grad():
+            losses, right = (
+                self._answers() if self.choices is None or self.options is not None else self._whole_options()
+            )
+        found = (losses.double().cpu().numpy(), right.double().cpu().numpy())
+        sums = [np.bincount(self.folds, values, minlength=self.count) for values in found]
+        return np.concatenate(sums), np.concatenate([self.tokens, np.bincount(self.folds, minlength=self.count)])
+
+    def fold(self, number: int) -> Iterator[Batch]:
+        """The examples of one fold, in batches small enough to differentiate."""
+        chosen = torch.from_numpy(np.flatnonzero(self.folds == number)).to(self.batch.input_ids.device)
+        return self.batch.rows(chosen).chunks(self.at_once)
+
+    def loss(self, batch: Batch) -> tuple[Float[Tensor, ""], int]:
+        """Summed loss of a batch and its answer tokens, for `ParameterSpace.gradient` and Hessian products."""
+        return answer_loss(self.problem.model, batch)
+
+    def _whole_options(self) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+        assert self.choices is not None
+        scores = option_log_probabilities(self.problem.model, self.choices)
+        gold = self.choices.gold[:, None]
+        return -scores.gather(1, gold)[:, 0], _largest(scores, gold)
+
+    def _answers(self) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+        model, losses, right = self.problem.model, [], []
+        for rows in torch.arange(len(self.batch)).split(rows_at_once(model, self.batch)):
+            chunk = self.batch.rows(rows.to(self.batch.input_ids.device))
+            logits, labels = _answer_logits(model, chunk)
+            kept = labels != IGNORED
+            chosen, wanted = logits[kept].double(), labels[kept]
+            tokens = torch.nn.functional.cross_entropy(chosen, wanted, reduction="none")
+            losses.append(tokens.new_zeros(len(chunk)).index_add(0, kept.nonzero()[:, 0], tokens))
+            if self.options is None:
+                right.append(((logits.argmax(-1) == labels) | ~kept).all(-1))
+            else:  # every row has one answer token: `chosen` is one row of logits for each
+                shown = self.options[rows.to(self.options.device)]
+                scores = chosen.gather(1, shown.clamp(min=0)).masked_fill(shown < 0, -torch.inf)
+                right.append(_largest(scores, (shown == wanted[:, None]).int().argmax(1, keepdim=True)))
+        return torch.cat(losses), torch.cat(right)
+
+
+def _single_tokens(choices: Choices) -> Int[Tensor, "n most"] | None:
+    """The token of every option, or None where one has several."""
+    kept = choices.batch.labels != IGNORED
+    if not (kept.sum(1) == 1).all():
+        return None
+    tokens = choices.batch.labels[kept].split(choices.counts.tolist())
+    return torch.nn.utils.rnn.pad_sequence(list(tokens), batch_first=True, padding_value=-1)
+
+
+def _largest(scores: Float[Tensor, "n most"], gold: Int[Tensor, "n 1"]) -> Bool[Tensor, " n"]:
+    """Whether the right option's score is above all others; a tie counts as wrong."""
+    return (scores.gather(1, gold) > scores.scatter(1, gold, -torch.inf)).all(1)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Profile:
+    """The loss of some folds along a ray.
+
+    Attributes:
+        steps: signed ε in rising order, without 0.
+        changes: loss there less the loss at 0 (nats per answer token).
+        scores: share answered right.
+        loss, score: at ε = 0.
+        slope, curvature: gᵀw and wᵀHw, the derivatives in ε.
+        dtype: of the evaluation.
+    """
+
+    steps: Array
+    changes: Array
+    scores: Array
+    loss: float
+    score: float
+    slope: float
+    curvature: float
+    dtype: torch.dtype
+
+    @property
+    def errors(self) -> Array:
+        """|ΔL − ε gᵀw| / |ε gᵀw| at every step."""
+        return relative_error(self.changes, self.steps, self.slope)
+
+    @property
+    def noise(self) -> float:
+        """Scatter of the loss, from the smallest steps that have an opposite (`evaluation_noise`)."""
+        straight = STRAIGHT * predicted_window(self.slope, self.curvature, 1.0)
+        small = [s for s in self.steps if 0 < s <= straight and -s in self.steps][:SCATTER_STEPS]
+        plus, minus = (np.array([self.changes[self.steps == sign * s][0] for s in small]) for sign in (1, -1))
+        return evaluation_noise(plus, minus, np.array(small), self.curvature)
+
+    @property
+    def floor(self) -> float:
+        """Step at which the change of the loss drowns in its rounding."""
+        return round_off(self.loss, self.slope, self.dtype, noise=self.noise)
+
+    def window(self, sign: int, tolerance: float) -> Window:
+        """ε_τ on one side, measured."""
+        side = np.flatnonzero(np.sign(self.steps) == sign)[::sign]
+        return first_order_window(np.abs(self.steps[side]), self.errors[side], tolerance, self.floor)
+
+    def predicted(self, tolerance: float) -> float:
+        """ε_τ on either side, from slope and curvature alone."""
+        return predicted_window(self.slope, self.curvature, tolerance)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Line:
+    """The tallies of an exam along a ray, from which the profile of any folds follows.
+
+    Attributes:
+        steps: signed ε in rising order, 0 among them.
+        sums: `Exam.tallies` at each.
+        counts: tokens of every fold, then examples.
+        slopes, curvatures: gᵀw and wᵀHw of every fold's mean loss.
+        dtype: of the evaluation.
+    """
+
+    steps: Array
+    sums: Float[np.ndarray, "steps twice"]
+    counts: Float[np.ndarray, " twice"]
+    slopes: Float[np.ndarray, " folds"]
+    curvatures: Float[np.ndarray, " folds"]
+    dtype: torch.dtype
+
+    def profile(self, without: int | None = None) -> Profile:
+        """All folds together, or all but one."""
+        folds = len(self.slopes)
+        kept = np.array([i for i in range(folds) if i != without])
+        losses = self.sums[:, kept].sum(1) / self.counts[kept].sum()
+        scores = self.sums[:, kept + folds].sum(1) / self.counts[kept + folds].sum()
+        weights = self.counts[kept] / self.counts[kept].sum()
+        (centre,) = np.flatnonzero(self.steps == 0)
+        away = self.steps != 0
+        return Profile(
+            steps=self.steps[away],
+            changes=(losses - losses[centre])[away],
+            scores=scores[away],
+            loss=float(losses[centre]),
+            score=float(scores[centre]),
+            slope=float(weights @ self.slopes[kept]),
+            curvature=float(weights @ self.curvatures[kept]),
+            dtype=self.dtype,
+        )
+
+    def joined(self, steps: Sequence[float], sums: Float[np.ndarray, "more twice"]) -> Line:
+        """The same line with further steps."""
+        every, rows = np.concatenate([self.steps, steps]), np.concatenate([self.sums, sums])
+        order = np.argsort(every, kind="stable")
+        return Line(
+            steps=every[order],
+            sums=rows[order],
+            counts=self.counts,
+            slopes=self.slopes,
+            curvatures=self.curvatures,
+            dtype=self.dtype,
+        )
+
+
+def signed_grid(smallest: float, largest: float, per_decade: int) -> list[float]:
+    """ε from the smallest to the largest, so many in every decade, with both signs and 0, in rising order.
+
+    >>> [round(s, 3) for s in signed_grid(0.1, 1.0, 2)]
+    [-1.0, -0.316, -0.1, 0.0, 0.1, 0.316, 1.0]
+    """
+    count = max(2, round(math.log10(largest / smallest) * per_decade) + 1)
+    steps = [float(f"{s:.6g}") for s in np.geomspace(smallest, largest, count)]
+    return [*(-s for s in reversed(steps)), 0.0, *steps]
+
+
+def line_along(
+    space: ParameterSpace,
+    exam: Exam,
+    direction: Float[Tensor, " D"],
+    steps: Sequence[float],
+    *,
+    slopes: Float[np.ndarray, " folds"],
+    curvatures: Float[np.ndarray, " folds"],
+    passed: Callable[[], None] = lambda: None,
+) -> Line:
+    """Sweep an exam along the ray w where the space stands; the space is back there afterwards.
+
+    Args:
+        space, exam: what is moved, what is asked.
+        direction: w, of `window.ray`.
+        steps: signed ε in rising order, 0 among them.
+        slopes, curvatures: of every fold in ε.
+        passed: called after every step, for a progress bar.
+
+    Raises:
+        LoclinError: the loss is not finite at ε = 0.
+    """
+
+    def asked() -> tuple[np.ndarray, np.ndarray]:
+        found = exam.tallies()
+        passed()
+        return found
+
+    sums, counts = losses_along(space, asked, direction, steps)
+    centre = float(sums[list(steps).index(0.0), : exam.count].sum() / counts[: exam.count].sum())
+    if not math.isfinite(centre):
+        raise LoclinError(
+            f"expected a finite loss at the point itself, found {centre}: check the model, the data or --dtype"
+        )
+    return Line(
+        steps=np.asarray(steps, dtype=float),
+        sums=sums,
+        counts=counts,
+        slopes=slopes,
+        curvatures=curvatures,
+        dtype=space.parameters[0].dtype,
+    )

@@ -1,0 +1,324 @@
+"""The linearity study: one small run of each kind against direct evaluation, its rows on planted lines, its claim's calibration."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from loclin.errors import LoclinError
+from loclin.models import Problem
+from loclin.record import Claim, Part, Row
+from loclin.report import linearity as page
+from loclin.studies.bench import make_bench
+from loclin.studies.course import damage, recovery
+from loclin.studies.linearity import claims, experiment
+from loclin.studies.linearity.config import Config, preset, settings
+from loclin.studies.linearity.rows import curve_rows, line_rows, pair_rows
+from loclin.studies.rays import Exam, Profile, signed_grid
+from loclin.studies.table import by_run, summaries
+from tests.properties import World, share_supported
+
+SMALL: dict[str, Any] = {
+    "seeds": 1, "steps": 10, "k": 3, "window_examples": 12, "per_decade": 1, "smallest": 1e-5, "task_vector_steps": 2,
+}  # fmt: skip
+TINY = dataclasses.replace(preset("smoke"), **SMALL).checked()
+BY_LORA = dataclasses.replace(preset("smoke", "statements-small"), ranks=(2,), **SMALL).checked()
+AT_START = {"gradient", "norm-matched noise", "random", "top curvature", "task vector"}
+AT_DAMAGE = (AT_START - {"task vector"}) | {
+    f"{way}, {o}" for way in ("recovery", "first updates") for o in ("SGD", "AdamW")
+}
+
+
+def silent(stage: str, share: float) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def part(trained: Problem) -> Part:
+    return experiment.run_one(TINY, 0, silent)
+
+
+@pytest.fixture(scope="module")
+def by_lora(speaking: Problem) -> Part:
+    return experiment.run_one(BY_LORA, 0, silent)
+
+
+def one(rows: list[Row], quantity: str, **context: Any) -> Row:
+    (found,) = [r for r in rows if r.quantity == quantity and all(r.context.get(k) == v for k, v in context.items())]
+    return found
+
+
+def number(rows: list[Row], quantity: str, **context: Any) -> float:
+    value = one(rows, quantity, **context).value
+    assert value is not None
+    return value
+
+
+@pytest.mark.parametrize("kind", ["part", "by_lora"])
+def test_every_direction_is_followed_at_both_points(kind: str, request: pytest.FixtureRequest) -> None:
+    found: Part = request.getfixturevalue(kind)
+    for point, names in (("pretrained", AT_START), ("damaged", AT_DAMAGE)):
+        assert {
+            r.context["direction"] for r in found.rows if r.quantity == "slope" and r.context["point"] == point
+        } == names
+    tasks = {r.context["on"] for r in found.rows if r.quantity == "slope" and "on" in r.context}
+    assert len(tasks) == (6 if kind == "part" else 2)
+    steps = {r.context["step"] for r in found.rows if r.quantity == "loss_change"}
+    assert sorted(steps) == [s for s in signed_grid(1e-5, 1.0, 1) if s > 0]
+    assert {r.context["pair"] for r in found.rows if "pair" in r.context} == {
+        "two task vectors", "two random directions", "gradient and recovery, AdamW",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["part", "by_lora"])
+def test_built_in_models_are_followed_in_float64(kind: str, request: pytest.FixtureRequest) -> None:
+    found: Part = request.getfixturevalue(kind)
+    for r in found.rows:
+        if r.quantity == "log10_limit" and r.value is not None:
+            assert r.value < -8, r
+        if r.quantity == "window_width" and r.context["direction"] == "gradient":
+            assert r.value is not None
+            assert r.value > 3
+    errors = [r.value for r in found.rows if r.quantity == "log10_error" and r.context["step"] == 1e-5 and r.value]
+    assert np.median(errors) < -2
+
+
+def test_what_is_said_of_a_recovery_is_what_it_does(part: Part) -> None:
+    bench = make_bench(TINY, 0, experiment._demand(TINY), silent)
+    shown = bench.problem.examples["test"][bench.task]
+    chosen = experiment.aims.chosen_examples(12, len(shown), seed=experiment.derived(bench.seed, "window examples"))
+    exam = Exam.of(bench.problem, [shown[i] for i in chosen])
+    start, space = damage(bench, bench.task), bench.space
+    losses, scores, points = [], [], [start]
+    way = recovery(bench, "adamw", bench.task, start, TINY.steps, order="recovery", exactly=1)
+    points.append(start + way.displacement)
+    bench.problem.model.double()
+    with space.restored():
+        for point in points:
+            space.write(point)
+            (loss, right), (tokens, count) = exam.tallies()
+            losses.append(loss / tokens)
+            scores.append(right / count)
+        space.write(start)
+        slope = float(space.gradient(exam.loss, exam.fold(0)) @ way.displacement.double())
+    here = {"point": "damaged", "direction": "recovery, AdamW"}
+    assert number(part.rows, "loss", point="damaged") == pytest.approx(losses[0])
+    found = one(part.rows, "whole_loss_change", **here)
+    assert found.value == pytest.approx(losses[1] - losses[0], rel=1e-4)
+    assert found.null == pytest.approx(slope, rel=1e-4)
+    assert number(part.rows, "whole_score", **here) == scores[1]
+    length = float(way.displacement.norm() / start.norm())
+    assert 10 ** number(part.rows, "log10_whole_step", **here) == pytest.approx(length)
+    error = abs((losses[1] - losses[0] - slope) / slope)
+    assert 10 ** number(part.rows, "log10_whole_error", **here) == pytest.approx(error)
+    window = number(part.rows, "log10_window", **here, tolerance=0.1, sign="+")
+    inside = number(part.rows, "whole_inside", **here, tolerance=0.1)
+    assert inside == (math.log10(length) <= window)
+
+
+def test_at_the_edge_of_a_window_the_change_is_off_by_the_tolerance(part: Part) -> None:
+    off = []
+    for r in part.rows:
+        if r.quantity == "edge_loss_change" and r.value is not None and "on" not in r.context:
+            here = {k: r.context[k] for k in ("point", "direction")}
+            size = 10 ** number(part.rows, "log10_window", **here, tolerance=0.1, sign=r.context["sign"])
+            line = abs(size * number(part.rows, "slope", **here)) / number(part.rows, "loss", point=here["point"])
+            off.append(abs(r.value / line - 1))
+    assert len(off) > 20
+    assert np.median(off) == pytest.approx(0.1, abs=1e-4)
+    assert (
+        np.mean(np.abs(np.array(off) - 0.1) < 0.01) > 0.85
+    )  # where the error dips, steps a decade apart miss the edge
+
+
+COARSE = signed_grid(1e-8, 1e2, 1)
+
+
+def planted(
+    rng: np.random.Generator,
+    *,
+    decades: float,
+    slope: float = 3.0,
+    noise: float = 0.0,
+    steps: list[float] | None = None,
+) -> Profile:
+    """A parabola in float32 whose window at τ = 0.1 lies so many decades above its round-off limit."""
+    grid = np.array([s for s in steps or signed_grid(1e-9, 1e6, 3) if s])
+    limit = 2.0**-24 / slope / 0.1
+    curvature = 2 * 0.1 * slope / (limit * 10**decades)
+    changes = slope * grid + 0.5 * curvature * grid**2 + noise * rng.standard_normal(len(grid))
+    return Profile(
+        steps=grid, changes=changes, scores=np.ones(len(grid)), loss=1.0, score=1.0, slope=slope, curvature=curvature,
+        dtype=torch.float32,
+    )  # fmt: skip
+
+
+def world(gradient: float, noise: float, spread: float = 0.4, *, curves: bool = False) -> World:
+    """Runs whose windows lie so many decades above round-off, give or take `spread`, on their gradient and on noise."""
+
+    def make(rng: np.random.Generator, run: int) -> list[Row]:
+        rows: list[Row] = []
+        for direction, decades in ((claims.GRADIENT, gradient), (claims.MATCHED, noise)):
+            profile = planted(rng, decades=decades + spread * rng.standard_normal(), steps=COARSE)
+            here = {"run": run, "task": "t", "point": "pretrained", "direction": direction}
+            rows += [*line_rows(profile, (0.1,), here), *(curve_rows(profile, here) if curves else ())]
+        return rows
+
+    return make
+
+
+def rule(rows: list[Row]) -> Claim:
+    return claims.window(Config(), rows, "pretrained")
+
+
+@pytest.mark.parametrize(("gradient", "noise"), [(1.0, 1.0), (1.0, 6.0), (6.0, 1.0), (0.3, 0.3)])
+def test_a_range_of_a_decade_or_less_is_not_supported(gradient: float, noise: float) -> None:
+    assert share_supported(world(gradient, noise), rule, 200) <= 0.05
+
+
+@pytest.mark.parametrize(("gradient", "noise"), [(2.0, 2.0), (6.0, 3.0)])
+def test_a_range_of_more_is_supported(gradient: float, noise: float) -> None:
+    assert share_supported(world(gradient, noise), rule, 60) >= 0.95
+
+
+def test_a_gradient_without_a_range_is_refuted_and_noise_alone_decides_nothing() -> None:
+    rng = np.random.default_rng(0)
+
+    def decided(gradient: float, noise: float) -> Claim:
+        return claims.decide(Config(), [*both_points(world(gradient, noise), rng)])[0]
+
+    assert decided(0.3, 5.0).verdict == "refuted"
+    assert decided(5.0, 0.3).verdict == "inconclusive"
+    claim = decided(5.0, 5.0)
+    assert claim.verdict == "supported"
+    assert claim.p_holm is not None
+    assert claim.p_holm < 0.05
+    size = 10 ** float(claim.value or 0)
+    assert f"ε_τ {size:.3g} [" in claim.note
+    assert "curvature predicts 1 [" in claim.note
+    assert claim.note.endswith("the radius, not the verdict, is the number to use")
+
+
+def both_points(made: World, rng: np.random.Generator) -> list[Row]:
+    rows = [row for run in range(6) for row in made(rng, run)]
+    return rows + [dataclasses.replace(r, context={**r.context, "point": "damaged"}) for r in rows]
+
+
+def test_the_verdict_of_a_real_run_has_no_interval(part: Part) -> None:
+    found = claims.decide(TINY, part.rows)
+    assert [c.setting for c in found] == ["sequences-small, θ₀", "sequences-small, θ_D"]
+    assert all(c.verdict == "inconclusive" and c.low is None for c in found)  # one run
+    assert "a task vector of the same task is" in found[0].note
+    assert "the recovery by SGD is" in found[1].note
+    assert "the recovery by AdamW is" in found[1].note
+
+
+def test_planted_windows_come_out_of_the_rows() -> None:
+    rng = np.random.default_rng(0)
+    rows = list(line_rows(planted(rng, decades=4.0), (0.1, 0.5), {"run": 0}))
+    assert number(rows, "window_width", tolerance=0.1) == pytest.approx(4.0, abs=1e-3)
+    assert number(rows, "window_width", tolerance=0.5) == pytest.approx(4.0 + 2 * math.log10(5), abs=1e-3)
+    assert number(rows, "log10_prediction_ratio", tolerance=0.1) == pytest.approx(0.0, abs=1e-3)
+    assert number(rows, "window_open", tolerance=0.1) == 0
+    straight = list(line_rows(planted(rng, decades=30.0), (0.1,), {"run": 0}))
+    assert number(straight, "window_open", tolerance=0.1) == 1
+    assert number(straight, "log10_window", tolerance=0.1, sign="both") == 6
+    bent = list(line_rows(planted(rng, decades=-2.0), (0.1,), {"run": 0}))
+    assert one(bent, "log10_window", tolerance=0.1, sign="both").value is None
+    assert number(bent, "window_width", tolerance=0.1) == 0
+
+
+def test_scatter_raises_the_limit_and_leaves_the_window() -> None:
+    quiet, loud = (
+        list(line_rows(planted(np.random.default_rng(1), decades=5.0, noise=n), (0.1,), {"run": 0}))
+        for n in (0.0, 1e-6)
+    )
+    sizes = [number(rows, "log10_window", tolerance=0.1, sign="both") for rows in (quiet, loud)]
+    assert sizes[1] == pytest.approx(sizes[0], abs=0.05)
+    assert number(loud, "log10_limit") > number(quiet, "log10_limit") + 0.5
+
+
+def test_pairs_that_add_up_and_pairs_that_do_not() -> None:
+    rng = np.random.default_rng(0)
+    first, second = planted(rng, decades=5.0), planted(rng, decades=4.0, slope=1.0)
+    for mixed in (1e-3, 50.0):
+        both = first.changes + second.changes + mixed * first.steps**2
+        rows = list(pair_rows(both, (first, second), mixed, (0.01,), {"run": 0}))
+        window = one(rows, "log10_additivity_window")
+        if mixed > 1:
+            assert window.value == pytest.approx(window.null, abs=0.02)
+        assert number(rows, "additivity_open") == (mixed < 1 and window.value == 6)
+
+
+def text(rows: list[Row], config: Config) -> str:
+    kept = [
+        dataclasses.replace(r, low=None, high=None) if r.low is not None and math.isinf(r.low) else r
+        for r in [*rows, *summaries(rows)]
+    ]  # as a record writes them
+    sections = page.sections(kept, dataclasses.asdict(config))
+    assert all(figure.svg.startswith("<?xml") for s in sections for figure in s.figures)
+    return "\n".join(line for s in sections for line in s.sees)
+
+
+@pytest.mark.parametrize("kind", ["part", "by_lora"])
+def test_the_page_says_what_the_rows_say(kind: str, request: pytest.FixtureRequest) -> None:
+    found: Part = request.getfixturevalue(kind)
+    rows, said = list(found.rows), text(list(found.rows), TINY if kind == "part" else BY_LORA)
+    window = 10 ** number(rows, "log10_window", point="damaged", direction="gradient", tolerance=0.1, sign="both")
+    assert f"Gradient at θ_D: ε_τ = {window:.3g} (no interval) (" in said
+    assert "evaluated in float64, on 12 examples that no training saw" in said
+    assert "Recovery, AdamW at θ_D: ‖δ‖/‖θ‖ = " in said
+    assert "Two task vectors at θ₀: they add up to within τ = 0.1 until ε = " in said
+    assert "nan" not in said
+
+
+def test_windows_that_are_not_there_or_not_closed_are_said_so() -> None:
+    def made(decades: float) -> str:
+        rows = both_points(world(decades, decades, curves=True), np.random.default_rng(0))
+        return text(rows, dataclasses.replace(TINY, tolerances=(0.1,)))
+
+    assert "Gradient at θ₀: no window above round-off in any run." in made(-2.0)
+    assert "In 6 runs it reaches beyond the last step tried." in made(12.0)
+
+
+@pytest.mark.parametrize("profile", ["smoke", "standard", "paper"])
+def test_every_profile_can_be_run(profile: Any) -> None:
+    for config in settings(profile):
+        assert config.checked().profile == profile
+        assert config.precision == ("float64" if config.data is None else "float32")
+    assert len({config.entry for config in settings(profile)}) == len(settings(profile))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"smallest": 0.0}, r"0 < smallest < largest, found 0\.0 and 1\.0"),
+        ({"smallest": 2.0}, r"0 < smallest < largest, found 2\.0 and 1\.0: change --smallest or --largest"),
+        ({"tolerances": ()}, r"tolerances between 0 and 1, found \[\]"),
+        ({"tolerances": (0.1, 1.0)}, r"tolerances between 0 and 1, found \[0\.1, 1\.0\]: change --tolerances"),
+        ({"per_decade": 0}, "per-decade of at least 1, found 0"),
+        ({"k": 300}, r"k from 1 to T = 200, found \[300\]"),
+        ({"dtype": "auto"}, "float32 or float64, whose round-off leaves a window to be seen, found --dtype auto"),
+        ({"dtype": "bfloat16", "space": "lora"}, "float32 or float64, whose round-off leaves a window"),
+        ({"window_examples": 0}, "window-examples of at least 1, found 0"),
+    ],
+)
+def test_bad_settings_are_named_with_their_remedy(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(LoclinError, match=message):
+        dataclasses.replace(Config(), **change).checked()
+
+
+def test_too_few_examples_are_refused_before_anything_is_taught(trained: Problem) -> None:
+    wanted = dataclasses.replace(TINY, window_examples=10_000)
+    with pytest.raises(
+        LoclinError, match=r"at least 10000 examples of .* in the test split, found .* lower --window-examples"
+    ):
+        experiment.run_one(wanted, 0, silent)
+
+
+def test_the_numbers_of_a_run_are_in_the_table_of_runs(part: Part) -> None:
+    widths = by_run(part.rows, "window_width", point="pretrained", direction="gradient", tolerance=0.1, sign="both")
+    assert widths.shape == (1,)

@@ -1,0 +1,265 @@
+import copy
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from loclin.curvature import finite_difference_product, hessian_operator, probes, top_eigenpairs
+from loclin.errors import LoclinError
+from loclin.models import Problem, twice_differentiable
+from loclin.models.lora import Lora, attach
+from loclin.parameters import ParameterSpace
+from loclin.tasks.batch import IGNORED, Batch, answer_loss
+from tests.conftest import random_model
+from tests.properties import assert_within_error, rotation
+from tests.reference import dense_hessian
+
+
+class Quadratic(nn.Module):
+    """½θᵀHθ in three tensors, with a given spectrum."""
+
+    def __init__(self, spectrum: Tensor) -> None:
+        super().__init__()
+        turn, _ = torch.linalg.qr(rotation(len(spectrum), seed=0).to(spectrum))
+        self.hessian = turn @ torch.diag(spectrum) @ turn.T
+        start = torch.randn(len(spectrum), generator=torch.Generator().manual_seed(1)).to(spectrum)
+        self.first, self.rest, self.last = (nn.Parameter(p.clone()) for p in start.split([4, len(spectrum) - 7, 3]))
+
+    def loss(self, items: int) -> tuple[Tensor, int]:
+        """Summed over items that all have this loss."""
+        point = torch.cat([self.first, self.rest, self.last])
+        return items * 0.5 * point @ self.hessian.to(point) @ point, items
+
+
+SPECTRUM = torch.cat([torch.tensor([7.0, 5.0, -6.0]), torch.linspace(-1, 3, 21)]).double()
+
+
+@pytest.fixture
+def planted() -> tuple[ParameterSpace, Quadratic]:
+    module = Quadratic(SPECTRUM)
+    return ParameterSpace(module), module
+
+
+@pytest.mark.parametrize("method", ["double backward", "finite differences"])
+@pytest.mark.parametrize("batches", [[3], [1, 3]])
+def test_any_product_is_that_of_the_hessian(
+    planted: tuple[ParameterSpace, Quadratic], method: str, batches: list[int]
+) -> None:
+    space, module = planted
+    product = hessian_operator(space, module.loss, batches, method=method)  # type: ignore[arg-type]
+    for seed in range(2):
+        v = space.noise(seed=seed)
+        near = 1e-12 if method == "double backward" else 1e-6
+        assert torch.allclose(product(v), module.hessian @ v, atol=near)
+
+
+def test_a_kept_graph_gives_the_same_bits_and_says_when_the_point_has_moved(trained: Problem) -> None:
+    space, data = ParameterSpace(trained.model), trained.batch("test", "halves").rows(slice(0, 9))
+
+    def loss(batch: Batch) -> tuple[Tensor, int]:
+        return answer_loss(trained.model, batch)
+
+    with twice_differentiable(trained.model):
+        product = hessian_operator(space, loss, [data])
+        for seed in range(2):
+            v = space.noise(seed=seed)
+            assert torch.equal(product(v), space.hessian_product(loss, [data], v))
+        with space.restored():
+            space.add(space.noise(seed=0))
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            product(space.noise(seed=0))
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_fused_attention_is_named_with_its_remedy(trained: Problem, batches: int) -> None:
+    space, data = ParameterSpace(trained.model), trained.batch("test", "halves").rows(slice(0, 4))
+    product = hessian_operator(space, lambda b: answer_loss(trained.model, b), [data] * batches)
+    with pytest.raises(
+        LoclinError,
+        match=r"can be differentiated twice, found a kernel that cannot \(aten::_scaled_dot.*\): switch attention to eager, or",
+    ):
+        product(space.read())
+
+
+def test_tensors_without_curvature_have_none() -> None:
+    module = nn.ModuleDict({"bent": nn.Linear(2, 1, bias=False), "line": nn.Linear(2, 1), "idle": nn.Linear(1, 1)})
+    space, x = ParameterSpace(module), torch.tensor([[1.0, 2.0]])
+
+    def loss(items: int) -> tuple[Tensor, int]:
+        return items * (module["bent"](x).square() + module["line"](x)).sum(), items
+
+    expected = torch.zeros(space.dimension)
+    expected[:2] = 2 * (1 + 2) * x[0]
+    assert torch.allclose(hessian_operator(space, loss, [4])(torch.ones(space.dimension)), expected)
+    straight = hessian_operator(ParameterSpace(module, "line*"), loss, [4])
+    assert not straight(torch.ones(3)).any()
+    with pytest.raises(LoclinError, match="a batch with items to average over, found none"):
+        hessian_operator(space, loss, [0])
+    with pytest.raises(LoclinError, match="a finite loss, found"):
+        hessian_operator(space, lambda b: (loss(1)[0] * math.inf, 1), [1])
+
+
+def test_the_largest_eigenpairs_come_in_order_and_negative_ones_not_at_all(
+    planted: tuple[ParameterSpace, Quadratic],
+) -> None:
+    space, module = planted
+    values, vectors = top_eigenpairs(hessian_operator(space, module.loss, [1]), space.noise(seed=0), 3)
+    assert np.allclose(values, [7, 5, 3], atol=0.01)
+    assert torch.allclose(vectors @ vectors.T, torch.eye(3).double(), atol=1e-8)
+    assert float((module.hessian @ vectors[0] - 7 * vectors[0]).norm()) < 0.07
+
+
+def test_eigenvectors_that_do_not_converge_are_missing_rather_than_made_up() -> None:
+    close = torch.linspace(-1, 0, 4000).double()  # a relative residual of 1 % of nearly nought
+    with pytest.raises(LoclinError, match=r"expected 2 Hessian eigenvectors to converge, found \d: lower --k"):
+        top_eigenpairs(lambda v: close * v, torch.ones(4000).double(), 2)
+    with pytest.raises(LoclinError, match="k from 1 to D − 1 = 3, found 4"):
+        top_eigenpairs(lambda v: v, torch.ones(4), 4)
+
+
+def test_probes_estimate_trace_and_frobenius_norm_without_bias_and_with_the_stated_variance(
+    planted: tuple[ParameterSpace, Quadratic],
+) -> None:
+    space, module = planted
+    found = probes(lambda v: module.hessian @ v, space, 3000, seed=5)
+    squares = SPECTRUM.square()
+    assert_within_error(found.forms, float(SPECTRUM.sum()))
+    assert_within_error(found.squares, float(squares.sum()))
+    assert math.isclose(found.forms.var(), 2 * float(squares.sum()), rel_tol=0.12)
+    assert math.isclose(found.squares.var(), 2 * float(squares.square().sum()), rel_tol=0.25)
+    few = probes(lambda v: module.hessian @ v, space, 2, seed=5)
+    assert few.forms.tolist() == found.forms[:2].tolist()
+    with pytest.raises(LoclinError, match="at least 1 probe, found 0: raise --probes"):
+        probes(lambda v: v, space, 0, seed=0)
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 2e-2), (torch.float64, 1e-6)])
+def test_differences_of_gradients_are_near_the_exact_product_and_leave_the_point_alone(
+    trained: Problem, dtype: torch.dtype, limit: float
+) -> None:
+    model = copy.deepcopy(trained.model).to(dtype)
+    space, batches = ParameterSpace(model), list(trained.batch("recovery", "swap").rows(slice(0, 24)).chunks(9))
+    space.add(space.noise(seed=0), scale=0.01)  # off the minimum
+
+    def loss(batch: Batch) -> tuple[Tensor, int]:
+        return answer_loss(model, batch)
+
+    start, g = space.read(), space.gradient(loss, batches)
+    for v in (g, 3 * space.noise(seed=1)):
+        with twice_differentiable(model):
+            exact = space.hessian_product(loss, batches, v)
+        near = finite_difference_product(space, loss, batches, v)  # fused attention will do
+        assert float((near - exact).norm() / exact.norm()) < limit
+        assert torch.equal(space.read(), start)
+    assert not finite_difference_product(space, loss, batches, torch.zeros_like(g)).any()
+
+    def failing(batch: Batch) -> tuple[Tensor, int]:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        finite_difference_product(space, failing, batches, g)
+    assert torch.equal(space.read(), start)
+
+
+def test_differences_in_half_precision_are_refused() -> None:
+    space = ParameterSpace(nn.Linear(2, 2).bfloat16())
+    with pytest.raises(LoclinError, match=r"float32 weights for finite differences, found torch.bfloat16"):
+        finite_difference_product(space, lambda b: (torch.ones(()), 1), [1], space.read())
+
+
+def adapted(model: PreTrainedModel) -> nn.Module:
+    """A LoRA model in float64 whose factors are all at work: B is zero in a new adapter."""
+    made = attach(model, Lora(rank=2), seed=0).double()
+    space = ParameterSpace(made)
+    space.add(space.noise(seed=1), scale=0.2)
+    return made
+
+
+def ragged(vocabulary: int) -> list[Batch]:
+    """Batches of other sizes, lengths and numbers of answer tokens."""
+    generator, batches = torch.Generator().manual_seed(0), []
+    for rows, length in ((1, 7), (4, 5)):
+        ids = torch.randint(3, vocabulary, (rows, length), generator=generator)
+        kept = torch.arange(length) < torch.randint(4, length + 1, (rows, 1), generator=generator)
+        starts = torch.randint(1, 4, (rows, 1), generator=generator)
+        labels = torch.where(kept & (torch.arange(length) >= starts), ids, -100)
+        batches.append(Batch(input_ids=ids, attention_mask=kept.long(), labels=labels))
+    return batches
+
+
+@pytest.fixture(params=["sequences", "LoRA GPT-2"])
+def network(request: pytest.FixtureRequest, trained: Problem) -> Iterator[tuple[nn.Module, list[Batch]]]:
+    """A model in float64 with eager attention, and ragged batches for it."""
+    if request.param == "sequences":
+        model, data = copy.deepcopy(trained.model).double(), trained.batch("test", "halves")
+        batches = [data.rows(slice(0, 3)), data.rows(slice(3, 11))]
+        batches[1].labels[::2, -1] = IGNORED
+    else:
+        model, batches = adapted(random_model("gpt2", 320)), ragged(320)  # type: ignore[assignment]
+    with twice_differentiable(model):  # type: ignore[arg-type]
+        yield model, batches
+
+
+class Logits(nn.Module):
+    """The network as curvlinops takes it: from tokens and mask to the logits before each token."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        logits = self.model(**x, use_cache=False).logits
+        return logits[:, :-1].flatten(0, 1)
+
+
+def written_out(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    scaled = centred / (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+    return scaled * norm.weight + norm.bias
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # torch's own forward mode still uses it
+def test_the_product_is_that_of_curvlinops(
+    network: tuple[nn.Module, list[Batch]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against an independent implementation: forward over reverse, weighted by tokens.
+
+    It differentiates LayerNorm written out: through torch 2.13's own, forward mode over `jacrev` gives wrong derivatives of the
+    gradient of LayerNorm's weight (all other coordinates agree either way).
+    """
+    import curvlinops  # here, so that its warnings at import are filtered too
+
+    model, batches = network
+    space = ParameterSpace(model)
+    data = [
+        ({"input_ids": b.input_ids, "attention_mask": b.attention_mask}, b.labels[:, 1:].flatten()) for b in batches
+    ]
+    sizes = {"batch_size_fn": lambda x: len(x["input_ids"]), "check_deterministic": False}
+    loss = nn.CrossEntropyLoss(reduction="sum")
+    reference = curvlinops.HessianLinearOperator(Logits(model), loss, space.parameters, data, **sizes)
+    counts = [answer_loss(model, b)[1] for b in batches]
+    for v in (space.noise(seed=0), space.gradient(lambda b: answer_loss(model, b), batches)):
+        with monkeypatch.context() as patch:
+            patch.setattr(nn.LayerNorm, "forward", written_out)
+            expected = reference @ v / sum(counts)
+        found = space.hessian_product(lambda b: answer_loss(model, b), batches, v)
+        assert float((found - expected).norm() / expected.norm()) < 1e-6
+    assert counts[0] / len(batches[0]) != counts[1] / len(batches[1])  # tokens weigh, not rows
+
+
+def test_the_product_is_that_of_the_dense_hessian() -> None:
+    """Column by column over a few tensors of an adapter."""
+    model, batches = adapted(random_model("gpt2", 320)), ragged(320)
+    space = ParameterSpace(model, "*h.1.attn*lora_B*")
+    chosen = nn.ParameterList(space.parameters)
+    with twice_differentiable(model):  # type: ignore[arg-type]
+        losses = [answer_loss(model, b) for b in batches]
+        whole = sum((value for value, _ in losses), torch.zeros(())) / sum(n for _, n in losses)
+        dense = dense_hessian(chosen, whole)
+        product: Callable[[Tensor], Tensor] = hessian_operator(space, lambda b: answer_loss(model, b), batches)
+        v = space.noise(seed=0)
+        assert torch.allclose(product(v), dense @ v, rtol=1e-8, atol=1e-12)
