@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -21,6 +22,8 @@ from rich.text import Text
 from loclin.errors import LoclinError
 from loclin.record import Part
 
+#: Workers start from a process that has imported the libraries once, where that is safe; elsewhere each imports them itself.
+_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 _messages: Any = None  # the worker's end of the progress queue
 
 
@@ -110,7 +113,9 @@ def _results(
     told: set[str],
     interruption: Interruption,
 ) -> Iterator[tuple[int, Part]]:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(_METHOD)
+    if _METHOD == "forkserver":
+        context.set_forkserver_preload(["peft", "loclin.models"])
     messages = context.Queue()
     executor = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(messages,))
     try:

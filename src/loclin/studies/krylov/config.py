@@ -78,7 +78,7 @@ class Config(RecoverySettings):
 
 
 def preset(profile: Profile, model: str | None = None) -> Config:
-    """The defaults of a profile for a model; smoke takes small bases, a short recovery and three runs, paper 24 runs."""
+    """The defaults of a profile for a model; smoke takes small bases, a short recovery and three runs, standard four, paper 24."""
     config = Config(model=named(profile, model), profile=profile)
     if config.model not in SEQUENCE_MODELS:
         config = recovering_by_lora(config)
@@ -88,7 +88,7 @@ def preset(profile: Profile, model: str | None = None) -> Config:
     if profile == "smoke":
         smaller = replace(recovering_quickly(config), k=5, ks=(1, 2, 3, 5, 8), times=(1, 2, 5, 10, 20, 50))
         return replace(smaller, curvature_examples=32, probes=4)
-    return replace(config, seeds=24) if profile == "paper" else config
+    return replace(config, seeds=24 if profile == "paper" else 4)
 
 
 def settings(profile: Profile) -> tuple[Config, ...]:

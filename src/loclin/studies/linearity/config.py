@@ -96,7 +96,7 @@ def check_grid(smallest: float, largest: float, tolerances: tuple[float, ...]) -
 def preset(profile: Profile, model: str | None = None) -> Config:
     """The defaults of a profile for a model.
 
-    smoke: short recoveries, few steps on each line, three runs. paper: 24 runs, so that intervals come from the bootstrap.
+    smoke: short recoveries, few steps on each line, three runs. standard: four runs. paper: 24 runs, so that intervals come from the bootstrap.
     """
     config = Config(model=named(profile, model), profile=profile)
     if config.model not in SEQUENCE_MODELS:
@@ -107,7 +107,7 @@ def preset(profile: Profile, model: str | None = None) -> Config:
         return replace(recovering_quickly(config), window_examples=24, per_decade=1, task_vector_steps=10, k=5)
     if profile == "paper":
         return replace(config, seeds=24, window_examples=128)
-    return replace(config, steps=100, window_examples=32, per_decade=2)
+    return replace(config, seeds=4, steps=100, window_examples=32, per_decade=2)
 
 
 def settings(profile: Profile) -> tuple[Config, ...]:

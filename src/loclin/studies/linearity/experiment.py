@@ -52,7 +52,9 @@ def run_one(config: Config, run: int, progress: Progress) -> Part:
     for name, point in points.items():
         bench.space.write(point)
         rows += _Point(bench, exam, name, progress).rows(ways[name])
-    return Part(rows=rows, arrays={}, seconds=time.perf_counter() - began, notes=bench.notes)
+    own = bench.problem.model.config._attn_implementation
+    switched = () if own == "eager" else (f"attention is switched from {own} to eager for second derivatives",)
+    return Part(rows=rows, arrays={}, seconds=time.perf_counter() - began, notes=(*bench.notes, *switched))
 
 
 def _demand(config: Config) -> Demand:
