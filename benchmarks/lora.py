@@ -30,7 +30,7 @@ ANSWERS = ("purr", "ran", "sat", "no")
 OPTIONS = [
     "--profile", "smoke", "--seeds", "1", "--workers", "1", "--ranks", "4", "--batch", "4", "--teach-steps", "20", "--teach-lr", "3e-3",
     "--damage-steps", "10", "--damage-lr", "1e-2", "--steps", "10", "--k", "2", "--ks", "1", "2", "3", "--times", "1", "10",
-    "--gradients", "3", "--gradient-batch", "4", "--rank-gradients", "3", "6", "--hessian-batch", "4", "--project-steps", "2",
+    "--gradients", "3", "--gradient-batch", "4", "--hessian-batch", "4", "--project-steps", "2",
     "--project-ks", "2", "--task-vector-steps", "1", "--shuffles", "9",
 ]  # fmt: skip
 

@@ -8,6 +8,7 @@ import pytest
 
 from loclin import cli
 from loclin.errors import LoclinError
+from loclin.studies import STUDIES
 
 
 def test_a_study_that_cannot_run_does_not_cost_the_others(
@@ -26,9 +27,10 @@ def test_a_study_that_cannot_run_does_not_cost_the_others(
     with pytest.raises(SystemExit) as stop:
         cli.main(["reproduce", "--profile", "smoke", "--out", str(tmp_path / "out")])
     assert stop.value.code == 2
-    assert ran == ["recovery-sequences-small", "recovery-statements-small-lora"]
+    assert ran == [f"{s}-{model}" for s in STUDIES for model in ("sequences-small", "statements-small-lora")]
     assert reported == [tmp_path / "out"]
-    assert capsys.readouterr().err == "loclin: recovery-sequences-small: expected one thing, found another: do that\n"
+    each = [f"{s}-sequences-small: expected one thing, found another: do that" for s in STUDIES]
+    assert capsys.readouterr().err == f"loclin: {'; '.join(each)}\n"
 
 
 def test_the_paper_profile_lists_what_is_missing_before_anything_starts(

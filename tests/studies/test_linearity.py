@@ -86,6 +86,10 @@ def test_built_in_models_are_followed_in_float64(kind: str, request: pytest.Fixt
     assert np.median(errors) < -2
 
 
+def test_the_switch_of_attention_is_said(part: Part) -> None:
+    assert part.notes[-1] == "attention is switched from sdpa to eager for second derivatives"
+
+
 def test_what_is_said_of_a_recovery_is_what_it_does(part: Part) -> None:
     bench = make_bench(TINY, 0, experiment._demand(TINY), silent)
     shown = bench.problem.examples["test"][bench.task]
