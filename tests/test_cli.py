@@ -178,6 +178,11 @@ def test_the_report_escapes_every_text(finished: Path, tmp_path: Path) -> None:
         (["run", "recovery", *TINY, "--sgd-lr", "1e30"], "expected a finite loss, found nan: lower the learning rate"),
         (["run", "recovery", *TINY, "--out", "file"], "expected a folder for the run, found the file file"),
         (["run", "recovery", *TINY, "--out", "other"], "another configuration of recovery-sequences-small (steps is 13 there, 12"),
+        (["run", "spectrum", "--counts", "8"], "expected at least two growing numbers of gradients, each 4 or more, found [8]"),
+        (["run", "krylov", "--ks", "5"], "expected --k to be one of --ks [5], found 10: add it there"),
+        (["run", "linearity", "--smallest", "2"], "expected 0 < smallest < largest, found 2.0 and 1.0"),
+        (["radius", "--model", "sequences-small", "--direction", "nowhere"], "found nothing at nowhere: check the path"),
+        (["radius", "--model", "sequences-small", "--direction", "gradient", "--task", "fly"], "unknown task 'fly'"),
         (["report", "nowhere"], "expected a run folder with a run.json, found none at nowhere"),
     ],
 )  # fmt: skip

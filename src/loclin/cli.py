@@ -1,4 +1,4 @@
-"""The command line: `loclin reproduce | run | trajectory | report`. Nothing heavy is imported before a command starts."""
+"""The command line: `loclin reproduce | run | radius | trajectory | report`. Nothing heavy is imported before a command starts."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ Which local linear structure does a trained network really have, in its weights 
 commands:
   reproduce         run every study on the built-in models, then write and name the HTML report
   run STUDY         run one study; `loclin run STUDY --help` lists every setting
+  radius            how large a step along a gradient, a task vector or an adapter stays predictable, on your model
   trajectory DIR    measure a training run of your own from its checkpoint folders (Hugging Face Trainer or peft)
   report DIR        rebuild the report of a run folder from its record alone
 
@@ -45,7 +46,8 @@ class Reproduce:
     """Run every study on the built-in models, then write the report and say where it is."""
 
     profile: Profile = "standard"
-    """smoke: a few minutes, wide intervals. standard: ten minutes on two cores. paper: the paper's own models too, hours."""
+    """smoke: a few minutes, wide intervals. standard: about a quarter of an hour on two cores. paper: the paper's own models
+    too, hours."""
     studies: tuple[str, ...] = STUDIES
     """Which studies to run."""
     seeds: int | None = None
@@ -88,6 +90,7 @@ def _dispatch(arguments: list[str]) -> None:
     commands: dict[str, Callable[[list[str]], None]] = {
         "reproduce": _reproduce,
         "run": _run,
+        "radius": _radius,
         "report": _report,
         "trajectory": _trajectory,
     }
@@ -211,6 +214,17 @@ def _trajectory(arguments: list[str]) -> None:
     _write_report(out)
 
 
+def _radius(arguments: list[str]) -> None:
+    from loclin.studies.radius.config import Config
+
+    config = _parse(Config, arguments, "radius").checked()
+    out = config.out or Path("runs") / config.entry
+    from loclin.studies.radius.experiment import measure_radius
+
+    measure_radius(config, out=out)
+    _write_report(out)
+
+
 def _report(arguments: list[str]) -> None:
     asked = _parse(Report, arguments, "report")
     if not (asked.folder / "run.json").exists():
@@ -222,9 +236,11 @@ def _report(arguments: list[str]) -> None:
 
 def _write_report(folder: Path) -> None:
     from loclin.report import build
+    from loclin.report.radius import print_radius
     from loclin.report.terminal import print_claims, print_findings
 
     page = build(folder)
     print_claims(folder)
     print_findings(folder, "trajectory")
+    print_radius(folder)
     print(f"report: {page.resolve()}")

@@ -17,7 +17,7 @@ from torch import Tensor
 from loclin.errors import LoclinError
 from loclin.models import Problem
 from loclin.parameters import ParameterSpace
-from loclin.tasks.batch import IGNORED, Batch, _answer_logits, answer_loss, rows_at_once
+from loclin.tasks.batch import IGNORED, Batch, answer_logits, answer_loss, rows_at_once
 from loclin.tasks.choices import Choices, collate_choices, option_log_probabilities
 from loclin.tasks.example import Example
 from loclin.window import (
@@ -121,7 +121,7 @@ class Exam:
         model, losses, right = self.problem.model, [], []
         for rows in torch.arange(len(self.batch)).split(rows_at_once(model, self.batch)):
             chunk = self.batch.rows(rows.to(self.batch.input_ids.device))
-            logits, labels = _answer_logits(model, chunk)
+            logits, labels = answer_logits(model, chunk)
             kept = labels != IGNORED
             chosen, wanted = logits[kept].double(), labels[kept]
             tokens = torch.nn.functional.cross_entropy(chosen, wanted, reduction="none")
@@ -292,11 +292,7 @@ def line_along(
         return found
 
     sums, counts = losses_along(space, asked, direction, steps)
-    centre = float(sums[list(steps).index(0.0), : exam.count].sum() / counts[: exam.count].sum())
-    if not math.isfinite(centre):
-        raise LoclinError(
-            f"expected a finite loss at the point itself, found {centre}: check the model, the data or --dtype"
-        )
+    finite_centre(sums[list(steps).index(0.0)], counts, exam.count)
     return Line(
         steps=np.asarray(steps, dtype=float),
         sums=sums,
@@ -305,3 +301,12 @@ def line_along(
         curvatures=curvatures,
         dtype=space.parameters[0].dtype,
     )
+
+
+def finite_centre(sums: Float[np.ndarray, " twice"], counts: Float[np.ndarray, " twice"], folds: int) -> None:
+    """Raise for tallies of a loss that is not finite where the model stands."""
+    centre = float(sums[:folds].sum() / counts[:folds].sum())
+    if not math.isfinite(centre):
+        raise LoclinError(
+            f"expected a finite loss at the point itself, found {centre}: check the model, the data or --dtype"
+        )

@@ -97,7 +97,7 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
     )
 
 
-def _answer_logits(
+def answer_logits(
     model: nn.Module, batch: Batch
 ) -> tuple[Float[Tensor, "n predicted vocab"], Int[Tensor, "n predicted"]]:
     """Logits at the positions that predict an answer token in some row, and the labels they are held against.
@@ -114,7 +114,7 @@ def _answer_logits(
 
 def _token_losses(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, " tokens"], Bool[Tensor, "n predicted"]]:
     """−log p of every answer token (nats, float32 or better), row by row, and where in the rows they stand."""
-    logits, labels = _answer_logits(model, batch)
+    logits, labels = answer_logits(model, batch)
     kept = labels != IGNORED
     chosen = logits[kept]
     precise = chosen.float() if chosen.dtype in (torch.float16, torch.bfloat16) else chosen
@@ -169,7 +169,7 @@ def exact_match(model: nn.Module, batch: Batch, *, batch_size: int | None = None
     """
     right = []
     for chunk in batch.chunks(batch_size or rows_at_once(model, batch)):
-        logits, labels = _answer_logits(model, chunk)
+        logits, labels = answer_logits(model, chunk)
         right.append(((logits.argmax(-1) == labels) | (labels == IGNORED)).all(-1))
     return torch.cat(right)
 

@@ -2,8 +2,8 @@
 
 High capture by a Krylov space is generic to smooth descent, and its first dimension is the mean gradient, which minibatch
 gradients share. So the space has to hold most of the way, and more of it than as many top eigenvectors and than as many
-minibatch gradients do: curvature has to add something to the gradient, and the gradient to the curvature. The minibatch gradients see more
-examples than gradient and Hessian do: to fall behind them refutes nothing.
+minibatch gradients do: curvature has to add something to the gradient, and the gradient to the curvature. The minibatch
+gradients see more examples than gradient and Hessian do: to fall behind them refutes nothing.
 """
 
 from __future__ import annotations

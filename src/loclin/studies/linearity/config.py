@@ -96,7 +96,8 @@ def check_grid(smallest: float, largest: float, tolerances: tuple[float, ...]) -
 def preset(profile: Profile, model: str | None = None) -> Config:
     """The defaults of a profile for a model.
 
-    smoke: short recoveries, few steps on each line, three runs. standard: four runs. paper: 24 runs, so that intervals come from the bootstrap.
+    smoke: short recoveries, few steps on each line, three runs. standard: four runs. paper: 24 runs, so that intervals come
+    from the bootstrap.
     """
     config = Config(model=named(profile, model), profile=profile)
     if config.model not in SEQUENCE_MODELS:
