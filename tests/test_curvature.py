@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loclin.curvature import finite_difference_product, hessian_operator, probes, top_eigenpairs
+from loclin.curvature import NoSecondDerivative, finite_difference_product, hessian_operator, probes, top_eigenpairs
 from loclin.errors import LoclinError
 from loclin.models import Problem, twice_differentiable
 from loclin.models.lora import Lora, attach
@@ -79,10 +79,28 @@ def test_fused_attention_is_named_with_its_remedy(trained: Problem, batches: int
     space, data = ParameterSpace(trained.model), trained.batch("test", "halves").rows(slice(0, 4))
     product = hessian_operator(space, lambda b: answer_loss(trained.model, b), [data] * batches)
     with pytest.raises(
-        LoclinError,
+        NoSecondDerivative,
         match=r"can be differentiated twice, found a kernel that cannot \(aten::_scaled_dot.*\): switch attention to eager, or",
     ):
         product(space.read())
+
+
+def test_attention_that_cannot_be_made_eager_is_said_so(trained: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deaf(self: object, attention: str) -> None:  # as transformers does for models of their own: it only warns
+        pass
+
+    def refusing(self: object, attention: str) -> None:
+        raise ValueError("no such attention")
+
+    for setter in (deaf, refusing):
+        monkeypatch.setattr(type(trained.model), "set_attn_implementation", setter)
+        with (
+            pytest.raises(
+                NoSecondDerivative, match="made eager for second derivatives, found 'sdpa' alone: choose finite"
+            ),
+            twice_differentiable(trained.model),
+        ):
+            raise AssertionError
 
 
 def test_tensors_without_curvature_have_none() -> None:
@@ -117,6 +135,8 @@ def test_eigenvectors_that_do_not_converge_are_missing_rather_than_made_up() -> 
     close = torch.linspace(-1, 0, 4000).double()  # a relative residual of 1 % of nearly nought
     with pytest.raises(LoclinError, match=r"expected 2 Hessian eigenvectors to converge, found \d: lower --k"):
         top_eigenpairs(lambda v: close * v, torch.ones(4000).double(), 2)
+    with pytest.raises(LoclinError, match=r"found \d: wait for better weather"):
+        top_eigenpairs(lambda v: close * v, torch.ones(4000).double(), 2, remedy="wait for better weather")
     with pytest.raises(LoclinError, match="k from 1 to D − 1 = 3, found 4"):
         top_eigenpairs(lambda v: v, torch.ones(4), 4)
 

@@ -142,6 +142,14 @@ def test_an_open_window_is_told_from_a_measured_one_and_from_none() -> None:
     assert first_order_window(steps, np.array([0.0, 0.1, 0.2]), 0.1, 0.0).size == pytest.approx(0.1)
 
 
+def test_no_window_lies_below_the_unit_round_off_of_the_weights() -> None:
+    steps, errors = np.array([1e-9, 1e-7, 1e-3]), np.array([0.9, 0.01, 0.01])
+    assert first_order_window(steps, errors, 0.1, 1e-12).size is None  # the weights cannot move by 1e-9 of themselves
+    found = first_order_window(steps, errors, 0.1, 1e-12, unit=2.0**-24)
+    assert found == Window(size=1e-3, open=True, limit=2.0**-24)
+    assert first_order_window(steps, errors, 0.1, 1e-5, unit=2.0**-24).limit == pytest.approx(1e-4)
+
+
 @pytest.mark.parametrize("order", [[0.1, 0.01], [0.0, 1.0], [-1.0, 1.0], [1.0, 1.0]])
 def test_steps_out_of_order_are_refused(order: list[float]) -> None:
     with pytest.raises(LoclinError, match="steps above 0 in rising order"):
@@ -253,5 +261,5 @@ def test_directions_and_steps_that_lead_nowhere_are_refused() -> None:
     module = Quadratic(SPECTRA["flat"])
     with pytest.raises(LoclinError, match="at least one step, found none"):
         losses_along(ParameterSpace(module), module.groups, direction_of(module), [])
-    with pytest.raises(LoclinError, match=r"a bracket 0 < low < high, found \(0, 1\)"):
-        bisected(lambda step: step, (0, 1), 0.1)
+    with pytest.raises(LoclinError, match=r"a bracket 0 < low < high, found \(0\.0, 1\.0\)"):
+        bisected(lambda step: step, (0.0, 1.0), 0.1)

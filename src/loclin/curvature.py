@@ -28,6 +28,10 @@ BEND = 0.01
 Method = Literal["double backward", "finite differences"]
 
 
+class NoSecondDerivative(LoclinError):
+    """A model that cannot be differentiated twice: finite differences of its gradients are left."""
+
+
 def hessian_operator(
     space: ParameterSpace, loss: SummedLoss[T], batches: Sequence[T], *, method: Method = "double backward"
 ) -> Product:
@@ -38,7 +42,8 @@ def hessian_operator(
     the work and needs no more memory than one product does; the operator is then of no use once the point has moved.
 
     Raises:
-        LoclinError: a loss that is not finite, no items; by the product: a kernel without second derivatives.
+        LoclinError: a loss that is not finite, no items.
+        NoSecondDerivative: by the product, for a kernel that has none.
     """
     if method == "finite differences":
         return lambda v: finite_difference_product(space, loss, batches, v)
@@ -52,7 +57,7 @@ def hessian_operator(
             kernel = re.fullmatch(r"derivative for (\S+) is not implemented", str(error).strip())
             if kernel is None:
                 raise
-            raise LoclinError(
+            raise NoSecondDerivative(
                 f"expected a model that can be differentiated twice, found a kernel that cannot ({kernel[1]}): switch attention "
                 "to eager, or choose finite differences"
             ) from error
@@ -120,7 +125,7 @@ def finite_difference_product(
 
 
 def top_eigenpairs(
-    product: Product, start: Float[Tensor, " D"], k: int
+    product: Product, start: Float[Tensor, " D"], k: int, *, remedy: str = "lower --k"
 ) -> tuple[Float[np.ndarray, " k"], Float[Tensor, "k D"]]:
     """The k algebraically largest eigenvalues of H and their eigenvectors, largest first.
 
@@ -131,6 +136,7 @@ def top_eigenpairs(
         product: v ↦ Hv, H symmetric.
         start: the vector that Lanczos starts from; its dtype and device are those of the result.
         k: how many, below D.
+        remedy: what to do where they do not converge, for the message.
 
     Raises:
         LoclinError: k not from 1 to D − 1, or fewer than k converge.
@@ -155,7 +161,7 @@ def top_eigenpairs(
         values, vectors = eigsh(operator, k=k, which="LA", v0=first, tol=1e-2, ncv=room, maxiter=20)
     except ArpackNoConvergence as error:
         found = len(error.eigenvalues)
-        raise LoclinError(f"expected {k} Hessian eigenvectors to converge, found {found}: lower --k") from error
+        raise LoclinError(f"expected {k} Hessian eigenvectors to converge, found {found}: {remedy}") from error
     order = np.argsort(-values)
     return values[order], torch.from_numpy(np.ascontiguousarray(vectors[:, order].T)).to(start.device)
 

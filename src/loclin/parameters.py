@@ -120,12 +120,15 @@ class ParameterSpace:
         Raises:
             LoclinError: no batches, no items, or a loss that is not finite.
         """
-        total, count = torch.zeros(self.dimension, device=self._home, dtype=self.parameters[0].dtype), 0
+        total, count = None, 0
         for batch in batches:
             value, items = loss(batch)
-            total += self._flat(torch.autograd.grad(_finite(value), self.parameters, allow_unused=True))
+            found = self._flat(torch.autograd.grad(_finite(value), self.parameters, allow_unused=True))
+            total = found if total is None else total.add_(found)
             count += items
-        return total / _some(count)
+        _some(count)
+        assert total is not None
+        return total.div_(count)
 
     def hessian_product(
         self, loss: SummedLoss[T], batches: Iterable[T], vector: Float[Tensor, " D"]

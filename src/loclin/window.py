@@ -32,7 +32,7 @@ class Window:
     Attributes:
         size: ε_τ, the largest such step; None where no step above round-off stays within τ.
         open: whether no step that was tried goes beyond τ; `size` is then the last one tried, and the window at least that.
-        limit: the smallest step whose error can be told from round-off at this τ, floor/τ.
+        limit: the smallest step whose error can be told from round-off at this τ: floor/τ, or the unit round-off if larger.
         bracket: the last step tried within τ and the first beyond it, for `bisected`; None where there is no crossing.
     """
 
@@ -114,8 +114,10 @@ def relative_error(change: Array, step: Array, slope: float) -> Array:
     return np.where(np.isfinite(error), error, np.inf)
 
 
-def first_order_window(steps: Array, errors: Array, tolerance: float, floor: float) -> Window:
-    """ε_τ: the largest step up to which the error stays within τ at every step tried above the round-off limit floor/τ.
+def first_order_window(steps: Array, errors: Array, tolerance: float, floor: float, *, unit: float = 0.0) -> Window:
+    """ε_τ: the largest step up to which the error stays within τ at every step tried above the round-off limit.
+
+    That limit is max(floor/τ, u): below the unit round-off u of their dtype the weights themselves do not move.
 
     The crossing between the last step within τ and the first beyond it is interpolated in log ε and log error; where the
     error is proportional to ε, as on a quadratic, that is exact.
@@ -125,6 +127,7 @@ def first_order_window(steps: Array, errors: Array, tolerance: float, floor: flo
         errors: the relative error at each.
         tolerance: τ.
         floor: step whose whole change is round-off (`round_off`); at ε, round-off alone makes an error of floor/ε.
+        unit: u, relative as the steps are.
 
     >>> window = first_order_window(np.array([0.1, 1.0, 10.0]), np.array([0.01, 0.1, 1.0]), 0.2, 0.0)
     >>> round(window.size, 6), window.open
@@ -132,7 +135,7 @@ def first_order_window(steps: Array, errors: Array, tolerance: float, floor: flo
     """
     if len(steps) != len(errors) or (np.diff(steps) <= 0).any() or (len(steps) and steps[0] <= 0):
         raise LoclinError("expected steps above 0 in rising order with one error each: sort them")
-    limit = floor / tolerance
+    limit = max(floor / tolerance, unit)
     tried = np.flatnonzero(np.asarray(steps) >= limit)
     beyond = [i for i in tried if not errors[i] <= tolerance]
     if not len(tried) or (beyond and beyond[0] == tried[0]):
@@ -197,6 +200,15 @@ def predicted_additivity(slopes: tuple[float, float], mixed: float, tolerance: f
     return tolerance * (abs(slopes[0]) + abs(slopes[1])) / abs(mixed) if mixed else math.inf
 
 
+def unit_round_off(dtype: torch.dtype) -> float:
+    """u, the largest relative error of one rounding: half the distance from 1 to the next number (measures §7).
+
+    >>> unit_round_off(torch.float32) == 2.0**-24
+    True
+    """
+    return float(torch.finfo(dtype).eps) / 2
+
+
 def round_off(loss: float, slope: float, dtype: torch.dtype, *, noise: float = 0.0) -> float:
     """max(u|L|, 4s)/|gᵀw|: the step at which the change of the loss drowns in its rounding.
 
@@ -206,8 +218,7 @@ def round_off(loss: float, slope: float, dtype: torch.dtype, *, noise: float = 0
     >>> round_off(2.0, 4.0, torch.float64) == 0.5 * 2.0**-53
     True
     """
-    unit = float(torch.finfo(dtype).eps) / 2
-    return max(unit * abs(loss), 4 * noise) / abs(slope) if slope else math.inf
+    return max(unit_round_off(dtype) * abs(loss), 4 * noise) / abs(slope) if slope else math.inf
 
 
 def evaluation_noise(plus: Array, minus: Array, steps: Array, curvature: float) -> float:

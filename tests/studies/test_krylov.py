@@ -190,7 +190,12 @@ def test_a_run_measures_every_basis_for_both_optimisers(part: Part) -> None:
     for optimiser, names in (("sgd", BASES), ("adamw", BASES | {"preconditioned Krylov"})):
         mine = [r for r in rows if r.context.get("optimiser") == optimiser]
         captures = [r for r in mine if r.quantity == "basis_capture" and r.context["of"] == "displacement"]
-        assert {(r.context["basis"], r.context["k"]) for r in captures} == {(n, k) for n in names for k in (1, 2, 3)}
+        assert {(r.context["basis"], r.context["k"]) for r in captures} == {
+            (n, k)
+            for n in names
+            for k in (1, 2, 3)
+            if k <= 2 or n != "top eigenvectors"  # as many as the claim needs
+        }
         assert all(0 <= (r.value or 0) <= 1 for r in captures)
         assert {r.context["basis"] for r in mine if r.quantity == "capture_until"} == names
         assert value(mine, "capture_until", basis="prefix", t=1) == pytest.approx(1)

@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from loclin.curvature import NoSecondDerivative
 from loclin.errors import LoclinError
 from loclin.models import Problem
 from loclin.record import Claim, Part, Row
@@ -16,7 +18,7 @@ from loclin.studies.bench import make_bench
 from loclin.studies.course import damage, recovery
 from loclin.studies.linearity import claims, experiment
 from loclin.studies.linearity.config import Config, preset, settings
-from loclin.studies.linearity.rows import curve_rows, line_rows, pair_rows
+from loclin.studies.linearity.rows import curve_rows, line_rows, of_defined_tasks, pair_rows, whole_rows
 from loclin.studies.rays import Exam, Profile, signed_grid
 from loclin.studies.table import by_run, summaries
 from tests.properties import World, share_supported
@@ -84,6 +86,92 @@ def test_built_in_models_are_followed_in_float64(kind: str, request: pytest.Fixt
             assert r.value > 3
     errors = [r.value for r in found.rows if r.quantity == "log10_error" and r.context["step"] == 1e-5 and r.value]
     assert np.median(errors) < -2
+
+
+def test_a_kernel_that_stays_fused_is_named_and_differences_do_without(
+    part: Part, trained: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_differences = experiment.run_one(dataclasses.replace(TINY, products="finite differences"), 0, silent)
+    assert by_differences.notes[-1] == "curvature is taken by finite differences of gradients, a fallback"
+    for point in ("pretrained", "damaged"):
+        for direction in ("gradient", "random", "norm-matched noise"):
+            here = {"point": point, "direction": direction}
+            assert number(by_differences.rows, "curvature", **here) == pytest.approx(
+                number(part.rows, "curvature", **here), rel=1e-4
+            )
+    monkeypatch.setattr(experiment, "twice_differentiable", lambda model: nullcontext())
+    with pytest.raises(
+        NoSecondDerivative, match=r"found a kernel that cannot .*: switch attention to eager, or choose finite"
+    ):
+        experiment.run_one(TINY, 0, silent)
+
+
+def test_chunks_change_nothing_but_how_many_are_differentiated_at_once(part: Part) -> None:
+    chunked = experiment.run_one(dataclasses.replace(TINY, curvature_chunk=5), 0, silent)
+    for name in ("slope", "curvature"):
+        here = {"point": "pretrained", "direction": "random"}
+        assert number(chunked.rows, name, **here) == pytest.approx(number(part.rows, name, **here), rel=1e-6)
+
+
+def test_noise_has_the_norms_of_the_gradient_at_both_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Any, Any]] = []
+    common = experiment.aims.common_aims
+
+    def watched(bench: Any, gradient: Any, product: Any, *, seed: int) -> Any:
+        found = common(bench, gradient, product, seed=seed)
+        seen.append((bench.space, [a.vector for a in found if a.name in ("gradient", "norm-matched noise")]))
+        return found
+
+    monkeypatch.setattr(experiment.aims, "common_aims", watched)
+    experiment.run_one(TINY, 0, silent)
+    assert len(seen) == 2
+    for space, (gradient, noise) in seen:
+        for g, z in zip(space.by_tensor(gradient).values(), space.by_tensor(noise).values(), strict=True):
+            assert float(z.norm()) == pytest.approx(float(g.norm()))
+
+
+def test_a_task_without_a_window_is_counted_and_leaves_the_others_mean() -> None:
+    rng = np.random.default_rng(0)
+    rows: list[Row] = []
+    for run in range(4):
+        rows += world(5.0, 5.0, 0.0, curves=True)(rng, run)
+        for on, decades in (("a", 4.0), ("b", -2.0)):
+            here = {"run": run, "task": "t", "point": "pretrained", "direction": "task vector", "on": on}
+            profile = planted(rng, decades=decades, steps=COARSE)
+            made = [*line_rows(profile, (0.1,), here), *curve_rows(profile, here)]
+            made += whole_rows(profile, 0.1, 1.0, 0.5, profile.window(1, 0.1), 0.1, here)
+            rows += of_defined_tasks(made)
+    rows = at_both(rows)
+    here = {"point": "pretrained", "direction": "task vector", "tolerance": 0.1, "sign": "both"}
+    mean = one(summaries(rows), "log10_window", **here)
+    assert mean.value == pytest.approx(4.0 + math.log10(2.0**-24 / 3.0 / 0.1), abs=1e-2)
+    assert one(summaries(rows), "no_window", **here).value == 0.5
+    said = text(rows, dataclasses.replace(TINY, tolerances=(0.1,)))
+    assert "In 50% of the tasks of all runs there is none above round-off; ε_τ is of the others." in said
+    assert "(none forward in 50% of the tasks of all runs), inside in 0% of the tasks of all runs" in said
+
+
+def test_runs_without_a_window_are_counted_on_the_page_and_in_the_claim() -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        r for run, decades in enumerate((5.0, -2.0, 5.0, 5.0)) for r in world(decades, 5.0, 0.0, curves=True)(rng, run)
+    ]
+    rows = at_both(rows)
+    said = text(rows, dataclasses.replace(TINY, tolerances=(0.1,)))
+    assert "In 1 of 4 runs there is none above round-off; ε_τ is of the others." in said
+    assert "in 1 of 4 runs there is no window along the gradient;" in rule(rows).note
+
+
+def test_with_lora_a_share_is_of_the_factors(by_lora: Part, part: Part) -> None:
+    assert claims.decide(BY_LORA, by_lora.rows)[0].measured.endswith("as a share of the factors' length")
+    assert claims.decide(TINY, part.rows)[0].measured.endswith("as a share of the weights' length")
+    assert "what moves are the factors A and B" in text(list(by_lora.rows), BY_LORA)
+    assert "what moves are the factors A and B" not in text(list(part.rows), TINY)
+
+
+def test_of_a_model_that_was_brought_nobody_knows_what_it_saw(part: Part) -> None:
+    said = text(list(part.rows), dataclasses.replace(TINY, data="mine.jsonl"))
+    assert "what the model was trained on before is not known" in said
 
 
 def test_the_switch_of_attention_is_said(part: Part) -> None:
@@ -207,7 +295,10 @@ def test_a_gradient_without_a_range_is_refuted_and_noise_alone_decides_nothing()
 
 
 def both_points(made: World, rng: np.random.Generator) -> list[Row]:
-    rows = [row for run in range(6) for row in made(rng, run)]
+    return at_both([row for run in range(6) for row in made(rng, run)])
+
+
+def at_both(rows: list[Row]) -> list[Row]:
     return rows + [dataclasses.replace(r, context={**r.context, "point": "damaged"}) for r in rows]
 
 
@@ -224,10 +315,15 @@ def test_planted_windows_come_out_of_the_rows() -> None:
     rng = np.random.default_rng(0)
     rows = list(line_rows(planted(rng, decades=4.0), (0.1, 0.5), {"run": 0}))
     assert number(rows, "window_width", tolerance=0.1) == pytest.approx(4.0, abs=1e-3)
-    assert number(rows, "window_width", tolerance=0.5) == pytest.approx(4.0 + 2 * math.log10(5), abs=1e-3)
+    assert number(rows, "log10_limit", tolerance=0.5) == pytest.approx(
+        math.log10(2.0**-24)
+    )  # not floor/τ, which is less
+    wider = math.log10(5) + math.log10(2.0**-24 / 3.0 / 0.1 / 2.0**-24)
+    assert number(rows, "window_width", tolerance=0.5) == pytest.approx(4.0 + wider, abs=1e-3)
     assert number(rows, "log10_prediction_ratio", tolerance=0.1) == pytest.approx(0.0, abs=1e-3)
     assert number(rows, "window_open", tolerance=0.1) == 0
     straight = list(line_rows(planted(rng, decades=30.0), (0.1,), {"run": 0}))
+    assert one(straight, "log10_prediction_ratio", tolerance=0.1).value is None
     assert number(straight, "window_open", tolerance=0.1) == 1
     assert number(straight, "log10_window", tolerance=0.1, sign="both") == 6
     bent = list(line_rows(planted(rng, decades=-2.0), (0.1,), {"run": 0}))
@@ -250,7 +346,7 @@ def test_pairs_that_add_up_and_pairs_that_do_not() -> None:
     first, second = planted(rng, decades=5.0), planted(rng, decades=4.0, slope=1.0)
     for mixed in (1e-3, 50.0):
         both = first.changes + second.changes + mixed * first.steps**2
-        rows = list(pair_rows(both, (first, second), mixed, (0.01,), {"run": 0}))
+        rows = list(pair_rows(first.steps, both, (first, second), mixed, (0.01,), {"run": 0}))
         window = one(rows, "log10_additivity_window")
         if mixed > 1:
             assert window.value == pytest.approx(window.null, abs=0.02)
@@ -273,6 +369,7 @@ def test_the_page_says_what_the_rows_say(kind: str, request: pytest.FixtureReque
     rows, said = list(found.rows), text(list(found.rows), TINY if kind == "part" else BY_LORA)
     window = 10 ** number(rows, "log10_window", point="damaged", direction="gradient", tolerance=0.1, sign="both")
     assert f"Gradient at θ_D: ε_τ = {window:.3g} (no interval) (" in said
+    assert "; round-off limit " in said
     assert "evaluated in float64, on 12 examples that no training saw" in said
     assert "Recovery, AdamW at θ_D: ‖δ‖/‖θ‖ = " in said
     assert "Two task vectors at θ₀: they add up to within τ = 0.1 until ε = " in said
@@ -284,8 +381,11 @@ def test_windows_that_are_not_there_or_not_closed_are_said_so() -> None:
         rows = both_points(world(decades, decades, curves=True), np.random.default_rng(0))
         return text(rows, dataclasses.replace(TINY, tolerances=(0.1,)))
 
-    assert "Gradient at θ₀: no window above round-off in any run." in made(-2.0)
-    assert "In 6 runs it reaches beyond the last step tried." in made(12.0)
+    assert "Gradient at θ₀: no window above round-off (ε = " in made(-2.0)
+    opened = made(12.0)
+    assert "In 6 of 6 runs it reaches beyond the last step tried." in opened
+    assert "up to ε = ≥ " in opened
+    assert "(not closed within the steps tried)" in opened
 
 
 @pytest.mark.parametrize("profile", ["smoke", "standard", "paper"])
@@ -303,6 +403,7 @@ def test_every_profile_can_be_run(profile: Any) -> None:
         ({"smallest": 2.0}, r"0 < smallest < largest, found 2\.0 and 1\.0: change --smallest or --largest"),
         ({"tolerances": ()}, r"tolerances between 0 and 1, found \[\]"),
         ({"tolerances": (0.1, 1.0)}, r"tolerances between 0 and 1, found \[0\.1, 1\.0\]: change --tolerances"),
+        ({"curvature_chunk": 0}, "curvature-chunk of at least 1, found 0"),
         ({"per_decade": 0}, "per-decade of at least 1, found 0"),
         ({"k": 300}, r"k from 1 to T = 200, found \[300\]"),
         ({"dtype": "auto"}, "float32 or float64, whose round-off leaves a window to be seen, found --dtype auto"),

@@ -123,6 +123,26 @@ def test_float32_has_its_round_off_where_the_loss_scatters(precise: Problem, tra
     assert (apart[above] < 0.3 * np.abs(fine.slope * fine.steps[above])).all()
 
 
+@pytest.mark.parametrize("steps", [signed_grid(1e-2, 1.0, 1), signed_grid(1e-8, 1.0, 3)])
+def test_the_scatter_is_measured_however_coarse_the_grid(trained: Problem, steps: list[float]) -> None:
+    examples = trained.examples["test"]["halves"][:16]
+    exam, direction = Exam.of(trained, examples), ParameterSpace(trained.model).noise(seed=2)
+    line = line_of(trained, exam, direction, steps)
+    further = line.profile().further_for_scatter()
+    least, pairs = 30 * 2.0**-24, {abs(s) for s in further}
+    assert all(-s in further for s in further)
+    assert len(pairs) <= 5
+    most = max(1e-3 * line.profile().predicted(1.0), 4 * least)
+    assert all(0.99 * least <= s <= 1.01 * most for s in pairs)
+    assert len(pairs) == 5 or min(map(abs, line.profile().steps)) < 1e-5
+    more = line_of(trained, exam, direction, sorted([*further, 0.0]))
+    profile = line.joined(more.steps[more.steps != 0].tolist(), more.sums[more.steps != 0]).profile()
+    assert 0.1 < profile.noise / (2.0**-24 * profile.loss) < 100  # some roundings of the loss itself
+    assert profile.further_for_scatter() == []
+    assert profile.limit(0.1) == max(profile.floor / 0.1, 2.0**-24)
+    assert profile.limit(1e9) == 2.0**-24
+
+
 def test_more_steps_join_in_order(precise: Problem) -> None:
     exam = Exam.of(precise, precise.examples["test"]["halves"][:4], folds=2)
     direction = ParameterSpace(precise.model).noise(seed=2).double()

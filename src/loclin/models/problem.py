@@ -12,6 +12,7 @@ from typing import cast
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from loclin.curvature import NoSecondDerivative
 from loclin.tasks.batch import Batch, accuracy, collate
 from loclin.tasks.choices import Choices, choose, collate_choices
 from loclin.tasks.example import Example
@@ -84,11 +85,27 @@ class Problem:
 
 @contextmanager
 def twice_differentiable(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """Eager attention inside, the model's own afterwards: fused attention kernels have no double backward (measures §8)."""
+    """Eager attention inside, the model's own afterwards: fused attention kernels have no double backward (measures §8).
+
+    Raises:
+        NoSecondDerivative: attention that cannot be made eager.
+    """
     core = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
     before = core.config._attn_implementation
-    core.set_attn_implementation("eager")
+    try:
+        core.set_attn_implementation("eager")
+    except (ValueError, ImportError) as error:
+        raise _fused(before) from error
+    if core.config._attn_implementation != "eager":  # transformers only warns where a model cannot be switched
+        raise _fused(before)
     try:
         yield
     finally:
         core.set_attn_implementation(before)
+
+
+def _fused(attention: str) -> NoSecondDerivative:
+    return NoSecondDerivative(
+        f"expected a model whose attention can be made eager for second derivatives, found {attention!r} alone: choose finite "
+        "differences"
+    )

@@ -110,6 +110,7 @@ def draw_curves(
         for axis, wanted in ((axes.set_xscale, log[0]), (axes.set_yscale, log[1])):
             if wanted:
                 axis("log", base=base)
+        axes.minorticks_off()  # they take longer to lay out than all else
         if not decades:
             _plain_ticks(axes, curves, over, log=log[0])
         figure.legend(loc="outside lower center", ncols=2)

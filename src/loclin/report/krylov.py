@@ -114,6 +114,20 @@ def _until(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
     )
 
 
+def _converged(rows: Sequence[Row], k: int) -> str:
+    found = [r.value for r in rows if r.quantity == "converged_bound" and "run" in r.context]
+    there = [v for v in found if v is not None]
+    text = (
+        "The bound for a descent that has converged needs H positive definite; no Ritz value was negative in "
+        f"{len(there)} of {len(found)} runs"
+    )
+    return (
+        f"{text}, where at k = {k} it leaves at most {number(max(there))} of d."
+        if there
+        else f"{text}: it says nothing here."
+    )
+
+
 def _steps(row: Row) -> str:
     t = row.context["t"]
     return f"{t} step" + ("" if t == 1 else "s")
@@ -156,7 +170,8 @@ def _model(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
     lines = [
         f"The bound needs a spectrum within [0, 2/η]; as far as Ritz values and the largest eigenvalue tell, it was there in "
         f"{int(sum(v or 0.0 for v in premise))} of {len(premise)} runs. It is about gradient descent on one quadratic: minibatch "
-        "noise and a changing Hessian are outside it, so the measured share may lie above."
+        "noise and a changing Hessian are outside it, so the measured share may lie above.",
+        _converged(rows, k),
     ]
     if two_spaces(rows):
         lines.append("This section is about the factors A and B, in which the descent takes place.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,12 +25,39 @@ DIRECTIONS = {
     "first updates, AdamW": PALETTE[6],
 }
 SIDES = {"+": "forward", "−": "backward"}
-STEP = "step ε, as a share of the weights' length"
+STEP = "step ε, as a share of the {}' length"
+TASK = "task vector"
 
 
 def sections(rows: Sequence[Row], config: Mapping[str, Any]) -> list[Section]:
     """The study's sections in reading order."""
     return [_lines(rows, config), _windows(rows, config), _wholes(rows, config), _pairs(rows, config)]
+
+
+def _step(config: Mapping[str, Any]) -> str:
+    """What a step is measured in: with LoRA it is the factors that move."""
+    return STEP.format(_moved(config))
+
+
+def _moved(config: Mapping[str, Any]) -> str:
+    return "factors" if config["space"] == "lora" else "weights"
+
+
+def _reach(rows: Sequence[Row], quantity: str = "log10_window", opened: str = "window_open", **there: Any) -> str:
+    """A window, as a lower bound where not every run saw its end."""
+    text, found = power_text(rows, quantity, **there), select(rows, opened, **there)
+    return f"≥ {text} (not closed within the steps tried)" if found and found[0].value else text
+
+
+def _share(rows: Sequence[Row], quantity: str, there: Mapping[str, Any]) -> str:
+    """In how many runs something was so, of task vectors in which share of all their tasks; empty where in none."""
+    found = select(rows, quantity, **there)
+    share = found[0].value if found else None
+    if not share:
+        return ""
+    if there.get("direction") == TASK:
+        return f"in {share:.0%} of the tasks of all runs"
+    return f"in {round(share * found[0].n)} of {found[0].n} runs"
 
 
 def powered(rows: Sequence[Row]) -> list[Row]:
@@ -63,32 +89,53 @@ def _nulls(rows: Sequence[Row]) -> list[Row]:
 def _lines(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
     figures, lines = [], []
     for point, symbol in POINTS.items():
-        figures.append(_changes(rows, point, symbol))
-        figures += [_errors(rows, point, symbol, sign, config["tolerances"]) for sign in SIDES]
-        figures.append(_scores(rows, point, symbol))
+        figures.append(_changes(rows, point, symbol, config))
+        figures += [_errors(rows, point, symbol, sign, config) for sign in SIDES]
+        figures += [_scores(rows, point, symbol, sign, config) for sign in SIDES]
         wide = max(config["tolerances"])
         there = {"point": point, "tolerance": wide, "sign": "both"}
         lines.append(
             f"At {symbol} the loss is {text_of(rows, 'loss', point=point)} nats a token and the score "
-            f"{text_of(rows, 'score_here', point=point)}. The prediction is off by {wide:g} of itself at ε = "
-            f"{power_text(rows, 'log10_window', direction='gradient', **there)} along the gradient and at "
-            f"{power_text(rows, 'log10_window', direction='random', **there)} along a random direction."
+            f"{text_of(rows, 'score_here', point=point)}. The prediction holds to within {wide:g} of itself up to ε = "
+            f"{_reach(rows, direction='gradient', **there)} along the gradient and up to ε = "
+            f"{_reach(rows, direction='random', **there)} along a random direction."
         )
     return Section(
         title="How does the loss change along a straight line?",
         question="The change of the loss against the size of the step, beside what the gradient alone predicts (Figure 6): where do "
-        "the two part? A step ε moves the weights by ε times their length along a unit direction, forward or backward.",
+        "the two part? A step ε moves the "
+        f"{_moved(config)} by ε times their length along a unit direction, forward or backward; forward along the gradient raises "
+        "the loss.",
         figures=figures,
         sees=[
-            f"Independent runs: {config['seeds']}; means over them are geometric. Weights and losses are evaluated in "
-            f"{'float64' if config['evaluate'] == 'float64' else config['dtype']}, on {config['window_examples']} examples that no "
-            "training saw.",
+            f"Independent runs: {config['seeds']}; means over them are geometric for steps, windows and sizes of errors and of loss "
+            "changes, plain for losses, scores, signed loss changes and decades. Weights and losses are evaluated in "
+            f"{'float64' if config['evaluate'] == 'float64' else config['dtype']}, on {config['window_examples']} examples "
+            f"{_unseen(config)}.",
+            "Norm-matched noise is random within every tensor and has the gradient's norm there, at both points.",
+            *(_by_factors(config)),
             *lines,
         ],
     )
 
 
-def _changes(rows: Sequence[Row], point: str, symbol: str) -> Drawing:
+def _unseen(config: Mapping[str, Any]) -> str:
+    """What is known of the examples: of a model that was brought, not what it was pretrained on."""
+    if config["data"] is None:
+        return "that no training saw"
+    return "of the test split, which no training of this study saw; what the model was trained on before is not known"
+
+
+def _by_factors(config: Mapping[str, Any]) -> list[str]:
+    if config["space"] != "lora":
+        return []
+    return [
+        "With LoRA what moves are the factors A and B: their length, and so ε, depends on how the update BA is split between them, "
+        "so that ε compares directions at one point here but not with steps of full weights."
+    ]
+
+
+def _changes(rows: Sequence[Row], point: str, symbol: str, config: Mapping[str, Any]) -> Drawing:
     curves = []
     for direction in ("gradient", "norm-matched noise", "task vector", "recovery, AdamW", "top curvature"):
         found = select(rows, "log10_loss_change", point=point, direction=direction, sign="+")
@@ -100,7 +147,7 @@ def _changes(rows: Sequence[Row], point: str, symbol: str) -> Drawing:
         f"Size of the loss change at {symbol} against the step, forward; dashed: the gradient's prediction.",
         [c for c in curves if c.rows],
         over="step",
-        labels=(STEP, "|ΔL|, nats a token"),
+        labels=(_step(config), "|ΔL|, nats a token"),
         title=f"Loss change at {symbol}; dashed: predicted",
         limits=None,
         log=(True, True),
@@ -108,8 +155,8 @@ def _changes(rows: Sequence[Row], point: str, symbol: str) -> Drawing:
     )
 
 
-def _errors(rows: Sequence[Row], point: str, symbol: str, sign: str, tolerances: Sequence[float]) -> Drawing:
-    curves, lowest = [], 1.0
+def _errors(rows: Sequence[Row], point: str, symbol: str, sign: str, config: Mapping[str, Any]) -> Drawing:
+    curves, lowest, tolerances = [], 1.0, config["tolerances"]
     for direction in _there(rows, point):
         found = powered(select(rows, "log10_error", point=point, direction=direction, sign=sign))
         curves.append(Curve(rows=found, label=direction, colour=DIRECTIONS[direction], band=direction == "gradient"))
@@ -132,7 +179,7 @@ def _errors(rows: Sequence[Row], point: str, symbol: str, sign: str, tolerances:
         f"Relative error of first-order prediction at {symbol} against the step, {SIDES[sign]}.",
         curves,
         over="step",
-        labels=(STEP, "|ΔL − εgᵀv| / |εgᵀv|"),
+        labels=(_step(config), "|ΔL − εgᵀv| / |εgᵀv|"),
         title=f"Error of the prediction at {symbol}, {SIDES[sign]}",
         limits=None,
         log=(True, True),
@@ -140,10 +187,10 @@ def _errors(rows: Sequence[Row], point: str, symbol: str, sign: str, tolerances:
     )
 
 
-def _scores(rows: Sequence[Row], point: str, symbol: str) -> Drawing:
+def _scores(rows: Sequence[Row], point: str, symbol: str, sign: str, config: Mapping[str, Any]) -> Drawing:
     curves = [
         Curve(
-            rows=select(rows, "score", point=point, direction=direction, sign="+"),
+            rows=select(rows, "score", point=point, direction=direction, sign=sign),
             label=direction,
             colour=DIRECTIONS[direction],
             band=direction == "gradient",
@@ -151,12 +198,12 @@ def _scores(rows: Sequence[Row], point: str, symbol: str) -> Drawing:
         for direction in _there(rows, point)
     ]
     return draw_curves(
-        f"score-{point}",
-        f"Score on the task at {symbol} against the step, forward.",
+        f"score-{point}-{SIDES[sign]}",
+        f"Score on the task at {symbol} against the step, {SIDES[sign]}.",
         curves,
         over="step",
-        labels=(STEP, "score"),
-        title=f"Score at {symbol}, forward",
+        labels=(_step(config), "score"),
+        title=f"Score at {symbol}, {SIDES[sign]}",
         decades=True,
     )
 
@@ -172,7 +219,13 @@ def _windows(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
         if measured:
             predicted = [(d, replace(r, value=r.null, low=None, high=None)) for d, r in measured]
             figures.append(
-                _dots(f"windows-{point}", f"First-order window at {symbol}, τ = {tolerance:g}", measured, predicted)
+                _dots(
+                    f"windows-{point}",
+                    f"First-order window at {symbol}, τ = {tolerance:g}",
+                    measured,
+                    predicted,
+                    _step(config),
+                )
             )
         lines += [_window_line(rows, symbol, tolerance, {"point": point, "direction": d}) for d in _there(rows, point)]
     return Section(
@@ -184,12 +237,14 @@ def _windows(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
     )
 
 
-def _dots(name: str, title: str, measured: Sequence[tuple[str, Row]], predicted: Sequence[tuple[str, Row]]) -> Drawing:
+def _dots(
+    name: str, title: str, measured: Sequence[tuple[str, Row]], predicted: Sequence[tuple[str, Row]], label: str
+) -> Drawing:
     return draw_dots(
         name,
         f"{title}: measured and predicted from curvature.",
         {"measured": measured, "predicted from curvature": predicted},
-        label=STEP,
+        label=label,
         title=title,
         log=True,
     )
@@ -197,13 +252,12 @@ def _dots(name: str, title: str, measured: Sequence[tuple[str, Row]], predicted:
 
 def _window_line(rows: Sequence[Row], symbol: str, tolerance: float, here: Mapping[str, Any]) -> str:
     there = {**here, "tolerance": tolerance, "sign": "both"}
-    found = select(rows, "log10_window", **there)
+    found = powered(select(rows, "log10_window", **there))
     name = f"{here['direction']} at {symbol}"
+    limit = power_text(rows, "log10_limit", **here, tolerance=tolerance)
     if not found:
-        return f"{name[0].upper()}{name[1:]}: no window above round-off in any run."
-    ratio = power_text(rows, "log10_prediction_ratio", **there)
-    each = powered([r for sign in SIDES for r in select(rows, "log10_window", **{**there, "sign": sign})])
-    sides = " and ".join(f"{number(r.value)} {SIDES[r.context['sign']]}" for r in each)
+        return f"{name[0].upper()}{name[1:]}: no window above round-off (ε = {limit}) in any run."
+    sides = ", ".join(f"{_side(rows, there, sign)} {side}" for sign, side in SIDES.items())
     shares = [r for sign in SIDES for r in select(rows, "edge_loss_change", **here, sign=sign)]
     inside = (
         f"; inside, the loss changes by up to {number(max(defined(r.value) for r in shares))} of itself"
@@ -211,16 +265,22 @@ def _window_line(rows: Sequence[Row], symbol: str, tolerance: float, here: Mappi
         else ""
     )
     return (
-        f"{name[0].upper()}{name[1:]}: ε_τ = {power_text(rows, 'log10_window', **there)} ({sides}); curvature predicts {ratio} "
-        f"times that; {text_of(rows, 'window_width', **there)} decades above round-off{inside}.{_unsure(rows, there, found[0].n)}"
+        f"{name[0].upper()}{name[1:]}: ε_τ = {_reach(rows, **there)} ({sides}); curvature predicts {number(found[0].null)}, "
+        f"{power_text(rows, 'log10_prediction_ratio', **there)} times the measured; round-off limit {limit}, "
+        f"{text_of(rows, 'window_width', **there)} decades below{inside}.{_unsure(rows, there)}"
     )
 
 
-def _unsure(rows: Sequence[Row], there: Mapping[str, Any], runs: int) -> str:
-    """In how many runs the window is only known from one side."""
-    opened = select(rows, "window_open", **there)
-    share = opened[0].value if opened else None
-    return f" In {round(share * runs)} runs it reaches beyond the last step tried." if share else ""
+def _side(rows: Sequence[Row], there: Mapping[str, Any], sign: str) -> str:
+    found = powered(select(rows, "log10_window", **{**there, "sign": sign}))
+    return number(found[0].value) if found else "none"
+
+
+def _unsure(rows: Sequence[Row], there: Mapping[str, Any]) -> str:
+    """In how many runs there is no window, and in how many it is only known from one side."""
+    missing, opened = (_share(rows, quantity, there) for quantity in ("no_window", "window_open"))
+    said = f" {missing[0].upper()}{missing[1:]} there is none above round-off; ε_τ is of the others." if missing else ""
+    return said + (f" {opened[0].upper()}{opened[1:]} it reaches beyond the last step tried." if opened else "")
 
 
 def _wholes(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
@@ -233,6 +293,7 @@ def _wholes(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
             lengths = powered(select(rows, "log10_whole_in_windows", **here, tolerance=tolerance))
             if lengths:
                 entries.append((f"{direction} at {symbol}", lengths[0]))
+            if select(rows, "log10_whole_step", **here):
                 lines.append(_whole_line(rows, f"{direction} at {symbol}", here, tolerance))
     figures = []
     if entries:
@@ -266,12 +327,16 @@ def _whole_line(rows: Sequence[Row], name: str, here: Mapping[str, Any], toleran
         else "the loss there is not finite"
     )
     inside = select(rows, "whole_inside", **here, tolerance=tolerance)
-    share = f"inside in {number(inside[0].value)} of the runs" if inside else ""
+    of = "tasks of all runs" if here["direction"] == TASK else "runs"
+    share = f"inside in {inside[0].value:.0%} of the {of}" if inside and inside[0].value is not None else ""
+    missing = _share(rows, "no_window", {**here, "tolerance": tolerance, "sign": "+"})
+    none = f" (none forward {missing})" if missing else ""
     score = select(rows, "whole_score", **here)
     scored = f"; score {number(score[0].null)} before, {number(score[0].value)} after" if score else ""
+    long = power_text(rows, "log10_whole_in_windows", **here, tolerance=tolerance)
     return (
-        f"{name[0].upper()}{name[1:]}: ‖δ‖/‖θ‖ = {power_text(rows, 'log10_whole_step', **here)}, "
-        f"{power_text(rows, 'log10_whole_in_windows', **here, tolerance=tolerance)} windows long, {share}; {told}{scored}."
+        f"{name[0].upper()}{name[1:]}: ‖δ‖/‖θ‖ = {power_text(rows, 'log10_whole_step', **here)}, length in windows {long}{none}, "
+        f"{share or 'whether inside is not known'}; {told}{scored}."
     )
 
 
@@ -321,9 +386,11 @@ def _pair_lines(rows: Sequence[Row], names: Mapping[tuple[str, str], None], tole
         if not found:
             yield f"{name}: no size above round-off at which they add up to within τ = {tolerance:g}."
             continue
-        null = math.nan if found[0].null is None else 10.0 ** found[0].null
+        null = None if found[0].null is None else 10.0 ** found[0].null
+        there = {"point": point, "pair": pair, "tolerance": tolerance}
+        missing = _share(rows, "no_additivity", there)
+        none = f" {missing[0].upper()}{missing[1:]} there is no such size above round-off." if missing else ""
         yield (
             f"{name}: they add up to within τ = {tolerance:g} until ε = "
-            f"{power_text(rows, 'log10_additivity_window', point=point, pair=pair, tolerance=tolerance)}; mixed curvature predicts "
-            f"{number(null)}."
+            f"{_reach(rows, 'log10_additivity_window', 'additivity_open', **there)}; mixed curvature predicts {number(null)}.{none}"
         )

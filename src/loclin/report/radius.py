@@ -35,10 +35,10 @@ def sections(rows: Sequence[Row], config: Mapping[str, Any]) -> list[Section]:
 
 
 def print_radius(folder: Path) -> None:
-    """Print the radius of a run folder as a short table, and what it rests on; nothing where the folder holds none."""
+    """Print the radius of a run folder as a short table, and what it rests on; nothing where the folder holds none that is finished."""
     record = Record(folder)
     run = record.run()
-    if STUDY not in run["studies"]:
+    if STUDY not in run["studies"] or not (folder / STUDY / "results.json").exists():  # begun and failed
         return
     rows, config, console = record.results(STUDY), run["studies"][STUDY], Console()
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))

@@ -124,8 +124,10 @@ def _energy(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
         lines.append(
             f"At {symbol} the top {k} directions of half of the gradients hold "
             f"{text_of(rows, 'crossfit_energy', point=point, vectors='measured', k=k)} of the energy of the other half, and "
-            f"{text_of(rows, 'crossfit_signal', point=point, vectors='measured', k=k)} of that of their mean; a random space "
-            f"would hold {number(null[0].null) if null else '–'}."
+            f"{text_of(rows, 'crossfit_signal', point=point, vectors='measured', k=k)} of that of their mean; of random "
+            "vectors with the same norm in every tensor it would be "
+            f"{text_of(rows, 'crossfit_energy', point=point, vectors='per tensor', k=k)}, in a "
+            f"space of random directions {number(null[0].null) if null else '–'}."
         )
     return Section(
         title="Do new gradients lie in the space of old ones?",
@@ -158,13 +160,12 @@ def _tasks(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
         )
         lines.append(
             f"At {symbol} two sets of gradients of one task agree to {text_of(rows, 'overlap_within', point=point)}, {between}; "
-            f"random spaces would to {number(null[0].null) if null else '–'}, and rarely above "
-            f"{text_of(rows, 'task_overlap_bound', point=point).split(' ')[0]}."
+            f"random vectors with the same norm in every tensor would to {number(null[0].null) if null else '–'}."
         )
     return Section(
         title="Do different tasks share a gradient space?",
         question=f"Mean squared cosine between the top-{k} spaces of two tasks, from {config['overlap_gradients']} gradients each. "
-        "The diagonal is what minibatch noise leaves of a task's agreement with itself: nothing can be expected above it.",
+        "The diagonal says how well a space is known at all from so few gradients.",
         figures=figures,
         sees=lines,
     )

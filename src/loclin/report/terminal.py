@@ -34,9 +34,9 @@ def print_claims(folder: Path) -> None:
 
 
 def print_findings(folder: Path, study: str) -> None:
-    """Print what a study without claims found, in the sentences of its page; nothing where the folder does not hold it."""
+    """Print what a study without claims found, in the sentences of its page; nothing where the folder does not hold it finished."""
     run = Record(folder).run()
-    if study not in run["studies"]:
+    if study not in run["studies"] or not (folder / study / "results.json").exists():  # begun and failed
         return
     console = Console()
     for section in PAGES[study](Record(folder).results(study), run["studies"][study]):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,11 +28,14 @@ from loclin.window import (
     predicted_window,
     relative_error,
     round_off,
+    unit_round_off,
 )
 
 Array = Float[np.ndarray, " n"]
-#: The scatter of the loss is read from the smallest steps, each this far below the one where curvature doubles the change.
-STRAIGHT, SCATTER_STEPS = 1e-3, 5
+#: The scatter of the loss is read from the smallest steps that are at most this far below the one where curvature doubles the
+#: change, but so many unit round-offs long that the weights move along the line rather than from one rounding to the next.
+STRAIGHT, SCATTER_STEPS, ROUNDINGS = 1e-3, 5, 30
+SPREAD = 4.0  # from the least to the largest of them at least
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -177,10 +180,34 @@ class Profile:
         return relative_error(self.changes, self.steps, self.slope)
 
     @property
+    def unit(self) -> float:
+        """Unit round-off of the evaluation."""
+        return unit_round_off(self.dtype)
+
+    @property
+    def _straight(self) -> tuple[float, float]:
+        """Between which steps the scatter is read."""
+        least = ROUNDINGS * self.unit
+        most = min(STRAIGHT * predicted_window(self.slope, self.curvature, 1.0), STRAIGHT)
+        return least, max(most, SPREAD * least)
+
+    def further_for_scatter(self) -> list[float]:
+        """Signed steps that are still to be asked for enough pairs of opposite ones to read the scatter from."""
+        least, most = self._straight
+        pairs = [s for s in self.steps if least <= s <= most and -s in self.steps]
+        wanted = np.geomspace(max(least, most / SPREAD**4), most, SCATTER_STEPS)
+        new = [float(s) for s in wanted if s not in self.steps][: max(0, SCATTER_STEPS - len(pairs))]
+        return [sign * s for s in new for sign in (1, -1)]
+
+    @property
     def noise(self) -> float:
-        """Scatter of the loss, from the smallest steps that have an opposite (`evaluation_noise`)."""
-        straight = STRAIGHT * predicted_window(self.slope, self.curvature, 1.0)
-        small = [s for s in self.steps if 0 < s <= straight and -s in self.steps][:SCATTER_STEPS]
+        """Scatter of the loss, from the smallest steps that have an opposite (`evaluation_noise`).
+
+        Where none lies between the bounds, from the smallest of all: rather too large a scatter than none.
+        """
+        least, most = self._straight
+        pairs = [s for s in self.steps if s > 0 and -s in self.steps]
+        small = [s for s in pairs if least <= s <= most][:SCATTER_STEPS] or pairs[:1]
         plus, minus = (np.array([self.changes[self.steps == sign * s][0] for s in small]) for sign in (1, -1))
         return evaluation_noise(plus, minus, np.array(small), self.curvature)
 
@@ -189,10 +216,20 @@ class Profile:
         """Step at which the change of the loss drowns in its rounding."""
         return round_off(self.loss, self.slope, self.dtype, noise=self.noise)
 
+    def limit(self, tolerance: float) -> float:
+        """The smallest step whose error can be told from round-off at this τ (`first_order_window`)."""
+        return max(self.floor / tolerance, self.unit)
+
+    def on(self, steps: Sequence[float] | Array) -> Profile:
+        """The same profile at some of its steps alone; scatter and floor are then those of these."""
+        kept = np.isin(self.steps, np.asarray(steps))
+        return replace(self, steps=self.steps[kept], changes=self.changes[kept], scores=self.scores[kept])
+
     def window(self, sign: int, tolerance: float) -> Window:
         """ε_τ on one side, measured."""
         side = np.flatnonzero(np.sign(self.steps) == sign)[::sign]
-        return first_order_window(np.abs(self.steps[side]), self.errors[side], tolerance, self.floor)
+        steps, errors = np.abs(self.steps[side]), self.errors[side]
+        return first_order_window(steps, errors, tolerance, self.floor, unit=self.unit)
 
     def predicted(self, tolerance: float) -> float:
         """ε_τ on either side, from slope and curvature alone."""

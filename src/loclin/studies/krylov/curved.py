@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loclin.curvature import Method, Probes, hessian_operator, probes, top_eigenpairs
-from loclin.errors import LoclinError
 from loclin.geometry.krylov import Krylov, lanczos, preconditioned_lanczos
 from loclin.geometry.subspace import random_subspace
 from loclin.models import twice_differentiable
@@ -72,7 +71,8 @@ def curved_at(bench: Bench[Config], damaged: Float[Tensor, " D"]) -> Curved:
             g = space.gradient(lambda b: answer_loss(problem.model, b), chunks)
             product = hessian_operator(space, lambda b: answer_loss(problem.model, b), chunks, method=method)
             krylov = lanczos(product, g, most)
-            values, vectors = top_eigenpairs(product, space.noise(seed=derived(seed, "eigenvectors")), most)
+            start = space.noise(seed=derived(seed, "eigenvectors"))
+            values, vectors = top_eigenpairs(product, start, config.k, remedy="lower --k")
             probed = probes(product, space, config.probes, seed=seed)
             own = preconditioned_lanczos(product, g, _scale(gradients), most).basis
     random = random_subspace(most, space.dimension, seed=derived(seed, "random")).basis.to(damaged)
@@ -114,13 +114,6 @@ def _method(bench: Bench[Config]) -> Iterator[tuple[Method, str]]:
         yield "finite differences", "Hessian-vector products by finite differences of gradients, a fallback"
         return
     before = bench.problem.model.config._attn_implementation
-    with ExitStack() as switched:
-        try:
-            switched.enter_context(twice_differentiable(bench.problem.model))
-        except (ValueError, ImportError) as error:
-            raise LoclinError(
-                f"expected a model whose attention can be made eager for second derivatives, found {before!r} alone: choose "
-                "--products 'finite differences'"
-            ) from error
+    with twice_differentiable(bench.problem.model):
         note = "Hessian-vector products by differentiating twice"
         yield "double backward", note + ("" if before == "eager" else f", attention switched from {before} to eager")

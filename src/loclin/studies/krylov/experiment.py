@@ -86,7 +86,7 @@ def recover(
     rows: list[Row] = []
 
     def watch(t: int) -> None:
-        if t in config.times or t == config.steps:
+        if t == config.steps:
             rows.append(bench.row("score", bench.score(), optimiser=optimiser, point="recovery", t=t, on=bench.task))
 
     real = recovery(

@@ -14,7 +14,7 @@ from loclin.geometry.krylov import Krylov
 from loclin.record import Row
 from loclin.stats import over_runs
 from loclin.studies.krylov.curved import Curved
-from loclin.theory import krylov_stopped_bound
+from loclin.theory import krylov_converged_bound, krylov_stopped_bound
 
 Gramian = Float[np.ndarray, "T T"]
 ROUNDED = 1e-5  # of the largest eigenvalue: a Ritz value below nought by less than this is nought to float32
@@ -118,7 +118,10 @@ def bound_rows(
 
 
 def curvature_rows(found: Curved, k: int, context: Mapping[str, Any]) -> Iterator[Row]:
-    """Largest eigenvalues, Ritz values with their residual bounds, trace and Frobenius norm.
+    """Largest eigenvalues, Ritz values with their residual bounds, trace and Frobenius norm; the bound for converged descent.
+
+    That bound needs H positive definite; with the lowest Ritz value for its smallest eigenvalue it is the least that it can be,
+    and it is not defined where a Ritz value is negative.
 
     The intervals of trace and norm are over probes; no other row of a single run has one.
     """
@@ -131,6 +134,9 @@ def curvature_rows(found: Curved, k: int, context: Mapping[str, Any]) -> Iterato
         yield Row(quantity="ritz_value", value=float(value), context={**context, "i": i})
         yield Row(quantity="ritz_bound", value=float(bound), context={**context, "i": i})
     yield Row(quantity="lowest_ritz_value", value=float(values[-1]), context=dict(context))
+    largest, lowest = float(found.eigenvalues[0]), float(values[-1])
+    converged = krylov_converged_bound(largest / lowest, k) if 0 < lowest <= largest else None
+    yield Row(quantity="converged_bound", value=converged, context={**context, "k": k})
     trace, square = over_runs(found.probes.forms), over_runs(found.probes.squares)
     yield Row(quantity="trace", value=trace.value, low=trace.low, high=trace.high, context=dict(context))
     low, middle, high = (math.sqrt(max(v, 0.0)) for v in (square.low, square.value, square.high))

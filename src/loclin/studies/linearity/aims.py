@@ -41,21 +41,21 @@ class Aim:
     on: str | None = None
 
 
-def common_aims(bench: Bench[Config], gradient: Vector, like: Vector, product: Product, *, seed: int) -> list[Aim]:
+def common_aims(bench: Bench[Config], gradient: Vector, product: Product, *, seed: int) -> list[Aim]:
     """What is drawn at every point: the gradient, two kinds of noise, the direction of most curvature.
 
     Args:
         bench: of the run, the space standing at the point.
-        gradient: of the loss that is followed.
-        like: whose norms, tensor by tensor, the norm-matched noise has.
+        gradient: of the loss that is followed; the norm-matched noise has its norms, tensor by tensor.
         product: v ↦ Hv of the same loss.
         seed: of the noise.
     """
     space = bench.space
-    _, top = top_eigenpairs(product, space.noise(seed=derived(seed, "lanczos")).to(gradient), 1)
+    start = space.noise(seed=derived(seed, "lanczos")).to(gradient)
+    _, top = top_eigenpairs(product, start, 1, remedy="raise --window-examples or choose another --seed")
     return [
         Aim(name=GRADIENT, vector=gradient),
-        Aim(name=MATCHED, vector=norm_matched_noise(space, like[None], seed=derived(seed, "matched"))[0]),
+        Aim(name=MATCHED, vector=norm_matched_noise(space, gradient[None], seed=derived(seed, "matched"))[0]),
         Aim(name=RANDOM, vector=space.noise(seed=derived(seed, "random"))),
         Aim(name="top curvature", vector=top[0]),
     ]

@@ -40,12 +40,14 @@ def window(config: Config, rows: Sequence[Row], point: str) -> Claim:
         statement="There is a range of steps in which first-order prediction holds.",
         setting=setting(config, SYMBOL[point]),
         paper="located on Qwen2.5-0.5B (Fig. 6)",
-        measured=f"log10 of the window ε_τ along the gradient, τ = {tau:g}: the largest step, as a share of the weights' length",
+        measured=f"log10 of the window ε_τ along the gradient, τ = {tau:g}: the largest step, as a share of the "
+        f"{'factors' if config.space == 'lora' else 'weights'}' length",
         null=f"{LEAST:g} decade between the round-off limit and ε_τ, along the gradient and along norm-matched noise",
         p=max(mean_above(gradient, LEAST), mean_above(noise, LEAST)),
         p_holm=None,
         rule=f"width = log10(ε_τ / round-off limit), the smaller of both signs; supported: lower limits of the widths along the "
-        f"gradient and along norm-matched noise both above {LEAST:g}; refuted: upper limit along the gradient below {LEAST:g}",
+        f"gradient and along norm-matched noise both above {LEAST:g}; refuted: upper limit along the gradient below {LEAST:g}; "
+        "the noise is isotropic within every tensor and has the gradient's norm there, at both points",
         verdict=verdict(g.low > LEAST and m.low > LEAST, g.high < LEAST),
         note="; ".join(_notes(config, rows, point, e, g, m)),
         **figures(e),  # type: ignore[arg-type]
@@ -64,6 +66,10 @@ def _notes(
     notes = [f"widths {gradient} decades along the gradient, {noise} along norm-matched noise"]
     if size:
         notes.insert(0, f"ε_τ {_power(size)} along the gradient")
+    for direction in (GRADIENT, MATCHED):
+        missing = np.isnan(_of(config, rows, "log10_window", point, direction))
+        if missing.any():
+            notes.append(f"in {missing.sum()} of {len(missing)} runs there is no window along {_article(direction)}")
     notes += _named("ε_τ {} along norm-matched noise", _of(config, rows, "log10_window", point, MATCHED))
     notes += _named(
         "curvature predicts {} times the measured ε_τ", _of(config, rows, "log10_prediction_ratio", point, GRADIENT)
@@ -75,6 +81,10 @@ def _notes(
     notes += _lengths(config, rows, point)
     notes.append("any smooth loss has some window above round-off: the radius, not the verdict, is the number to use")
     return notes
+
+
+def _article(direction: str) -> str:
+    return f"the {direction}" if direction == GRADIENT else direction
 
 
 def _lengths(config: Config, rows: Sequence[Row], point: str) -> list[str]:

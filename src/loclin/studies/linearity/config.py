@@ -31,7 +31,8 @@ class Config(RecoverySettings):
     length of real displacements, and against the step at which round-off begins. Pairs of directions: up to which size is the
     effect of the sum the sum of the effects? (measures §7)
 
-    Every step is relative: ε moves the weights by ε times their length along a unit direction.
+    Every step is relative: ε moves the weights by ε times their length along a unit direction; with LoRA the weights are the
+    factors A and B.
 
     The other defaults depend on --profile and --model: the losses of the built-in models are followed in float64.
     """
@@ -55,6 +56,12 @@ class Config(RecoverySettings):
     """AdamW steps from the pretrained point behind each task vector."""
     k: int = 10
     """First updates of a recovery whose sum is a direction too."""
+    curvature_chunk: int = 64
+    """Examples in a pass that is differentiated. Where one pass holds all of them, its graph is kept from product to product,
+    which saves a third of their time."""
+    products: Literal["auto", "finite differences"] = "auto"
+    """Hessian-vector products: auto differentiates twice, with attention switched to eager; finite differences of gradients
+    are a fallback for models whose attention cannot be switched."""
 
     def checked(self) -> Config:
         """This configuration, if it can be run.
@@ -63,7 +70,7 @@ class Config(RecoverySettings):
             LoclinError: what was expected, what was found, what to do.
         """
         super().checked()
-        check_counts(self, ("window_examples", "per_decade", "task_vector_steps", "k"))
+        check_counts(self, ("window_examples", "per_decade", "task_vector_steps", "k", "curvature_chunk"))
         check_within(self, ("k",), self.steps, "T", "raise --steps")
         check_grid(self.smallest, self.largest, self.tolerances)
         if self.dtype in ("bfloat16", "float16", "auto"):
@@ -102,13 +109,12 @@ def preset(profile: Profile, model: str | None = None) -> Config:
     config = Config(model=named(profile, model), profile=profile)
     if config.model not in SEQUENCE_MODELS:
         config = recovering_by_lora(config)
-    if config.model in BUILT_IN:
-        config = replace(config, evaluate="float64")
+    config = replace(config, evaluate="float64") if config.model in BUILT_IN else replace(config, curvature_chunk=8)
     if profile == "smoke":
         return replace(recovering_quickly(config), window_examples=24, per_decade=1, task_vector_steps=10, k=5)
     if profile == "paper":
         return replace(config, seeds=24, window_examples=128)
-    return replace(config, seeds=4, steps=100, window_examples=32, per_decade=2)
+    return replace(config, seeds=4, steps=100, window_examples=24, per_decade=2)
 
 
 def settings(profile: Profile) -> tuple[Config, ...]:

@@ -6,7 +6,7 @@ Steps and windows are relative: ε‖θ‖ along a unit direction. Windows are a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,13 @@ def line_rows(profile: Profile, tolerances: tuple[float, ...], here: Context) ->
     """Slope, curvature and windows of one direction.
 
     `log10_window` of sign "both" is the smaller side's; its null is what curvature predicts. `window_width` counts the decades
-    from the round-off limit floor/τ to it, none where there is no window above that limit.
+    from the round-off limit to it, none where there is no window above that limit.
     """
     yield Row(quantity="slope", value=profile.slope, context=dict(here))
     yield Row(quantity="curvature", value=profile.curvature, context=dict(here))
     for tolerance in tolerances:
         there = {**here, "tolerance": tolerance}
-        limit = profile.floor / tolerance
+        limit = profile.limit(tolerance)
         yield Row(quantity="log10_limit", value=log10(limit), context=there)
         windows = {sign: profile.window(sign, tolerance) for sign in SIGNS}
         yield from window_rows(windows, profile.predicted(tolerance), limit, there)
@@ -53,7 +53,10 @@ def curve_rows(profile: Profile, here: Context) -> Iterator[Row]:
 
 
 def window_rows(windows: Mapping[int, Window], predicted: float, limit: float, here: Context) -> Iterator[Row]:
-    """The windows of both sides and the smaller of them, the prediction, and the decades above round-off."""
+    """The windows of both sides and the smaller of them, the prediction, and the decades above round-off.
+
+    The prediction is held against windows that were measured: an open one is only known to be as large as it is.
+    """
     for sign, window in windows.items():
         yield Row(
             quantity="log10_window",
@@ -61,13 +64,15 @@ def window_rows(windows: Mapping[int, Window], predicted: float, limit: float, h
             null=log10(predicted),
             context={**here, "sign": SIGNS[sign]},
         )
+        yield Row(quantity="no_window", value=float(window.size is None), context={**here, "sign": SIGNS[sign]})
     smaller = smaller_window(windows)
     there = {**here, "sign": BOTH}
     size = log10(smaller.size)
     yield Row(quantity="log10_window", value=size, null=log10(predicted), context=there)
+    yield Row(quantity="no_window", value=float(smaller.size is None), context=there)
     yield Row(quantity="window_open", value=float(smaller.open), context=there)
     expected, least = log10(predicted), log10(limit)
-    ratio = None if size is None or expected is None else expected - size
+    ratio = None if size is None or expected is None or smaller.open else expected - size
     yield Row(quantity="log10_prediction_ratio", value=ratio, null=0.0, context=there)
     width = 0.0 if size is None else None if least is None else size - least
     yield Row(quantity="window_width", value=width, unit="decades", context=there)
@@ -88,13 +93,17 @@ def edge_rows(profile: Profile, change: float | None, score: float | None, here:
 def whole_rows(
     profile: Profile, step: float, change: float, score: float, window: Window, tolerance: float, here: Context
 ) -> Iterator[Row]:
-    """A displacement taken as a whole: how long it is, in windows too, and what it does beside what its slope says."""
+    """A displacement taken as a whole: how long it is, in windows too, and what it does beside what its slope says.
+
+    Its length in windows is defined where the window is closed, and whether it is inside wherever that is known.
+    """
     inside = window.size is not None and step <= window.size
+    known = inside or not window.open
     yield Row(quantity="log10_whole_step", value=log10(step), context=dict(here))
     there = {**here, "tolerance": tolerance}
-    windows = None if window.size is None else log10(step / window.size)
+    windows = None if window.size is None or window.open else log10(step / window.size)
     yield Row(quantity="log10_whole_in_windows", value=windows, null=0.0, context=there)
-    yield Row(quantity="whole_inside", value=float(inside), context=there)
+    yield Row(quantity="whole_inside", value=float(inside) if known else None, context=there)
     error = relative_error(np.array([change]), np.array([step]), profile.slope)
     yield Row(quantity="log10_whole_error", value=log10(float(error[0])), context=dict(here))
     yield Row(quantity="whole_loss_change", value=finite(change), null=step * profile.slope, context=dict(here))
@@ -102,6 +111,7 @@ def whole_rows(
 
 
 def pair_rows(
+    steps: Float[np.ndarray, " n"],
     both: Float[np.ndarray, " n"],
     profiles: tuple[Profile, Profile],
     mixed: float,
@@ -111,15 +121,16 @@ def pair_rows(
     """Is the effect of the sum the sum of the effects: the error at every step, and its window on the smaller side.
 
     Args:
-        both: loss changes along the sum of the two rays, at the steps of the profiles.
-        profiles: of the two.
+        steps: signed, in rising order, without 0.
+        both: loss changes along the sum of the two rays there.
+        profiles: of the two, at these steps or more.
         mixed: vᵀHw.
         tolerances: τ.
         here: context.
     """
     first, second = profiles
-    errors = additivity_error(both, first.changes, second.changes)
-    for step, error in zip(first.steps, errors, strict=True):
+    errors = additivity_error(both, *(p.on(steps).changes for p in profiles))
+    for step, error in zip(steps, errors, strict=True):
         there = {**here, "sign": SIGNS[1 if step > 0 else -1], "step": abs(float(step))}
         yield Row(quantity="log10_additivity_error", value=log10(error), context=there)
     slopes = first.slope, second.slope
@@ -129,12 +140,21 @@ def pair_rows(
     for tolerance in tolerances:
         windows = {}
         for sign in SIGNS:
-            side = np.flatnonzero(np.sign(first.steps) == sign)[::sign]
-            windows[sign] = first_order_window(np.abs(first.steps[side]), errors[side], tolerance, floor)
+            side = np.flatnonzero(np.sign(steps) == sign)[::sign]
+            windows[sign] = first_order_window(np.abs(steps[side]), errors[side], tolerance, floor, unit=first.unit)
         smaller, expected = smaller_window(windows), predicted_additivity(slopes, mixed, tolerance)
         there = {**here, "tolerance": tolerance}
         yield Row(quantity="log10_additivity_window", value=log10(smaller.size), null=log10(expected), context=there)
+        yield Row(quantity="no_additivity", value=float(smaller.size is None), context=there)
         yield Row(quantity="additivity_open", value=float(smaller.open), context=there)
+
+
+def of_defined_tasks(rows: Iterable[Row]) -> Iterator[Row]:
+    """All rows but those of a single task of a run (`on`) that are not defined: a run's mean over tasks is over the others.
+
+    How many that leaves out is in `no_window` and `window_open`.
+    """
+    return (r for r in rows if r.value is not None or "on" not in r.context)
 
 
 def log10(value: float | None) -> float | None:

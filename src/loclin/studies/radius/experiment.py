@@ -13,7 +13,7 @@ from jaxtyping import Float
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
-from loclin.curvature import Method, hessian_operator
+from loclin.curvature import Method, NoSecondDerivative, hessian_operator
 from loclin.errors import LoclinError
 from loclin.geometry.gramian import exact
 from loclin.integrations.direction import Tensors, read_direction
@@ -23,7 +23,17 @@ from loclin.parameters import ParameterSpace
 from loclin.record import Record, Row
 from loclin.seeds import derived
 from loclin.studies.radius.config import GRADIENT, Config
-from loclin.studies.radius.measure import SIGNS, Ask, Scale, closed_in, curve_rows, edge_rows, radius_rows, whole_rows
+from loclin.studies.radius.measure import (
+    SIGNS,
+    Ask,
+    Scale,
+    closed_in,
+    curve_rows,
+    edge_rows,
+    radius_rows,
+    told_from_scatter,
+    whole_rows,
+)
 from loclin.studies.rays import Exam, Line, finite_centre, line_along, signed_grid
 from loclin.tasks.example import Example
 from loclin.updates import free_memory
@@ -100,7 +110,7 @@ def _line_rows(config: Config, line: Line, ask: Ask, scale: Scale) -> Iterator[R
     """The line as it was swept, then the radius and what is at its edges, then the whole vector where there is one."""
     tolerance = config.tolerance
     yield from curve_rows(line)
-    line = closed_in(line, ask, tolerance, precision=config.precision)
+    line = closed_in(told_from_scatter(line, ask), ask, tolerance, precision=config.precision)
     yield from radius_rows(line, scale, tolerance)
     for sign, name in SIGNS.items():
         size = line.profile().window(sign, tolerance).size
@@ -183,21 +193,12 @@ def _derivatives(
             with twice_differentiable(exam.problem.model):
                 take("double backward")
             return slopes, curvatures, switched
-        except (RuntimeError, ValueError, NotImplementedError) as error:
-            if isinstance(error, LoclinError) or config.curvature == "double backward":
-                raise _without_second_derivatives(error) from error
-            remark = f" (no second derivatives: {' '.join(str(error).split())[:120]})"
+        except NoSecondDerivative as error:
+            if config.curvature == "double backward":
+                raise
+            remark = f" ({str(error).rsplit(': ', 1)[0]})"
     take("finite differences")
     return slopes, curvatures, f"curvature is taken by finite differences of gradients{remark}"
-
-
-def _without_second_derivatives(error: Exception) -> LoclinError:
-    if isinstance(error, LoclinError):
-        return error
-    return LoclinError(
-        f"expected a model that can be differentiated twice, found {' '.join(str(error).split())[:160]}: "
-        "use --curvature 'finite differences'"
-    )
 
 
 def _check_room(space: ParameterSpace) -> None:

@@ -39,6 +39,12 @@ class Scale:
         return self.vector / self.weights
 
 
+def told_from_scatter(line: Line, ask: Ask) -> Line:
+    """The same line with the tiny steps, of both signs, from which the scatter of the loss is read."""
+    steps = line.profile().further_for_scatter()
+    return line.joined(steps, ask(steps)) if steps else line
+
+
 def closed_in(line: Line, ask: Ask, tolerance: float, *, precision: float) -> Line:
     """The same line with further steps: below the grid where no step of it is predictable, and around both edges.
 
@@ -141,7 +147,7 @@ def radius_rows(line: Line, scale: Scale, tolerance: float) -> Iterator[Row]:
     expected = over_folds(line, lambda p: p.predicted(tolerance), powers=True)
     for unit, factor in (("‖δ‖/‖θ‖", 1.0), ("‖δ‖", scale.weights), ("λ", 1 / scale.whole)):
         yield _row("predicted_radius", _times(expected, factor), {"as": unit, "tolerance": tolerance})
-    limit = whole.floor / tolerance
+    limit = whole.limit(tolerance)
     yield Row(quantity="limit", value=limit if math.isfinite(limit) else None, context={"tolerance": tolerance})
 
 

@@ -39,7 +39,7 @@ class Config(RecoverySettings):
     """The k at which claims are decided and bases compared."""
     ks: tuple[int, ...] = (1, 2, 3, 5, 8, 10, 15, 20, 30, 50)
     """Prefix lengths of the curves (T is added)."""
-    times: tuple[int, ...] = (1, 5, 20, 50, 100)
+    times: tuple[int, ...] = (1, 20, 50, 100)
     """Steps t at which drift is measured."""
     gradients: int = 40
     """Minibatch gradients behind every gradient basis."""

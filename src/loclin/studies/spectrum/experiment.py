@@ -60,10 +60,7 @@ def demand(config: Config) -> Demand:
             "gradients": (drawn, "--counts, --overlap-gradients or --gradient-batch"),
             "damage": (config.batch, "--batch"),
         },
-        vectors=(
-            6,
-            "nothing else",
-        ),  # a point, a gradient and their copies; the gradients themselves go where there is room
+        vectors=(6, "--space"),  # points and gradients in hand; those that are kept go where there is room
         rows=(drawn // config.gradient_batch, "gradients"),
     )
 
@@ -95,14 +92,15 @@ def _measure(
     config, n = bench.config, max(bench.config.counts)
     seed = derived(bench.seed, "spectrum", str(context["point"]))
     own = Gathered(space=found.space, keeping=found.keeping, rows=found.rows[:n], norms=found.norms[:n])
+    every = controls(found, seed=seed)
+    drawn = {name: gram[:n, :n] for name, gram in every.items()}
     tensors = tensor_gramians(found) if found.whole else None
     products = gramian(found.rows) if tensors is None else np.sum(list(tensors.values()), axis=0)
-    drawn = controls(own, seed=seed)
     measured = products[:n, :n]
     rows = list(rank_rows(measured, drawn, config.counts, context))
     rows += spectrum_rows(measured, drawn, SHOWN, context)
     rows += crossfit_rows(measured, drawn["per tensor"], config.ks, found.columns, context)
-    rows += overlap_rows(products, sets, config.k, found.columns, context)
+    rows += overlap_rows(products, every["per tensor"], sets, config.k, context)
     if tensors is not None:
         rows += layer_rows(own, {name: g[:n, :n] for name, g in tensors.items()}, context, seed=seed)
     return rows, measured

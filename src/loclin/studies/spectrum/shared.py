@@ -10,7 +10,6 @@ from jaxtyping import Float
 
 from loclin.geometry.spectrum import principal_coefficients
 from loclin.record import Row
-from loclin.theory import random_overlap
 
 
 def crossfitted(products: Float[np.ndarray, "n n"], old: slice, new: slice, k: int) -> tuple[float, float]:
@@ -55,16 +54,37 @@ def crossfit_rows(
 
 def overlap_rows(
     products: Float[np.ndarray, "n n"],
+    control: Float[np.ndarray, "n n"],
     sets: Mapping[str, tuple[slice, slice]],
     k: int,
-    columns: int,
     context: Mapping[str, Any],
 ) -> Iterator[Row]:
     """Overlap of the top-k spaces of every two tasks; a task with itself by its two independent sets of gradients.
 
-    Of two tasks, the mean over the two pairings of different sets. Null: k/D, with the two-sigma bound of two random spaces as
-    `task_overlap_bound`.
+    Of two tasks, the mean over the two pairings of different sets. Null: the same of random vectors that share nothing but the
+    gradients' norms within every tensor. It is well above k/D, since gradients crowd into a few tensors.
+
+    Args:
+        products: Gramian of all gradients.
+        control: Gramian of as many random vectors with the same norms.
+        sets: where each task's two sets are.
+        k: dimensions of a space.
+        context: of the rows.
     """
+    measured, null = _overlaps(products, sets, k), _overlaps(control, sets, k)
+    for (a, b), value in measured.items():
+        here = {**context, "a": a, "b": b}
+        yield Row(quantity="task_overlap", value=value, null=null[a, b], context=here)
+    for name, alike in (("within", True), ("between", False)):
+        chosen = [pair for pair in measured if (pair[0] == pair[1]) is alike]
+        if chosen:
+            value, chance = (float(np.mean([found[pair] for pair in chosen])) for found in (measured, null))
+            yield Row(quantity=f"overlap_{name}", value=value, null=chance, context=dict(context))
+
+
+def _overlaps(
+    products: Float[np.ndarray, "n n"], sets: Mapping[str, tuple[slice, slice]], k: int
+) -> dict[tuple[str, str], float]:
     spaces = {
         task: [(part, principal_coefficients(products[part, part], k)) for part in parts]
         for task, parts in sets.items()
@@ -74,18 +94,8 @@ def overlap_rows(
         between = first[1].T @ products[first[0], second[0]] @ second[1]
         return float(min(np.sum(between**2) / k, 1.0))
 
-    mean, variance = random_overlap(k, k, columns)
-    for a in spaces:
-        for b in spaces:
-            one, other = spaces[a], spaces[b]
-            both = [overlap(one[0], other[1]), overlap(one[1], other[0])]
-            yield Row(
-                quantity="task_overlap", value=float(np.mean(both)), null=mean, context={**context, "a": a, "b": b}
-            )
-    bound = min(mean + 2 * variance**0.5, 1.0)
-    yield Row(quantity="task_overlap_bound", value=bound, context=dict(context))
-    same = [r for a in spaces for r in [overlap(spaces[a][0], spaces[a][1])]]
-    yield Row(quantity="overlap_within", value=float(np.mean(same)), null=mean, context=dict(context))
-    if len(spaces) > 1:
-        cross = [overlap(spaces[a][0], spaces[b][1]) for a in spaces for b in spaces if a != b]
-        yield Row(quantity="overlap_between", value=float(np.mean(cross)), null=mean, context=dict(context))
+    found = {}
+    for a, one in spaces.items():
+        for b, other in spaces.items():
+            found[a, b] = (overlap(one[0], other[1]) + overlap(one[1], other[0])) / 2
+    return found
