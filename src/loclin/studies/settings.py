@@ -6,7 +6,7 @@ Imports nothing heavy, so that `--help` is quick. A study's `Config` adds what i
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -245,3 +245,11 @@ def recovering_quickly(config: R) -> R:
 def built_in_models(profile: Profile) -> tuple[str, str]:
     """What `loclin reproduce` runs a study on: one model on all weights, one by LoRA."""
     return named(profile, None), "statements-small" if profile == "smoke" else "statements"
+
+
+def studied(preset: Callable[[Profile, str], S], profile: Profile) -> tuple[S, ...]:
+    """A study's settings for everything that `loclin reproduce` runs it on; with "paper" the paper's own models and data too."""
+    built_in = tuple(preset(profile, model) for model in built_in_models(profile))
+    if profile != "paper":
+        return built_in
+    return (*built_in, *(replace(preset(profile, model), data=data) for model, data in PAPER))

@@ -8,16 +8,15 @@ from typing import ClassVar, Literal
 from loclin.errors import LoclinError
 from loclin.studies.settings import (
     BUILT_IN,
-    PAPER,
     SEQUENCE_MODELS,
     Profile,
     RecoverySettings,
-    built_in_models,
     check_counts,
     check_within,
     named,
     recovering_by_lora,
     recovering_quickly,
+    studied,
 )
 
 
@@ -119,7 +118,4 @@ def preset(profile: Profile, model: str | None = None) -> Config:
 
 def settings(profile: Profile) -> tuple[Config, ...]:
     """What `loclin reproduce` runs: the built-in models, or with "paper" the paper's own as well."""
-    built_in = tuple(preset(profile, model) for model in built_in_models(profile))
-    if profile != "paper":
-        return built_in
-    return (*built_in, *(replace(preset(profile, model), data=data) for model, data in PAPER))
+    return studied(preset, profile)

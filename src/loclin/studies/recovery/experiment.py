@@ -50,6 +50,7 @@ def run_one(config: Config, run: int, progress: Progress) -> Part:
 
 
 def demand(config: Config) -> Demand:
+    """What the study asks of data and memory."""
     vectors = 4 * max(*config.ks, *config.project_ks) + 2 * config.gradients + 5 * config.k
     return Demand(
         examples={

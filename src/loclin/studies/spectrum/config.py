@@ -7,16 +7,15 @@ from typing import ClassVar
 
 from loclin.errors import LoclinError
 from loclin.studies.settings import (
-    PAPER,
     SEQUENCE_MODELS,
     Profile,
     Settings,
-    built_in_models,
     by_lora,
     check_counts,
     check_sketch,
     named,
     quick,
+    studied,
 )
 
 
@@ -86,7 +85,4 @@ def preset(profile: Profile, model: str | None = None) -> Config:
 
 def settings(profile: Profile) -> tuple[Config, ...]:
     """What `loclin reproduce` runs: the built-in models, or with "paper" the paper's own as well."""
-    built_in = tuple(preset(profile, model) for model in built_in_models(profile))
-    if profile != "paper":
-        return built_in
-    return (*built_in, *(replace(preset(profile, model), data=data) for model, data in PAPER))
+    return studied(preset, profile)
