@@ -12,6 +12,7 @@ import torch
 from loclin.curvature import NoSecondDerivative
 from loclin.errors import LoclinError
 from loclin.models import Problem
+from loclin.models.exam import Exam
 from loclin.record import Claim, Part, Row
 from loclin.report import linearity as page
 from loclin.studies.bench import make_bench
@@ -19,7 +20,7 @@ from loclin.studies.course import damage, recovery
 from loclin.studies.linearity import claims, experiment
 from loclin.studies.linearity.config import Config, preset, settings
 from loclin.studies.linearity.rows import curve_rows, line_rows, of_defined_tasks, pair_rows, whole_rows
-from loclin.studies.rays import Exam, Profile, signed_grid
+from loclin.studies.rays import Profile, signed_grid
 from loclin.studies.table import by_run, summaries
 from tests.properties import World, share_supported
 

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from loclin.curvature import NoSecondDerivative
 from loclin.errors import LoclinError
 from loclin.models import Problem, load, twice_differentiable
+from loclin.models.exam import Exam
 from loclin.models.lora import Lora, attach
 from loclin.parameters import ParameterSpace
 from loclin.record import Record, Row
@@ -28,7 +29,7 @@ from loclin.studies.radius import experiment
 from loclin.studies.radius.config import Config
 from loclin.studies.radius.experiment import measure_radius, radius_of
 from loclin.studies.radius.measure import Scale, closed_in, jackknifed, over_folds, radius_rows, whole_rows
-from loclin.studies.rays import Exam, Line, signed_grid
+from loclin.studies.rays import Line, signed_grid
 from loclin.window import ray
 
 

@@ -8,9 +8,10 @@ import torch
 
 from loclin.errors import LoclinError
 from loclin.models import Problem, load, twice_differentiable
+from loclin.models.exam import Exam
 from loclin.models.pretrained import How
 from loclin.parameters import ParameterSpace
-from loclin.studies.rays import Exam, Line, line_along, signed_grid
+from loclin.studies.rays import Line, line_along, signed_grid
 from loclin.tasks.batch import answer_loss
 from loclin.window import ray
 

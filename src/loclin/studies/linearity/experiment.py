@@ -13,6 +13,7 @@ from loclin.curvature import hessian_operator
 from loclin.geometry.gramian import exact
 from loclin.geometry.krylov import Product
 from loclin.models import twice_differentiable
+from loclin.models.exam import Exam
 from loclin.record import Part, Row
 from loclin.seeds import derived
 from loclin.studies.bench import Bench, Demand, Progress, device, make_bench
@@ -29,7 +30,7 @@ from loclin.studies.linearity.rows import (
     pair_rows,
     whole_rows,
 )
-from loclin.studies.rays import Exam, Line, Profile, line_along, signed_grid
+from loclin.studies.rays import Line, Profile, line_along, signed_grid
 from loclin.window import losses_along, ray
 
 __all__ = ["device", "run_one"]

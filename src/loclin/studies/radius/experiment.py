@@ -18,6 +18,7 @@ from loclin.errors import LoclinError
 from loclin.geometry.gramian import exact
 from loclin.integrations.direction import Tensors, read_direction
 from loclin.models import BUILT_IN, Problem, load, twice_differentiable
+from loclin.models.exam import Exam
 from loclin.models.pretrained import How, device_named
 from loclin.parameters import ParameterSpace
 from loclin.record import Record, Row
@@ -34,7 +35,7 @@ from loclin.studies.radius.measure import (
     told_from_scatter,
     whole_rows,
 )
-from loclin.studies.rays import Exam, Line, finite_centre, line_along, signed_grid
+from loclin.studies.rays import Line, finite_centre, line_along, signed_grid
 from loclin.tasks.example import Example
 from loclin.updates import free_memory
 from loclin.window import losses_along, ray

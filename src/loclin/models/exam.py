@@ -1,0 +1,132 @@
+"""Some examples of one task, asked where the model stands: loss and right answers of each, from the same passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from loclin.errors import LoclinError
+from loclin.models.problem import Problem
+from loclin.tasks.batch import IGNORED, Batch, answer_logits, answer_loss, rows_at_once
+from loclin.tasks.choices import Choices, collate_choices, option_log_probabilities
+from loclin.tasks.example import Example
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Exam:
+    """Examples of one task, in folds that share no group, asked where the model stands.
+
+    Attributes:
+        problem: the model.
+        batch: the examples with their right answers.
+        choices: with all their options, where the task is to choose.
+        options: the token of every option, where each is one token and one pass over the prompts serves all; −1 beyond them.
+        folds: of each example.
+        count: of folds.
+        at_once: rows in a pass that is differentiated.
+    """
+
+    problem: Problem
+    batch: Batch
+    choices: Choices | None
+    options: Int[Tensor, "n most"] | None
+    folds: Int[np.ndarray, " n"]
+    count: int
+    at_once: int
+
+    @staticmethod
+    def of(problem: Problem, examples: Sequence[Example], *, folds: int = 1, at_once: int = 64) -> Exam:
+        """An exam of these examples; their groups are dealt out to the folds in turn.
+
+        Raises:
+            LoclinError: fewer groups than folds.
+        """
+        groups = {g: i for i, g in enumerate(dict.fromkeys(e.group or e.prompt for e in examples))}
+        if len(groups) < folds:
+            raise LoclinError(
+                f"expected at least one group of examples for each of {folds} folds, found {len(groups)}: give more data or "
+                "lower --folds"
+            )
+        choices = None
+        if all(e.options for e in examples):
+            choices = collate_choices(examples, problem.tokenizer).to(problem.model.device)
+        return Exam(
+            problem=problem,
+            batch=problem.collate(examples),
+            choices=choices,
+            options=None if choices is None else _single_tokens(choices),
+            folds=np.array([groups[e.group or e.prompt] % folds for e in examples]),
+            count=folds,
+            at_once=at_once,
+        )
+
+    @property
+    def tokens(self) -> Float[np.ndarray, " folds"]:
+        """Answer tokens of each fold: what its mean loss is taken over."""
+        per_row = (self.batch.labels[:, 1:] != IGNORED).sum(1).cpu().numpy()
+        return np.bincount(self.folds, per_row, minlength=self.count)
+
+    def tallies(self) -> tuple[Float[np.ndarray, " twice"], Float[np.ndarray, " twice"]]:
+        """Summed loss of every fold, then right answers of every fold; and how many tokens, then examples, those are.
+
+        Both from the same passes. The losses are summed in float64, whatever the model's dtype.
+        """
+        found = [values.double().cpu().numpy() for values in self.answers()]
+        sums = [np.bincount(self.folds, values, minlength=self.count) for values in found]
+        return np.concatenate(sums), np.concatenate([self.tokens, np.bincount(self.folds, minlength=self.count)])
+
+    @torch.no_grad()
+    def answers(self) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+        """Of every example, the summed loss of its right answer (nats, in float64), and whether it is answered right."""
+        return self._whole_options() if self.choices is not None and self.options is None else self._answers()
+
+    def fold(self, number: int) -> Iterator[Batch]:
+        """The examples of one fold, in batches small enough to differentiate."""
+        chosen = torch.from_numpy(np.flatnonzero(self.folds == number)).to(self.batch.input_ids.device)
+        return self.batch.rows(chosen).chunks(self.at_once)
+
+    def loss(self, batch: Batch) -> tuple[Float[Tensor, ""], int]:
+        """Summed loss of a batch and its answer tokens, for `ParameterSpace.gradient` and Hessian products."""
+        return answer_loss(self.problem.model, batch)
+
+    def _whole_options(self) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+        assert self.choices is not None
+        scores = option_log_probabilities(self.problem.model, self.choices)
+        gold = self.choices.gold[:, None]
+        return -scores.gather(1, gold)[:, 0], _largest(scores, gold)
+
+    def _answers(self) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+        model, losses, right = self.problem.model, [], []
+        for rows in torch.arange(len(self.batch)).split(rows_at_once(model, self.batch)):
+            chunk = self.batch.rows(rows.to(self.batch.input_ids.device))
+            logits, labels = answer_logits(model, chunk)
+            kept = labels != IGNORED
+            chosen, wanted = logits[kept].double(), labels[kept]
+            tokens = torch.nn.functional.cross_entropy(chosen, wanted, reduction="none")
+            losses.append(tokens.new_zeros(len(chunk)).index_add(0, kept.nonzero()[:, 0], tokens))
+            if self.options is None:
+                right.append(((logits.argmax(-1) == labels) | ~kept).all(-1))
+            else:  # every row has one answer token: `chosen` is one row of logits for each
+                shown = self.options[rows.to(self.options.device)]
+                scores = chosen.gather(1, shown.clamp(min=0)).masked_fill(shown < 0, -torch.inf)
+                right.append(_largest(scores, (shown == wanted[:, None]).int().argmax(1, keepdim=True)))
+        return torch.cat(losses), torch.cat(right)
+
+
+def _single_tokens(choices: Choices) -> Int[Tensor, "n most"] | None:
+    """The token of every option, or None where one has several."""
+    kept = choices.batch.labels != IGNORED
+    if not (kept.sum(1) == 1).all():
+        return None
+    tokens = choices.batch.labels[kept].split(choices.counts.tolist())
+    return torch.nn.utils.rnn.pad_sequence(list(tokens), batch_first=True, padding_value=-1)
+
+
+def _largest(scores: Float[Tensor, "n most"], gold: Int[Tensor, "n 1"]) -> Bool[Tensor, " n"]:
+    """Whether the right option's score is above all others; a tie counts as wrong."""
+    return (scores.gather(1, gold) > scores.scatter(1, gold, -torch.inf)).all(1)
