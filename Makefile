@@ -22,7 +22,8 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	# A file's tests stay together in one process, which makes what they share once.
+	$(BIN)/python -m pytest --numprocesses=logical --dist=loadscope
 
 bench: setup
 	$(BIN)/python benchmarks/recording.py

@@ -38,7 +38,10 @@ def ctrl_c_heeded() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("cache")
+    """One for all processes that tests run in side by side: a model is made once."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "cache"
+    folder.mkdir(exist_ok=True)
     before = os.environ.get("LOCLIN_CACHE")
     os.environ["LOCLIN_CACHE"] = str(folder)
     yield folder

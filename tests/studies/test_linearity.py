@@ -25,13 +25,14 @@ from loclin.studies.table import by_run, summaries
 from tests.properties import World, share_supported
 
 SMALL: dict[str, Any] = {
-    "seeds": 1, "steps": 10, "k": 3, "window_examples": 12, "per_decade": 1, "smallest": 1e-5, "task_vector_steps": 2,
+    "seeds": 1, "steps": 10, "k": 3, "prefix_vectors": (1, 3), "hessian_directions": 2, "window_examples": 12,
+    "per_decade": 1, "smallest": 1e-5, "task_vector_steps": 2,
 }  # fmt: skip
 TINY = dataclasses.replace(preset("smoke"), **SMALL).checked()
 BY_LORA = dataclasses.replace(preset("smoke", "statements-small"), ranks=(2,), **SMALL).checked()
-AT_START = {"gradient", "norm-matched noise", "random", "top curvature", "task vector"}
+AT_START = {"gradient", "norm-matched noise", "random", "top curvature 1", "top curvature 2", "task vector"}
 AT_DAMAGE = (AT_START - {"task vector"}) | {
-    f"{way}, {o}" for way in ("recovery", "first updates") for o in ("SGD", "AdamW")
+    f"{way}, {o}" for way in ("recovery", "first updates", "prefix 1", "prefix 3") for o in ("SGD", "AdamW")
 }
 
 
@@ -148,7 +149,10 @@ def test_a_task_without_a_window_is_counted_and_leaves_the_others_mean() -> None
     assert mean.value == pytest.approx(4.0 + math.log10(2.0**-24 / 3.0 / 0.1), abs=1e-2)
     assert one(summaries(rows), "no_window", **here).value == 0.5
     said = text(rows, dataclasses.replace(TINY, tolerances=(0.1,)))
-    assert "In 50% of the tasks of all runs there is none above round-off; ε_τ is of the others." in said
+    assert (
+        "Task vector at θ₀: in 50% of the tasks of all runs there is no window above round-off; ε_τ is of the others."
+        in said
+    )
     assert "(none forward in 50% of the tasks of all runs), inside in 0% of the tasks of all runs" in said
 
 
@@ -159,7 +163,7 @@ def test_runs_without_a_window_are_counted_on_the_page_and_in_the_claim() -> Non
     ]
     rows = at_both(rows)
     said = text(rows, dataclasses.replace(TINY, tolerances=(0.1,)))
-    assert "In 1 of 4 runs there is none above round-off; ε_τ is of the others." in said
+    assert "Gradient at θ₀: in 1 of 4 runs there is no window above round-off; ε_τ is of the others." in said
     assert "in 1 of 4 runs there is no window along the gradient;" in rule(rows).note
 
 
@@ -361,7 +365,11 @@ def text(rows: list[Row], config: Config) -> str:
     ]  # as a record writes them
     sections = page.sections(kept, dataclasses.asdict(config))
     assert all(figure.svg.startswith("<?xml") for s in sections for figure in s.figures)
-    return "\n".join(line for s in sections for line in s.sees)
+    lines = [line for s in sections for line in s.sees]
+    for table in (t for s in sections for t in s.tables):
+        assert all(len(row) == len(table.header) for row in table.rows)
+        lines += [" | ".join(row) for row in table.rows]
+    return "\n".join(lines)
 
 
 @pytest.mark.parametrize("kind", ["part", "by_lora"])
@@ -369,8 +377,11 @@ def test_the_page_says_what_the_rows_say(kind: str, request: pytest.FixtureReque
     found: Part = request.getfixturevalue(kind)
     rows, said = list(found.rows), text(list(found.rows), TINY if kind == "part" else BY_LORA)
     window = 10 ** number(rows, "log10_window", point="damaged", direction="gradient", tolerance=0.1, sign="both")
-    assert f"Gradient at θ_D: ε_τ = {window:.3g} (no interval) (" in said
-    assert "; round-off limit " in said
+    assert f"gradient at θ_D | {window:.3g} (no interval) | " in said
+    for direction in AT_DAMAGE:
+        wide = 10 ** number(rows, "log10_window", point="damaged", direction=direction, tolerance=0.5, sign="both")
+        (row,) = [line for line in said.splitlines() if line.startswith(f"{direction} at θ_D | ")]
+        assert f"{wide:.3g} (no interval)" in row
     assert "evaluated in float64, on 12 examples that no training saw" in said
     assert "Recovery, AdamW at θ_D: ‖δ‖/‖θ‖ = " in said
     assert "Two task vectors at θ₀: they add up to within τ = 0.1 until ε = " in said
@@ -382,9 +393,12 @@ def test_windows_that_are_not_there_or_not_closed_are_said_so() -> None:
         rows = both_points(world(decades, decades, curves=True), np.random.default_rng(0))
         return text(rows, dataclasses.replace(TINY, tolerances=(0.1,)))
 
-    assert "Gradient at θ₀: no window above round-off (ε = " in made(-2.0)
+    bent = made(-2.0)
+    assert "Gradient at θ₀: no window above round-off (ε = " in bent
+    assert "gradient at θ₀ | none above round-off | none | none | " in bent
     opened = made(12.0)
-    assert "In 6 of 6 runs it reaches beyond the last step tried." in opened
+    assert "Gradient at θ₀: in 6 of 6 runs the window reaches beyond the last step tried." in opened
+    assert "gradient at θ₀ | ≥ " in opened
     assert "up to ε = ≥ " in opened
     assert "(not closed within the steps tried)" in opened
 
@@ -407,6 +421,11 @@ def test_every_profile_can_be_run(profile: Any) -> None:
         ({"curvature_chunk": 0}, "curvature-chunk of at least 1, found 0"),
         ({"per_decade": 0}, "per-decade of at least 1, found 0"),
         ({"k": 300}, r"k from 1 to T = 200, found \[300\]"),
+        (
+            {"prefix_vectors": (1, 11)},
+            r"prefix-vectors from 1 to k = 10, found \[1, 11\]: change --prefix-vectors or raise --k",
+        ),
+        ({"hessian_directions": 0}, "hessian-directions of at least 1, found 0"),
         ({"dtype": "auto"}, "float32 or float64, whose round-off leaves a window to be seen, found --dtype auto"),
         ({"dtype": "bfloat16", "space": "lora"}, "float32 or float64, whose round-off leaves a window"),
         ({"window_examples": 0}, "window-examples of at least 1, found 0"),

@@ -121,15 +121,17 @@ def built_in_folder(name: str, *, seed: int, progress: Progress) -> Path:
     """
     recipe = BUILT_IN[name]
 
-    def make() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
+    def write(folder: Path) -> None:
         before = torch.get_num_threads()
         torch.set_num_threads(THREADS if recipe.shared else 1)
         try:
-            return _trained(recipe, seed, progress)
+            model, tokenizer = _trained(recipe, seed, progress)
         finally:
             torch.set_num_threads(before)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
-    return kept(f"{name}-{recipe.hash(seed)}", make)
+    return kept(f"{name}-{recipe.hash(seed)}", write)
 
 
 def built_in_examples(recipe: Recipe, seed: int) -> TaskData:

@@ -1,4 +1,4 @@
-"""Where built-in models are kept: written whole or not at all, verified by checksum on every load."""
+"""Where built-in models, and points trained from them, are kept: written whole or not at all, verified by checksum on every load."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Made = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 def cache_folder() -> Path:
@@ -21,23 +18,27 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LOCLIN_CACHE") or Path.home() / ".cache" / "loclin")
 
 
-def kept(name: str, make: Callable[[], Made]) -> Path:
+def kept(name: str, write: Callable[[Path], None]) -> Path:
     """The folder of this name in the cache, made first where it is not there or damaged.
 
     What is made is moved into place whole, so that an interrupted training leaves nothing that looks finished; a second
-    process that wants the same model waits for the first.
+    process that wants the same thing waits for the first.
+
+    Args:
+        name: of the folder; it has to change with everything that its content depends on.
+        write: fills a new folder.
     """
     folder = cache_folder() / name
     if folder.exists() and _intact(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{name}.lock"):
+    with FileLock(folder.parent / f".{folder.name}.lock"):
         if folder.exists() and _intact(folder, aloud=True):
             return folder
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch:
-            made = Path(scratch) / "model"
-            for part in make():
-                part.save_pretrained(made)
+            made = Path(scratch) / "made"
+            made.mkdir()
+            write(made)
             (made / "checksums.json").write_text(json.dumps(_checksums(made)))
             shutil.rmtree(folder, ignore_errors=True)
             made.rename(folder)
@@ -57,5 +58,5 @@ def _intact(folder: Path, *, aloud: bool = False) -> bool:
     except (OSError, ValueError):
         pass
     if aloud:
-        print(f"the cached model in {folder} is damaged: training it again", flush=True)
+        print(f"what is kept in {folder} is damaged: training it again", flush=True)
     return False

@@ -8,77 +8,28 @@ from typing import Any
 
 from loclin.record import Row
 from loclin.report.figures import PALETTE, Curve, Drawing, defined, draw_curves, draw_dots, select
+from loclin.report.radii import (
+    DRAWN,
+    SIDES,
+    TASK,
+    directions_at,
+    moved,
+    power_text,
+    powered,
+    reach,
+    share_of,
+    step_of,
+    windows,
+)
 from loclin.report.section import POINTS, Section, text_of
 from loclin.report.words import estimate_text, number
 
 GREY = "#555555"
-#: Every direction with its colour, and the points where it is looked along.
-DIRECTIONS = {
-    "gradient": PALETTE[0],
-    "norm-matched noise": PALETTE[8],
-    "random": PALETTE[4],
-    "top curvature": PALETTE[1],
-    "task vector": PALETTE[2],
-    "recovery, SGD": PALETTE[2],
-    "recovery, AdamW": PALETTE[3],
-    "first updates, SGD": PALETTE[5],
-    "first updates, AdamW": PALETTE[6],
-}
-SIDES = {"+": "forward", "−": "backward"}
-STEP = "step ε, as a share of the {}' length"
-TASK = "task vector"
 
 
 def sections(rows: Sequence[Row], config: Mapping[str, Any]) -> list[Section]:
     """The study's sections in reading order."""
-    return [_lines(rows, config), _windows(rows, config), _wholes(rows, config), _pairs(rows, config)]
-
-
-def _step(config: Mapping[str, Any]) -> str:
-    """What a step is measured in: with LoRA it is the factors that move."""
-    return STEP.format(_moved(config))
-
-
-def _moved(config: Mapping[str, Any]) -> str:
-    return "factors" if config["space"] == "lora" else "weights"
-
-
-def _reach(rows: Sequence[Row], quantity: str = "log10_window", opened: str = "window_open", **there: Any) -> str:
-    """A window, as a lower bound where not every run saw its end."""
-    text, found = power_text(rows, quantity, **there), select(rows, opened, **there)
-    return f"≥ {text} (not closed within the steps tried)" if found and found[0].value else text
-
-
-def _share(rows: Sequence[Row], quantity: str, there: Mapping[str, Any]) -> str:
-    """In how many runs something was so, of task vectors in which share of all their tasks; empty where in none."""
-    found = select(rows, quantity, **there)
-    share = found[0].value if found else None
-    if not share:
-        return ""
-    if there.get("direction") == TASK:
-        return f"in {share:.0%} of the tasks of all runs"
-    return f"in {round(share * found[0].n)} of {found[0].n} runs"
-
-
-def powered(rows: Sequence[Row]) -> list[Row]:
-    """Rows of logarithms as the numbers themselves: geometric means over runs, with their intervals."""
-    found = []
-    for r in rows:
-        value, low, high, null = (None if x is None else 10.0**x for x in (r.value, r.low, r.high, r.null))
-        found.append(replace(r, value=value, low=low, high=high, null=null))
-    return found
-
-
-def power_text(rows: Sequence[Row], quantity: str, **context: Any) -> str:
-    """A logarithm's estimate over runs as the number itself."""
-    found = powered(select(rows, quantity, **context))
-    return estimate_text(found[0].value, found[0].low, found[0].high) if found else "not defined"
-
-
-def _there(rows: Sequence[Row], point: str) -> list[str]:
-    """The directions at a point, in the order of the page."""
-    found = {r.context.get("direction") for r in rows if r.context.get("point") == point}
-    return [d for d in DIRECTIONS if d in found]
+    return [_lines(rows, config), windows(rows, config), _wholes(rows, config), _pairs(rows, config)]
 
 
 def _nulls(rows: Sequence[Row]) -> list[Row]:
@@ -97,14 +48,14 @@ def _lines(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
         lines.append(
             f"At {symbol} the loss is {text_of(rows, 'loss', point=point)} nats a token and the score "
             f"{text_of(rows, 'score_here', point=point)}. The prediction holds to within {wide:g} of itself up to ε = "
-            f"{_reach(rows, direction='gradient', **there)} along the gradient and up to ε = "
-            f"{_reach(rows, direction='random', **there)} along a random direction."
+            f"{reach(rows, direction='gradient', **there)} along the gradient and up to ε = "
+            f"{reach(rows, direction='random', **there)} along a random direction."
         )
     return Section(
         title="How does the loss change along a straight line?",
         question="The change of the loss against the size of the step, beside what the gradient alone predicts (Figure 6): where do "
         "the two part? A step ε moves the "
-        f"{_moved(config)} by ε times their length along a unit direction, forward or backward; forward along the gradient raises "
+        f"{moved(config)} by ε times their length along a unit direction, forward or backward; forward along the gradient raises "
         "the loss.",
         figures=figures,
         sees=[
@@ -137,9 +88,9 @@ def _by_factors(config: Mapping[str, Any]) -> list[str]:
 
 def _changes(rows: Sequence[Row], point: str, symbol: str, config: Mapping[str, Any]) -> Drawing:
     curves = []
-    for direction in ("gradient", "norm-matched noise", "task vector", "recovery, AdamW", "top curvature"):
+    for direction in ("gradient", "norm-matched noise", "task vector", "recovery, AdamW", "top curvature 1"):
         found = select(rows, "log10_loss_change", point=point, direction=direction, sign="+")
-        colour = DIRECTIONS[direction]
+        colour = DRAWN[direction]
         curves.append(Curve(rows=powered(found), label=direction, colour=colour, band=direction == "gradient"))
         curves.append(Curve(rows=_nulls(powered(found)), label="", colour=colour, dashed=True, band=False))
     return draw_curves(
@@ -147,7 +98,7 @@ def _changes(rows: Sequence[Row], point: str, symbol: str, config: Mapping[str, 
         f"Size of the loss change at {symbol} against the step, forward; dashed: the gradient's prediction.",
         [c for c in curves if c.rows],
         over="step",
-        labels=(_step(config), "|ΔL|, nats a token"),
+        labels=(step_of(config), "|ΔL|, nats a token"),
         title=f"Loss change at {symbol}; dashed: predicted",
         limits=None,
         log=(True, True),
@@ -157,9 +108,9 @@ def _changes(rows: Sequence[Row], point: str, symbol: str, config: Mapping[str, 
 
 def _errors(rows: Sequence[Row], point: str, symbol: str, sign: str, config: Mapping[str, Any]) -> Drawing:
     curves, lowest, tolerances = [], 1.0, config["tolerances"]
-    for direction in _there(rows, point):
+    for direction, colour in DRAWN.items():
         found = powered(select(rows, "log10_error", point=point, direction=direction, sign=sign))
-        curves.append(Curve(rows=found, label=direction, colour=DIRECTIONS[direction], band=direction == "gradient"))
+        curves.append(Curve(rows=found, label=direction, colour=colour, band=direction == "gradient"))
         lowest = min([lowest, *(defined(r.value) for r in found)])
     steps = curves[0].rows if curves else []
     for tolerance in tolerances:
@@ -179,7 +130,7 @@ def _errors(rows: Sequence[Row], point: str, symbol: str, sign: str, config: Map
         f"Relative error of first-order prediction at {symbol} against the step, {SIDES[sign]}.",
         curves,
         over="step",
-        labels=(_step(config), "|ΔL − εgᵀv| / |εgᵀv|"),
+        labels=(step_of(config), "|ΔL − εgᵀv| / |εgᵀv|"),
         title=f"Error of the prediction at {symbol}, {SIDES[sign]}",
         limits=None,
         log=(True, True),
@@ -192,95 +143,20 @@ def _scores(rows: Sequence[Row], point: str, symbol: str, sign: str, config: Map
         Curve(
             rows=select(rows, "score", point=point, direction=direction, sign=sign),
             label=direction,
-            colour=DIRECTIONS[direction],
+            colour=colour,
             band=direction == "gradient",
         )
-        for direction in _there(rows, point)
+        for direction, colour in DRAWN.items()
     ]
     return draw_curves(
         f"score-{point}-{SIDES[sign]}",
         f"Score on the task at {symbol} against the step, {SIDES[sign]}.",
         curves,
         over="step",
-        labels=(_step(config), "score"),
+        labels=(step_of(config), "score"),
         title=f"Score at {symbol}, {SIDES[sign]}",
         decades=True,
     )
-
-
-def _windows(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
-    tolerance, figures, lines = config["tolerances"][0], [], []
-    for point, symbol in POINTS.items():
-        measured = [
-            (d, r)
-            for d in _there(rows, point)
-            for r in powered(select(rows, "log10_window", point=point, direction=d, tolerance=tolerance, sign="both"))
-        ]
-        if measured:
-            predicted = [(d, replace(r, value=r.null, low=None, high=None)) for d, r in measured]
-            figures.append(
-                _dots(
-                    f"windows-{point}",
-                    f"First-order window at {symbol}, τ = {tolerance:g}",
-                    measured,
-                    predicted,
-                    _step(config),
-                )
-            )
-        lines += [_window_line(rows, symbol, tolerance, {"point": point, "direction": d}) for d in _there(rows, point)]
-    return Section(
-        title="How far does first-order prediction reach?",
-        question=f"The window ε_τ: the largest step up to which the loss changes by gradient times step to within τ = {tolerance:g} of "
-        "it, on the side where that ends first. Does curvature along the line, 2τ|gᵀv|/|vᵀHv|, say where?",
-        figures=figures,
-        sees=lines,
-    )
-
-
-def _dots(
-    name: str, title: str, measured: Sequence[tuple[str, Row]], predicted: Sequence[tuple[str, Row]], label: str
-) -> Drawing:
-    return draw_dots(
-        name,
-        f"{title}: measured and predicted from curvature.",
-        {"measured": measured, "predicted from curvature": predicted},
-        label=label,
-        title=title,
-        log=True,
-    )
-
-
-def _window_line(rows: Sequence[Row], symbol: str, tolerance: float, here: Mapping[str, Any]) -> str:
-    there = {**here, "tolerance": tolerance, "sign": "both"}
-    found = powered(select(rows, "log10_window", **there))
-    name = f"{here['direction']} at {symbol}"
-    limit = power_text(rows, "log10_limit", **here, tolerance=tolerance)
-    if not found:
-        return f"{name[0].upper()}{name[1:]}: no window above round-off (ε = {limit}) in any run."
-    sides = ", ".join(f"{_side(rows, there, sign)} {side}" for sign, side in SIDES.items())
-    shares = [r for sign in SIDES for r in select(rows, "edge_loss_change", **here, sign=sign)]
-    inside = (
-        f"; inside, the loss changes by up to {number(max(defined(r.value) for r in shares))} of itself"
-        if shares
-        else ""
-    )
-    return (
-        f"{name[0].upper()}{name[1:]}: ε_τ = {_reach(rows, **there)} ({sides}); curvature predicts {number(found[0].null)}, "
-        f"{power_text(rows, 'log10_prediction_ratio', **there)} times the measured; round-off limit {limit}, "
-        f"{text_of(rows, 'window_width', **there)} decades below{inside}.{_unsure(rows, there)}"
-    )
-
-
-def _side(rows: Sequence[Row], there: Mapping[str, Any], sign: str) -> str:
-    found = powered(select(rows, "log10_window", **{**there, "sign": sign}))
-    return number(found[0].value) if found else "none"
-
-
-def _unsure(rows: Sequence[Row], there: Mapping[str, Any]) -> str:
-    """In how many runs there is no window, and in how many it is only known from one side."""
-    missing, opened = (_share(rows, quantity, there) for quantity in ("no_window", "window_open"))
-    said = f" {missing[0].upper()}{missing[1:]} there is none above round-off; ε_τ is of the others." if missing else ""
-    return said + (f" {opened[0].upper()}{opened[1:]} it reaches beyond the last step tried." if opened else "")
 
 
 def _wholes(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
@@ -288,7 +164,7 @@ def _wholes(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
     entries: list[tuple[str, Row]] = []
     lines = []
     for point, symbol in POINTS.items():
-        for direction in _there(rows, point):
+        for direction in directions_at(rows, point):
             here = {"point": point, "direction": direction}
             lengths = powered(select(rows, "log10_whole_in_windows", **here, tolerance=tolerance))
             if lengths:
@@ -329,7 +205,7 @@ def _whole_line(rows: Sequence[Row], name: str, here: Mapping[str, Any], toleran
     inside = select(rows, "whole_inside", **here, tolerance=tolerance)
     of = "tasks of all runs" if here["direction"] == TASK else "runs"
     share = f"inside in {inside[0].value:.0%} of the {of}" if inside and inside[0].value is not None else ""
-    missing = _share(rows, "no_window", {**here, "tolerance": tolerance, "sign": "+"})
+    missing = share_of(rows, "no_window", {**here, "tolerance": tolerance, "sign": "+"})
     none = f" (none forward {missing})" if missing else ""
     score = select(rows, "whole_score", **here)
     scored = f"; score {number(score[0].null)} before, {number(score[0].value)} after" if score else ""
@@ -387,10 +263,10 @@ def _pair_lines(rows: Sequence[Row], names: Mapping[tuple[str, str], None], tole
             yield f"{name}: no size above round-off at which they add up to within τ = {tolerance:g}."
             continue
         null = None if found[0].null is None else 10.0 ** found[0].null
-        there = {"point": point, "pair": pair, "tolerance": tolerance}
-        missing = _share(rows, "no_additivity", there)
+        there: dict[str, Any] = {"point": point, "pair": pair, "tolerance": tolerance}
+        missing = share_of(rows, "no_additivity", there)
         none = f" {missing[0].upper()}{missing[1:]} there is no such size above round-off." if missing else ""
         yield (
             f"{name}: they add up to within τ = {tolerance:g} until ε = "
-            f"{_reach(rows, 'log10_additivity_window', 'additivity_open', **there)}; mixed curvature predicts {number(null)}.{none}"
+            f"{reach(rows, 'log10_additivity_window', 'additivity_open', **there)}; mixed curvature predicts {number(null)}.{none}"
         )

@@ -15,13 +15,23 @@ POINTS = {"pretrained": "θ₀", "damaged": "θ_D"}
 
 
 @dataclass(frozen=True, kw_only=True)
+class Table:
+    """Numbers to look up: what they are, the names of the columns, and rows of text."""
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Section:
-    """A question, the figures that answer it, and what one sees in them, in sentences made from the numbers."""
+    """A question, the figures that answer it, tables, and what one sees in them, in sentences made from the numbers."""
 
     title: str
     question: str
     figures: Sequence[Drawing]
     sees: Sequence[str]
+    tables: Sequence[Table] = ()
 
 
 def text_of(rows: Sequence[Row], quantity: str, **context: Any) -> str:

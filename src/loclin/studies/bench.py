@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
+from jaxtyping import Float
+from torch import Tensor
+
 from loclin.errors import LoclinError
 from loclin.geometry.sketch import Sketch
 from loclin.models import BUILT_IN, Problem, load
@@ -15,6 +18,7 @@ from loclin.models.pretrained import How, device_named
 from loclin.parameters import ParameterSpace
 from loclin.record import Row
 from loclin.seeds import derived
+from loclin.studies.kept import kept_point
 from loclin.studies.settings import Settings
 from loclin.tasks.batch import concatenate
 from loclin.training import make_optimiser, minibatches, train
@@ -84,6 +88,12 @@ class Bench(Generic[C]):
     def dropout(self, *purpose: str | int) -> int | None:
         """Seed of the adapter's dropout in one training, or None where none is asked for."""
         return derived(self.seed, "dropout", *purpose) if self.config.dropout else None
+
+    def kept(self, name: str, make: Callable[[], Tensor]) -> Float[Tensor, " D"]:
+        """The point that `make` gives where the space stands; of a built-in model it is made once for all studies."""
+        if self.config.model not in BUILT_IN:
+            return make()
+        return kept_point(self.problem, self.space, self.config, self.seed, name, make)
 
     def row(self, quantity: str, value: float, **context: Any) -> Row:
         """A row of this run."""
@@ -200,6 +210,22 @@ def teach(bench: Bench[Settings], progress: Progress) -> str:
     Raises:
         LoclinError: the task to destroy is known hardly better than by answers that ignore the question.
     """
+    problem = bench.problem
+    bench.space.write(bench.kept("taught", lambda: _taught(bench, progress)))
+    blind = problem.without_reading(bench.task)
+    known, least = bench.score(), blind + CLEARLY * (1 - blind)
+    if known < least:
+        raise LoclinError(
+            f"expected a score of at least {least:.2f} on {bench.task} before the damage, found {known:.2f}: there is nothing "
+            "to destroy; raise --teach-steps or --teach-lr, or give a task that the model can learn"
+        )
+    scores = {task: problem.score("validate", task) for task in problem.tasks}
+    worst_task = min(scores, key=lambda task: scores[task])
+    short = "" if scores[worst_task] >= bench.config.reach else f", short of the {bench.config.reach:.2f} asked for"
+    return f"known before the damage: {known:.2f} on {bench.task}, {scores[worst_task]:.2f} on the worst task ({worst_task}){short}"
+
+
+def _taught(bench: Bench[Settings], progress: Progress) -> Float[Tensor, " D"]:
     config, problem = bench.config, bench.problem
     for done in range(TEACHING_ROUNDS):
         worst = min(problem.score("validate", task) for task in problem.tasks)
@@ -217,14 +243,4 @@ def teach(bench: Bench[Settings], progress: Progress) -> str:
             dropout_seed=bench.dropout("teaching", done),
             after_step=lambda t: progress("teaching every task", t / config.teach_steps),
         )
-    blind = problem.without_reading(bench.task)
-    known, least = bench.score(), blind + CLEARLY * (1 - blind)
-    if known < least:
-        raise LoclinError(
-            f"expected a score of at least {least:.2f} on {bench.task} before the damage, found {known:.2f}: there is nothing "
-            "to destroy; raise --teach-steps or --teach-lr, or give a task that the model can learn"
-        )
-    scores = {task: problem.score("validate", task) for task in problem.tasks}
-    worst_task = min(scores, key=lambda task: scores[task])
-    short = "" if scores[worst_task] >= config.reach else f", short of the {config.reach:.2f} asked for"
-    return f"known before the damage: {known:.2f} on {bench.task}, {scores[worst_task]:.2f} on the worst task ({worst_task}){short}"
+    return bench.space.read()

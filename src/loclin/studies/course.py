@@ -21,9 +21,15 @@ DAMAGE_ROUNDS = 5
 def damage(bench: Bench[Settings], task: str) -> Float[Tensor, " D"]:
     """θ_D: the point after training on wrong answers to one task and right ones to the others, in equal shares.
 
+    Of a built-in model it is trained once for all studies (`Bench.kept`).
+
     Raises:
         LoclinError: the score does not fall as far as it must.
     """
+    return bench.kept(f"damaged in {task}", lambda: _damaged(bench, task))
+
+
+def _damaged(bench: Bench[Settings], task: str) -> Float[Tensor, " D"]:
     config, problem, space = bench.config, bench.problem, bench.space
     examples = problem.examples["damage"]
     wrong = problem.collate(with_wrong_answers(examples[task], seed=derived(bench.seed, "wrong answers", task)))

@@ -10,6 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loclin.curvature import top_eigenpairs
+from loclin.errors import LoclinError
+from loclin.geometry.subspace import Subspace
 from loclin.seeds import derived
 from loclin.studies.bench import Bench
 from loclin.studies.course import recovery
@@ -20,7 +22,7 @@ from loclin.studies.verdict import LABEL
 Vector = Float[Tensor, " D"]
 Product = Callable[[Tensor], Tensor]
 #: D-wide vectors held at once, about: the aims, the points, and the basis in which the eigenvector is searched.
-HELD = 25
+HELD = 40
 GRADIENT, MATCHED, RANDOM, TASK = "gradient", "norm-matched noise", "random", "task vector"
 
 
@@ -42,7 +44,7 @@ class Aim:
 
 
 def common_aims(bench: Bench[Config], gradient: Vector, product: Product, *, seed: int) -> list[Aim]:
-    """What is drawn at every point: the gradient, two kinds of noise, the direction of most curvature.
+    """What is drawn at every point: the gradient, two kinds of noise, the directions of most curvature.
 
     Args:
         bench: of the run, the space standing at the point.
@@ -52,12 +54,13 @@ def common_aims(bench: Bench[Config], gradient: Vector, product: Product, *, see
     """
     space = bench.space
     start = space.noise(seed=derived(seed, "lanczos")).to(gradient)
-    _, top = top_eigenpairs(product, start, 1, remedy="raise --window-examples or choose another --seed")
+    remedy = "lower --hessian-directions, raise --window-examples or choose another --seed"
+    _, top = top_eigenpairs(product, start, bench.config.hessian_directions, remedy=remedy)
     return [
         Aim(name=GRADIENT, vector=gradient),
         Aim(name=MATCHED, vector=norm_matched_noise(space, gradient[None], seed=derived(seed, "matched"))[0]),
         Aim(name=RANDOM, vector=space.noise(seed=derived(seed, "random"))),
-        Aim(name="top curvature", vector=top[0]),
+        *(Aim(name=f"top curvature {i}", vector=vector) for i, vector in enumerate(top, 1)),
     ]
 
 
@@ -82,9 +85,10 @@ def recovery_name(optimiser: str) -> str:
 
 
 def recovery_aims(bench: Bench[Config], damaged: Vector) -> list[Aim]:
-    """θ_T − θ_D of both optimisers' recoveries, and θ_k − θ_D, the sum of their first k updates.
+    """Of both optimisers' recoveries: θ_T − θ_D; θ_k − θ_D, the sum of the first k updates; vectors of the prefix basis Q_k.
 
-    Each the same recovery as in the other studies of this run. The end points are read as they are, however updates are kept.
+    Each the same recovery as in the other studies of this run. The end points and the first k updates are read as they are,
+    however updates are kept. Vector j of Q_k is what update j adds to the span of those before it (measures §3).
     """
     config, found = bench.config, []
     for optimiser in config.learning_rates():
@@ -94,9 +98,18 @@ def recovery_aims(bench: Bench[Config], damaged: Vector) -> list[Aim]:
             if t in (config.k, config.steps):
                 ends[t] = bench.space.read()
 
-        recovery(bench, optimiser, bench.task, damaged, config.steps, order="recovery", exactly=1, after_step=keep)
+        label = LABEL[optimiser]
+        way = recovery(
+            bench, optimiser, bench.task, damaged, config.steps, order="recovery", exactly=config.k, after_step=keep
+        )
         found.append(Aim(name=recovery_name(optimiser), vector=ends[config.steps] - damaged, whole=True))
-        found.append(Aim(name=f"first updates, {LABEL[optimiser]}", vector=ends[config.k] - damaged, whole=True))
+        found.append(Aim(name=f"first updates, {label}", vector=ends[config.k] - damaged, whole=True))
+        basis = Subspace.spanned_by(way.head).basis
+        if len(basis) < config.k:
+            raise LoclinError(
+                f"expected {config.k} independent first updates by {label}, found {len(basis)}: lower --k or change the learning rate"
+            )
+        found += [Aim(name=f"prefix {j}, {label}", vector=basis[j - 1]) for j in config.prefix_vectors]
     return found
 
 

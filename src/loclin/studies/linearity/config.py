@@ -55,6 +55,10 @@ class Config(RecoverySettings):
     """AdamW steps from the pretrained point behind each task vector."""
     k: int = 10
     """First updates of a recovery whose sum is a direction too."""
+    prefix_vectors: tuple[int, ...] = (1, 3, 10)
+    """Which vectors of the prefix basis, the orthonormalised first k updates of each recovery, are directions too."""
+    hessian_directions: int = 3
+    """How many eigenvectors of the largest Hessian eigenvalues are directions, at both points."""
     curvature_chunk: int = 64
     """Examples in a pass that is differentiated. Where one pass holds all of them, its graph is kept from product to product,
     which saves a third of their time."""
@@ -70,7 +74,9 @@ class Config(RecoverySettings):
         """
         super().checked()
         check_counts(self, ("window_examples", "per_decade", "task_vector_steps", "k", "curvature_chunk"))
+        check_counts(self, ("hessian_directions",))
         check_within(self, ("k",), self.steps, "T", "raise --steps")
+        check_within(self, ("prefix_vectors",), self.k, "k", "raise --k")
         check_grid(self.smallest, self.largest, self.tolerances)
         if self.dtype in ("bfloat16", "float16", "auto"):
             raise LoclinError(
@@ -110,7 +116,14 @@ def preset(profile: Profile, model: str | None = None) -> Config:
         config = recovering_by_lora(config)
     config = replace(config, evaluate="float64") if config.model in BUILT_IN else replace(config, curvature_chunk=8)
     if profile == "smoke":
-        return replace(recovering_quickly(config), window_examples=24, per_decade=1, task_vector_steps=10, k=5)
+        return replace(
+            recovering_quickly(config),
+            window_examples=24,
+            per_decade=1,
+            task_vector_steps=10,
+            k=5,
+            prefix_vectors=(1, 5),
+        )
     if profile == "paper":
         return replace(config, seeds=24, window_examples=128)
     return replace(config, seeds=4, steps=100, window_examples=24, per_decade=2)

@@ -1,0 +1,67 @@
+"""Points that every study of a run starts from: the taught and the damaged one, trained once and kept beside the built-in models."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loclin.models import Problem
+from loclin.models.cache import kept
+from loclin.parameters import ParameterSpace
+from loclin.studies.settings import Settings
+
+SOURCE = Path(__file__).parent.parent
+FILE = "point.safetensors"
+#: Settings that no point depends on: how many runs there are, where they go, and how updates are kept.
+NO_MATTER = ("seeds", "out", "profile", "workers", "store", "sketch_size")
+
+
+def kept_point(
+    problem: Problem, space: ParameterSpace, settings: Settings, seed: int, name: str, make: Callable[[], Tensor]
+) -> Float[Tensor, " D"]:
+    """The point that `make` gives where the space stands, bit for bit, made first where the cache does not hold it.
+
+    Kept under a digest of all that it can depend on: every weight of the model, the data, the settings that studies share, the
+    seed, the versions of torch and of loclin's own code. Only points of built-in models are kept: others may be large.
+
+    Args:
+        problem, space: the model as it stands, and which of its weights are the point.
+        settings: of the study; only those of `Settings` count, so that studies share.
+        seed: of the run.
+        name: of the point.
+        make: trains it.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for part in _depends_on(problem, space, settings, seed, name):
+        digest.update(hashlib.blake2b(part).digest())
+
+    def write(folder: Path) -> None:
+        safetensors.torch.save_file({"point": make()}, folder / FILE)
+
+    folder = kept(f"points/{digest.hexdigest()}", write)
+    return safetensors.torch.load_file(folder / FILE)["point"].to(space.parameters[0].device)
+
+
+def _depends_on(problem: Problem, space: ParameterSpace, settings: Settings, seed: int, name: str) -> Iterator[bytes]:
+    shared = [f.name for f in dataclasses.fields(Settings) if f.name not in NO_MATTER]
+    yield repr((name, seed, [(n, getattr(settings, n)) for n in shared], space.names)).encode()
+    yield repr((torch.__version__, torch.get_num_threads(), str(space.parameters[0].device), _code())).encode()
+    yield repr({split: dict(tasks) for split, tasks in problem.examples.items()}).encode()
+    for tensor_name, tensor in problem.model.state_dict().items():
+        yield tensor_name.encode()
+        yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+@cache
+def _code() -> str:
+    """A digest of loclin's own code: a point trained by another version is another point."""
+    files = sorted(SOURCE.rglob("*.py"))
+    return hashlib.blake2b(b"".join(p.read_bytes() for p in files), digest_size=16).hexdigest()
