@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -5,7 +6,17 @@ import pytest
 from scipy import stats as scipy_stats
 
 from loclin.errors import LoclinError
-from loclin.stats import holm, mean_above, over_runs, permutation_p, permuted_rank_correlations, rank_correlation
+from loclin.stats import (
+    holm,
+    mcnemar,
+    mean_above,
+    over_examples,
+    over_runs,
+    paired_difference,
+    permutation_p,
+    permuted_rank_correlations,
+    rank_correlation,
+)
 
 
 @pytest.mark.parametrize("runs", [3, 6, 24, 60])
@@ -66,3 +77,124 @@ def test_permuting_within_runs_breaks_only_the_pairing() -> None:
     # the variance of ρ between independent rankings of n is 1/(n − 1)
     assert math.isclose(np.var(draws), 1 / 7 / 3, rel_tol=0.25)
     assert permutation_p(1.0, draws) == 1 / 401
+
+
+def paired_outcomes(rng: np.random.Generator, n: int, difference: float) -> tuple[np.ndarray, np.ndarray]:
+    """Two answerers with a planted difference: 30 % of the examples are right for just one of the two."""
+    kind = rng.choice(4, size=n, p=[0.4, 0.3, 0.15 + difference / 2, 0.15 - difference / 2])
+    return (kind == 0) | (kind == 2), (kind == 0) | (kind == 3)
+
+
+@pytest.mark.parametrize(("n", "difference"), [(12, 0.0), (100, 0.0), (100, 0.1), (300, 0.2)])
+def test_paired_intervals_cover_a_planted_difference(n: int, difference: float) -> None:
+    rng = np.random.default_rng(n)
+    found = [paired_difference(*paired_outcomes(rng, n, difference), seed=i) for i in range(1000)]
+    assert 0.93 <= np.mean([e.low <= difference <= e.high for e in found]) <= 0.97
+    assert abs(np.mean([e.value for e in found]) - difference) < 4 * math.sqrt(0.3 / n / 1000)
+
+
+def test_pairing_narrows_what_both_share() -> None:
+    """Answerers that mostly agree: of the paired difference the shared part is gone."""
+    a, b = paired_outcomes(np.random.default_rng(0), 400, 0.1)
+    paired = paired_difference(a, b, seed=0)
+    apart = [over_examples(x, seed=0) for x in (a, b)]
+    assert (paired.high - paired.low) ** 2 < 0.8 * sum((e.high - e.low) ** 2 for e in apart)
+    assert math.isclose(paired.value, apart[0].value - apart[1].value)
+
+
+@pytest.mark.parametrize("count", [8, 40])
+def test_groups_widen_to_what_their_examples_share(count: int) -> None:
+    """Five examples of each group always differ alike: only the groups are independent."""
+    rng = np.random.default_rng(count)
+    groups = np.repeat(np.arange(count), 5).tolist()
+    with_groups, without = [], []
+    for i in range(400):
+        a, b = (np.repeat(x, 5) for x in paired_outcomes(rng, count, 0.1))
+        with_groups.append(paired_difference(a, b, groups=groups, seed=i))
+        without.append(paired_difference(a, b, seed=i))
+    covered, too_narrow = (np.mean([e.low <= 0.1 <= e.high for e in found]) for found in (with_groups, without))
+    assert 0.92 <= covered <= 0.98
+    assert too_narrow < 0.75
+    widths = [np.mean([e.high - e.low for e in found]) for found in (with_groups, without)]
+    assert math.isclose(widths[0] / widths[1], math.sqrt(5), rel_tol=0.25)
+    assert with_groups[0].n == without[0].n == 5 * count
+
+
+def test_groups_of_unequal_size_count_by_their_examples() -> None:
+    """Passages of one to four questions, all harder or all easier: right in 0.2 or 0.8 of cases, 0.5 on the whole."""
+    rng = np.random.default_rng(3)
+    covered = []
+    for i in range(400):
+        groups = np.repeat(np.arange(60), rng.integers(1, 5, 60))
+        values = rng.random(len(groups)) < rng.choice([0.2, 0.8], 60)[groups]
+        found = over_examples(values, groups=groups.tolist(), seed=i)
+        assert math.isclose(found.value, values.mean())
+        covered.append(found.low <= 0.5 <= found.high)
+    assert 0.92 <= np.mean(covered) <= 0.98
+
+
+@pytest.mark.parametrize("count", [8, 40])
+def test_what_all_groups_share_has_no_spread_however_large_they_are(count: int) -> None:
+    groups = np.repeat(np.arange(count), np.arange(count) % 3 + 1).tolist()
+    assert np.allclose([(e := over_examples([0.7] * len(groups), groups=groups, seed=0)).low, e.high], 0.7)
+
+
+def test_over_examples_equals_over_runs_where_nothing_belongs_together() -> None:
+    few, many = np.random.default_rng(1).normal(size=7), np.random.default_rng(2).normal(size=200)
+    assert math.isclose(over_examples(few, seed=0).low, over_runs(few).low)
+    assert math.isclose(over_examples(few, seed=0).high, over_runs(few).high)
+    a, b = over_examples(many, seed=0), over_runs(many)
+    assert a.value == b.value
+    assert a.n == 200
+    assert math.isclose(a.high - a.low, b.high - b.low, rel_tol=0.04)  # two bootstraps of 10,000 draws
+    named = over_examples(many, groups=[f"passage {i}" for i in range(200)], seed=0)
+    assert named == a
+    assert over_examples(many, seed=0) == a != over_examples(many, seed=1)
+
+
+def test_identical_answers_differ_by_nothing() -> None:
+    a = np.random.default_rng(0).random(50) < 0.4
+    same = paired_difference(a, a.copy(), seed=0)
+    assert (same.value, same.low, same.high, same.n) == (0, 0, 0, 50)
+    assert mcnemar(a, a.copy()) == 1
+
+
+def test_one_example_or_group_has_no_interval_and_what_is_missing_is_refused() -> None:
+    assert over_examples([True], seed=0).high == math.inf
+    one = over_examples([0.0, 1.0], groups=["a", "a"], seed=0)
+    assert (one.value, one.low, one.n) == (0.5, -math.inf, 2)
+    with pytest.raises(LoclinError, match="a finite number for each of one example or more"):
+        over_examples([], seed=0)
+    with pytest.raises(LoclinError, match="score all of them"):
+        over_examples([1.0, math.nan], seed=0)
+    with pytest.raises(LoclinError, match="expected a group for each of 2 examples, found 1"):
+        over_examples([1.0, 2.0], groups=["a"], seed=0)
+    with pytest.raises(LoclinError, match="expected two outcomes of each example, found 2 and 3"):
+        paired_difference([1.0, 2.0], [1.0, 2.0, 3.0], seed=0)
+    with pytest.raises(LoclinError, match="found 1 and 2"):
+        mcnemar(np.array([True]), np.array([True, False]))
+
+
+def test_mcnemar_on_two_media_for_tubercle_bacilli() -> None:
+    """Armitage and Berry, Statistical Methods in Medical Research, 1994, p. 127: 20 both, 12 and 2 one, 16 neither."""
+    a = np.array([True] * 20 + [True] * 12 + [False] * 2 + [False] * 16)
+    b = np.array([True] * 20 + [False] * 12 + [True] * 2 + [False] * 16)
+    by_hand = 2 * sum(math.comb(14, i) for i in range(3)) / 2**14
+    assert math.isclose(mcnemar(a, b), by_hand)
+    assert round(mcnemar(a, b), 4) == 0.0129
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), list(itertools.product([0, 1, 2, 5, 11], repeat=2)))
+def test_mcnemar_is_the_exact_sign_test_of_what_differs(only_a: int, only_b: int) -> None:
+    a = np.array([True] * only_a + [False] * only_b + [True, False, True])
+    b = np.array([False] * only_a + [True] * only_b + [True, False, True])
+    expected = scipy_stats.binomtest(only_a, only_a + only_b, 0.5).pvalue if only_a + only_b else 1.0
+    assert math.isclose(mcnemar(a, b), expected)
+    assert math.isclose(mcnemar(b, a), expected)
+
+
+def test_mcnemar_rejects_a_true_null_at_most_at_its_level_and_a_planted_difference_often() -> None:
+    rng = np.random.default_rng(4)
+    null, planted = ([mcnemar(*paired_outcomes(rng, 200, d)) for _ in range(1500)] for d in (0.0, 0.15))
+    assert 0.02 <= np.mean(np.array(null) < 0.05) <= 0.055
+    assert np.mean(np.array(planted) < 0.05) > 0.9
