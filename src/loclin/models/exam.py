@@ -81,9 +81,14 @@ class Exam:
         return np.concatenate(sums), np.concatenate([self.tokens, np.bincount(self.folds, minlength=self.count)])
 
     @torch.no_grad()
-    def answers(self) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
-        """Of every example, the summed loss of its right answer (nats, in float64), and whether it is answered right."""
-        return self._whole_options() if self.choices is not None and self.options is None else self._answers()
+    def answers(self, copies: int = 1) -> tuple[Float[Tensor, " n_times_copies"], Bool[Tensor, " n_times_copies"]]:
+        """Of every example, the summed loss of its right answer (nats, in float64), and whether it is answered right.
+
+        With `copies` every pass holds its rows that many times, one whole set after the other, for a model that reads each
+        set with weights of its own (`search.stacked`); all examples of the first copy are given, then those of the next.
+        """
+        whole = self.choices is not None and self.options is None
+        return self._whole_options(copies) if whole else self._answers(copies)
 
     def fold(self, number: int) -> Iterator[Batch]:
         """The examples of one fold, in batches small enough to differentiate."""
@@ -94,28 +99,29 @@ class Exam:
         """Summed loss of a batch and its answer tokens, for `ParameterSpace.gradient` and Hessian products."""
         return answer_loss(self.problem.model, batch)
 
-    def _whole_options(self) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+    def _whole_options(self, copies: int) -> tuple[Tensor, Tensor]:
         assert self.choices is not None
-        scores = option_log_probabilities(self.problem.model, self.choices)
-        gold = self.choices.gold[:, None]
-        return -scores.gather(1, gold)[:, 0], _largest(scores, gold)
+        scores = option_log_probabilities(self.problem.model, self.choices, copies=copies)
+        gold = self.choices.gold.repeat(copies)[:, None]
+        return -scores.gather(1, gold)[:, 0].double(), _largest(scores, gold)
 
-    def _answers(self) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+    def _answers(self, copies: int) -> tuple[Tensor, Tensor]:
         model, losses, right = self.problem.model, [], []
-        for rows in torch.arange(len(self.batch)).split(rows_at_once(model, self.batch)):
-            chunk = self.batch.rows(rows.to(self.batch.input_ids.device))
+        for rows in torch.arange(len(self.batch)).split(max(1, rows_at_once(model, self.batch) // copies)):
+            chunk = self.batch.rows(rows.to(self.batch.input_ids.device)).tiled(copies)
             logits, labels = answer_logits(model, chunk)
             kept = labels != IGNORED
             chosen, wanted = logits[kept].double(), labels[kept]
             tokens = torch.nn.functional.cross_entropy(chosen, wanted, reduction="none")
-            losses.append(tokens.new_zeros(len(chunk)).index_add(0, kept.nonzero()[:, 0], tokens))
+            losses.append(tokens.new_zeros(len(chunk)).index_add(0, kept.nonzero()[:, 0], tokens).view(copies, -1))
             if self.options is None:
-                right.append(((logits.argmax(-1) == labels) | ~kept).all(-1))
+                correct = ((logits.argmax(-1) == labels) | ~kept).all(-1)
             else:  # every row has one answer token: `chosen` is one row of logits for each
-                shown = self.options[rows.to(self.options.device)]
+                shown = self.options[rows.to(self.options.device)].repeat(copies, 1)
                 scores = chosen.gather(1, shown.clamp(min=0)).masked_fill(shown < 0, -torch.inf)
-                right.append(_largest(scores, (shown == wanted[:, None]).int().argmax(1, keepdim=True)))
-        return torch.cat(losses), torch.cat(right)
+                correct = _largest(scores, (shown == wanted[:, None]).int().argmax(1, keepdim=True))
+            right.append(correct.view(copies, -1))
+        return torch.cat(losses, dim=1).flatten(), torch.cat(right, dim=1).flatten()
 
 
 def _single_tokens(choices: Choices) -> Int[Tensor, "n most"] | None:

@@ -44,6 +44,16 @@ class Batch:
             labels=self.labels[index][:, :length],
         )
 
+    def tiled(self, copies: int) -> Batch:
+        """All rows `copies` times, one whole set after the other."""
+        if copies == 1:
+            return self
+        return Batch(
+            input_ids=self.input_ids.repeat(copies, 1),
+            attention_mask=self.attention_mask.repeat(copies, 1),
+            labels=self.labels.repeat(copies, 1),
+        )
+
     def chunks(self, size: int) -> Iterator[Batch]:
         """Consecutive batches of at most `size` rows."""
         for start in range(0, len(self), size):

@@ -62,21 +62,26 @@ def collate_choices(examples: Sequence[Example], tokenizer: PreTrainedTokenizerB
 
 
 def option_log_probabilities(
-    model: nn.Module, choices: Choices, *, tokens_at_once: int = TOKENS_AT_ONCE
-) -> Float[Tensor, "n most"]:
+    model: nn.Module, choices: Choices, *, tokens_at_once: int = TOKENS_AT_ONCE, copies: int = 1
+) -> Float[Tensor, "n_times_copies most"]:
     """log p(option | prompt) = Σ_t log p(option_t | prompt, option_<t), in nats, float32 or better.
 
     The whole option counts: options that begin with the same token differ only later. Rows of like length go through the
     model together, at most `tokens_at_once` tokens with their padding, and fewer where the logits of their answers would
     be more than `LOGITS_AT_ONCE` numbers; no score depends on it beyond round-off.
 
+    With `copies` every pass holds its rows that many times, one whole set after the other, for a model that reads each set
+    with weights of its own (`search.stacked`).
+
     Returns:
-        One row for each example, −∞ where it has fewer options than others.
+        One row for each example, −∞ where it has fewer options than others; all examples of the first copy, then the next.
     """
-    pieces = list(_pieces(choices.batch, tokens_at_once, _vocabulary(model)))
-    scores = torch.cat([answer_log_probabilities(model, choices.batch.rows(piece)) for piece in pieces])
-    in_order = scores[torch.cat(pieces).argsort().to(scores.device)]
-    by_example = in_order.split(choices.counts.tolist())
+    pieces = list(_pieces(choices.batch, tokens_at_once // copies, LOGITS_AT_ONCE // (copies * _vocabulary(model))))
+    scores = torch.cat(
+        [answer_log_probabilities(model, choices.batch.rows(p).tiled(copies)).view(copies, -1) for p in pieces], dim=1
+    )
+    in_order = scores[:, torch.cat(pieces).argsort().to(scores.device)].flatten()
+    by_example = in_order.split(choices.counts.tolist() * copies)
     return nn.utils.rnn.pad_sequence(list(by_example), batch_first=True, padding_value=-torch.inf)
 
 
@@ -84,7 +89,7 @@ def _vocabulary(model: nn.Module) -> int:
     return int(model.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
 
 
-def _pieces(batch: Batch, tokens: int, vocabulary: int) -> Iterator[Int[Tensor, " m"]]:
+def _pieces(batch: Batch, tokens: int, answers_at_once: int) -> Iterator[Int[Tensor, " m"]]:
     """Rows by the place of their answer, cut where the next one would exceed a limit; a single row always passes.
 
     The model gives logits for every row at each place where any row of the piece has an answer token: hence the order.
@@ -96,7 +101,7 @@ def _pieces(batch: Batch, tokens: int, vocabulary: int) -> Iterator[Int[Tensor, 
     for row in sorted(range(len(batch)), key=lambda row: answers[row][0]):
         longest, places = max(longest, lengths[row]), places | set(answers[row])
         size = len(piece) + 1
-        if piece and (size * longest > tokens or size * len(places) * vocabulary > LOGITS_AT_ONCE):
+        if piece and (size * longest > tokens or size * len(places) > answers_at_once):
             yield torch.tensor(piece)
             piece, longest, places = [], lengths[row], set(answers[row])
         piece.append(row)

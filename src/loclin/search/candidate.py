@@ -1,0 +1,232 @@
+"""Candidates by seed, and the weights that they stand for: always written from a copy of the base, never by going back."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loclin.errors import LoclinError
+from loclin.parameters import ParameterSpace
+from loclin.search.noise import Drawing, LowRankNoise, Noise, values
+from loclin.search.normals import normals
+from loclin.seeds import derived
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One point of a search: θ = base + sign·σ·z.
+
+    Attributes:
+        index: place in the search.
+        seed: z is a function of this and the names of the tensors.
+        sigma: σ, in units of the weights.
+        sign: −1 for the mirror image in an antithetic pair.
+    """
+
+    index: int
+    seed: int
+    sigma: float
+    sign: int = 1
+
+    @property
+    def scale(self) -> float:
+        """sign·σ."""
+        return self.sign * self.sigma
+
+
+def candidates(n: int, sigmas: Sequence[float], *, seed: int, antithetic: bool = False) -> list[Candidate]:
+    """n candidates at every σ: those of the first σ, then those of the next, and so on.
+
+    The n seeds are the same at each σ, so that curves over σ are paired.
+
+    Args:
+        n: for each σ.
+        sigmas: in units of the weights.
+        seed: of the search.
+        antithetic: candidates 2j and 2j + 1 are mirror images: one seed, signs + and −.
+
+    Raises:
+        LoclinError: n < 1; a σ that is not positive and finite, or comes twice; none at all; an odd n with antithetic pairs.
+
+    >>> [(c.index, c.sigma, c.sign) for c in candidates(2, [0.1, 0.2], seed=0, antithetic=True)]
+    [(0, 0.1, 1), (1, 0.1, -1), (2, 0.2, 1), (3, 0.2, -1)]
+    """
+    if n < 1:
+        raise LoclinError(f"expected at least 1 candidate, found {n}: raise --n")
+    if antithetic and n % 2:
+        raise LoclinError(f"expected an even number of candidates for antithetic pairs, found {n}: change --n by one")
+    if not sigmas or len(set(sigmas)) < len(sigmas):
+        raise LoclinError(f"expected at least one σ, each given once, found {list(sigmas)}: change --sigma")
+    for sigma in sigmas:
+        _positive(sigma)
+    return [
+        Candidate(
+            index=place * n + i,
+            seed=derived(seed, "candidate", i // 2 * 2 if antithetic else i),
+            sigma=float(sigma),
+            sign=-1 if antithetic and i % 2 else 1,
+        )
+        for place, sigma in enumerate(sigmas)
+        for i in range(n)
+    ]
+
+
+class Perturbed:
+    """A model's chosen tensors, moved to one candidate after the other and back, bit for bit.
+
+    Every candidate's weights are base + sign·σ·z, computed in float32 or better from a copy of the base and rounded once to
+    the dtype of the weights. Nothing is ever subtracted, so nothing drifts. As a context manager it restores the base and
+    checks it against its hash, whatever happened inside.
+
+    Noise is drawn tensor by tensor: beside the copy of the base, memory grows by the largest tensor (by one for each of
+    torch's threads, which draw ahead).
+
+    Args:
+        space: the tensors; where they stand now is the base.
+        noise: how z is made.
+        basis: orthonormal rows; z is then Σᵢ zᵢqᵢ with k standard normal numbers, whatever the tensors.
+
+    Attributes:
+        space: as given.
+        noise: as given.
+        basis: as given.
+        base: a copy of every tensor, by name.
+        hashes: blake2b of every tensor's bytes, by name.
+
+    Raises:
+        LoclinError: a basis of another dimension or that is not orthonormal, or with noise that is not gaussian.
+    """
+
+    def __init__(self, space: ParameterSpace, noise: Noise, *, basis: Float[Tensor, "k D"] | None = None) -> None:
+        if basis is not None:
+            _check_basis(basis, space.dimension, noise)
+        self.space, self.noise, self.basis = space, noise, basis
+        self._tensors = dict(zip(space.names, space.parameters, strict=True))
+        self.base = {n: p.detach().clone() for n, p in self._tensors.items()}
+        self.hashes = {n: _hash(p) for n, p in self._tensors.items()}
+        starts = [0, *torch.tensor(space.sizes).cumsum(0).tolist()]
+        self._spans = {n: slice(a, b) for n, a, b in zip(space.names, starts[:-1], starts[1:], strict=True)}
+        self._drawing = Drawing(noise, {n: tuple(p.shape) for n, p in self._tensors.items()})
+
+    @torch.no_grad()
+    def place(self, candidate: Candidate) -> None:
+        """Move the model to a candidate, from wherever it stands: every tensor is written once, from the base."""
+        for name, z in self._noise(candidate.seed):
+            step(self.base[name], z, candidate.scale, self._tensors[name])
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Move the model back to the base, by copy."""
+        for name, parameter in self._tensors.items():
+            parameter.copy_(self.base[name])
+
+    def verify(self) -> None:
+        """Check that the model stands at the base, bit for bit.
+
+        Raises:
+            LoclinError: the hash of a tensor is another one.
+        """
+        for name, parameter in self._tensors.items():
+            if _hash(parameter) != self.hashes[name]:
+                raise LoclinError(
+                    f"expected {name} at its base, found other bytes: load the model again, and report this"
+                )
+
+    def __enter__(self) -> Perturbed:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.restore()
+        self.verify()
+
+    def vector(self, candidate: Candidate) -> Float[Tensor, " D"]:
+        """δ = sign·σ·z as it is meant, before any rounding to the dtype of the weights.
+
+        Returns:
+            On the CPU, in float64 where the weights are and in float32 elsewhere.
+        """
+        exact = torch.float64 if self.base[self.space.names[0]].dtype == torch.float64 else torch.float32
+        whole = torch.empty(self.space.dimension, dtype=exact)
+        for name, z in self._noise(candidate.seed):
+            whole[self._spans[name]] = values(z).reshape(-1)
+        return whole.mul_(candidate.scale)
+
+    @torch.no_grad()
+    def realised(self, candidate: Candidate) -> dict[str, float]:
+        """How far every tensor moves, as a share of σ: RMS(placed − base)/σ. Near 1, less where the dtype rounds steps away."""
+        shares = {}
+        for name, z in self._noise(candidate.seed):
+            base = self.base[name]
+            moved = step(base, z, candidate.scale, torch.empty_like(base)).double() - base.double()
+            shares[name] = float(moved.square().mean().sqrt()) / candidate.sigma
+        return shares
+
+    @torch.no_grad()
+    def check_sigma(self, sigma: float) -> None:
+        """Check that a step of σ can be taken, by the noise of a seed of its own.
+
+        Raises:
+            LoclinError: σ is not positive and finite, or so small that no weight of the space moves in its dtype.
+        """
+        _positive(sigma)
+        for name, z in self._noise(derived(0, "probe")):
+            base = self.base[name]
+            if not torch.equal(step(base, z, sigma, torch.empty_like(base)), base):
+                return
+        dtype = str(base.dtype).removeprefix("torch.")
+        raise LoclinError(
+            f"expected a σ that moves a weight, found {sigma:g}, which {dtype} rounds away everywhere: raise --sigma"
+        )
+
+    def _noise(self, seed: int) -> Iterator[tuple[str, Tensor | LowRankNoise]]:
+        """The noise of every tensor in turn, each good until the next is asked for."""
+        if self.basis is not None:
+            z = normals(len(self.basis), seed, "basis").to(self.basis)
+            for name, base in self.base.items():
+                yield name, (z @ self.basis[:, self._spans[name]]).view(base.shape)
+        else:
+            yield from self._drawing.of(seed)
+
+
+def step(base: Tensor, z: Tensor | LowRankNoise, scale: float, out: Tensor) -> Tensor:
+    """base + scale·z, written to `out`: in float32 or better, and rounded once."""
+    precise = base if base.dtype in (torch.float32, torch.float64) else base.float()
+    direct = out.detach() if precise is base else precise
+    if isinstance(z, LowRankNoise):
+        left, right = z.left.to(precise), z.right.to(precise)
+        torch.addmm(precise, left, right.T, alpha=scale * z.scale, out=direct)
+    else:
+        torch.add(precise, z.to(precise), alpha=scale, out=direct)
+    return out if precise is base else out.copy_(precise)
+
+
+def _hash(tensor: Tensor) -> str:
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.blake2b(data.data, digest_size=16).hexdigest()
+
+
+def _positive(sigma: float) -> None:
+    if not (math.isfinite(sigma) and sigma > 0):
+        raise LoclinError(f"expected a positive, finite σ, found {sigma}: change --sigma")
+
+
+def _check_basis(basis: Tensor, dimension: int, noise: Noise) -> None:
+    if noise.kind != "gaussian":
+        raise LoclinError(f"expected gaussian noise inside a basis, found {noise}: change --noise or --space")
+    if basis.ndim != 2 or not 0 < len(basis) <= basis.shape[1] == dimension:
+        raise LoclinError(
+            f"expected a basis of rows of {dimension} numbers, found shape {tuple(basis.shape)}: check the space"
+        )
+    products = basis.double() @ basis.double().T
+    off = float((products - torch.eye(len(basis)).to(products)).abs().max())
+    if not off < 1e-3:
+        raise LoclinError(f"expected orthonormal rows, found products off by {off:.2g}: orthonormalise the basis")

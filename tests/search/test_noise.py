@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from loclin.errors import LoclinError
+from loclin.search.noise import Drawing, LowRankNoise, Noise, draw, values
+from loclin.search.normals import BLOCK
+
+SHAPES = {"a.weight": (24, 16), "a.bias": (16,), "b.weight": (24, 16), "norm": (5,), "long": (BLOCK + 3, 2)}
+
+
+def drawn(noise: Noise, seed: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    return {n: values(z).clone() for n, z in Drawing(noise, shapes).of(seed)}
+
+
+@pytest.mark.parametrize("text", ["gaussian", "lowrank:4", "tied"])
+def test_a_noise_is_read_and_written_alike(text: str) -> None:
+    assert str(Noise.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Gaussian", "lowrank", "lowrank:", "lowrank:0", "lowrank:-1", "lowrank:²", "tied:2", "gaussian:"]
+)
+def test_other_noise_is_refused(text: str) -> None:
+    with pytest.raises(
+        LoclinError, match="expected noise gaussian, lowrank:R with a rank R of at least 1, or tied, found"
+    ):
+        Noise.parse(text)
+
+
+@pytest.mark.parametrize("text", ["gaussian", "lowrank:3", "tied"])
+def test_the_noise_of_a_tensor_depends_on_seed_and_name_alone(text: str) -> None:
+    """Not on which others are drawn, in what order, by how many threads, or what was drawn before."""
+    noise, before = Noise.parse(text), torch.get_num_threads()
+    expected = {n: values(draw(noise, 7, n, shape)) for n, shape in SHAPES.items()}
+    turned = dict(reversed(SHAPES.items()))
+    ways = [drawn(noise, 7, SHAPES), drawn(noise, 7, turned), drawn(noise, 7, {"b.weight": SHAPES["b.weight"]})]
+    drawing = Drawing(noise, SHAPES)
+    list(drawing.of(8))
+    ways.append({n: values(z).clone() for n, z in drawing.of(7)})
+    try:
+        torch.set_num_threads(3)
+        ways.append(drawn(noise, 7, SHAPES))
+    finally:
+        torch.set_num_threads(before)
+    for way in ways:
+        for name, z in way.items():
+            assert torch.equal(z, expected[name])
+    assert not torch.equal(values(draw(noise, 8, "a.weight", (24, 16))), expected["a.weight"])
+
+
+def test_tensors_of_one_shape_are_independent_unless_tied() -> None:
+    def correlation(noise: str) -> float:
+        z = drawn(Noise.parse(noise), 0, {"one": (200, 100), "two": (200, 100)})
+        return float(torch.corrcoef(torch.stack([v.flatten() for v in z.values()]))[0, 1])
+
+    assert abs(correlation("gaussian")) < 4.5 / np.sqrt(20_000)
+    assert correlation("tied") == pytest.approx(1)
+
+
+def test_tied_tensors_take_the_first_numbers_of_one_stream() -> None:
+    z = drawn(Noise.parse("tied"), 0, SHAPES)
+    for name, shape in SHAPES.items():
+        assert torch.equal(z[name].flatten(), z["long"].flatten()[: np.prod(shape)])
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+def test_lowrank_noise_has_its_rank_and_unit_variance(rank: int) -> None:
+    noise, shape, entries = Noise(kind="lowrank", rank=rank), (24, 16), []
+    for seed in range(400):
+        z = draw(noise, seed, "w", shape)
+        assert isinstance(z, LowRankNoise)
+        entries.append(z.dense())
+        torch.testing.assert_close(z.dense(), z.left @ z.right.T / np.sqrt(rank))
+    assert int(torch.linalg.matrix_rank(entries[0])) == rank
+    each = torch.stack(entries)
+    assert bool(((each.mean(0)).abs() < 5 / 20).all())
+    # Var E² = 2 + 6/r for products of normal factors, each entry over 400 independent seeds
+    assert bool(((each.square().mean(0) - 1).abs() < 6 * np.sqrt((2 + 6 / rank) / 400)).all())
+    assert float(each.square().mean()) == pytest.approx(1, abs=0.02)
+
+
+def test_lowrank_noise_leaves_what_is_no_matrix_gaussian() -> None:
+    for shape in ((7,), (), (3, 4, 5)):
+        z = draw(Noise(kind="lowrank", rank=2), 1, "w", shape)
+        assert isinstance(z, Tensor)
+        assert torch.equal(z, values(draw(Noise(), 1, "w", shape)))
+        assert z.shape == shape
