@@ -97,9 +97,8 @@ def side_by_side(
     """
     if not runs:
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with interruptions() as interruption:
-        count = min(workers or cores, len(runs))
+        count = min(workers or cores(), len(runs))
         yield from _results(module, config, runs, count, title, finished, set(told), interruption)
 
 
@@ -113,9 +112,7 @@ def _results(
     told: set[str],
     interruption: Interruption,
 ) -> Iterator[tuple[int, Part]]:
-    context = multiprocessing.get_context(_METHOD)
-    if _METHOD == "forkserver":
-        context.set_forkserver_preload(["peft", "loclin.models"])
+    context = worker_context()
     messages = context.Queue()
     executor = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(messages,))
     try:
@@ -132,7 +129,7 @@ def _results(
                 run: bars.add_task(f"  run {run}", total=1.0, stage="", visible=False, start=False) for run in runs
             }
             shown: dict[int, str] = {}
-            with _held_back():
+            with held_back():
                 waiting: dict[Future[Part], int] = {executor.submit(_call, module, config, run): run for run in runs}
             while waiting:
                 done, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -153,7 +150,7 @@ def _results(
                     bars.update(whole, advance=1, stage=_so_far(every - len(waiting), every, count))
                 interruption.check()
     finally:
-        with _held_back():
+        with held_back():
             executor.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.terminate()
@@ -163,8 +160,21 @@ def _so_far(ended: int, every: int, count: int) -> str:
     return f"{ended} of {every} runs, {count} at a time"
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def worker_context() -> Any:
+    """How worker processes are started; start them inside `held_back`, and call `begin_worker` first thing in each."""
+    context = multiprocessing.get_context(_METHOD)
+    if _METHOD == "forkserver":
+        context.set_forkserver_preload(["peft", "loclin.models"])
+    return context
+
+
 @contextmanager
-def _held_back() -> Iterator[None]:
+def held_back() -> Iterator[None]:
     """Ctrl-C waits meanwhile, and never reaches processes started meanwhile: it is the parent's to handle."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -195,14 +205,19 @@ def _result(future: Future[Part], run: int) -> Part:
         ) from error
 
 
-def _start_worker(messages: Any) -> None:
-    global _messages
+def begin_worker() -> None:
+    """What every worker process begins with: Ctrl-C is the parent's to handle, one thread, an end when the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it could not be held back
     import torch
 
-    _messages = messages
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _start_worker(messages: Any) -> None:
+    global _messages
+    begin_worker()
+    _messages = messages
 
 
 def _end_with_parent() -> None:
