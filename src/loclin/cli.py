@@ -1,4 +1,4 @@
-"""The command line: `loclin reproduce | run | radius | trajectory | report`. Nothing heavy is imported before a command starts."""
+"""The command line: `loclin reproduce | run | search | radius | trajectory | report`. Imports nothing heavy before a command starts."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ Which local linear structure does a trained network really have, in its weights 
 commands:
   reproduce         run every study on the built-in models, then write and name the HTML report
   run STUDY         run one study; `loclin run STUDY --help` lists every setting
+  search            search around the weights of your model at random: a forecast, locked splits, ensembles, on one core or Ray
+  search replay DIR rebuild the candidates that a search found from their seeds, bit for bit
   radius            how large a step along a gradient, a task vector or an adapter stays predictable, on your model
   trajectory DIR    measure a training run of your own from its checkpoint folders (Hugging Face Trainer or peft)
   report DIR        rebuild the report of a run folder from its record alone
@@ -35,6 +37,7 @@ studies:
   spectrum          are task gradients of low rank, do tasks share a space, which weights hold it?
   linearity         over which steps is the loss straight, along which directions, and why does it end?
   krylov            does the way back lie in the space that gradient and Hessian at the damaged point make, and until when?
+  search            does random search gain what its law says, in any space; where to search; are the best worth more together?
 
 A run that was interrupted goes on where it was when the same command is given again.
 Bad input ends with one line and exit code 2. Start with:  loclin reproduce --profile smoke
@@ -46,7 +49,7 @@ class Reproduce:
     """Run every study on the built-in models, then write the report and say where it is."""
 
     profile: Profile = "standard"
-    """smoke: a few minutes, wide intervals. standard: 13 minutes on two cores. paper: the paper's own models
+    """smoke: a few minutes, wide intervals. standard: 16 minutes on two cores. paper: the paper's own models
     too, hours."""
     studies: tuple[str, ...] = STUDIES
     """Which studies to run."""
@@ -90,6 +93,7 @@ def _dispatch(arguments: list[str]) -> None:
     commands: dict[str, Callable[[list[str]], None]] = {
         "reproduce": _reproduce,
         "run": _run,
+        "search": _search,
         "radius": _radius,
         "report": _report,
         "trajectory": _trajectory,
@@ -214,6 +218,22 @@ def _trajectory(arguments: list[str]) -> None:
     _write_report(out)
 
 
+def _search(arguments: list[str]) -> None:
+    from loclin.search.config import Config, Replay
+
+    if arguments[:1] == ["replay"]:
+        asked = _parse(Replay, arguments[1:], "search replay")
+        from loclin.search.replay import replay
+
+        replay(asked)
+        return
+    config = _parse(Config, arguments, "search").checked()
+    from loclin.search.command import search
+
+    search(config, out=config.folder)
+    _write_report(config.folder)
+
+
 def _radius(arguments: list[str]) -> None:
     from loclin.studies.radius.config import Config
 
@@ -237,10 +257,12 @@ def _report(arguments: list[str]) -> None:
 def _write_report(folder: Path) -> None:
     from loclin.report import build
     from loclin.report.radius import print_radius
+    from loclin.report.search import print_search
     from loclin.report.terminal import print_claims, print_findings
 
     page = build(folder)
     print_claims(folder)
     print_findings(folder, "trajectory")
     print_radius(folder)
+    print_search(folder)
     print(f"report: {page.resolve()}")

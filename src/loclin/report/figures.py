@@ -97,7 +97,8 @@ def draw_curves(
         limits: of the vertical axis; None fits them.
         log: which axes are logarithmic.
         base: of the logarithm.
-        decades: mark the decades of the horizontal axis rather than the places where something was measured.
+        decades: mark the decades of the horizontal axis (round numbers where it is not logarithmic) rather than the places
+            where something was measured.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.4, 4.4), layout="constrained")
@@ -113,6 +114,9 @@ def draw_curves(
         axes.minorticks_off()  # they take longer to lay out than all else
         if not decades:
             _plain_ticks(axes, curves, over, log=log[0])
+        elif not log[0]:
+            axes.ticklabel_format(axis="x", scilimits=(-3, 4))
+            axes.locator_params(axis="x", nbins=5)
         figure.legend(loc="outside lower center", ncols=2)
         return Drawing(name=name, svg=_svg(figure), caption=caption)
 
@@ -191,18 +195,45 @@ def draw_dots(
 
 
 def draw_points(
-    name: str, caption: str, groups: Mapping[str, Sequence[tuple[float, float]]], *, labels: tuple[str, str], title: str
+    name: str,
+    caption: str,
+    groups: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    labels: tuple[str, str],
+    title: str,
+    fitted: bool = False,
+    log: bool = False,
+    diagonal: bool = False,
 ) -> Drawing:
-    """A scatter of (x, y) pairs, one colour a group."""
+    """A scatter of (x, y) pairs, one colour a group.
+
+    Args:
+        name, caption: of the drawing.
+        groups: what to draw; those without points are left out.
+        labels: of the axes.
+        title: of the panel.
+        fitted: fit the axes to the points; otherwise both go from 0 to 1.
+        log: whether both axes are logarithmic, and fitted; points that are not positive are then left out.
+        diagonal: draw the line y = x.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.4, 4.4), layout="constrained")
         axes = figure.add_subplot()
         for i, (group, pairs) in enumerate(groups.items()):
-            if not pairs:
-                continue
-            axes.plot(*zip(*pairs, strict=True), "o", color=PALETTE[i], markersize=4, alpha=0.6, label=group)
-        axes.set(xlabel=labels[0], ylabel=labels[1], title=title, xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
-        figure.legend(loc="outside lower center", ncols=4)
+            kept = [p for p in pairs if not log or min(p) > 0]
+            if kept:
+                colour, size = PALETTE[i % len(PALETTE)], 3 if len(kept) > 100 else 4
+                axes.plot(*zip(*kept, strict=True), "o", color=colour, markersize=size, alpha=0.6, label=group)
+        axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
+        if log:
+            axes.set(xscale="log", yscale="log")
+            axes.minorticks_off()
+        elif not fitted:
+            axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+        if diagonal:
+            axes.axline((1, 1), (10, 10), color=PALETTE[8], linestyle="--", linewidth=1)
+        if len(groups) > 1:
+            figure.legend(loc="outside lower center", ncols=4)
         return Drawing(name=name, svg=_svg(figure), caption=caption)
 
 

@@ -1,0 +1,278 @@
+"""`loclin search`, start to record: divide, foresee, score every candidate into the ledger, choose, test once, export."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from loclin.models import BUILT_IN, load
+from loclin.models.lora import Lora
+from loclin.models.pretrained import How, device_named
+from loclin.record import Record, Row
+from loclin.report.search import ENTRY, KIND, forecast_lines
+from loclin.search.candidate import Candidate, candidates
+from loclin.search.chosen import Choice
+from loclin.search.config import NOT_WHAT, Config
+from loclin.search.ensemble import table
+from loclin.search.executors import Progress as Told
+from loclin.search.executors import one_thread, scores
+from loclin.search.export import Ensemble, member, weights_hash, write_candidate
+from loclin.search.ledger import Ledger
+from loclin.search.noise import Noise
+from loclin.search.prepared import Prepared, prepared
+from loclin.search.rows import (
+    compared_rows,
+    forecast_rows,
+    histogram_rows,
+    observed_rows,
+    over_searches,
+    winner_rows,
+)
+from loclin.search.scoring import Outcome
+from loclin.search.setup import Setup, Worker
+from loclin.search.splits import Splits, askable, divided
+from loclin.search.trial import Trial, locked_choice, trial_of
+from loclin.tasks.example import Example
+
+PREPARED = f"{ENTRY}/prepared.json"
+
+
+def search(config: Config, *, out: Path) -> None:
+    """Search, showing the progress, and write the record. A search that was interrupted goes on; a finished one stays as it is.
+
+    Args:
+        config: what to search.
+        out: the run folder.
+
+    Raises:
+        LoclinError: bad settings, a model or data that cannot be read, splits that are too small or overlap, a folder of another
+            search; everything scored so far is kept.
+    """
+    config = config.checked()
+    noise, began = Noise.parse(config.noise), time.perf_counter()
+    record = Record(out)
+    device = device_named(config.device, small=config.model in BUILT_IN)
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_WHAT}
+    notes: list[str] = record.run()["notes"].get(ENTRY, [])
+    record.open_study(ENTRY, settings, device=f"{device}, Ray at {config.ray}" if config.ray else device, kind=KIND)
+    if not (out / ENTRY / "results.json").exists():
+        with _shown() as (console, told):
+            told("reading model and data", 0.0)
+            setup, splits, notes = divided_setup(config, noise, device)
+            rows, more = _searched(config, setup, splits, record, console, told)
+        record.write_results(ENTRY, rows, {})
+        notes = [*notes, *more]
+    record.close_study(ENTRY, time.perf_counter() - began, notes)
+
+
+def divided_setup(config: Config, noise: Noise, device: str) -> tuple[Setup, Splits, list[str]]:
+    """What candidates are scored with, the three parts of the data, and what is to be said of them.
+
+    Args:
+        config: what to search.
+        noise: of the candidates.
+        device: where.
+    """
+    how = How(
+        revision=config.revision,
+        dtype=config.dtype,
+        device=device,
+        trust_remote_code=config.trust_remote_code,
+    )
+    problem = load(
+        config.model, data=config.data, seed=config.seed, how=how, template=config.template, long=config.long
+    )
+    prefix = config.space.startswith("prefix:")
+    taught = config.data in (
+        None,
+        config.model,
+    )  # a built-in model learned its own data, as far as validate was content
+    without = ("train", "validate") if taught else ("train",) if prefix else ()
+    every = askable(problem.examples, task=config.task, without=without)
+    splits = divided(
+        every, {"select": config.select, "validate": config.validate, "test": config.test}, seed=config.seed
+    )
+    setup = Setup(
+        model=config.model,
+        how=how,
+        seed=config.seed,
+        space=config.space,
+        noise=noise,
+        lora=Lora(rank=config.rank, alpha=config.alpha, targets=config.targets),
+        adapter=config.adapter,
+        examples=splits.select,
+        lessons=_lessons(problem.examples["train"], config.task) if prefix else (),
+    )
+    said = f"{config.select} examples select, {config.validate} choose, {config.test} test, of {len(every)}; no group in two of them"
+    return setup, splits, [*problem.notes, said]
+
+
+def search_candidates(config: Config, search: int) -> list[Candidate]:
+    """The candidates of one of the searches."""
+    return candidates(config.n, config.sigma, seed=config.seed + search, antithetic=config.antithetic)
+
+
+def named(name: str, search: int) -> str:
+    """A file of one of several searches: the first has the plain name.
+
+    >>> named("ledger.jsonl", 0), named("ledger.jsonl", 2), named("best", 1)
+    ('ledger.jsonl', 'ledger-2.jsonl', 'best-1')
+    """
+    stem, dot, ending = name.partition(".")
+    return f"{stem}-{search}{dot}{ending}" if search else name
+
+
+def _lessons(train: Mapping[str, tuple[Example, ...]], task: str | None) -> tuple[Example, ...]:
+    return tuple(e for name, part in train.items() if task in (None, name) for e in part)
+
+
+def _searched(
+    config: Config, setup: Setup, splits: Splits, record: Record, console: Console, told: Told
+) -> tuple[list[Row], list[str]]:
+    """Every row of the record, and what happened on the way, in sentences."""
+    k = setup.prefix
+    with one_thread(setup.device):
+        worker = setup.build()
+        first = search_candidates(config, 0)[: config.group]
+        ready = prepared(record, PREPARED, worker, splits, config, first, told)
+    setup = dataclasses.replace(setup, batched=ready.batched)
+    fingerprint = {**worker.fingerprint(), "batched": ready.batched}
+    foreseen = (
+        forecast_rows(ready.forecast, n=config.n, sigmas=config.sigma, k=k, wish=config.wish) if ready.forecast else []
+    )
+    for line in forecast_lines(foreseen, dataclasses.asdict(config)):
+        console.print(Text(line), soft_wrap=True)
+    del worker  # those that score bring their own
+    gc.collect()
+    if setup.device == "cuda":
+        torch.cuda.empty_cache()
+    outcomes: list[list[Outcome]] = []
+    notes = [*ready.notes]
+    for s in range(config.seeds):
+        found, said = _scored(config, setup, fingerprint, record.folder, s, console, told)
+        outcomes.append(found)
+        notes += said
+    told("choosing and testing", 1.0)
+    rows: list[Row] = [*foreseen, *ready.rows(), *_histogram(config, ready, outcomes)]
+    each: list[Row] = []
+    with one_thread(setup.device):
+        worker = setup.build()
+        with worker.perturbed:
+            for s, found in enumerate(outcomes):
+                each += _ended(config, worker, splits, record, ready, found, s, fingerprint)
+    return [*rows, *each, *over_searches(each)], list(dict.fromkeys(notes))
+
+
+def _histogram(config: Config, ready: Prepared, outcomes: Sequence[Sequence[Outcome]]) -> Iterator[Row]:
+    every = [o for found in outcomes for o in found]
+    return histogram_rows(every, loss=ready.loss, sigmas=config.sigma, forecast=ready.forecast)
+
+
+def _scored(
+    config: Config,
+    setup: Setup,
+    fingerprint: dict[str, object],
+    out: Path,
+    search: int,
+    console: Console,
+    told: Told,
+) -> tuple[list[Outcome], list[str]]:
+    """All outcomes of one search; those that are in its ledger already are not scored again."""
+    every = search_candidates(config, search)
+    settings = {
+        **fingerprint,
+        "n": config.n,
+        "sigma": list(config.sigma),
+        "seed": config.seed + search,
+        "antithetic": config.antithetic,
+        "group": config.group,
+    }
+    notes: list[str] = []
+
+    def tell(note: str) -> None:
+        notes.append(note)
+        console.print(Text(note), soft_wrap=True)
+
+    with Ledger.open(out / named("ledger.jsonl", search), settings) as ledger:
+        if ledger.note:
+            tell(ledger.note)
+        done = ledger.done
+        groups = [every[i : i + config.group] for i in range(0, len(every), config.group)]
+        left = [group for group in groups if not all(c.index in done for c in group)]
+        share = len(groups) - len(left)
+
+        def progress(text: str, part: float) -> None:
+            of = f" of search {search + 1} of {config.seeds}" if config.seeds > 1 else ""
+            told(f"{text}{of}", (share + part * len(left)) / len(groups))
+
+        found = scores(setup, left, workers=config.workers, ray=config.ray, progress=progress, tell=tell)
+        with closing(found):
+            for outcomes in found:
+                ledger.append(outcomes)
+        return ledger.outcomes(), notes
+
+
+def _ended(
+    config: Config,
+    worker: Worker,
+    splits: Splits,
+    record: Record,
+    ready: Prepared,
+    outcomes: Sequence[Outcome],
+    search: int,
+    fingerprint: dict[str, object],
+) -> list[Row]:
+    """Choose, test, export; the rows of one search."""
+    choice, lock = locked_choice(
+        record, f"{ENTRY}/{named('locked.json', search)}", worker, splits, outcomes, config.k, seed=config.seed + search
+    )
+    selected = next(o.score for o in outcomes if o.candidate.index == choice.best.index)
+    found: Trial = trial_of(
+        record,
+        f"{ENTRY}/{named('test.json', search)}",
+        worker,
+        splits,
+        choice,
+        lock,
+        selected=(selected, ready.score),
+        temperature=config.temperature,
+        seed=config.seed + search,
+    )
+    _export(worker, record, choice, search, fingerprint)
+    groups = [e.group or e.prompt for e in splits.test]
+    compared = table(found.arms, found.base, groups=groups, seed=config.seed)
+    return [
+        *observed_rows(outcomes, loss=ready.loss, sigmas=config.sigma, forecast=ready.forecast, search=search),
+        *compared_rows(compared, search=search),
+        *winner_rows(found.winner, search=search),
+    ]
+
+
+def _export(worker: Worker, record: Record, choice: Choice, search: int, fingerprint: dict[str, object]) -> None:
+    perturbed = worker.perturbed
+    write_candidate(worker.problem, perturbed, choice.best, record.folder / named("best", search))
+    kept = Ensemble(
+        noise=str(perturbed.noise),
+        base=weights_hash(perturbed.base),
+        fingerprint=fingerprint,
+        best=member(perturbed, choice.best),
+        members=tuple(member(perturbed, c) for c in choice.members),
+    )
+    record.write_text(named("ensemble.json", search), kept.text())
+
+
+@contextmanager
+def _shown() -> Iterator[tuple[Console, Told]]:
+    """A progress bar, and where to print beside it."""
+    with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+        yield bar.console, lambda text, share: bar.update(task, description=text, completed=share)

@@ -1,0 +1,123 @@
+"""Select, validate, test: three disjoint parts of the examples, divided by group before anything is scored (measures §11)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
+
+from loclin.errors import LoclinError
+from loclin.seeds import derived
+from loclin.tasks.example import Example
+
+PARTS = ("select", "validate", "test")
+Data = Mapping[str, Mapping[str, tuple[Example, ...]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """The examples of a search.
+
+    Attributes:
+        select: candidates are ranked by.
+        validate: chooses among the first of them.
+        test: asked once, about what validate chose.
+    """
+
+    select: tuple[Example, ...]
+    validate: tuple[Example, ...]
+    test: tuple[Example, ...]
+
+    def hashes(self) -> dict[str, str]:
+        """A digest of every part: the examples, word for word and in order."""
+        return {name: examples_hash(getattr(self, name)) for name in PARTS}
+
+
+def examples_hash(examples: Sequence[Example]) -> str:
+    """A digest of some examples, word for word and in order."""
+    return hashlib.blake2b(json.dumps([astuple(e) for e in examples]).encode(), digest_size=16).hexdigest()
+
+
+def divided(examples: Sequence[Example], sizes: Mapping[str, int], *, seed: int) -> Splits:
+    """Draw select, validate and test of given sizes; no group, and no prompt, is in two of them.
+
+    Groups are put in the order of a keyed hash, so that a group's place depends on (seed, group) alone, and dealt out to test,
+    then validate, then select, until each holds its number. What a last group has beyond it is left out.
+
+    Args:
+        examples: what to divide.
+        sizes: examples of each part.
+        seed: another seed, another division.
+
+    Raises:
+        LoclinError: too few examples (the message says how many are needed), or one prompt in two groups that come to lie in
+            two parts.
+
+    >>> pool = [Example(prompt=f"{i} =", answer=" x", group=str(i // 2)) for i in range(20)]
+    >>> parts = divided(pool, {"select": 6, "validate": 4, "test": 8}, seed=0)
+    >>> len(parts.select), len(parts.validate), len(parts.test)
+    (6, 4, 8)
+    >>> {e.group for e in parts.select} & {e.group for e in parts.test}
+    set()
+    """
+    groups: dict[str, list[Example]] = {}
+    for e in examples:
+        groups.setdefault(e.group or e.prompt, []).append(e)
+    order = iter(sorted(groups, key=lambda group: derived(seed, "search split", group)))
+    parts: dict[str, list[Example]] = {}
+    for name in reversed(PARTS):
+        parts[name] = []
+        while len(parts[name]) < sizes[name]:
+            group = next(order, None)
+            if group is None:
+                raise _too_few(len(examples), len(groups), sizes)
+            parts[name] += groups[group]
+    splits = Splits(**{name: tuple(parts[name][: sizes[name]]) for name in PARTS})
+    check_disjoint(splits)
+    return splits
+
+
+def check_disjoint(splits: Splits) -> None:
+    """Whether no group and no prompt is in two parts.
+
+    Raises:
+        LoclinError: one is; the first is named.
+    """
+    home: dict[tuple[str, str], str] = {}
+    for name in PARTS:
+        for e in getattr(splits, name):
+            for kind, text in (("group", e.group or e.prompt), ("prompt", e.prompt)):
+                other = home.setdefault((kind, text), name)
+                if other != name:
+                    raise LoclinError(
+                        f"expected splits that share no {kind}, found {text[:60]!r} in {other} and {name}: give examples that "
+                        "repeat each other one group"
+                    )
+
+
+def askable(data: Data, *, task: str | None, without: Sequence[str]) -> list[Example]:
+    """The examples that a search may be scored on, of all splits of the data but some.
+
+    Args:
+        data: by split, then by task.
+        task: the one that is searched for; None takes all.
+        without: splits that are left out, because the model, or a subspace to search in, was made from them.
+
+    Raises:
+        LoclinError: no such task.
+    """
+    tasks = list(next(iter(data.values())))
+    if task is not None and task not in tasks:
+        raise LoclinError(f"unknown task {task!r}: expected one of {', '.join(tasks)}")
+    kept = [parts for name, parts in data.items() if name not in without]
+    return [e for parts in kept for t in ([task] if task else tasks) for e in parts[t]]
+
+
+def _too_few(there: int, groups: int, sizes: Mapping[str, int]) -> LoclinError:
+    needed, share = sum(sizes.values()), min(1.0, there / sum(sizes.values()))
+    fitting = " ".join(f"--{name} {max(1, int(0.9 * share * sizes[name]))}" for name in PARTS)
+    return LoclinError(
+        f"expected {needed} examples for select, validate and test, found {there} in {groups} groups: give more data, or fewer "
+        f"of each, such as {fitting}"
+    )
