@@ -55,7 +55,7 @@ class Config(RecoverySettings):
     """AdamW steps from the pretrained point behind each task vector."""
     k: int = 10
     """First updates of a recovery whose sum is a direction too."""
-    prefix_vectors: tuple[int, ...] = (1, 3, 10)
+    prefix_vectors: tuple[int, ...] = (1, 10)
     """Which vectors of the prefix basis, the orthonormalised first k updates of each recovery, are directions too."""
     hessian_directions: int = 3
     """How many eigenvectors of the largest Hessian eigenvalues are directions, at both points."""
