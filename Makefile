@@ -30,6 +30,7 @@ bench: setup
 	$(BIN)/python benchmarks/trajectory.py
 	$(BIN)/python benchmarks/curvature.py
 	$(BIN)/python benchmarks/lora.py
+	$(BIN)/python benchmarks/search.py
 
 clean:
 	rm -rf $(VENV) build src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
