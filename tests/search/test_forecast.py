@@ -89,7 +89,7 @@ def test_the_law_s_numbers_are_those_of_dense_derivatives(damaged: Problem, nois
     edge = law.valid_up_to(gradient=found.gradient, frobenius=found.frobenius.value)
     assert found.edge == edge
     assert found.notes[-1] == (
-        "noise of rank 2 is not normal: the law's slope and trace hold, its tails are lighter"
+        "noise of rank 2 is not normal: the law's slope and trace hold, its tails are heavier"
         if noise == "lowrank:2"
         else "attention was switched from sdpa to eager for it"
     )

@@ -192,7 +192,7 @@ def foretold(
     length = float(exact(gradient).norm())
     held, notes = _curvature(space, exam, coordinates, gradient, probes, derived(seed, "forecast"), told)
     if noise.kind == "lowrank":
-        notes.append(f"noise of rank {noise.rank} is not normal: the law's slope and trace hold, its tails are lighter")
+        notes.append(f"noise of rank {noise.rank} is not normal: the law's slope and trace hold, its tails are heavier")
     return Forecast(
         dimension=coordinates.dimension,
         weights=float(exact(space.read()).norm()),
