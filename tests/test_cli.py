@@ -158,7 +158,7 @@ def test_the_report_escapes_every_text(finished: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fly"], "unknown command 'fly': expected one of reproduce, run, radius, report, trajectory"),
+        (["fly"], "unknown command 'fly': expected one of reproduce, run, search, radius, report, trajectory"),
         (["run", "fly"], "unknown study 'fly': expected one of recovery"),
         (["reproduce", "--studies", "fly"], "unknown study 'fly'"),
         (["run", "recovery", "--profile", "huge"], "unknown profile 'huge': expected one of smoke, standard, paper"),
