@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import platform
 import subprocess
@@ -29,6 +30,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from loclin.errors import LoclinError
+from loclin.stats import Estimate
 
 FORMAT = 2  # of the record; raised when a reader of older records would be wrong
 
@@ -57,6 +59,31 @@ class Row:
     p: float | None = None
     unit: str = ""
     context: Mapping[str, Any] = field(default_factory=dict)
+
+
+def estimated(
+    quantity: str,
+    estimate: Estimate | None,
+    context: Mapping[str, Any],
+    *,
+    null: float | None = None,
+    p: float | None = None,
+) -> Row:
+    """The row of an estimate; without an interval where it has none, without a value where there is no estimate."""
+    if estimate is None:
+        return Row(quantity=quantity, value=None, n=0, null=null, p=p, context=context)
+    value, low, high = (x if math.isfinite(x) else None for x in (estimate.value, estimate.low, estimate.high))
+    whole = low is not None and high is not None
+    return Row(
+        quantity=quantity,
+        value=value,
+        low=low if whole else None,
+        high=high if whole else None,
+        n=estimate.n,
+        null=null,
+        p=p,
+        context=context,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,7 +63,8 @@ def search(config: Config, *, out: Path) -> None:
     device = device_named(config.device, small=config.model in BUILT_IN)
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_WHAT}
     notes: list[str] = record.run()["notes"].get(ENTRY, [])
-    record.open_study(ENTRY, settings, device=f"{device}, Ray at {config.ray}" if config.ray else device, kind=KIND)
+    where = config.device_map or device
+    record.open_study(ENTRY, settings, device=f"{where}, Ray at {config.ray}" if config.ray else where, kind=KIND)
     if not (out / ENTRY / "results.json").exists():
         with _shown() as (console, told):
             told("reading model and data", 0.0)
@@ -86,6 +87,7 @@ def divided_setup(config: Config, noise: Noise, device: str) -> tuple[Setup, Spl
         revision=config.revision,
         dtype=config.dtype,
         device=device,
+        device_map=config.device_map,
         trust_remote_code=config.trust_remote_code,
     )
     problem = load(

@@ -100,6 +100,8 @@ class Config:
     """Of the weights; half precision rounds small noise away, and the page says how much is left of it."""
     device: str = "auto"
     """cpu, cuda, mps, or auto: an accelerator where there is one."""
+    device_map: str | None = None
+    """Spread a large model over devices by accelerate (auto, balanced) instead of --device."""
     trust_remote_code: bool = False
     """Run code that comes with a model. Read it first."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from loclin.record import Row
+from loclin.record import Row, estimated
 from loclin.search.ensemble import ArmRow, best_of, pass_at
 from loclin.search.forecast import Forecast
 from loclin.search.scoring import Outcome
@@ -35,9 +35,9 @@ def forecast_rows(
     spread = 1.96 * forecast.loss_sd
     loss = Estimate(value=forecast.loss, low=forecast.loss - spread, high=forecast.loss + spread, n=1)
     rows = [
-        _row("loss", loss),
-        _row("trace", forecast.trace),
-        _row("frobenius", forecast.frobenius),
+        estimated("loss", loss, {}),
+        estimated("trace", forecast.trace, {}),
+        estimated("frobenius", forecast.frobenius, {}),
     ]
     plain = {
         "dimension": float(forecast.dimension),
@@ -53,7 +53,8 @@ def forecast_rows(
     for sigma in sigmas:
         rows.append(_relative(forecast, sigma, k))
         for on, fresh in (("select", False), ("other", True)):
-            rows.append(_row("expected_gain", forecast.gain(n, sigma, fresh=fresh), sigma=sigma, n=n, on=on))
+            context = {"sigma": sigma, "n": n, "on": on}
+            rows.append(estimated("expected_gain", forecast.gain(n, sigma, fresh=fresh), context))
         if wish is not None:
             needed = forecast.needed(wish, sigma)
             rows.append(
@@ -127,8 +128,8 @@ def compared_rows(table: Sequence[ArmRow], *, search: int) -> Iterator[Row]:
             "deployable": arm.deployable,
             "note": arm.note,
         }
-        yield _row("score", arm.score, **context)
-        yield _row("gain", arm.gain, p=arm.p, **context)
+        yield estimated("score", arm.score, context)
+        yield estimated("gain", arm.gain, context, p=arm.p)
         yield Row(quantity="p_holm", value=arm.p_holm, context=context)
 
 
@@ -163,7 +164,7 @@ def over_searches(rows: Sequence[Row]) -> list[Row]:
         if len({r.context["search"] for r in rows if "search" in r.context}) == 1:
             found.append(replace(first, context=context))
         elif first.quantity != "p_holm":
-            found.append(_row(first.quantity, over_runs(values) if values else None, null=null, **context))
+            found.append(estimated(first.quantity, over_runs(values) if values else None, context, null=null))
     return found
 
 
@@ -191,24 +192,6 @@ def _relative(forecast: Forecast, sigma: float, k: int | None) -> Row:
     """σ√D/‖θ‖, the length of a candidate's step as a share of the weights' (√k in a basis)."""
     share = sigma * math.sqrt(k or forecast.coordinates) / forecast.weights if forecast.weights else None
     return Row(quantity="relative_sigma", value=share, context={"sigma": sigma})
-
-
-def _row(
-    quantity: str, estimate: Estimate | None, *, null: float | None = None, p: float | None = None, **context: Any
-) -> Row:
-    if estimate is None:
-        return Row(quantity=quantity, value=None, n=0, null=null, p=p, context=context)
-    known = math.isfinite(estimate.low) and math.isfinite(estimate.high)
-    return Row(
-        quantity=quantity,
-        value=_finite(estimate.value),
-        low=estimate.low if known else None,
-        high=estimate.high if known else None,
-        n=estimate.n,
-        null=null,
-        p=p,
-        context=context,
-    )
 
 
 def _finite(value: float | None) -> float | None:

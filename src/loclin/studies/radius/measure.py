@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from loclin.record import Row
+from loclin.record import Row, estimated
 from loclin.stats import CONFIDENCE, Estimate
 from loclin.studies.rays import Line, Profile
 from loclin.window import Window, bisected
@@ -137,7 +137,7 @@ def radius_rows(line: Line, scale: Scale, tolerance: float) -> Iterator[Row]:
         size = over_folds(line, lambda p, sign=sign: p.window(sign, tolerance).size, powers=True)  # type: ignore[misc]
         for unit, factor in (("‖δ‖/‖θ‖", 1.0), ("‖δ‖", scale.weights), ("λ", 1 / scale.whole)):
             predicted = whole.predicted(tolerance) * factor
-            yield _row(
+            yield estimated(
                 "radius",
                 _times(size, factor),
                 here | {"as": unit},
@@ -146,7 +146,7 @@ def radius_rows(line: Line, scale: Scale, tolerance: float) -> Iterator[Row]:
         yield Row(quantity="radius_open", value=float(window.open), context=here)
     expected = over_folds(line, lambda p: p.predicted(tolerance), powers=True)
     for unit, factor in (("‖δ‖/‖θ‖", 1.0), ("‖δ‖", scale.weights), ("λ", 1 / scale.whole)):
-        yield _row("predicted_radius", _times(expected, factor), {"as": unit, "tolerance": tolerance})
+        yield estimated("predicted_radius", _times(expected, factor), {"as": unit, "tolerance": tolerance})
     limit = whole.limit(tolerance)
     yield Row(quantity="limit", value=limit if math.isfinite(limit) else None, context={"tolerance": tolerance})
 
@@ -161,9 +161,9 @@ def edge_rows(line: Line, step: float, here: dict[str, object], name: str) -> It
     def at(values: Callable[[Profile], np.ndarray]) -> Estimate | None:
         return over_folds(line, lambda p: float(values(p)[p.steps == step][0]))
 
-    yield _row(f"{name}_loss_change", at(lambda p: p.changes), here, null=step * whole.slope)
-    yield _row(f"{name}_error", at(lambda p: p.errors), here)
-    yield _row(f"{name}_score", at(lambda p: p.scores), here, null=whole.score)
+    yield estimated(f"{name}_loss_change", at(lambda p: p.changes), here, null=step * whole.slope)
+    yield estimated(f"{name}_error", at(lambda p: p.errors), here)
+    yield estimated(f"{name}_score", at(lambda p: p.scores), here, null=whole.score)
 
 
 def whole_rows(line: Line, scale: Scale, tolerance: float) -> Iterator[Row]:
@@ -185,21 +185,6 @@ def curve_rows(line: Line) -> Iterator[Row]:
         yield Row(quantity="loss_change", value=_finite(change), null=step * profile.slope, context=here)
         yield Row(quantity="first_order_error", value=_finite(error), context=here)
         yield Row(quantity="score", value=float(score), context=here)
-
-
-def _row(quantity: str, estimate: Estimate | None, here: dict[str, object], *, null: float | None = None) -> Row:
-    if estimate is None:
-        return Row(quantity=quantity, value=None, n=0, null=null, context=here)
-    known = math.isfinite(estimate.low) and math.isfinite(estimate.high)
-    return Row(
-        quantity=quantity,
-        value=_finite(estimate.value),
-        low=estimate.low if known else None,
-        high=estimate.high if known else None,
-        n=estimate.n,
-        null=null,
-        context=here,
-    )
 
 
 def _times(estimate: Estimate | None, factor: float) -> Estimate | None:
