@@ -183,11 +183,13 @@ def mean_above(values: Sequence[float] | np.ndarray, threshold: float) -> float:
 def permutation_p(observed: float, null: Sequence[float] | np.ndarray) -> float:
     """(b+1)/(m+1): b of m draws from the null are at least as large as what was observed.
 
-    >>> permutation_p(3.0, [1.0, 2.0, 4.0])
-    0.5
+    What is not defined, observed or drawn, counts as not below: p is 1 for an observation that is NaN.
+
+    >>> permutation_p(3.0, [1.0, 2.0, 4.0]), permutation_p(float("nan"), [1.0, 2.0, 4.0])
+    (0.5, 1.0)
     """
     draws = np.asarray(null, dtype=float)
-    return float((np.sum(draws >= observed) + 1) / (len(draws) + 1))
+    return float((np.sum(~(draws < observed)) + 1) / (len(draws) + 1))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -320,7 +320,7 @@ def test_correlations_are_those_of_the_candidates(part: Part) -> None:
     rows = list(part.rows)
     of = {q: claims.by_candidate(rows, f"candidate_{q}")[0] for q in ("gain", "alignment", "overlap")}
     r = np.corrcoef(of["gain"], of["alignment"])[0, 1]
-    assert value(rows, "alignment_correlation", point="damaged", of="loss") == pytest.approx(r)
+    assert value(rows, "alignment_correlation", point="damaged", of="loss", size=1.0) == pytest.approx(r)
     assert of["overlap"].mean() == pytest.approx(TINY.k / 26336, rel=1.5)
     assert np.abs(of["alignment"]).max() < 6 / np.sqrt(26336)
 
@@ -346,7 +346,7 @@ def test_claims_and_page_say_what_the_rows_say(kind: str, request: pytest.Fixtur
     assert all(c.p_holm is not None for c in decided.values())
     kept = [*rows, *summaries(rows)]
     sections = page.sections(kept, dataclasses.asdict(config))
-    assert [len(s.figures) for s in sections] == [4, 2, 2, 2, 2]
+    assert [len(s.figures) for s in sections] == [4, 2, 3, 2, 2]
     assert all(figure.svg.startswith("<?xml") for s in sections for figure in s.figures)
     text = "\n".join(line for s in sections for line in s.sees)
     assert f"gains within {law.value:.3g} [" in text

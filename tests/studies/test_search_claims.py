@@ -16,7 +16,13 @@ from loclin.record import Claim, Row
 from loclin.search.ensemble import best_of
 from loclin.studies.search import claims
 from loclin.studies.search.config import Config
-from loclin.studies.search.ladder import bend, chance_error, correlation, permuted_correlations
+from loclin.studies.search.ladder import (
+    bend,
+    chance_error,
+    correlation,
+    overlap_correlation,
+    permuted_correlations,
+)
 from loclin.studies.search.local import Local, of_matrix
 from tests.properties import share_supported
 
@@ -45,6 +51,7 @@ def law_rows(rng: np.random.Generator, run: int, *, point: str, scale: float, sp
     for over, error in (("sizes", one), ("spaces", many)):
         rows.append(row("law_error", float(np.abs(error).mean()), 0.09, over=over, **here))
         rows.append(row("law_bias", float(error.mean()), 0.0, over=over, **here))
+        rows.append(row("linear_error", 0.3, over=over, **here))
     return [*rows, row("log10_edge_ratio", 0.1 * rng.standard_normal(), **here)]
 
 
@@ -70,6 +77,62 @@ def test_best_of_n_law(point: str, scale: float, spaces: float, holds: bool) -> 
 
 
 # Signal density: six subspaces a run, whose gains follow their densities, or something else.
+
+
+def test_an_exact_law_is_not_refuted_however_few_the_candidates() -> None:
+    few = replace(CONFIG, n=5, others=12, inside=8)
+    chance = {"sizes": chance_error(5, 12), "spaces": (2 * chance_error(5, 12) + chance_error(5, 8)) / 3}
+
+    def world(rng: np.random.Generator, run: int) -> list[Row]:
+        rows = []
+        for over, count in (("sizes", 12), ("spaces", 8)):
+            off = best_of(rng.standard_normal(count), [5])[0] / expected_maximum(5) - 1
+            for quantity, value, null in (
+                ("law_error", abs(off), chance[over]),
+                ("law_bias", off, 0.0),
+                ("linear_error", 0.3, None),
+            ):
+                rows.append(row(quantity, float(value), null, over=over, run=run, point="damaged"))
+        return [*rows, row("log10_edge_ratio", 0.0, run=run, point="damaged")]
+
+    refuted = 0
+    for draw in range(200):
+        rng = np.random.default_rng(draw)
+        rows = [r for run in range(3) for r in world(rng, run)]
+        refuted += claims.best_of_n_law(few, rows, "damaged").verdict == "refuted"
+    assert refuted <= 10
+
+
+@pytest.mark.parametrize(("sigma", "curvature"), [(0.05, 0.0), (0.3, 4.0), (0.3, -4.0)])
+def test_overlap_with_a_plane_goes_with_gain_by_its_curvature_alone(sigma: float, curvature: float) -> None:
+    """A quadratic whose gradient lies wholly in the plane."""
+    rng, k, dimension, n = np.random.default_rng(1), 4, 300, 20_000
+    z = rng.standard_normal((n, dimension))
+    g = np.zeros(dimension)
+    g[0] = 2.0
+    h = np.zeros(dimension)
+    h[:k] = curvature
+    gain = -sigma * z @ g - sigma**2 / 2 * (z**2 @ h)
+    inside = (z[:, :k] ** 2).sum(1) / (z**2).sum(1)
+    expected = overlap_correlation(
+        sigma=sigma, trace=k * curvature, k=k, gradient=2.0, frobenius=math.sqrt(k) * abs(curvature)
+    )
+    assert correlation(inside, gain) == pytest.approx(expected, abs=4 / math.sqrt(n))
+    assert correlation(z[:, 0], gain) < -0.7  # alignment tells
+
+
+def test_a_run_without_a_correlation_is_counted_and_helps_no_p() -> None:
+    rng = np.random.default_rng(0)
+    rows = [r for run in range(5) for r in candidate_rows(rng, run, "candidate_alignment", 0.0)]
+    still = [
+        replace(r, value=0.0) if r.quantity == "candidate_gain" else r
+        for r in candidate_rows(rng, 5, "candidate_alignment", 0.0)
+    ]
+    claim = claims.alignment_predicts(CONFIG, [*rows, *still])
+    assert claim.n == 5
+    assert claim.note.endswith("in 1 runs r is not defined")
+    assert claim.p is not None
+    assert claim.p > 0.05
 
 
 @pytest.mark.parametrize(("follows", "holds"), [("density", True), ("nothing", False), ("halves", False)])
@@ -101,7 +164,7 @@ def candidate_rows(rng: np.random.Generator, run: int, quantity: str, r: float) 
     true = math.tanh(math.atanh(r) + 0.03 * rng.standard_normal())
     x = rng.standard_normal(200)
     gain = true * x + math.sqrt(1 - true**2) * rng.standard_normal(200)
-    rows = [row("alignment_correlation", 0.9, 0.9, run=run, point="damaged", of="loss")]
+    rows = [row("alignment_correlation", 0.9, 0.9, run=run, point="damaged", of="loss", size=1.0)]
     for i in range(200):
         rows.append(row(quantity, float(x[i]), run=run, candidate=i))
         rows.append(row("candidate_gain", float(gain[i]), run=run, candidate=i))
@@ -180,6 +243,12 @@ def test_the_bend_is_where_a_quadratic_bends() -> None:
     gains = sigmas - 2 * sigmas**2  # slope 1 − 2σ: 20 % off at 0.1
     assert bend(list(sigmas), list(gains), 0.2) == pytest.approx(0.1, rel=0.02)
     assert bend(list(sigmas), list(sigmas + 2 * sigmas**2), 0.2) == pytest.approx(0.1, rel=0.02)  # upwards too
+    for grid in (Config().sizes, (0.03, 0.2, 1.0, 3.0)):  # as coarse as the study's
+        on = np.array(grid)
+        for bent in (0.4, 1.0):
+            first = 1 - bent * on[0] / 2
+            there = 2 * (1 - 0.8 * first) / bent  # where gain/σ is 20 % below that of the first σ
+            assert bend(list(on), list(on - bent * on**2 / 2), 0.2) == pytest.approx(there)
     assert bend([0.1, 1.0], [0.1, 1.0], 0.2) is None
     assert bend([0.1, 1.0], [-0.1, 1.0], 0.2) is None
     law = Local(gradient=1.0, trace=0.0, along=0.0, frobenius=1.0)

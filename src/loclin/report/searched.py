@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from loclin.record import Row
 from loclin.report.figures import PALETTE, Curve, Drawing, draw_curves, draw_dots, draw_points, select
 from loclin.report.section import Section, text_of
-from loclin.report.words import number
+from loclin.report.words import estimate_text, number
 
 POINTS = {"damaged": "θ_D", "halfway": "θ_H"}
+STATIC = "static plane"
 ALL: dict[str, Any] = {"space": "all", "noise": "gaussian"}
 
 
@@ -38,9 +40,11 @@ def _law(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
             f"{text_of(rows, 'frobenius_norm', **here)}): the best of {n} gains within "
             f"{text_of(rows, 'law_error', over='sizes', **here)} of the law, relatively, over the σ of its domain ({inside} of "
             f"{len(runs)} searches); signed {text_of(rows, 'law_bias', over='sizes', **here)}. An exact law would be off by "
-            f"{_null(rows, 'law_error', over='sizes', **here)} by chance.",
+            f"{_null(rows, 'law_error', over='sizes', **here)} by chance; the slope alone is off by "
+            f"{text_of(rows, 'linear_error', over='sizes', **here)}.",
             f"At {symbol} the gain leaves the straight line σ‖g‖m_N by {config['edge']:.0%} at {text_of(rows, 'edge', **here)} of the "
-            f"reference σ; the law puts that at {text_of(rows, 'edge_law', **here)}. The reference σ is "
+            f"reference σ in the {_runs(rows, 'edge', **here)} runs where it does on the grid; the law puts that at "
+            f"{text_of(rows, 'edge_law', **here)} there. The reference σ is "
             f"{text_of(rows, 'reference_sigma', **here)}, the σ at which the curvature's fluctuation reaches the slope "
             f"{text_of(rows, 'validity_edge', **here)} times that.",
         ]
@@ -57,6 +61,12 @@ def _law(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
 def _null(rows: Sequence[Row], quantity: str, **context: Any) -> str:
     found = select(rows, quantity, **context)
     return number(found[0].null) if found else "–"
+
+
+def _runs(rows: Sequence[Row], quantity: str, **context: Any) -> int:
+    """In how many runs a quantity is defined."""
+    found = select(rows, quantity, **context)
+    return found[0].n if found else 0
 
 
 def _over_sigma(rows: Sequence[Row], config: Mapping[str, Any], point: str, symbol: str) -> Drawing:
@@ -136,7 +146,8 @@ def _dimension(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
         if entries
     ]
     lines = [
-        f"Over the spaces the best of {n} gains within {text_of(rows, 'law_error', over='spaces', point='damaged')} of the law, "
+        f"Over the kinds of spaces (all, largest tensor, {config['k']} dimensions) the best of {n} gains within "
+        f"{text_of(rows, 'law_error', over='spaces', point='damaged')} of the law, "
         f"signed {text_of(rows, 'law_bias', over='spaces', point='damaged')}; by chance an exact law would be off by "
         f"{_null(rows, 'law_error', over='spaces', point='damaged')}.",
         "Gain over the law's: "
@@ -182,16 +193,25 @@ def _candidates(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
             ("overlap", "‖Qᵀδ‖²/‖δ‖², Q the static plane", "(b) Overlap with the static plane"),
         )
     ]
+    figures.append(_alignment_over_sigma(rows))
     lines = []
     for point, symbol in POINTS.items():
+        loss, score = ({"point": point, "of": of, "size": 1.0} for of in ("loss", "score"))
         lines.append(
-            f"At {symbol} the gain in loss is correlated with alignment to r = "
-            f"{text_of(rows, 'alignment_correlation', point=point, of='loss')} (the law predicts "
-            f"{_null(rows, 'alignment_correlation', point=point, of='loss')}), with overlap to r = "
-            f"{text_of(rows, 'overlap_correlation', point=point, of='loss')}; the gain in score to "
-            f"{text_of(rows, 'alignment_correlation', point=point, of='score')} and "
-            f"{text_of(rows, 'overlap_correlation', point=point, of='score')}."
+            f"At {symbol} the gain in loss is correlated with alignment to r = {text_of(rows, 'alignment_correlation', **loss)} (the "
+            f"law predicts {_null(rows, 'alignment_correlation', **loss)}), with overlap to r = "
+            f"{text_of(rows, 'overlap_correlation', plane=STATIC, **loss)}; the gain in score to "
+            f"{text_of(rows, 'alignment_correlation', **score)} and {text_of(rows, 'overlap_correlation', plane=STATIC, **score)}."
         )
+    planes = {r.context["plane"]: r for r in select(rows, "overlap_correlation", point="damaged", of="loss", size=1.0)}
+    told = "; ".join(
+        f"{name} {estimate_text(r.value, r.low, r.high)} (curvature predicts {number(r.null)})"
+        for name, r in planes.items()
+    )
+    lines.append(
+        "Overlap is even in δ and the linear gain is odd: to first order no plane's overlap goes with gain, not even that of a plane "
+        f"that holds the gradient. At θ_D, by plane: {told}."
+    )
     lines.append(
         "The recovery gradient is of other examples than those that score; its cosine with theirs is "
         f"{text_of(rows, 'gradient_cosine', point='damaged')} at θ_D."
@@ -203,6 +223,23 @@ def _candidates(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
         "over runs.",
         figures=figures,
         sees=lines,
+    )
+
+
+def _alignment_over_sigma(rows: Sequence[Row]) -> Drawing:
+    curves = []
+    for (point, symbol), colour in zip(POINTS.items(), (0, 1), strict=True):
+        found = select(rows, "alignment_correlation", point=point, of="loss")
+        expected = [replace(r, value=r.null, low=None, high=None) for r in found]
+        curves.append(Curve(rows=found, label=symbol, colour=PALETTE[colour]))
+        curves.append(Curve(rows=expected, label=f"{symbol}, law", colour=PALETTE[colour], dashed=True, band=False))
+    return draw_curves(
+        "alignment-sigma",
+        "Correlation of gain and alignment over the candidates of each σ, with what the law predicts.",
+        curves,
+        over="size",
+        labels=("σ over the reference σ", "r"),
+        title="Does alignment predict gain?",
     )
 
 

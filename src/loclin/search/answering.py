@@ -41,8 +41,7 @@ def sampled(
 ) -> list[list[str]]:
     """Draws from softmax(log p / T): of the options, or token by token to the length of the right answer.
 
-    The control of a vote at equal forward passes. Draw i of an example is a function of the model, the example's place, i and
-    the seed.
+    The control of a vote at equal forward passes. Draws repeat with the seed, for the same examples in the same order.
 
     Args:
         problem: the model.

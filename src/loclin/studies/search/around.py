@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +22,12 @@ from loclin.search.noise import Noise
 from loclin.seeds import derived
 from loclin.studies.bench import Bench, Progress
 from loclin.studies.search.config import Config
-from loclin.studies.search.ladder import bend, chance_error, correlation
+from loclin.studies.search.ladder import bend, chance_error, correlation, overlap_correlation
 from loclin.studies.search.local import Local
 from loclin.studies.search.scored import Gains, gains
 
 Vector = Float[Tensor, " D"]
-ALL, GAUSSIAN = "all", "gaussian"
+ALL, LARGEST, GAUSSIAN = "all", "largest tensor", "gaussian"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -69,6 +69,19 @@ class Around:
         return Row(quantity=quantity, value=defined, null=null, context=here)
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Plane:
+    """A plane that candidates overlap with.
+
+    Attributes:
+        space: it.
+        trace: tr(QᵀHQ) of the scored loss at the point, where it is known.
+    """
+
+    space: Subspace
+    trace: float | None = None
+
+
 def sweep(here: Around, count: int) -> tuple[list[Row], dict[float, Gains]]:
     """Search at every σ.
 
@@ -89,7 +102,7 @@ def sweep(here: Around, count: int) -> tuple[list[Row], dict[float, Gains]]:
             context = {"space": ALL, "noise": GAUSSIAN, "size": size}
             rows += ladder_rows(here, found[size], here.local, sigma, context)
             rows.append(here.row("in_domain", float(here.local.holds(config.n, sigma)), size=size))
-    rows += error_rows(here, rows, "sizes", config.others)
+    rows += error_rows(here, rows, "sizes")
     rows += edge_rows(here, sigmas, [gain_at(of, config.n) for of in found.values()])
     return rows, found
 
@@ -115,29 +128,42 @@ def ladder_rows(here: Around, found: Gains, local: Local, sigma: float, context:
     yield here.row("finite", float(np.isfinite(found.loss).mean()), **context)
 
 
-def error_rows(here: Around, rows: Sequence[Row], over: str, count: int, *, size: float | None = None) -> Iterator[Row]:
+def error_rows(here: Around, rows: Sequence[Row], over: str, *, size: float | None = None) -> Iterator[Row]:
     """|gain/law − 1| at the N that decides, and the same signed: means over the σ of the law's domain, or over spaces.
 
-    The null of the error is what it would be by chance under an exact law.
+    Spaces are averaged within their kind first (all coordinates, the largest tensor, subspaces of k dimensions), so that many of one
+    dimension do not hide another. The null of the error is what it would be by chance under an exact law. `linear_error` is the
+    error of the slope alone, σ‖g‖m_N, in the same searches.
 
     Args:
         here: the point.
         rows: with the ratios, and with which σ are in the domain.
         over: "sizes": all coordinates at every σ; "spaces": every space, of all coordinates the given size.
-        count: of candidates behind each ratio.
         size: of all coordinates, where it is over spaces.
     """
-    ratios = [r for r in rows if r.quantity == "gain_ratio" and r.context["noise"] == GAUSSIAN]
-    if over == "sizes":
-        inside = {r.context["size"] for r in rows if r.quantity == "in_domain" and r.value == 1}
-        ratios = [r for r in ratios if r.context["space"] == ALL and r.context["size"] in inside]
-    else:
-        ratios = [r for r in ratios if r.context["space"] != ALL or r.context["size"] == size]
-    values = [r.value for r in ratios if r.value is not None]
-    off = np.array(values) - 1
-    error, bias = (float(np.abs(off).mean()), float(off.mean())) if values else (None, None)
-    yield here.row("law_error", error, null=chance_error(here.bench.config.n, count), over=over)
-    yield here.row("law_bias", bias, null=0.0, over=over)
+    config = here.bench.config
+    inside = {r.context["size"] for r in rows if r.quantity == "in_domain" and r.value == 1}
+    kinds: dict[str, dict[str, list[float]]] = {}
+    for r in rows:
+        if r.quantity not in ("gain_ratio", "gain_per_slope") or r.context["noise"] != GAUSSIAN or r.value is None:
+            continue
+        space, there = r.context["space"], r.context["size"]
+        if over == "sizes" and (space != ALL or there not in inside):
+            continue
+        if over == "spaces" and space == ALL and there != size:
+            continue
+        kind = space if space in (ALL, LARGEST) else "subspaces"
+        kinds.setdefault(r.quantity, {}).setdefault(kind, []).append(r.value / (r.null or 1.0) - 1)
+
+    def mean(quantity: str, of: Callable[[np.ndarray], np.ndarray]) -> float | None:
+        found = [float(of(np.array(values)).mean()) for values in kinds.get(quantity, {}).values()]
+        return float(np.mean(found)) if found else None
+
+    counts = {ALL: config.others, LARGEST: config.others, "subspaces": config.inside}
+    chance = [chance_error(config.n, counts[kind]) for kind in kinds.get("gain_ratio", {})]
+    yield here.row("law_error", mean("gain_ratio", np.abs), null=float(np.mean(chance)) if chance else None, over=over)
+    yield here.row("law_bias", mean("gain_ratio", lambda x: x), null=0.0, over=over)
+    yield here.row("linear_error", mean("gain_per_slope", np.abs), null=None, over=over)
 
 
 def edge_rows(here: Around, sigmas: Sequence[float], ladders: Sequence[float]) -> Iterator[Row]:
@@ -146,8 +172,8 @@ def edge_rows(here: Around, sigmas: Sequence[float], ladders: Sequence[float]) -
     found = bend(sigmas, ladders, config.edge)
     expected = here.local.bends_at(config.n, config.edge)
     yield here.row("edge", None if found is None else found / here.reference)
-    yield here.row("edge_law", expected / here.reference if math.isfinite(expected) else None)
     there = found is not None and math.isfinite(expected)
+    yield here.row("edge_law", expected / here.reference if there else None)  # of the runs in which it was seen
     yield here.row("log10_edge_ratio", math.log10(found / expected) if there and found else None, null=0.0)
 
 
@@ -173,41 +199,64 @@ def noise_rows(here: Around, folded: Local | None) -> Iterator[Row]:
 
 
 def relation_rows(
-    here: Around, main: Gains, recovery_gradient: Vector, plane: Subspace, *, each: bool
+    here: Around, swept: Mapping[float, Gains], recovery_gradient: Vector, planes: Mapping[str, Plane], *, each: bool
 ) -> Iterator[Row]:
-    """Correlations of gain with alignment and with overlap over the candidates at the reference σ (Figure 3).
+    """Correlations of gain with alignment and with overlap over the candidates of every σ (Figure 3).
 
     The null of the first is the law's prediction: r of measures §10 times the cosine of the two gradients, since alignment is
-    with a gradient of other examples than those that score.
+    with a gradient of other examples than those that score. That of the second is what the plane's curvature alone gives
+    (`ladder.overlap_correlation`).
 
     Args:
         here: the point.
-        main: the candidates.
+        swept: the candidates of every σ, by its size; they begin with the same seeds at each, so in the same directions.
         recovery_gradient: of recovery examples, here.
-        plane: the static plane.
-        each: whether to keep the numbers of every candidate.
+        planes: to overlap with; the static plane first.
+        each: whether to keep the numbers of every candidate at the reference σ.
     """
-    moved = Perturbed(here.bench.space, Noise())
-    g, q = exact(recovery_gradient).cpu(), plane.basis.cpu()
-    aligned, inside = np.empty(len(main.candidates)), np.empty(len(main.candidates))
+    main, local = swept[1.0], here.local
+    aligned, inside = _directions(here, main, recovery_gradient, planes)
+    own, g = exact(here.gradient).cpu(), exact(recovery_gradient).cpu()
+    shared = float(own @ g) / float(own.norm() * g.norm())
+    yield here.row("gradient_cosine", shared)
+    for size, found in swept.items():
+        sigma, count = found.candidates[0].sigma, len(found.candidates)
+        expected = shared * law.alignment_correlation(gradient=local.gradient, frobenius=local.frobenius, sigma=sigma)
+        for of, gain in (("loss", found.loss), ("score", found.score)):
+            null = expected if of == "loss" else None
+            yield here.row("alignment_correlation", correlation(aligned[:count], gain), null=null, of=of, size=size)
+            for name, plane in planes.items():
+                bent = None
+                if of == "loss" and plane.trace is not None:
+                    bent = overlap_correlation(
+                        sigma=sigma,
+                        trace=plane.trace,
+                        k=plane.space.k,
+                        gradient=local.gradient,
+                        frobenius=local.frobenius,
+                    )
+                r = correlation(inside[name][:count], gain)
+                yield here.row("overlap_correlation", r, null=bent, of=of, size=size, plane=name)
+    if each:
+        static = next(iter(inside.values()))
+        for i, gain in enumerate(main.loss):
+            yield here.row("candidate_gain", float(gain), candidate=i)
+            yield here.row("candidate_alignment", float(aligned[i]), candidate=i)
+            yield here.row("candidate_overlap", float(static[i]), candidate=i)
+
+
+def _directions(
+    here: Around, main: Gains, recovery_gradient: Vector, planes: Mapping[str, Plane]
+) -> tuple[Float[np.ndarray, " n"], dict[str, Float[np.ndarray, " n"]]]:
+    """cos(δ, −g) of every candidate, and ‖Qᵀδ‖²/‖δ‖² for every plane."""
+    moved, g = Perturbed(here.bench.space, Noise()), exact(recovery_gradient).cpu()
+    aligned = np.empty(len(main.candidates))
+    inside = {name: np.empty(len(main.candidates)) for name in planes}
     for i, candidate in enumerate(main.candidates):
         delta = moved.vector(candidate)
         energy = float(exact(delta) @ exact(delta))
         aligned[i] = -float(exact(delta) @ g) / (math.sqrt(energy) * float(g.norm()))
-        inside[i] = float(exact(q @ delta.to(q)).square().sum()) / energy
-    own = exact(here.gradient).cpu()
-    shared = float(own @ g) / float(own.norm() * g.norm())
-    sigma = main.candidates[0].sigma
-    expected = shared * law.alignment_correlation(
-        gradient=here.local.gradient, frobenius=here.local.frobenius, sigma=sigma
-    )
-    yield here.row("gradient_cosine", shared)
-    for of, gain in (("loss", main.loss), ("score", main.score)):
-        null = expected if of == "loss" else None
-        yield here.row("alignment_correlation", correlation(aligned, gain), null=null, of=of)
-        yield here.row("overlap_correlation", correlation(inside, gain), null=0.0, of=of)
-    if each:
-        for i, gain in enumerate(main.loss):
-            yield here.row("candidate_gain", float(gain), candidate=i)
-            yield here.row("candidate_alignment", float(aligned[i]), candidate=i)
-            yield here.row("candidate_overlap", float(inside[i]), candidate=i)
+        for name, plane in planes.items():
+            q = plane.space.basis.cpu()
+            inside[name][i] = float(exact(q @ delta.to(q)).square().sum()) / energy
+    return aligned, inside

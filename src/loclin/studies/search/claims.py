@@ -7,7 +7,7 @@ claims. Where several things have to hold, p is the largest of theirs (intersect
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,34 +48,43 @@ def decide(config: Config, rows: Sequence[Row]) -> list[Claim]:
 
 def best_of_n_law(config: Config, rows: Sequence[Row], point: str) -> Claim:
     """The gain of the best of N is within a quarter of the law's: over the σ of its domain and, at θ_D, over spaces."""
-    parts = {"sizes": by_run(rows, "law_error", point=point, over="sizes")}
-    if point == "damaged":
-        parts["spaces"] = by_run(rows, "law_error", point=point, over="spaces")
-    found = {name: over_runs(values) for name, values in parts.items()}
-    chance = over_runs(by_run(rows, "law_error", column="null", point=point, over="sizes")).value
-    bias = over_runs(by_run(rows, "law_bias", point=point, over="sizes"))
-    notes = [f"signed, {bias} (above 0: search gains more); by chance alone an exact law would be off by {chance:.2g}"]
-    if "spaces" in found:
-        notes.append(
-            f"over spaces from {config.k} dimensions to all, {found['spaces']}, signed "
-            f"{over_runs(by_run(rows, 'law_bias', point=point, over='spaces'))}"
-        )
+    names = ("sizes", "spaces") if point == "damaged" else ("sizes",)
+    parts = {over: by_run(rows, "law_error", point=point, over=over) for over in names}
+    found = {over: over_runs(values) for over, values in parts.items()}
+    chance = {over: over_runs(by_run(rows, "law_error", column="null", point=point, over=over)).value for over in names}
     return Claim(
         id="best-of-n-law",
         statement="Random search gains as the Gaussian local-linear law says, whatever the dimension.",
         setting=setting(config, POINT[point]),
         paper="formula (theorem)",
-        measured=f"relative error |gain/law − 1| of the best of {config.n}, mean over the σ of the law's domain",
+        measured=f"relative error |gain/law − 1| of the best of {config.n} on the select examples, mean over the σ of the law's domain",
         null=f"{OFF}",
         p=max(mean_above(-values, -OFF) for values in parts.values()),
         p_holm=None,
         rule=f"domain: σ up to a quarter of √2‖g‖/‖H‖_F and up to σ*; supported: upper limit of the error below {OFF}"
-        + (", over σ and over spaces" if len(parts) > 1 else "")
-        + f"; refuted: a lower limit above {OFF}",
-        verdict=verdict(all(e.high < OFF for e in found.values()), any(e.low > OFF for e in found.values())),
-        note="; ".join(notes + _edge(config, rows, point)),
+        + (", over σ and over spaces (means of the kinds: all, largest tensor, k dimensions)" if len(parts) > 1 else "")
+        + f"; refuted: a lower limit above {OFF} and what an exact law would be off by chance",
+        verdict=verdict(
+            all(e.high < OFF for e in found.values()), any(e.low > OFF + chance[over] for over, e in found.items())
+        ),
+        note="; ".join([*_law_notes(config, rows, point, found, chance), *_edge(config, rows, point)]),
         **figures(found["sizes"]),  # type: ignore[arg-type]
     )
+
+
+def _law_notes(
+    config: Config, rows: Sequence[Row], point: str, found: Mapping[str, Estimate], chance: Mapping[str, float]
+) -> list[str]:
+    """What an exact law and what the slope alone would be off by, and which way search is off."""
+    notes = []
+    for over, e in found.items():
+        bias, linear = (_text(by_run(rows, q, point=point, over=over)) for q in ("law_bias", "linear_error"))
+        where = "" if over == "sizes" else f"over spaces from {config.k} dimensions to all off by {e}: "
+        notes.append(
+            f"{where}signed {bias} (above 0: search gains more); an exact law would be off by {chance[over]:.2g} by chance, the slope "
+            f"alone, σ‖g‖m_N, is off by {linear}"
+        )
+    return notes
 
 
 def _edge(config: Config, rows: Sequence[Row], point: str) -> list[str]:
@@ -95,30 +104,35 @@ def _edge(config: Config, rows: Sequence[Row], point: str) -> list[str]:
 def signal_density(config: Config, rows: Sequence[Row]) -> Claim:
     """Over subspaces of equal k, the gain of a search rises with the gradient's energy per dimension."""
     density, gain = (by_space(rows, q) for q in ("signal_density", "equal_radius_gain"))
-    per_run = _ranks(rows, "signal_density", "equal_radius_gain")
-    e = over_runs(per_run)
-    null = permuted_rank_correlations(
-        [(density[run], gain[run]) for run in sorted(density)], draws=PERMUTATIONS, seed=config.seed
-    )
+    per_run = {run: rank_correlation(density[run], gain[run]) for run in sorted(density)}
+    kept = [run for run, r in per_run.items() if not math.isnan(r)]
+    e = over_runs([per_run[run] for run in kept])
+    null = permuted_rank_correlations([(density[run], gain[run]) for run in kept], draws=PERMUTATIONS, seed=config.seed)
     best = _text(_ranks(rows, "best_gain_law", "best_gain"))
     at_best = _text(_ranks(rows, "signal_density", "best_gain"))
     ratio = _text(by_run(rows, "density_ratio"))
     return Claim(
         id="signal-density",
-        statement="Which subspace to search in is decided by its signal density, gradient energy per dimension.",
+        statement="Which subspace to search in, at equal small radius, is decided by signal density, gradient energy per dimension.",
         setting=setting(config, POINT["damaged"]),
         paper="formula (proposition)",
         measured=f"Spearman's ρ of ‖P_S g‖²/k and the gain of the best of {config.n} over subspaces of k = {config.k}, equal radius",
         null=f"{DECIDES}; and gains permuted among the subspaces of a run",
-        p=max(permutation_p(e.value, null), mean_above(per_run, DECIDES)),
+        p=max(permutation_p(e.value, null), mean_above([per_run[run] for run in kept], DECIDES)),
         p_holm=None,
         rule=f"equal radius: {config.size:g} of the smallest reference σ of the subspaces, so that the law's domain holds them all; "
         f"bases from examples that score no candidate; supported: lower limit above {DECIDES}; refuted: upper limit below {DECIDES}",
         verdict=verdict(e.low > DECIDES, e.high < DECIDES),
-        note=f"gain over R·m_N·√density, geometric mean over subspaces {ratio}; with each subspace at its own reference σ, ρ of gain "
-        f"and density {at_best}, of gain and the law's gain {best}",
+        note=f"at so small a radius this is first order, and what could fail is its reach; gain over R·m_N·√density, median over "
+        f"subspaces {ratio}; with each subspace at its own reference σ, ρ of gain and density {at_best}, of gain and the law's gain "
+        f"{best}" + _lost(len(per_run) - len(kept), "ρ"),
         **figures(e),  # type: ignore[arg-type]
     )
+
+
+def _lost(runs: int, what: str) -> str:
+    """How many runs an estimate leaves out."""
+    return f"; in {runs} runs {what} is not defined" if runs else ""
 
 
 def _text(values: Sequence[float] | Values, otherwise: str = "not defined") -> str:
@@ -152,66 +166,92 @@ def _grouped(rows: Sequence[Row], quantity: str, key: str) -> dict[int, Values]:
 
 def alignment_predicts(config: Config, rows: Sequence[Row]) -> Claim:
     """Over the candidates of a run, gain is correlated with the cosine between δ and −∇ of the recovery loss."""
-    r, e, null = _correlated(config, rows, "candidate_alignment")
-    expected = over_runs(by_run(rows, "alignment_correlation", column="null", point="damaged", of="loss"))
+    r, e, null, lost = _correlated(config, rows, "candidate_alignment")
+    here: dict[str, Any] = {"point": "damaged", "of": "loss"}
+    expected = _text(by_run(rows, "alignment_correlation", column="null", size=1.0, **here))
+    small, large = (_text(by_run(rows, "alignment_correlation", size=s, **here)) for s in _ends(config))
     return Claim(
         id="alignment-predicts-gain",
         statement="A candidate's gain follows its alignment with the recovery gradient.",
         setting=setting(config, POINT["damaged"]),
         paper="r ≈ 0.52, about 1,200 candidates, 6 runs (Fig. 3a)",
-        measured=f"correlation of the loss's decrease with cos(δ, −g) over {config.candidates} candidates, mean over runs",
+        measured=f"correlation of the loss's decrease with cos(δ, −g){_in_factors(config)} over {config.candidates} candidates, mean "
+        "over runs",
         null=f"{MODERATE}; and gains permuted among the candidates of a run",
-        p=max(permutation_p(float(np.mean(r)), null), mean_above(np.arctanh(r), math.atanh(MODERATE))),
+        p=max(permutation_p(_mean(r), null), mean_above(np.arctanh(r), math.atanh(MODERATE))),
         p_holm=None,
         rule="g of recovery examples, the gain of others; mean and interval on Fisher's scale; decided on the loss, at θ_D, at the "
         f"reference σ; supported: lower limit above {MODERATE}; refuted: upper limit below {MODERATE}",
         verdict=verdict(e.low > MODERATE, e.high < MODERATE),
-        note=f"the law predicts r = {expected}; " + _others(rows, "alignment_correlation"),
+        note=f"the law predicts r = {expected}; r depends on σ: {small} at {_ends(config)[0]:g} of the reference σ, {large} at "
+        f"{_ends(config)[1]:g}; " + _others(rows, "alignment_correlation") + _lost(lost, "r"),
         **figures(e),  # type: ignore[arg-type]
     )
 
 
 def plane_does_not(config: Config, rows: Sequence[Row]) -> Claim:
     """Over the candidates of a run, gain does not rise with the share of δ inside the static plane."""
-    r, e, null = _correlated(config, rows, "candidate_overlap")
-    two_sided = permutation_p(abs(float(np.mean(r))), np.abs(null))
+    r, e, null, lost = _correlated(config, rows, "candidate_overlap")
+    two_sided = permutation_p(abs(_mean(r)), np.abs(null))
+    here: dict[str, Any] = {"point": "damaged", "of": "loss", "size": 1.0}
+    expected = _text(by_run(rows, "overlap_correlation", column="null", plane="static plane", **here))
+    controls = ", ".join(
+        f"of {name} {_text(by_run(rows, 'overlap_correlation', plane=plane, **here))}"
+        for name, plane in (("the gradients at θ_D", "gradients at θ_D"), ("a random plane", "random"))
+    )
     return Claim(
         id="plane-overlap-does-not",
         statement="Overlap with the static task plane does not predict gain.",
         setting=setting(config, POINT["damaged"]),
         paper="r ≈ −0.40 (Fig. 3b)",
-        measured=f"correlation of the loss's decrease with ‖Qᵀδ‖²/‖δ‖² over {config.candidates} candidates, mean over runs; Q: task "
-        f"vectors and principal gradients at θ₀, k = {config.k}",
+        measured=f"correlation of the loss's decrease with ‖Qᵀδ‖²/‖δ‖²{_in_factors(config)} over {config.candidates} candidates, mean "
+        f"over runs; Q: task vectors and principal gradients at θ₀, k = {config.k}",
         null=f"{WEAK}",
         p=mean_above(-np.arctanh(r), -math.atanh(WEAK)),
         p_holm=None,
-        rule=f"a plane to search in would have r > 0, so supported: upper limit below {WEAK}; refuted: lower limit above {WEAK}; mean "
-        "and interval on Fisher's scale; decided on the loss, at θ_D, at the reference σ",
+        rule=f"supported: upper limit below {WEAK}; refuted: lower limit above {WEAK}; mean and interval on Fisher's scale; decided on "
+        "the loss, at θ_D, at the reference σ",
         verdict=verdict(e.high < WEAK, e.low > WEAK),
-        note=f"against 0 p = {two_sided:.2g} (two-sided, gains permuted within runs); "
-        + _others(rows, "overlap_correlation"),
+        note="overlap is even in δ and the linear gain odd, so that to first order no plane's overlap goes with gain, not even that of "
+        f"one which holds g: only curvature in the plane could make it, which predicts r = {expected}; controls: {controls}; against 0 "
+        f"p = {two_sided:.2g} (two-sided, gains permuted within runs); "
+        + _others(rows, "overlap_correlation", plane="static plane")
+        + _lost(lost, "r"),
         **figures(e),  # type: ignore[arg-type]
     )
 
 
-def _correlated(config: Config, rows: Sequence[Row], quantity: str) -> tuple[Values, Estimate, Values]:
-    """Correlation with the gain in every run, its mean over runs, and null draws of the plain mean."""
+def _in_factors(config: Config) -> str:
+    return " in the factors' coordinates" if config.space == "lora" else ""
+
+
+def _ends(config: Config) -> tuple[float, float]:
+    return config.sizes[0], config.sizes[-1]
+
+
+def _mean(values: Values) -> float:
+    return float(np.mean(values)) if len(values) else math.nan
+
+
+def _correlated(config: Config, rows: Sequence[Row], quantity: str) -> tuple[Values, Estimate, Values, int]:
+    """Correlation with the gain in every run where it is defined, its mean, null draws of it, and the number of runs lost."""
     x, y = by_candidate(rows, quantity), by_candidate(rows, "candidate_gain")
     pairs = [(x[run], y[run]) for run in sorted(x)]
-    r = np.clip([correlation(a, b) for a, b in pairs], -0.999, 0.999)
+    kept = [pair for pair in pairs if not math.isnan(correlation(*pair))]
+    r = np.clip([correlation(a, b) for a, b in kept], -0.999, 0.999)
     z = over_runs(np.arctanh(r))
     e = Estimate(value=math.tanh(z.value), low=math.tanh(z.low), high=math.tanh(z.high), n=z.n)
     if not math.isfinite(z.low):
         e = Estimate(value=e.value, low=-math.inf, high=math.inf, n=e.n)
-    return r, e, permuted_correlations(pairs, draws=PERMUTATIONS, seed=config.seed)
+    return r, e, permuted_correlations(kept, draws=PERMUTATIONS, seed=config.seed), len(pairs) - len(kept)
 
 
-def _others(rows: Sequence[Row], quantity: str) -> str:
+def _others(rows: Sequence[Row], quantity: str, **context: Any) -> str:
     """The same correlation for the gain in score, and at the halfway point."""
     texts = []
     for of, point in (("score", "damaged"), ("loss", "halfway"), ("score", "halfway")):
-        value = _text(by_run(rows, quantity, point=point, of=of), "not defined, it never changes")
-        texts.append(f"with the {of} at {POINT[point]} {value}")
+        found = by_run(rows, quantity, point=point, of=of, size=1.0, **context)
+        texts.append(f"with the {of} at {POINT[point]} {_text(found, 'not defined, it never changes')}")
     return "; ".join(texts)
 
 

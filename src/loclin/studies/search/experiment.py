@@ -17,7 +17,7 @@ from loclin.search.noise import Noise
 from loclin.seeds import derived
 from loclin.studies.bench import Bench, Demand, Progress, device, make_bench
 from loclin.studies.course import damage
-from loclin.studies.search.around import Around, error_rows, noise_rows, relation_rows, sweep
+from loclin.studies.search.around import Around, Plane, error_rows, noise_rows, relation_rows, sweep
 from loclin.studies.search.config import Config
 from loclin.studies.search.local import Local, in_space, second_order, tied
 from loclin.studies.search.material import Material, Way, material, recover, score_of
@@ -27,6 +27,7 @@ from loclin.tasks.batch import answer_loss
 
 __all__ = ["device", "run_one"]
 
+STATIC = "static plane"
 Vector = Float[Tensor, " D"]
 
 
@@ -134,9 +135,12 @@ def _at_damaged(bench: Bench[Config], drawn: Material, way: Way, plane: Subspace
     here = _around(bench, drawn, "damaged", gradient, local, progress)
     swept, drawn_at = sweep(here, config.candidates)
     rows = [*_local_rows(here), *swept, *space_rows(here, found)]
-    rows += error_rows(here, rows, "spaces", config.inside, size=config.size)
+    rows += error_rows(here, rows, "spaces", size=config.size)
     rows += noise_rows(here, folded)
-    return [*rows, *relation_rows(here, drawn_at[1], recovery, plane, each=True)]
+    bent = {p.name: p.local.trace for p in found}
+    shown = {STATIC: plane, **{name: made[name] for name in ("gradients at θ_D", "random")}}
+    planes = {name: Plane(space=of, trace=bent[name]) for name, of in shown.items()}
+    return [*rows, *relation_rows(here, drawn_at, recovery, planes, each=True)]
 
 
 def _at_halfway(bench: Bench[Config], drawn: Material, plane: Subspace, progress: Progress) -> list[Row]:
@@ -150,5 +154,9 @@ def _at_halfway(bench: Bench[Config], drawn: Material, plane: Subspace, progress
         local = in_space(product, space, gradient, config.probes, seed=seed)
     here = _around(bench, drawn, "halfway", gradient, local, progress)
     swept, drawn_at = sweep(here, config.others)
-    rows = [*_local_rows(here), *swept, *relation_rows(here, drawn_at[1], recovery, plane, each=False)]
+    rows = [
+        *_local_rows(here),
+        *swept,
+        *relation_rows(here, drawn_at, recovery, {STATIC: Plane(space=plane)}, each=False),
+    ]
     return [*rows, *table_rows(here, drawn_at, drawn.test)]

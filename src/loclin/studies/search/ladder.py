@@ -29,7 +29,8 @@ def chance_error(n: int, candidates: int) -> float:
 
 
 def bend(sigmas: Sequence[float], gains: Sequence[float], departure: float) -> float | None:
-    """The first σ at which gain/σ has departed by a share from what it is at the smallest σ, interpolated in log σ.
+    """The first σ at which gain/σ has departed by a share from what it is at the smallest σ, interpolated in σ, which is exact for
+    a quadratic.
 
     The candidates of all σ have the same directions, so the chance in the smallest one's gain is in all of them.
 
@@ -42,7 +43,7 @@ def bend(sigmas: Sequence[float], gains: Sequence[float], departure: float) -> f
         None where it departs nowhere on the grid, or where the first gain is not positive.
 
     >>> round(bend([0.01, 0.1, 1.0], [0.01, 0.1, 0.6], 0.2), 3)
-    0.316
+    0.55
     """
     slopes = np.asarray(gains) / np.asarray(sigmas)
     if not slopes[0] > 0:
@@ -53,7 +54,7 @@ def bend(sigmas: Sequence[float], gains: Sequence[float], departure: float) -> f
         return None
     i = int(past[0])
     share = (departure - off[i - 1]) / (off[i] - off[i - 1])
-    return float(math.exp((1 - share) * math.log(sigmas[i - 1]) + share * math.log(sigmas[i])))
+    return float((1 - share) * sigmas[i - 1] + share * sigmas[i])
 
 
 def correlation(x: Values, y: Values) -> float:
@@ -63,6 +64,25 @@ def correlation(x: Values, y: Values) -> float:
     if len(a) < 3 or a.std() == 0 or b.std() == 0:
         return math.nan
     return float(np.clip(np.corrcoef(a, b)[0, 1], -1, 1))
+
+
+def overlap_correlation(*, sigma: float, trace: float, k: int, gradient: float, frobenius: float) -> float:
+    """Correlation of gain with ‖Qᵀδ‖² over candidates of a quadratic: −σ tr(QᵀHQ) / [√(2k) √(‖g‖² + σ²‖H‖_F²/2)].
+
+    The overlap is even in δ and the linear gain odd, so to first order no plane's overlap goes with gain, not even that of a
+    plane which holds all of g; what remains is the plane's curvature.
+
+    Args:
+        sigma: σ.
+        trace: tr(QᵀHQ).
+        k: columns of Q.
+        gradient, frobenius: ‖g‖, ‖H‖_F in all coordinates.
+
+    >>> round(overlap_correlation(sigma=0.1, trace=10.0, k=2, gradient=1.0, frobenius=0.0), 3)
+    -0.5
+    """
+    spread = math.hypot(gradient, sigma * frobenius / math.sqrt(2))
+    return -sigma * trace / (math.sqrt(2 * k) * spread) if spread else 0.0
 
 
 def permuted_correlations(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -23,13 +24,12 @@ from loclin.search.noise import Noise
 from loclin.seeds import derived
 from loclin.studies.bench import Bench
 from loclin.studies.directions import batch_gradients, norm_matched_noise, task_vectors
-from loclin.studies.search.around import GAUSSIAN, Around, gain_at, ladder_rows
+from loclin.studies.search.around import GAUSSIAN, LARGEST, Around, gain_at, ladder_rows
 from loclin.studies.search.config import Config
 from loclin.studies.search.local import Local, in_space, in_subspace, second_order
 from loclin.studies.search.scored import gains
 from loclin.tasks.batch import Batch, answer_loss
 
-LARGEST = "largest tensor"
 Directions = Float[Tensor, "k D"]
 Vector = Float[Tensor, " D"]
 
@@ -163,7 +163,7 @@ def space_rows(here: Around, found: Sequence[Place]) -> Iterator[Row]:
         linear = law.subspace_linear_gain(radius=radius, n=config.n, density=density)
         gain, rows = _searched(here, place, radius / math.sqrt(place.dimension))
         yield from rows
-        ratios.append(math.log(gain / linear) if gain > 0 else math.nan)
+        ratios.append(gain / linear if linear else math.nan)
         own = place.local.reference(config.n)
         best, _ = _searched(here, place, own)
         context: dict[str, Any] = {"space": place.name}
@@ -179,7 +179,7 @@ def space_rows(here: Around, found: Sequence[Place]) -> Iterator[Row]:
             "best_gain_formula", law.subspace_best_gain(energy=energy, n=config.n, trace=place.local.trace), **context
         )
     yield here.row("equal_radius", radius)
-    yield here.row("density_ratio", math.exp(sum(ratios) / len(ratios)), null=1.0)
+    yield here.row("density_ratio", float(np.median(ratios)), null=1.0)
 
 
 def _searched(here: Around, place: Place, sigma: float) -> tuple[float, list[Row]]:
