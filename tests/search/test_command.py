@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 
 from loclin.cli import main
@@ -204,6 +205,18 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return error
 
 
+def test_one_search_at_a_time_in_a_folder_and_an_ended_one_says_so(
+    finished: tuple[Path, str], model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, _ = finished
+    with FileLock(out / ".search.lock"):
+        command = ["search", "--model", str(model), *TINY, "--out", str(out), "--wish", "0.001"]
+        assert "found another process searching there: wait for it" in refused(capsys, *command)
+    assert "ended before: this is its record; model and data are not read again" in search(
+        model, out, "--wish", "0.001"
+    )
+
+
 def test_a_ledger_of_another_model_or_other_settings_is_refused_and_stays_whole(
     finished: tuple[Path, str],
     model: Path,
@@ -227,7 +240,7 @@ def test_a_ledger_of_another_model_or_other_settings_is_refused_and_stays_whole(
         next(problem.model.parameters()).mul_(1.01)
     problem.model.save_pretrained(str(mine))
     said = refused(capsys, *command)
-    assert "ledger.jsonl belongs to another search (searched weights is " in said
+    assert "expected the model and data of the search, found others (searched weights is " in said
     assert (out / "ledger.jsonl").read_bytes() == before
 
 

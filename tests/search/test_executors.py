@@ -187,6 +187,7 @@ class FakeCrew:
     def __init__(self, draw: random.Random, deaths: float) -> None:
         self.draw, self.deaths, self.why = draw, deaths, "a throw of dice"
         self.work: dict[int, Group | None] = {}
+        self.resting: set[int] = set()
         self.started = 0
 
     def start(self) -> int:
@@ -196,7 +197,9 @@ class FakeCrew:
 
     def send(self, worker: int, group: Group) -> None:
         assert worker not in self.work  # it has replied
-        self.work[worker] = group
+        if worker in self.resting:  # or it has died since: `wait` will say so
+            self.resting.remove(worker)
+            self.work[worker] = group
 
     def wait(self, seconds: float) -> list[tuple[int, Reply | None]]:
         found: list[tuple[int, Reply | None]] = []
@@ -206,10 +209,16 @@ class FakeCrew:
                 found.append((worker, None))
             else:
                 found.append((worker, Reply(outcomes=None if group is None else [outcome(c) for c in group])))
+                self.resting.add(worker)
+        busy = {worker for worker, _ in found}
+        for worker in sorted(self.resting - busy):
+            if self.draw.random() < self.deaths:  # with nothing to do
+                self.resting.remove(worker)
+                found.append((worker, None))
         return found
 
     def close(self) -> None:
-        self.work = {}
+        self.work, self.resting = {}, set()
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -1,3 +1,4 @@
+import copy
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from loclin.errors import LoclinError
 from loclin.models import Problem
@@ -16,7 +17,7 @@ from loclin.parameters import ParameterSpace
 from loclin.search import scoring
 from loclin.search.candidate import Candidate, Perturbed, candidates
 from loclin.search.noise import Noise
-from loclin.search.scoring import Outcome, faster, score
+from loclin.search.scoring import Outcome, agrees, faster, score
 
 NOISES = ["gaussian", "lowrank:2", "tied"]
 
@@ -122,11 +123,36 @@ def test_the_faster_way_is_taken_if_it_gives_the_same(
     def timed(_: Perturbed, exam: Exam, group: Sequence[Candidate], *, batched: bool) -> list[Outcome]:
         time.sleep(0.02 if batched == slow else 0.001)
         right = np.ones(len(exam.batch), dtype=bool)
-        return [Outcome(candidate=c, loss=0.5 + 0.01 * (differ and batched), right=right) for c in group]
+        return [Outcome(candidate=c, loss=0.5, right=right) for c in group]
+
+    together = scoring._together
+
+    def elsewhere(*given: Any) -> list[Outcome]:
+        return [replace(o, loss=o.loss + 0.01 * differ) for o in together(*given)]
 
     monkeypatch.setattr(scoring, "score", timed)
+    monkeypatch.setattr(scoring, "_together", elsewhere)
     perturbed = Perturbed(ParameterSpace(trained.model), Noise())
     assert faster(perturbed, asked(trained), candidates(2, [0.1], seed=0)) is chosen
+
+
+def test_noise_that_a_stack_would_miss_is_placed(trained: Problem) -> None:
+    """A model that reads a weight outside its module's own forward: low-rank noise is added to the weights then, stacked never."""
+    model = copy.deepcopy(trained.model)
+    head = model.transformer.h[0].mlp.c_fc
+
+    def leaks(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output + args[0] @ head.weight
+
+    head.register_forward_hook(leaks)
+    problem = replace(trained, model=model)
+    with moved(problem, "lowrank:2", sigma=0.05) as (perturbed, group):
+        exam = asked(problem)
+        assert not agrees(perturbed, exam, group[0])
+        (found,) = score(perturbed, exam, group[:1], batched=False)
+        perturbed.place(group[0])
+        losses, _ = exam.answers()
+        assert found.loss == float(losses.sum()) / float(exam.tokens.sum())
 
 
 def test_a_stack_too_large_for_memory_is_not_tried(trained: Problem, monkeypatch: pytest.MonkeyPatch) -> None:

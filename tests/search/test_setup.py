@@ -286,3 +286,22 @@ def test_a_model_that_does_not_come_back_is_noticed(plain: Setup, monkeypatch: p
     monkeypatch.setattr(worker.perturbed, "restore", lambda: None)
     with pytest.raises(LoclinError, match="at its base, found other bytes"):
         worker.score(GROUP)
+
+
+def test_a_worker_that_finds_another_model_is_refused(plain: Setup) -> None:
+    """A folder that was trained on, or another revision, in the middle of a search."""
+    own = plain.build().fingerprint()
+    replace(plain, expected=own).build()
+    with pytest.raises(
+        LoclinError, match=r"found others \(other weights is 'x' in the record, .*: score with what the search began"
+    ):
+        replace(plain, expected={**own, "other weights": "x"}).build()
+
+
+def test_a_basis_that_was_made_is_taken(trained: Problem, plain: Setup) -> None:
+    asked = replace(plain, space="prefix:3", lessons=examples(trained, "train", 4))
+    made = asked.build().perturbed.basis
+    assert made is not None
+    taken = replace(asked, lessons=(), basis=made).build().perturbed.basis  # without lessons none could be made
+    assert taken is not None
+    assert torch.equal(taken, made)

@@ -99,6 +99,7 @@ class Perturbed:
         basis: as given.
         base: a copy of every tensor, by name.
         hashes: blake2b of every tensor's bytes, by name.
+        stacks: whether stacked passes agree with placed weights here; None as long as nobody tried (`scoring.agrees`).
 
     Raises:
         LoclinError: a basis of another dimension or that is not orthonormal, or with noise that is not gaussian.
@@ -108,6 +109,7 @@ class Perturbed:
         if basis is not None:
             _check_basis(basis, space.dimension, noise)
         self.space, self.noise, self.basis = space, noise, basis
+        self.stacks: bool | None = None
         self._tensors = dict(zip(space.names, space.parameters, strict=True))
         self.base = {n: p.detach().clone() for n, p in self._tensors.items()}
         self.hashes = {n: _hash(p) for n, p in self._tensors.items()}

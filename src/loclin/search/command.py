@@ -10,10 +10,15 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from loclin.errors import LoclinError
 from loclin.models import BUILT_IN, load
 from loclin.models.lora import Lora
 from loclin.models.pretrained import How, device_named
@@ -44,6 +49,7 @@ from loclin.search.trial import Trial, locked_choice, trial_of
 from loclin.tasks.example import Example
 
 PREPARED = f"{ENTRY}/prepared.json"
+BASIS = f"{ENTRY}/basis.safetensors"
 
 
 def search(config: Config, *, out: Path) -> None:
@@ -64,15 +70,46 @@ def search(config: Config, *, out: Path) -> None:
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_WHAT}
     notes: list[str] = record.run()["notes"].get(ENTRY, [])
     where = config.device_map or device
-    record.open_study(ENTRY, settings, device=f"{where}, Ray at {config.ray}" if config.ray else where, kind=KIND)
-    if not (out / ENTRY / "results.json").exists():
-        with _shown() as (console, told):
-            told("reading model and data", 0.0)
-            setup, splits, notes = divided_setup(config, noise, device)
-            rows, more = _searched(config, setup, splits, record, console, told)
-        record.write_results(ENTRY, rows, {})
-        notes = [*notes, *more]
-    record.close_study(ENTRY, time.perf_counter() - began, notes)
+    out.mkdir(parents=True, exist_ok=True)
+    with _alone(out):
+        record.open_study(ENTRY, settings, device=f"{where}, Ray at {config.ray}" if config.ray else where, kind=KIND)
+        if (out / ENTRY / "results.json").exists():
+            print(f"the search in {out} ended before: this is its record; model and data are not read again")
+        else:
+            try:
+                with _shown() as (console, told):
+                    told("reading model and data", 0.0)
+                    setup, splits, notes = divided_setup(config, noise, device)
+                    rows, more = _searched(config, setup, splits, record, console, told)
+            except torch.OutOfMemoryError as error:
+                raise LoclinError(
+                    f"expected room for the model and what the search asks of it on {where}, found too little "
+                    f"({' '.join(str(error).split())[:120]}): give a smaller --dtype, --no-forecast, fewer examples or another "
+                    "--device; the candidates scored so far are kept"
+                ) from error
+            record.write_results(ENTRY, rows, {})
+            notes = [*notes, *more]
+        record.close_study(ENTRY, time.perf_counter() - began, notes)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """One process in a run folder at a time.
+
+    Raises:
+        LoclinError: another one searches there.
+    """
+    lock = FileLock(out / ".search.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise LoclinError(
+            f"expected {out} for this search alone, found another process searching there: wait for it, or choose another --out"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def divided_setup(config: Config, noise: Noise, device: str) -> tuple[Setup, Splits, list[str]]:
@@ -143,11 +180,14 @@ def _searched(
     """Every row of the record, and what happened on the way, in sentences."""
     k = setup.prefix
     with one_thread(setup.device):
-        worker = setup.build()
+        worker = dataclasses.replace(setup, basis=kept_basis(record)).build()
         first = search_candidates(config, 0)[: config.group]
         ready = prepared(record, PREPARED, worker, splits, config, first, told)
-    setup = dataclasses.replace(setup, batched=ready.batched)
     fingerprint = {**worker.fingerprint(), "batched": ready.batched}
+    basis = worker.perturbed.basis
+    if basis is not None:
+        _keep_basis(record, basis)
+    setup = dataclasses.replace(setup, batched=ready.batched, basis=basis, expected=fingerprint)
     foreseen = (
         forecast_rows(ready.forecast, n=config.n, sigmas=config.sigma, k=k, wish=config.wish) if ready.forecast else []
     )
@@ -172,6 +212,27 @@ def _searched(
             for s, found in enumerate(outcomes):
                 each += _ended(config, worker, splits, record, ready, found, s, fingerprint)
     return [*rows, *each, *over_searches(each)], list(dict.fromkeys(notes))
+
+
+def kept_basis(record: Record) -> Tensor | None:
+    """The basis of "prefix:K" of an earlier session: an accelerator may not make the very same again."""
+    path = record.folder / BASIS
+    if not path.exists():
+        return None
+    try:
+        return load_file(path)["basis"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise LoclinError(
+            f"expected a basis in {path}, found {error}: restore it, or search into another --out"
+        ) from error
+
+
+def _keep_basis(record: Record, basis: Tensor) -> None:
+    path = record.folder / BASIS
+    if not path.exists():
+        scratch = path.with_name(f".{path.name}")
+        save_file({"basis": basis.detach().cpu().contiguous()}, scratch)
+        scratch.replace(path)
 
 
 def _histogram(config: Config, ready: Prepared, outcomes: Sequence[Sequence[Outcome]]) -> Iterator[Row]:
@@ -220,6 +281,13 @@ def _scored(
         with closing(found):
             for outcomes in found:
                 ledger.append(outcomes)
+        for outcome in ledger.outcomes():
+            index = outcome.candidate.index
+            if index >= len(every) or every[index] != outcome.candidate:
+                raise LoclinError(
+                    f"expected candidate {index} of this search in {ledger.path}, found another seed, σ or sign: restore the file, or "
+                    "move it away and search again"
+                )
         return ledger.outcomes(), notes
 
 

@@ -138,6 +138,10 @@ class Config:
             raise LoclinError(
                 f"expected --space lora with an adapter, found --space {self.space}: give --space lora, or merge the adapter"
             )
+        if self.ray and self.device_map:
+            raise LoclinError(
+                f"expected one GPU for each Ray worker, found --device-map {self.device_map}: leave it out, or search without --ray"
+            )
         if self.data and self.data.endswith((".jsonl", ".json")) and not Path(self.data).exists():
             raise LoclinError(f"expected a file of task data, found nothing at {self.data}: check the path")
         return self

@@ -235,6 +235,10 @@ def _dispatched(
     while done < len(groups):
         scored = []
         for worker, reply in crew.wait(0.2):
+            if worker in idle:  # it died with nothing to do
+                idle.remove(worker)
+                busy |= {crew.start(): None} if line else {}
+                continue
             group = busy.pop(worker)
             if reply is None:
                 deaths += 1

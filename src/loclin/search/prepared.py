@@ -14,8 +14,8 @@ from loclin.search.candidate import Candidate
 from loclin.search.config import Config
 from loclin.search.executors import Progress as Told
 from loclin.search.forecast import FOLDS, Forecast, foretold
-from loclin.search.scoring import faster
-from loclin.search.setup import Worker
+from loclin.search.scoring import agrees, faster
+from loclin.search.setup import Worker, check_same
 from loclin.search.splits import Splits
 from loclin.search.stacked import why_not
 from loclin.stats import Estimate
@@ -27,6 +27,7 @@ class Prepared:
 
     Attributes:
         splits: hash of every part of the data.
+        fingerprint: of model and questions (`Worker.fingerprint`).
         batched: whether the candidates of a group go through the model together.
         loss, score: of the model itself on select.
         forecast: None where none was wanted.
@@ -36,6 +37,7 @@ class Prepared:
     """
 
     splits: Mapping[str, str]
+    fingerprint: Mapping[str, Any]
     batched: bool
     loss: float
     score: float
@@ -102,7 +104,13 @@ def prepared(
                 f"expected the {part} examples that this search began with in {record.folder}, found others: give the same data, or "
                 "choose another --out"
             )
+    check_same(ready.fingerprint, _own(worker), f"give the same model, or choose another --out than {record.folder}")
     return ready
+
+
+def _own(worker: Worker) -> dict[str, Any]:
+    """What of a fingerprint is known before it is decided how candidates are scored."""
+    return {name: value for name, value in worker.fingerprint().items() if name != "batched"}
 
 
 def _measured(worker: Worker, splits: Splits, config: Config, group: Sequence[Candidate], told: Told) -> Prepared:
@@ -115,6 +123,8 @@ def _measured(worker: Worker, splits: Splits, config: Config, group: Sequence[Ca
             if perturbed.basis is not None
             else why_not(worker.problem.model, perturbed.space, perturbed.noise)
         )
+        if why is None and not agrees(perturbed, exam, group[0]):
+            why = "that stacked passes give another loss than placed weights"
         if why is not None:
             raise LoclinError(
                 f"expected candidates that can go through the model together, found {why}: leave out --batched yes"
@@ -145,6 +155,7 @@ def _measured(worker: Worker, splits: Splits, config: Config, group: Sequence[Ca
     together = f"{len(group)} at a time" if batched else "one at a time"
     return Prepared(
         splits=splits.hashes(),
+        fingerprint=_own(worker),
         batched=batched,
         loss=float(losses.sum()) / float(exam.tokens.sum()),
         score=float(right.double().mean()),

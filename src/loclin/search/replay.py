@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,14 @@ from loclin.models.pretrained import device_named
 from loclin.record import Record
 from loclin.report.search import ENTRY
 from loclin.search.candidate import Candidate
-from loclin.search.command import divided_setup, named, search_candidates
+from loclin.search.command import divided_setup, kept_basis, named, search_candidates
 from loclin.search.config import Config, Replay
 from loclin.search.executors import one_thread
 from loclin.search.export import Ensemble, check_rebuilt, differing, write_candidate
 from loclin.search.ledger import read
 from loclin.search.noise import Noise
 from loclin.search.scoring import Outcome
-from loclin.search.setup import Worker
+from loclin.search.setup import Worker, check_same
 
 #: Settings of a fingerprint that say where and how fast candidates were scored, not which weights they are.
 NOT_WHICH = ("device", "batched")
@@ -38,7 +37,9 @@ def replay(asked: Replay) -> None:
     outcomes = {o.candidate.index: o for o in read(asked.folder / named("ledger.jsonl", asked.search))[1]}
     device = device_named(config.device if asked.device == "auto" else asked.device, small=config.model in BUILT_IN)
     setup, _, _ = divided_setup(config, Noise.parse(kept.noise), device)
-    setup = dataclasses.replace(setup, batched=bool(kept.fingerprint.get("batched")))
+    setup = dataclasses.replace(
+        setup, batched=bool(kept.fingerprint.get("batched")), basis=kept_basis(Record(asked.folder))
+    )
     every = search_candidates(config, asked.search)
     members = {m.candidate.index: m for m in (kept.best, *kept.members)}
     wanted = list(members) if asked.index is None else [asked.index]
@@ -50,7 +51,7 @@ def replay(asked: Replay) -> None:
     different: list[str] = []
     with one_thread(setup.device):
         worker = setup.build()
-        _check_same(kept.fingerprint, worker.fingerprint())
+        check_same(kept.fingerprint, worker.fingerprint(), "replay with what was searched", but=NOT_WHICH)
         with worker.perturbed:
             for index in wanted:
                 if index in members:
@@ -77,21 +78,17 @@ def _config(folder: Path) -> Config:
         raise LoclinError(
             f"expected the folder of a finished search, found none in {folder}: let `loclin search` end first"
         )
-    held = dict(Record(folder).run()["studies"][ENTRY])
     known = {f.name for f in dataclasses.fields(Config)}
-    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in held.items() if k in known}
-    if settings.get("adapter"):
-        settings["adapter"] = Path(settings["adapter"])
-    return Config(**settings).checked()
-
-
-def _check_same(kept: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    for name, value in kept.items():
-        if name not in NOT_WHICH and found.get(name) != value:
-            raise LoclinError(
-                f"expected the model and data of the search, found others ({name} is {value!r} in the record, {found.get(name)!r} "
-                "here): replay with what was searched"
-            )
+    try:
+        held = dict(Record(folder).run()["studies"][ENTRY])
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in held.items() if k in known}
+        if settings.get("adapter"):
+            settings["adapter"] = Path(settings["adapter"])
+        return Config(**settings).checked()
+    except (KeyError, TypeError, ValueError) as error:
+        raise LoclinError(
+            f"expected the settings of a search in {folder / 'run.json'}, found {error}: restore the file"
+        ) from error
 
 
 def _scored(worker: Worker, every: list[Candidate], index: int, size: int) -> Outcome:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 
@@ -58,7 +59,7 @@ def score(perturbed: Perturbed, exam: Exam, group: Sequence[Candidate], *, batch
         raise LoclinError(
             "expected noise of the tensors for batched candidates, found a basis: score them one at a time"
         )
-    thin = noise.kind == "lowrank" and why_not(model, perturbed.space, noise) is None
+    thin = noise.kind == "lowrank" and perturbed.basis is None and bool(group) and agrees(perturbed, exam, group[0])
     if batched or thin:
         perturbed.restore()  # stacks are made around where the tensors stand
         stacking = Stacking(model, perturbed.space, noise)
@@ -82,32 +83,59 @@ def _together(stacking: Stacking, exam: Exam, group: Sequence[Candidate]) -> lis
     return [_outcome(c, tokens, *found) for c, *found in zip(group, losses, right, strict=True)]
 
 
-def faster(perturbed: Perturbed, exam: Exam, group: Sequence[Candidate], *, rounds: int = 3) -> bool:
-    """Whether to score groups like this one in stacked passes: where that takes less time, measured here, and gives the same losses.
+def agrees(perturbed: Perturbed, exam: Exam, candidate: Candidate) -> bool:
+    """Whether stacked passes see a candidate as the placed weights do: tried on one, then remembered with the weights.
 
-    The least of `rounds` times each, taken in turn after one pass that is not counted. Losses agree up to round-off wherever
-    modules read their tensors by their own forward alone; where they do not, stacking is not for this model. So that a score
-    near a tie does not change, a search makes this choice once and keeps it.
+    They do wherever modules read their tensors by their own forward alone, and are given rows as the model was. Where they do
+    not, or cannot be stacked at all, stacking is not for this model.
     """
-    thin = perturbed.noise.kind == "lowrank"
-    whole = 0 if thin else len(group) * perturbed.space.dimension
-    if perturbed.basis is not None or whole > WHOLE_WEIGHTS:
+    if perturbed.stacks is None:
+        perturbed.stacks = _agrees(perturbed, exam, candidate)
+    return perturbed.stacks
+
+
+def _agrees(perturbed: Perturbed, exam: Exam, candidate: Candidate) -> bool:
+    model, space, tokens = exam.problem.model, perturbed.space, float(exam.tokens.sum())
+    if perturbed.basis is not None or why_not(model, space, perturbed.noise) is not None:
         return False
-    if why_not(exam.problem.model, perturbed.space, perturbed.noise) is not None:
+    try:
+        perturbed.place(candidate)
+        placed = _outcome(candidate, tokens, *exam.answers())
+    finally:
+        perturbed.restore()
+    pair = [candidate, replace(candidate, sign=-candidate.sign)]  # two, so that rows have to be told apart
+    try:
+        stacked = _together(Stacking(model, space, perturbed.noise), exam, pair)[0]
+    except (LoclinError, torch.OutOfMemoryError):  # rows that a module regroups; no room
         return False
-    least, losses = {True: math.inf, False: math.inf}, dict[bool, list[float]]()
+    close = 0.05 if space.parameters[0].dtype.itemsize < 4 else 1e-3
+    return bool(np.isclose(stacked.loss, placed.loss, rtol=close, atol=close, equal_nan=True))
+
+
+def faster(perturbed: Perturbed, exam: Exam, group: Sequence[Candidate], *, rounds: int = 3) -> bool:
+    """Whether to score groups like this one in stacked passes: where these agree, and take less time, measured here.
+
+    The least of `rounds` times each, taken in turn after one pass that is not counted. So that a score near a tie does not
+    change, a search makes this choice once and keeps it.
+    """
+    whole = 0 if perturbed.noise.kind == "lowrank" else len(group) * perturbed.space.dimension
+    if whole > WHOLE_WEIGHTS or not agrees(perturbed, exam, group[0]):
+        return False
+    least = {True: math.inf, False: math.inf}
     for counted in range(rounds + 1):
         for batched in least:
             start = time.perf_counter()
-            found = score(
-                perturbed, exam, group, batched=batched
-            )  # it ends with numbers on the CPU: the device has finished
-            losses[batched] = [o.loss for o in found]
+            try:
+                score(
+                    perturbed, exam, group, batched=batched
+                )  # it ends with numbers on the CPU: the device has finished
+            except torch.OutOfMemoryError:
+                if batched:
+                    return False
+                raise
             if counted:
                 least[batched] = min(least[batched], time.perf_counter() - start)
-    close = 0.05 if perturbed.space.parameters[0].dtype.itemsize < 4 else 1e-3
-    agree = np.allclose(losses[True], losses[False], rtol=close, atol=close, equal_nan=True)
-    return bool(agree) and least[True] < least[False]
+    return least[True] < least[False]
 
 
 def _outcome(candidate: Candidate, tokens: float, losses: Tensor, right: Tensor) -> Outcome:

@@ -34,6 +34,8 @@ from loclin.seeds import derived
 from loclin.tasks.example import Example
 from loclin.training import make_optimiser, minibatches, record
 
+VERIFY_EVERY = 100  # groups between two looks at the hashes of the weights
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
@@ -53,6 +55,8 @@ class Setup:
         lessons: the train split of "prefix:K"; shares no group with what candidates are judged by.
         prefix_lr, prefix_batch: AdamW's learning rate and the examples of a step of "prefix:K".
         batched: whether the candidates of a group go through the model together.
+        basis: of "prefix:K", where it was made already: workers then need not train, and all have the same.
+        expected: `Worker.fingerprint` of the search's own model, which every worker has to have.
     """
 
     model: str
@@ -67,6 +71,8 @@ class Setup:
     prefix_lr: float = 3e-4
     prefix_batch: int = 24
     batched: bool = False
+    basis: Float[Tensor, "k D"] | None = field(default=None, compare=False)
+    expected: Mapping[str, Any] | None = field(default=None, compare=False)
 
     @property
     def device(self) -> str:
@@ -114,9 +120,23 @@ class Setup:
             space = ParameterSpace(adapted, "*.lora_*")
         else:
             space = ParameterSpace(network, "*" if self.space == "full" or k else self.space)
-        basis = prefix_basis(problem, space, self) if k else None
+        if any(p.is_meta for p in network.parameters()):
+            raise LoclinError(
+                f"expected room for all weights of {self.model}, found some that accelerate left on disk: give more memory, or a "
+                "smaller --dtype"
+            )
+        basis = (
+            self.basis.to(space.read()) if self.basis is not None else prefix_basis(problem, space, self) if k else None
+        )
         perturbed = Perturbed(space, self.noise, basis=basis)
-        return Worker(self, problem, perturbed, Exam.of(problem, self.examples))
+        worker = Worker(self, problem, perturbed, Exam.of(problem, self.examples))
+        if self.expected is not None:
+            check_same(
+                self.expected,
+                worker.fingerprint(),
+                "score with what the search began with; give a folder or a --revision",
+            )
+        return worker
 
     def fingerprint(self) -> dict[str, Any]:
         """Of the worker that it builds: `Worker.fingerprint`."""
@@ -137,7 +157,7 @@ class Worker:
     def __init__(self, setup: Setup, problem: Problem, perturbed: Perturbed, exam: Exam) -> None:
         self.setup, self.problem, self.perturbed, self.exam = setup, problem, perturbed, exam
         self.notes: list[str] = []
-        self._parts, self._at_once, self._verified = [exam], 0, False
+        self._parts, self._at_once, self._scored_groups = [exam], 0, 0
 
     def score(self, group: Sequence[Candidate]) -> list[Outcome]:
         """The outcome of every candidate of a group, which depends on the group alone.
@@ -162,9 +182,9 @@ class Worker:
                 f"out of memory on {self.setup.how.device}: from here on {self._at_once} candidates and "
                 f"{len(self._parts[0].batch)} examples at a time"
             )
-        if not self._verified:
+        if self._scored_groups % VERIFY_EVERY == 0:
             self.perturbed.verify()
-            self._verified = True
+        self._scored_groups += 1
         return outcomes
 
     def fingerprint(self) -> dict[str, Any]:
@@ -227,6 +247,16 @@ class Worker:
                 "a smaller --dtype, another --device, or shorter examples"
             )
         self._parts = [Exam.of(self.problem, examples[start : start + size]) for start in range(0, len(examples), size)]
+
+
+def check_same(kept: Mapping[str, Any], found: Mapping[str, Any], remedy: str, *, but: Sequence[str] = ()) -> None:
+    """Raise for a model or data other than those of the search, naming the first difference."""
+    for name, value in kept.items():
+        if name not in but and found.get(name) != value:
+            raise LoclinError(
+                f"expected the model and data of the search, found others ({name} is {value!r} in the record, {found.get(name)!r} "
+                f"here): {remedy}"
+            )
 
 
 def prefix_basis(problem: Problem, space: ParameterSpace, setup: Setup) -> Float[Tensor, "k D"]:

@@ -18,6 +18,7 @@ from loclin.search.answering import sampled
 from loclin.search.candidate import Candidate
 from loclin.search.chosen import Choice, asked, choose, pools
 from loclin.search.ensemble import Arm, solved, vote
+from loclin.search.ledger import line
 from loclin.search.scoring import Outcome
 from loclin.search.setup import Worker
 from loclin.search.splits import Splits, examples_hash
@@ -65,20 +66,21 @@ def locked_choice(
         The choice and its hash.
 
     Raises:
-        LoclinError: a file that was changed, or that belongs to other test examples.
+        LoclinError: a file that was changed, or that belongs to other test examples or another ledger.
     """
     test, path = examples_hash(splits.test), record.folder / name
+    scored = hashlib.blake2b("".join(map(line, outcomes)).encode(), digest_size=16).hexdigest()
     if not path.exists():
         found = pools(outcomes, max(ks))
         exam = Exam.of(worker.problem, splits.validate)
         every = {c.index: c for pool in found.values() for c in pool}
         validated = {i: asked(worker.perturbed, exam, splits.validate, c) for i, c in every.items()}
         made = choose(found, validated, splits.validate, ks, every=outcomes, seed=seed)
-        content: dict[str, Any] = {"choice": asdict(made), "test": test}
+        content: dict[str, Any] = {"choice": asdict(made), "test": test, "ledger": scored}
         record.write_text(name, json.dumps({**content, "hash": _hash(content)}, ensure_ascii=False, indent=1) + "\n")
     held = _read(path)
     told = held.pop("hash", None)
-    if told != _hash(held) or held.get("test") != test:
+    if told != _hash(held) or held.get("test") != test or held.get("ledger") != scored:
         raise LoclinError(
             f"expected the choice that was locked before test was asked, found {path} changed since: restore it, or search into "
             "another --out"

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 import safetensors.torch
@@ -30,7 +31,8 @@ def kept_point(
     """The point that `make` gives where the space stands, bit for bit, made first where the cache does not hold it.
 
     Kept under a digest of all that it can depend on: every weight of the model, the data, the settings that studies share, the
-    seed, the versions of torch and of loclin's own code. Only points of built-in models are kept: others may be large.
+    seed, the versions of the libraries and of loclin's own code, what the processor can do. Only points of built-in models are
+    kept: others may be large.
 
     Args:
         problem, space: the model as it stands, and which of its weights are the point.
@@ -53,7 +55,9 @@ def kept_point(
 def _depends_on(problem: Problem, space: ParameterSpace, settings: Settings, seed: int, name: str) -> Iterator[bytes]:
     shared = [f.name for f in dataclasses.fields(Settings) if f.name not in NO_MATTER]
     yield repr((name, seed, [(n, getattr(settings, n)) for n in shared], space.names)).encode()
-    yield repr((torch.__version__, torch.get_num_threads(), str(space.parameters[0].device), _code())).encode()
+    versions = [metadata.version(name) for name in ("torch", "transformers", "peft")]
+    where = (torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), str(space.parameters[0].device))
+    yield repr((versions, where, _code())).encode()
     yield repr({split: dict(tasks) for split, tasks in problem.examples.items()}).encode()
     for tensor_name, tensor in problem.model.state_dict().items():
         yield tensor_name.encode()
