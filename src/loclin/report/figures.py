@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from loclin.record import Row
 
@@ -187,6 +188,11 @@ def draw_dots(
         axes.set(xlabel=label, title=title, yticks=range(len(order)))
         if log:
             axes.set_xscale("log")
+            low, high = axes.get_xlim()
+            if high < 30 * low:  # hardly a decade mark is in sight
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
         else:
             axes.set_xlim(-0.05, 1.1)
         axes.set_yticklabels(order[::-1])

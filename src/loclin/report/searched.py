@@ -312,7 +312,7 @@ def _table(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
         "Share of test examples answered right at θ_H by every arm; mean over runs with 95 % interval.",
         {"share right on test": entries},
         label="share of test examples right",
-        title="What the best candidates are worth",
+        title="What the best are worth",
     )
     ladder = draw_curves(
         "pass-at",

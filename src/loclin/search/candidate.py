@@ -85,8 +85,7 @@ class Perturbed:
     the dtype of the weights. Nothing is ever subtracted, so nothing drifts. As a context manager it restores the base and
     checks it against its hash, whatever happened inside.
 
-    Noise is drawn tensor by tensor: beside the copy of the base, memory grows by the largest tensor (by one for each of
-    torch's threads, which draw ahead).
+    Noise is drawn tensor by tensor: beside the copy of the base, memory grows by the largest tensor.
 
     Args:
         space: the tensors; where they stand now is the base.

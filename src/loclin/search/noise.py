@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
@@ -137,39 +133,19 @@ class Drawing:
 
     def __init__(self, noise: Noise, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self._noise, self._shapes = noise, dict(shapes)
-        self._room = max(map(room, self._shapes.values()))
-        self._scratch: list[tuple[Normals, Tensor]] = []
+        self._numbers, self._scratch = Normals(), torch.empty(max(map(room, self._shapes.values())))
 
     def of(self, seed: int) -> Iterator[tuple[str, Tensor | LowRankNoise]]:
         """What `draw` gives for every tensor in turn, each good until the next is asked for.
 
-        As many tensors are drawn at a time as torch has threads, each by one of them: no number depends on it.
+        By one thread: a second one that draws ahead gets in the way of torch's own, which wait for work by spinning.
         """
         if self._noise.kind == "tied":  # one stream: the numbers of the longest tensor are those of all
-            numbers, scratch = self._desks(1)[0]
-            whole = draw(self._noise, seed, "", (self._room,), numbers=numbers, scratch=scratch)
+            whole = draw(
+                self._noise, seed, "", tuple(self._scratch.shape), numbers=self._numbers, scratch=self._scratch
+            )
             assert isinstance(whole, Tensor)
             yield from ((name, whole[: math.prod(shape)].view(shape)) for name, shape in self._shapes.items())
             return
-        desks = self._desks(min(torch.get_num_threads(), len(self._shapes)))
-        draws = []
-        for (name, shape), (numbers, scratch) in zip(self._shapes.items(), itertools.cycle(desks), strict=False):
-            draws.append(partial(draw, self._noise, seed, name, shape, numbers=numbers, scratch=scratch))
-        yield from zip(self._shapes, _ahead(draws, len(desks)), strict=True)
-
-    def _desks(self, count: int) -> list[tuple[Normals, Tensor]]:
-        self._scratch += [(Normals(), torch.empty(self._room)) for _ in range(count - len(self._scratch))]
-        return self._scratch[:count]
-
-
-def _ahead(draws: Sequence[Callable[[], Tensor | LowRankNoise]], threads: int) -> Iterator[Tensor | LowRankNoise]:
-    """What the calls give, in order, so many at a time."""
-    if threads == 1:
-        yield from (d() for d in draws)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        running: deque[Future[Tensor | LowRankNoise]] = deque(pool.submit(d) for d in draws[:threads])
-        for following in [*draws[threads:], *[None] * len(running)]:
-            yield running.popleft().result()
-            if following is not None:  # it works where the one that was just used did
-                running.append(pool.submit(following))
+        for name, shape in self._shapes.items():
+            yield name, draw(self._noise, seed, name, shape, numbers=self._numbers, scratch=self._scratch)
