@@ -61,6 +61,11 @@ class Row:
     context: Mapping[str, Any] = field(default_factory=dict)
 
 
+def finite(value: float | None) -> float | None:
+    """The number, or None for NaN, infinity and nothing: what is not defined has no value in a row."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
 def estimated(
     quantity: str,
     estimate: Estimate | None,
@@ -72,7 +77,7 @@ def estimated(
     """The row of an estimate; without an interval where it has none, without a value where there is no estimate."""
     if estimate is None:
         return Row(quantity=quantity, value=None, n=0, null=null, p=p, context=context)
-    value, low, high = (x if math.isfinite(x) else None for x in (estimate.value, estimate.low, estimate.high))
+    value, low, high = map(finite, (estimate.value, estimate.low, estimate.high))
     whole = low is not None and high is not None
     return Row(
         quantity=quantity,

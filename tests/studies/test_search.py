@@ -121,7 +121,7 @@ def test_tied_noise_sees_everything_folded_over_the_tensors() -> None:
     space = ParameterSpace(nn.Linear(4, 3).double())  # 12 numbers, and 3 that repeat the first of them
     fold = torch.cat([torch.eye(12), torch.eye(12)[:3]]).double()
     h, g = symmetric(15, 0), torch.randn(15, generator=torch.Generator().manual_seed(1)).double()
-    seen = tied(lambda v: h @ v, Perturbed(space, Noise(kind="tied")), g, 300, seed=0)
+    seen = tied(lambda v: h @ v, space, g, 300, seed=0)
     dense = of_matrix((fold.T @ g).numpy(), (fold.T @ h @ fold).numpy())
     assert (seen.gradient, seen.along) == (pytest.approx(dense.gradient), pytest.approx(dense.along))
     assert seen.trace == pytest.approx(dense.trace, abs=4 * np.sqrt(2 / 300) * dense.frobenius)
@@ -295,6 +295,42 @@ def test_a_run_measures_everything(kind: str, request: pytest.FixtureRequest) ->
         assert linear == pytest.approx(radius * expected_maximum(2) * np.sqrt(density))
     assert len([r for r in rows if r.quantity == "candidate_gain"]) == 8
     assert {r.context["noise"] for r in rows if r.quantity == "gain_ratio"} == {"gaussian", "lowrank:1", "tied"}
+
+
+@pytest.mark.parametrize("kind", ["part", "lora_part"])
+def test_errors_are_means_over_the_domain_and_over_kinds_of_spaces(kind: str, request: pytest.FixtureRequest) -> None:
+    rows = list(request.getfixturevalue(kind).rows)
+    here: dict[str, Any] = {"point": "damaged", "noise": "gaussian"}
+
+    def off(quantity: str, **context: Any) -> float:
+        (found,) = (r for r in rows if r.quantity == quantity and {**here, **context}.items() <= r.context.items())
+        assert found.value is not None
+        return found.value / (found.null or 1.0) - 1
+
+    domain = [
+        r.context["size"]
+        for r in rows
+        if r.quantity == "in_domain" and r.value == 1 and r.context["point"] == "damaged"
+    ]
+    assert 0.05 in domain
+    assert 1.0 not in domain
+    subspaces_ = {r.context["space"] for r in rows if r.quantity == "signal_density"}
+    for quantity, mean in (("gain_ratio", "law_error"), ("gain_per_slope", "linear_error")):
+        sizes = [abs(off(quantity, space="all", size=size)) for size in domain]
+        assert value(rows, mean, point="damaged", over="sizes") == pytest.approx(np.mean(sizes))
+        many = np.mean([abs(off(quantity, space=space, size=0.2)) for space in subspaces_])
+        kinds = [many, *(abs(off(quantity, space=space, size=0.2)) for space in ("all", "largest tensor"))]
+        assert value(rows, mean, point="damaged", over="spaces") == pytest.approx(np.mean(kinds))
+    planes = {
+        r.context["plane"]: r for r in rows if r.quantity == "overlap_correlation" and r.context["point"] == "damaged"
+    }
+    assert list(planes) == ["static plane", "gradients at θ_D", "random"]
+    told = [
+        r.null
+        for r in rows
+        if r.quantity == "overlap_correlation" and r.context["point"] == "damaged" and r.context["of"] == "loss"
+    ]
+    assert all(t is not None and abs(t) < 1 for t in told)
 
 
 @pytest.mark.parametrize("kind", ["part", "lora_part"])

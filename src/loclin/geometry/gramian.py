@@ -31,6 +31,15 @@ def exact(values: Tensor) -> Tensor:
     return (values.cpu() if values.device.type == "mps" else values).double()
 
 
+def inner(one: Float[Tensor, " D"], other: Float[Tensor, " D"]) -> float:
+    """⟨one, other⟩, accumulated in float64.
+
+    >>> inner(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
+    11.0
+    """
+    return float(exact(one) @ exact(other))
+
+
 def gramian(rows: Float[Tensor, "n D"], others: Float[Tensor, "m D"] | None = None) -> Float[np.ndarray, "n m"]:
     """Inner products ⟨row_i, other_j⟩, accumulated in float64 over blocks of coordinates; `others` defaults to `rows`."""
     same = others is None

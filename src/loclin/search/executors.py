@@ -93,7 +93,9 @@ class Station:
             outcomes = act()
         except LoclinError as error:
             return Reply(error=str(error))
-        except Exception:
+        except (
+            Exception
+        ):  # whatever it is the parent has to hear of it: silence would be taken for a death, and tried again
             return Reply(error=traceback.format_exc(), expected=False)
         notes = tuple(self._scorer.notes) if self._scorer else ()
         fresh, self._said = notes[self._said :], len(notes)

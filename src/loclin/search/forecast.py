@@ -15,7 +15,7 @@ from torch import Tensor
 from loclin import law
 from loclin.curvature import Method, NoSecondDerivative, hessian_operator
 from loclin.errors import LoclinError
-from loclin.geometry.gramian import exact
+from loclin.geometry.gramian import exact, inner
 from loclin.geometry.krylov import Product
 from loclin.models import Problem, twice_differentiable
 from loclin.models.exam import Exam
@@ -303,7 +303,7 @@ def _probed(product: Product, gradient: Float[Tensor, " d"], count: int, seed: i
     told("taking curvature along the gradient")
     length = exact(gradient).norm()
     unit = gradient / length.to(gradient) if length else gradient
-    along = float(exact(unit) @ exact(product(unit)))
+    along = inner(unit, product(unit))
     forms, squares = np.empty(count), np.empty(count)
     for i in range(count):
         told("taking curvature along random directions")

@@ -1,8 +1,7 @@
 """The stream of standard normal numbers that a search draws from: one for each (seed, purpose), as fast as one core makes them.
 
-`ParameterSpace.noise` has torch's stream. Torch makes 12 million numbers, one for each weight of a small GPT-2, one after the other
-by the Mersenne Twister, in 42 ms on one core, half of what that model takes for 256 tokens; this stream takes 29 ms. A study reads
-its noise once; a search draws as much for every candidate.
+`ParameterSpace.noise` has torch's stream, made one number after the other by the Mersenne Twister, which takes half as long again
+(docs/log.md). A study reads its noise once; a search draws as many numbers as there are weights for every candidate.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from loclin.record import Row, estimated
+from loclin.record import Row, estimated, finite
 from loclin.search.ensemble import ArmRow, best_of, pass_at
 from loclin.search.forecast import Forecast
 from loclin.search.scoring import Outcome
@@ -49,7 +49,7 @@ def forecast_rows(
         "edge": forecast.edge,
         "best_sigma": forecast.best_sigma(n),
     }
-    rows += [Row(quantity=quantity, value=_finite(value)) for quantity, value in plain.items()]
+    rows += [Row(quantity=quantity, value=finite(value)) for quantity, value in plain.items()]
     for sigma in sigmas:
         rows.append(_relative(forecast, sigma, k))
         for on, fresh in (("select", False), ("other", True)):
@@ -86,17 +86,17 @@ def observed_rows(
         here = [o for o in outcomes if o.candidate.sigma == sigma]
         gains = np.array([loss - o.loss for o in here])
         context = {"search": search, "sigma": sigma}
-        finite = gains[np.isfinite(gains)]
-        yield Row(quantity="not_finite", value=float(len(gains) - len(finite)), context=context)
+        counted = gains[np.isfinite(gains)]
+        yield Row(quantity="not_finite", value=float(len(gains) - len(counted)), context=context)
         right = np.stack([o.right for o in here])
         ns = ladder(len(here))
         for n, share in zip(ns, pass_at(right, ns).mean(1), strict=True):
             yield Row(quantity="pass_at", value=float(share), context=context | {"n": n})
-        if not len(finite):
+        if not len(counted):
             continue
         for n, gain in zip(ns, best_of(gains, ns), strict=True):
             expected = forecast.gain(n, sigma).value if forecast else None
-            yield Row(quantity="best_of_n", value=gain, null=_finite(expected), context=context | {"n": n})
+            yield Row(quantity="best_of_n", value=gain, null=finite(expected), context=context | {"n": n})
 
 
 def histogram_rows(
@@ -192,7 +192,3 @@ def _relative(forecast: Forecast, sigma: float, k: int | None) -> Row:
     """σ√D/‖θ‖, the length of a candidate's step as a share of the weights' (√k in a basis)."""
     share = sigma * math.sqrt(k or forecast.coordinates) / forecast.weights if forecast.weights else None
     return Row(quantity="relative_sigma", value=share, context={"sigma": sigma})
-
-
-def _finite(value: float | None) -> float | None:
-    return float(value) if value is not None and math.isfinite(value) else None

@@ -157,6 +157,7 @@ class Worker:
     def __init__(self, setup: Setup, problem: Problem, perturbed: Perturbed, exam: Exam) -> None:
         self.setup, self.problem, self.perturbed, self.exam = setup, problem, perturbed, exam
         self.notes: list[str] = []
+        self._fingerprint: dict[str, Any] | None = None
         self._parts, self._at_once, self._scored_groups = [exam], 0, 0
 
     def score(self, group: Sequence[Candidate]) -> list[Outcome]:
@@ -188,7 +189,15 @@ class Worker:
         return outcomes
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides outcomes beside the candidates: hashes of weights, configuration and questions, and the settings in words."""
+        """What decides outcomes beside the candidates: hashes of weights, configuration and questions, and the settings in words.
+
+        Taken once: the weights are at their base whenever nothing is scored, and large models take seconds.
+        """
+        if self._fingerprint is None:
+            self._fingerprint = self._taken()
+        return self._fingerprint
+
+    def _taken(self) -> dict[str, Any]:
         model, space = self.problem.model, self.perturbed.space
         chosen = dict(zip(space.names, space.parameters, strict=True))
         others = {n: t for n, t in [*model.named_parameters(), *model.named_buffers()] if n not in chosen}

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from loclin.curvature import hessian_operator
-from loclin.geometry.gramian import exact
+from loclin.geometry.gramian import inner
 from loclin.geometry.krylov import Product
 from loclin.models import twice_differentiable
 from loclin.models.exam import Exam
@@ -147,12 +147,12 @@ class _Point:
 
     def _bent(self, product: Product, one: Aim, other: Aim) -> float:
         """vᵀHw of the rays of two aims."""
-        return _inner(ray(self._origin, one.vector), product(ray(self._origin, other.vector)))
+        return inner(ray(self._origin, one.vector), product(ray(self._origin, other.vector)))
 
     def _line(self, aim: Aim, gradient: Vector, curvature: float) -> Line:
         """The loss over the grid, and at what tiny steps its scatter is read from."""
         space, exam, w = self._bench.space, self._exam, ray(self._origin, aim.vector)
-        slopes, curvatures = np.array([_inner(gradient, w)]), np.array([curvature])
+        slopes, curvatures = np.array([inner(gradient, w)]), np.array([curvature])
         line = line_along(space, exam, w, self._grid, slopes=slopes, curvatures=curvatures)
         further = line.profile().further_for_scatter()
         return line.joined(further, losses_along(space, exam.tallies, w, further)[0]) if further else line
@@ -207,7 +207,3 @@ class _Point:
         both = sums[:, 0] / counts[0] - profiles[0].loss
         here = {**self._bench.context, "point": self._name, "pair": label}
         yield from pair_rows(np.array(steps), both, profiles, mixed, self._bench.config.tolerances, here)
-
-
-def _inner(one: Vector, other: Vector) -> float:
-    return float(exact(one) @ exact(other))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from loclin.record import Row
+from loclin.record import Row, finite
 from loclin.studies.rays import Profile
 from loclin.window import Window, additivity_error, first_order_window, predicted_additivity, relative_error
 
@@ -164,8 +164,3 @@ def log10(value: float | None) -> float | None:
     (2.0, None, None)
     """
     return math.log10(value) if value is not None and 0 < value < math.inf else None
-
-
-def finite(value: float) -> float | None:
-    """The number, or None for NaN and infinity."""
-    return float(value) if math.isfinite(value) else None

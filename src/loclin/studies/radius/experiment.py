@@ -15,7 +15,7 @@ from torch import Tensor
 
 from loclin.curvature import Method, NoSecondDerivative, hessian_operator
 from loclin.errors import LoclinError
-from loclin.geometry.gramian import exact
+from loclin.geometry.gramian import exact, inner
 from loclin.integrations.direction import Tensors, read_direction
 from loclin.models import BUILT_IN, Problem, load, twice_differentiable
 from loclin.models.exam import Exam
@@ -180,12 +180,12 @@ def _derivatives(
     slopes, curvatures = np.empty(exam.count), np.empty(exam.count)
     for i in range(exam.count):
         told("taking slopes")
-        slopes[i] = _inner(space.gradient(exam.loss, exam.fold(i)), w)
+        slopes[i] = inner(space.gradient(exam.loss, exam.fold(i)), w)
 
     def take(method: Method) -> None:
         for i in range(exam.count):
             told("taking curvature")
-            curvatures[i] = _inner(w, hessian_operator(space, exam.loss, list(exam.fold(i)), method=method)(w))
+            curvatures[i] = inner(w, hessian_operator(space, exam.loss, list(exam.fold(i)), method=method)(w))
 
     remark, own = "", exam.problem.model.config._attn_implementation
     switched = "" if own == "eager" else f"attention is switched from {own} to eager for second derivatives"
@@ -210,10 +210,6 @@ def _check_room(space: ParameterSpace) -> None:
             f"expected room for about {HELD} directions of {space.dimension} coordinates ({needed / 1e9:.0f} GB), found "
             f"{free / 1e9:.0f} GB of free memory: move fewer weights by --space"
         )
-
-
-def _inner(one: Tensor, other: Tensor) -> float:
-    return float(exact(one) @ exact(other))
 
 
 def _length(vector: Tensor) -> float:

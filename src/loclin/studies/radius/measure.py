@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from loclin.record import Row, estimated
+from loclin.record import Row, estimated, finite
 from loclin.stats import CONFIDENCE, Estimate
 from loclin.studies.rays import Line, Profile
 from loclin.window import Window, bisected
@@ -141,14 +141,14 @@ def radius_rows(line: Line, scale: Scale, tolerance: float) -> Iterator[Row]:
                 "radius",
                 _times(size, factor),
                 here | {"as": unit},
-                null=predicted if math.isfinite(predicted) else None,
+                null=finite(predicted),
             )
         yield Row(quantity="radius_open", value=float(window.open), context=here)
     expected = over_folds(line, lambda p: p.predicted(tolerance), powers=True)
     for unit, factor in (("‖δ‖/‖θ‖", 1.0), ("‖δ‖", scale.weights), ("λ", 1 / scale.whole)):
         yield estimated("predicted_radius", _times(expected, factor), {"as": unit, "tolerance": tolerance})
     limit = whole.limit(tolerance)
-    yield Row(quantity="limit", value=limit if math.isfinite(limit) else None, context={"tolerance": tolerance})
+    yield Row(quantity="limit", value=finite(limit), context={"tolerance": tolerance})
 
 
 def edge_rows(line: Line, step: float, here: dict[str, object], name: str) -> Iterator[Row]:
@@ -182,8 +182,8 @@ def curve_rows(line: Line) -> Iterator[Row]:
     profile = line.profile()
     for step, change, error, score in zip(profile.steps, profile.changes, profile.errors, profile.scores, strict=True):
         here = {"sign": SIGNS[1 if step > 0 else -1], "step": abs(float(step))}
-        yield Row(quantity="loss_change", value=_finite(change), null=step * profile.slope, context=here)
-        yield Row(quantity="first_order_error", value=_finite(error), context=here)
+        yield Row(quantity="loss_change", value=finite(change), null=step * profile.slope, context=here)
+        yield Row(quantity="first_order_error", value=finite(error), context=here)
         yield Row(quantity="score", value=float(score), context=here)
 
 
@@ -192,7 +192,3 @@ def _times(estimate: Estimate | None, factor: float) -> Estimate | None:
         return None
     low, value, high = (x * factor for x in (estimate.low, estimate.value, estimate.high))
     return Estimate(value=value, low=low, high=high, n=estimate.n)
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loclin import law
-from loclin.geometry.gramian import exact
+from loclin.geometry.gramian import exact, inner
 from loclin.geometry.subspace import Subspace
 from loclin.models.exam import Exam
 from loclin.record import Row
@@ -254,7 +254,7 @@ def _directions(
     inside = {name: np.empty(len(main.candidates)) for name in planes}
     for i, candidate in enumerate(main.candidates):
         delta = moved.vector(candidate)
-        energy = float(exact(delta) @ exact(delta))
+        energy = inner(delta, delta)
         aligned[i] = -float(exact(delta) @ g) / (math.sqrt(energy) * float(g.norm()))
         for name, plane in planes.items():
             q = plane.space.basis.cpu()

@@ -12,7 +12,6 @@ from torch import Tensor
 from loclin import law
 from loclin.geometry.subspace import Subspace
 from loclin.record import Part, Row
-from loclin.search.candidate import Perturbed
 from loclin.search.noise import Noise
 from loclin.seeds import derived
 from loclin.studies.bench import Bench, Demand, Progress, device, make_bench
@@ -130,8 +129,7 @@ def _at_damaged(bench: Bench[Config], drawn: Material, way: Way, plane: Subspace
         local = in_space(product, space, gradient, config.probes, seed=seed)
         found: Sequence[Place] = places(bench, made, product, gradient, scored)
         if "tied" in config.noises:
-            moved = Perturbed(space, Noise(kind="tied"))
-            folded = tied(product, moved, gradient, config.probes, seed=seed)
+            folded = tied(product, space, gradient, config.probes, seed=seed)
     here = _around(bench, drawn, "damaged", gradient, local, progress)
     swept, drawn_at = sweep(here, config.candidates)
     rows = [*_local_rows(here), *swept, *space_rows(here, found)]

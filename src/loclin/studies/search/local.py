@@ -15,11 +15,13 @@ from torch import Tensor
 
 from loclin import law
 from loclin.curvature import hessian_operator, probes
-from loclin.geometry.gramian import exact
+from loclin.geometry.gramian import exact, inner
 from loclin.geometry.krylov import Product
 from loclin.models import Problem, twice_differentiable
 from loclin.parameters import ParameterSpace
 from loclin.search.candidate import Candidate, Perturbed
+from loclin.search.forecast import Coordinates
+from loclin.search.noise import Noise
 from loclin.seeds import derived
 from loclin.tasks.batch import Batch, answer_loss
 
@@ -102,7 +104,7 @@ def in_space(product: Product, space: ParameterSpace, gradient: Vector, count: i
     return Local(
         gradient=length,
         trace=float(found.forms.mean()),
-        along=float(exact(unit) @ exact(product(unit))),
+        along=inner(unit, product(unit)),
         frobenius=math.sqrt(float(found.squares.mean())),
     )
 
@@ -129,26 +131,22 @@ def of_matrix(g: Float[np.ndarray, " k"], h: Float[np.ndarray, "k k"]) -> Local:
     )
 
 
-def tied(product: Product, moved: Perturbed, gradient: Vector, count: int, *, seed: int) -> Local:
+def tied(product: Product, space: ParameterSpace, gradient: Vector, count: int, *, seed: int) -> Local:
     """For tied noise: gradient and Hessian folded over the tensors, every one of which takes its first numbers from one stream.
 
     Args:
         product: v ↦ Hv in all coordinates.
-        moved: the space, with tied noise; it gives the probes.
+        space: the coordinates.
         gradient: g.
         count: of probes.
         seed: of the probes.
     """
-    space = moved.space
-    pieces = space.by_tensor(gradient)
-    folded = torch.zeros(max(space.sizes), dtype=torch.float64)
-    for piece in pieces.values():
-        folded[: piece.numel()] += piece.flatten().double().cpu()
-    length = law.folded_gradient_norm(pieces)
-    unit = torch.cat([folded[:size] for size in space.sizes]).to(gradient) / max(length, 1e-300)
+    folded, moved = Coordinates.of(space, Noise(kind="tied"), None), Perturbed(space, Noise(kind="tied"))
+    g = folded.fold(gradient)
+    length = float(exact(g).norm())
+    unit = folded.lift(g / max(length, 1e-300))
     forms = []
-    for i in range(count):
+    for i in range(count):  # sᵀ(LᵀHL)s = zᵀHz, z = Ls the tied noise itself
         z = moved.vector(Candidate(index=i, seed=derived(seed, "tied probe", i), sigma=1.0)).to(gradient)
-        forms.append(float(exact(z) @ exact(product(z))))
-    along = float(exact(unit) @ exact(product(unit)))
-    return Local(gradient=length, trace=float(np.mean(forms)), along=along, frobenius=math.nan)
+        forms.append(inner(z, product(z)))
+    return Local(gradient=length, trace=float(np.mean(forms)), along=inner(unit, product(unit)), frobenius=math.nan)
