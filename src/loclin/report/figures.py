@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from loclin.record import Row
 
@@ -190,7 +190,7 @@ def draw_dots(
             axes.set_xscale("log")
             low, high = axes.get_xlim()
             if high < 30 * low:  # hardly a decade mark is in sight
-                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 4 * low else MaxNLocator(5))
                 axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter(NullFormatter())
         else:
@@ -234,7 +234,9 @@ def draw_points(
         if log:
             axes.set(xscale="log", yscale="log")
             axes.minorticks_off()
-        elif not fitted:
+        elif fitted:
+            axes.locator_params(axis="x", nbins=5)
+        else:
             axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
         if diagonal:
             axes.axline((1, 1), (10, 10), color=PALETTE[8], linestyle="--", linewidth=1)
