@@ -1,7 +1,7 @@
 import pytest
 
 from loclin.errors import LoclinError
-from loclin.tasks.example import Example, split
+from loclin.tasks.example import Example, check_apart, dealt, split
 
 POOL = [Example(prompt=f"{i} =", answer=" x", group=str(i // 4)) for i in range(200)]
 
@@ -28,3 +28,44 @@ def test_bad_shares_are_refused() -> None:
         split(POOL, {"a": 0.5}, seed=0)
     with pytest.raises(LoclinError, match="found 1 groups, none for 'a'"):
         split(POOL[:4], {"a": 0.4, "b": 0.6}, seed=0)
+
+
+SIZES = {"labels": 50, "shift": 31, "test": 40}
+
+
+def test_dealt_parts_have_their_sizes_and_share_no_group() -> None:
+    parts = dealt(POOL, SIZES, seed=0)
+    assert {name: len(p) for name, p in parts.items()} == SIZES
+    assert list(parts) == list(SIZES)
+    groups = [{e.group for e in p} for p in parts.values()]
+    assert not groups[0] & groups[1]
+    assert not groups[0] & groups[2]
+    assert not groups[1] & groups[2]
+
+
+def test_dealing_depends_on_seed_and_purpose_and_not_on_the_order_or_on_the_parts_before() -> None:
+    parts = dealt(POOL, SIZES, seed=0)
+    assert {n: set(p) for n, p in dealt(POOL[::-1], {"test": 40}, seed=0).items()} == {"test": set(parts["test"])}
+    assert dealt(POOL, SIZES | {"labels": 3}, seed=0)["shift"] == parts["shift"]
+    assert set(dealt(POOL, SIZES, seed=1)["test"]) != set(parts["test"])
+    assert set(dealt(POOL, SIZES, seed=0, purpose="other")["test"]) != set(parts["test"])
+
+
+def test_too_few_examples_are_told_with_sizes_that_fit() -> None:
+    with pytest.raises(
+        LoclinError, match="expected 121 examples for labels, shift and test, found 80 in 20 groups"
+    ) as caught:
+        dealt(POOL[:80], SIZES, seed=0)
+    words = str(caught.value).split("such as ")[1].split()
+    fitting = dict(zip((w.removeprefix("--") for w in words[::2]), map(int, words[1::2]), strict=True))
+    assert set(fitting) == set(SIZES)
+    dealt(POOL[:80], fitting, seed=0)
+    with pytest.raises(LoclinError, match="expected 9 examples for all, found 4 in 1 groups"):
+        dealt(POOL[:4], {"all": 9}, seed=0)
+
+
+def test_a_prompt_in_two_groups_is_refused_where_it_would_lie_in_two_parts() -> None:
+    twice = [Example(prompt=f"{i // 2} =", answer=" x", group=str(i)) for i in range(40)]
+    with pytest.raises(LoclinError, match=r"splits that share no prompt, found '\d+ =' in (a|b) and (a|b)"):
+        dealt(twice, {"a": 20, "b": 20}, seed=0)
+    check_apart({"a": twice[:2], "b": twice[2:4]})

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 
 from loclin.errors import LoclinError
-from loclin.seeds import derived
-from loclin.tasks.example import Example
+from loclin.tasks.example import Example, check_apart, dealt
 
 PARTS = ("select", "validate", "test")
 Data = Mapping[str, Mapping[str, tuple[Example, ...]]]
@@ -61,21 +60,8 @@ def divided(examples: Sequence[Example], sizes: Mapping[str, int], *, seed: int)
     >>> {e.group for e in parts.select} & {e.group for e in parts.test}
     set()
     """
-    groups: dict[str, list[Example]] = {}
-    for e in examples:
-        groups.setdefault(e.group or e.prompt, []).append(e)
-    order = iter(sorted(groups, key=lambda group: derived(seed, "search split", group)))
-    parts: dict[str, list[Example]] = {}
-    for name in reversed(PARTS):
-        parts[name] = []
-        while len(parts[name]) < sizes[name]:
-            group = next(order, None)
-            if group is None:
-                raise _too_few(len(examples), len(groups), sizes)
-            parts[name] += groups[group]
-    splits = Splits(**{name: tuple(parts[name][: sizes[name]]) for name in PARTS})
-    check_disjoint(splits)
-    return splits
+    wanted = {name: sizes[name] for name in PARTS}
+    return Splits(**dealt(examples, wanted, seed=seed, purpose="search split"))
 
 
 def check_disjoint(splits: Splits) -> None:
@@ -84,16 +70,7 @@ def check_disjoint(splits: Splits) -> None:
     Raises:
         LoclinError: one is; the first is named.
     """
-    home: dict[tuple[str, str], str] = {}
-    for name in PARTS:
-        for e in getattr(splits, name):
-            for kind, text in (("group", e.group or e.prompt), ("prompt", e.prompt)):
-                other = home.setdefault((kind, text), name)
-                if other != name:
-                    raise LoclinError(
-                        f"expected splits that share no {kind}, found {text[:60]!r} in {other} and {name}: give examples that "
-                        "repeat each other one group"
-                    )
+    check_apart({name: getattr(splits, name) for name in PARTS})
 
 
 def askable(data: Data, *, task: str | None, without: Sequence[str]) -> list[Example]:
@@ -112,12 +89,3 @@ def askable(data: Data, *, task: str | None, without: Sequence[str]) -> list[Exa
         raise LoclinError(f"unknown task {task!r}: expected one of {', '.join(tasks)}")
     kept = [parts for name, parts in data.items() if name not in without]
     return [e for parts in kept for t in ([task] if task else tasks) for e in parts[t]]
-
-
-def _too_few(there: int, groups: int, sizes: Mapping[str, int]) -> LoclinError:
-    needed, share = sum(sizes.values()), min(1.0, there / sum(sizes.values()))
-    fitting = " ".join(f"--{name} {max(1, int(0.9 * share * sizes[name]))}" for name in PARTS)
-    return LoclinError(
-        f"expected {needed} examples for select, validate and test, found {there} in {groups} groups: give more data, or fewer "
-        f"of each, such as {fitting}"
-    )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from loclin.errors import LoclinError
+from loclin.seeds import derived
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,3 +67,79 @@ def split(examples: Sequence[Example], shares: Mapping[str, float], *, seed: int
             "give more examples or larger shares"
         )
     return parts
+
+
+def dealt(
+    examples: Sequence[Example], sizes: Mapping[str, int], *, seed: int, purpose: str = "parts"
+) -> dict[str, tuple[Example, ...]]:
+    """Draw parts of given sizes; no group, and no prompt, is in two of them.
+
+    Groups are put in the order of a keyed hash, so that a group's place depends on (seed, purpose, group) alone, and dealt out to
+    the last part, then to the one before it, until each holds its number: another size of the first part changes none of the
+    others. What a last group has beyond that number is left out.
+
+    Args:
+        examples: what to divide.
+        sizes: name of each part, and how many examples it gets.
+        seed: another seed, another division.
+        purpose: names the stream of the draw.
+
+    Returns:
+        By part, in the order of `sizes`.
+
+    Raises:
+        LoclinError: too few examples (the message says how many are needed), or one prompt in two groups that come to lie in
+            two parts.
+
+    >>> pool = [Example(prompt=f"{i} =", answer=" x", group=str(i // 2)) for i in range(20)]
+    >>> parts = dealt(pool, {"labels": 6, "test": 9}, seed=0)
+    >>> {name: len(part) for name, part in parts.items()}
+    {'labels': 6, 'test': 9}
+    >>> {e.group for e in parts["labels"]} & {e.group for e in parts["test"]}
+    set()
+    """
+    groups: dict[str, list[Example]] = {}
+    for e in examples:
+        groups.setdefault(e.group or e.prompt, []).append(e)
+    order = iter(sorted(groups, key=lambda group: derived(seed, purpose, group)))
+    parts: dict[str, tuple[Example, ...]] = {}
+    for name, size in reversed(list(sizes.items())):
+        held: list[Example] = []
+        while len(held) < size:
+            group = next(order, None)
+            if group is None:
+                raise _too_few(len(examples), len(groups), sizes)
+            held += groups[group]
+        parts[name] = tuple(held[:size])
+    found = {name: parts[name] for name in sizes}
+    check_apart(found)
+    return found
+
+
+def check_apart(parts: Mapping[str, Sequence[Example]]) -> None:
+    """Whether no group and no prompt is in two parts.
+
+    Raises:
+        LoclinError: one is; the first is named.
+    """
+    home: dict[tuple[str, str], str] = {}
+    for name, part in parts.items():
+        for e in part:
+            for kind, text in (("group", e.group or e.prompt), ("prompt", e.prompt)):
+                other = home.setdefault((kind, text), name)
+                if other != name:
+                    raise LoclinError(
+                        f"expected splits that share no {kind}, found {text[:60]!r} in {other} and {name}: give examples that "
+                        "repeat each other one group"
+                    )
+
+
+def _too_few(there: int, groups: int, sizes: Mapping[str, int]) -> LoclinError:
+    needed, share = sum(sizes.values()), min(1.0, there / sum(sizes.values()))
+    *names, last = sizes
+    fitting = " ".join(f"--{name} {max(1, int(0.9 * share * size))}" for name, size in sizes.items())
+    listed = f"{', '.join(names)} and {last}" if names else last
+    return LoclinError(
+        f"expected {needed} examples for {listed}, found {there} in {groups} groups: give more data, or fewer of each, such as "
+        f"{fitting}"
+    )
