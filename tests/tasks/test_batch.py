@@ -13,6 +13,7 @@ from loclin.tasks.batch import (
     concatenate,
     exact_match,
     language_and_answer_loss,
+    prompts_batch,
 )
 from loclin.tasks.example import Example
 
@@ -31,6 +32,15 @@ def test_prompt_is_masked_and_rows_are_padded_on_the_right(trained: Problem) -> 
     row = batch.labels[0]
     assert trained.tokenizer.decode(row[row != IGNORED]).split() == ["a", "b"]
     assert batch.rows(slice(0, 1)).input_ids.shape == (1, 6)
+
+
+def test_prompts_alone_are_the_beginnings_of_the_examples(trained: Problem) -> None:
+    batch, whole = prompts_batch([e.prompt for e in RAGGED], trained.tokenizer), collate(RAGGED, trained.tokenizer)
+    assert batch.attention_mask.sum(1).tolist() == [4, 6, 6]
+    for row, full, length in zip(batch.input_ids, whole.input_ids, [4, 6, 6], strict=True):
+        assert torch.equal(row[:length], full[:length])
+    assert (batch.labels == IGNORED).all()
+    assert batch.input_ids[0, 4:].tolist() == [trained.tokenizer.pad_token_id] * 2
 
 
 def test_padding_and_batch_size_change_no_score(trained: Problem) -> None:
@@ -94,6 +104,12 @@ def test_what_cannot_be_collated_is_refused(trained: Problem) -> None:
         collate([], trained.tokenizer)
     with pytest.raises(LoclinError, match="answer of at least one token, found ''"):
         collate([Example(prompt="copy a =", answer="")], trained.tokenizer)
+    with pytest.raises(LoclinError, match="at least one example"):
+        prompts_batch([], trained.tokenizer)
+    with pytest.raises(LoclinError, match="prompt of at least one token, found ''"):
+        prompts_batch(["copy a =", ""], trained.tokenizer)
     bare = PreTrainedTokenizerFast(tokenizer_object=trained.tokenizer.backend_tokenizer)
     with pytest.raises(LoclinError, match="padding token"):
         collate(RAGGED, bare)
+    with pytest.raises(LoclinError, match="padding token"):
+        prompts_batch(["copy a ="], bare)

@@ -74,20 +74,42 @@ def collate(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> 
     Raises:
         LoclinError: no examples, a tokenizer without a padding token, or an answer of no tokens.
     """
-    if not examples:
-        raise LoclinError("expected at least one example, found none: give more data")
-    if tokenizer.pad_token_id is None:
-        raise LoclinError("expected a tokenizer with a padding token, found none: set tokenizer.pad_token")
-    prompts = tokenizer([e.prompt for e in examples])["input_ids"]
+    prompts = _prompt_tokens([e.prompt for e in examples], tokenizer)
     answers = tokenizer([e.answer for e in examples], add_special_tokens=False)["input_ids"]
     for example, answer in zip(examples, answers, strict=True):
         if not answer:
             raise LoclinError(f"expected an answer of at least one token, found {example.answer!r}: fill it in")
-    rows = [torch.tensor(p + a) for p, a in zip(prompts, answers, strict=True)]
-    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=int(tokenizer.pad_token_id))
+    return _padded([len(p) for p in prompts], [p + a for p, a in zip(prompts, answers, strict=True)], tokenizer)
+
+
+def prompts_batch(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Batch:
+    """Tokenise prompts alone, with the tokenizer's special tokens; no token has a label.
+
+    Raises:
+        LoclinError: no prompts, a tokenizer without a padding token, or a prompt of no tokens.
+    """
+    rows = _prompt_tokens(prompts, tokenizer)
+    for prompt, row in zip(prompts, rows, strict=True):
+        if not row:
+            raise LoclinError(f"expected a prompt of at least one token, found {prompt!r}: fill it in")
+    return _padded([len(r) for r in rows], rows, tokenizer)
+
+
+def _prompt_tokens(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    if not prompts:
+        raise LoclinError("expected at least one example, found none: give more data")
+    if tokenizer.pad_token_id is None:
+        raise LoclinError("expected a tokenizer with a padding token, found none: set tokenizer.pad_token")
+    return list(tokenizer(list(prompts))["input_ids"])
+
+
+def _padded(asked: Sequence[int], rows: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase) -> Batch:
+    """Rows as long as the longest; their first `asked` tokens are the prompt and have no label."""
+    ids = nn.utils.rnn.pad_sequence(
+        [torch.tensor(row) for row in rows], batch_first=True, padding_value=int(tokenizer.pad_token_id)
+    )
     position = torch.arange(ids.shape[1])
-    starts = torch.tensor([len(p) for p in prompts])[:, None]
-    ends = torch.tensor([len(r) for r in rows])[:, None]
+    starts, ends = torch.tensor(asked)[:, None], torch.tensor([len(r) for r in rows])[:, None]
     labels = torch.where((position >= starts) & (position < ends), ids, IGNORED)
     return Batch(input_ids=ids, attention_mask=(position < ends).long(), labels=labels)
 

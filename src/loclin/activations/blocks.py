@@ -1,0 +1,105 @@
+"""Where a causal language model keeps its blocks, which of them are meant, and how wide they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+
+from loclin.errors import LoclinError
+
+#: Names under which most families keep their blocks (Llama, Qwen2, Gemma, ...; GPT-2, ...).
+USUAL = ("model.layers", "transformer.h")
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model itself where adapters are wrapped around it (their layers stay in it)."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def blocks(model: nn.Module, path: str | None = None) -> nn.ModuleList:
+    """The transformer blocks, in order: block L is `blocks(model)[L]`, and its output is h_L.
+
+    Taken from `path`; else from `model.layers` or `transformer.h`; else the one `ModuleList` as long as the configuration's
+    `num_hidden_layers`. Adapters around the model (`peft`) are looked through.
+
+    Args:
+        model: a causal language model.
+        path: name of the blocks' `ModuleList` in the model, for families that keep them elsewhere ("decoder.blocks").
+
+    Raises:
+        LoclinError: no `ModuleList` there, or none or several that could be meant; it lists those that the model has.
+
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=3, n_head=2, n_positions=8, vocab_size=8))
+    >>> len(blocks(model)), width(model), chosen_layers(3, [-1, 0])
+    (3, 8, (2, 0))
+    """
+    core = bare(model)
+    lists = {n: m for n, m in core.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
+    if path is not None:
+        if path not in lists:
+            raise LoclinError(f"expected a list of blocks at {path!r}, found none: use one of {_described(lists)}")
+        return lists[path]
+    for usual in USUAL:
+        if usual in lists:
+            return lists[usual]
+    count = getattr(_text_config(core), "num_hidden_layers", None)
+    fitting = [m for m in lists.values() if len(m) == count]
+    if len(fitting) != 1:
+        raise LoclinError(
+            f"expected one list of {'num_hidden_layers' if count is None else count} blocks, found {len(fitting)}: "
+            f"name it with --layers-path, one of {_described(lists)}"
+        )
+    return fitting[0]
+
+
+def chosen_layers(count: int, asked: Sequence[int] | None) -> tuple[int, ...]:
+    """Layers as 0-based numbers of blocks: all of them where none are asked for; −1 is the last.
+
+    Args:
+        count: how many blocks the model has.
+        asked: numbers of blocks, negative ones counted from the end; kept in their order.
+
+    Raises:
+        LoclinError: a number out of range, the same block twice, or no layer.
+    """
+    if asked is None:
+        return tuple(range(count))
+    for layer in asked:
+        if not -count <= layer < count:
+            raise LoclinError(
+                f"expected layers from {-count} to {count - 1}, found {layer}: the model has {count} blocks"
+            )
+    layers = tuple(layer % count for layer in asked)
+    if not layers:
+        raise LoclinError("expected at least one layer, found none: name one, or leave the choice out for all of them")
+    if len(set(layers)) < len(layers):
+        raise LoclinError(
+            f"expected every layer once, found {list(asked)} of {count} blocks: leave out the repeated one"
+        )
+    return layers
+
+
+def width(model: nn.Module) -> int:
+    """d, the width of the blocks' outputs.
+
+    Raises:
+        LoclinError: a configuration that does not name it.
+    """
+    found = getattr(_text_config(bare(model)), "hidden_size", None)
+    if not isinstance(found, int):
+        raise LoclinError(f"expected a configuration with a hidden_size, found {found}: add it to the model's config")
+    return found
+
+
+def _text_config(core: nn.Module) -> Any:
+    """The configuration of the language part."""
+    config: Any = getattr(core, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def _described(lists: dict[str, nn.ModuleList]) -> str:
+    return ", ".join(f"{name} ({len(found)})" for name, found in lists.items()) or "(the model has no ModuleList)"
