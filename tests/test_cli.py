@@ -158,7 +158,7 @@ def test_the_report_escapes_every_text(finished: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fly"], "unknown command 'fly': expected one of reproduce, run, search, radius, report, trajectory"),
+        (["fly"], "unknown command 'fly': expected one of reproduce, run, search, steer, radius, report, trajectory"),
         (["run", "fly"], "unknown study 'fly': expected one of recovery"),
         (["reproduce", "--studies", "fly"], "unknown study 'fly'"),
         (["run", "recovery", "--profile", "huge"], "unknown profile 'huge': expected one of smoke, standard, paper"),
@@ -183,6 +183,8 @@ def test_the_report_escapes_every_text(finished: Path, tmp_path: Path) -> None:
         (["run", "linearity", "--smallest", "2"], "expected 0 < smallest < largest, found 2.0 and 1.0"),
         (["radius", "--model", "sequences-small", "--direction", "nowhere"], "found nothing at nowhere: check the path"),
         (["radius", "--model", "sequences-small", "--direction", "gradient", "--task", "fly"], "unknown task 'fly'"),
+        (["steer", "--model", "statements-small", "--layer", "two"], "expected auto or whole numbers, found --layer two"),
+        (["steer", "apply", "none.safetensors", "--model", "statements-small", "--prompt", "a"], "found nothing at none.safetensors"),
         (["report", "nowhere"], "expected a run folder with a run.json, found none at nowhere"),
     ],
 )  # fmt: skip
@@ -232,4 +234,18 @@ def test_help_teaches_and_the_version_is_told() -> None:
         assert "reproduce" in answer.stdout
     assert "Which local linear structure" in answer.stdout
     assert "--adamw-lr" in loclin("run", "recovery", "--help", where=Path()).stdout
+    assert "--from {labels,gradient,search}" in loclin("steer", "--help", where=Path()).stdout
+    assert "--strength" in loclin("steer", "apply", "--help", where=Path()).stdout
     assert loclin("--version", where=Path()).stdout.startswith("loclin 0.")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["steer", "--help"]])
+def test_a_reader_that_stops_listening_ends_it_without_a_word(arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    answer = subprocess.run(
+        [sys.executable, "-m", "loclin", *arguments], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writing)
+    assert answer.stderr == ""
+    assert answer.returncode == 141

@@ -7,6 +7,7 @@ from scipy import stats as scipy_stats
 
 from loclin.errors import LoclinError
 from loclin.stats import (
+    equivalence,
     holm,
     mcnemar,
     mean_above,
@@ -198,3 +199,40 @@ def test_mcnemar_rejects_a_true_null_at_most_at_its_level_and_a_planted_differen
     null, planted = ([mcnemar(*paired_outcomes(rng, 200, d)) for _ in range(1500)] for d in (0.0, 0.15))
     assert 0.02 <= np.mean(np.array(null) < 0.05) <= 0.055
     assert np.mean(np.array(planted) < 0.05) > 0.9
+
+
+def test_equivalence_is_the_larger_of_two_one_sided_tests() -> None:
+    x = np.array([0.1, -0.05, 0.12, 0.02, math.nan])
+    above = scipy_stats.ttest_1samp(x[:4], -0.2, alternative="greater").pvalue
+    below = scipy_stats.ttest_1samp(x[:4], 0.15, alternative="less").pvalue
+    found = equivalence(x, -0.2, 0.15)
+    assert math.isclose(found.p, max(above, below))
+    assert found.estimate == over_runs(x)
+    # the 90 % interval that lies inside just where p < 0.05
+    low, high = scipy_stats.ttest_1samp(x[:4], 0).confidence_interval(0.9)
+    assert equivalence(x, low - 1e-9, high + 1e-9).p < 0.05 < equivalence(x, low + 1e-9, 1.0).p
+
+
+@pytest.mark.parametrize("runs", [2, 6, 12])
+@pytest.mark.parametrize("margin", [-0.25, 0.25])
+def test_equivalence_on_the_margin_is_claimed_at_the_level_at_most(runs: int, margin: float) -> None:
+    rng = np.random.default_rng(runs)
+    claimed = [equivalence(rng.normal(margin, 0.1, runs), -0.25, 0.25).p < 0.05 for _ in range(1000)]
+    assert np.mean(claimed) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 1000)
+    if runs > 2:  # of two runs the other margin takes nearly all of the power
+        assert np.mean(claimed) >= 0.03
+
+
+def test_equivalence_is_found_where_it_is_and_never_for_want_of_data() -> None:
+    rng = np.random.default_rng(0)
+    assert np.mean([equivalence(rng.normal(0, 0.1, 6), -0.25, 0.25).p < 0.05 for _ in range(500)]) > 0.95
+    wide = [equivalence(rng.normal(0, 2.0, 6), -0.25, 0.25).p < 0.05 for _ in range(500)]
+    assert np.mean(wide) < 0.05  # no difference is significant there either
+    assert equivalence([0.0], -1.0, 1.0).p == equivalence([0.0, math.nan], -1.0, 1.0).p == 1
+    assert equivalence([0.0, 0.0], -1.0, 1.0).p == 0
+    assert equivalence([1.0, 1.0], -1.0, 1.0).p == equivalence([2.0, 2.0], -1.0, 1.0).p == 1
+    for low, high in ((1.0, -1.0), (1.0, 1.0), (math.nan, 1.0)):
+        with pytest.raises(LoclinError, match="lower margin below"):
+            equivalence([0.0, 0.1], low, high)
+    with pytest.raises(LoclinError, match="at least one run"):
+        equivalence([math.nan], -1.0, 1.0)

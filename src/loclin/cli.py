@@ -1,7 +1,8 @@
-"""The command line: `loclin reproduce | run | search | radius | trajectory | report`. Imports nothing heavy before a command starts."""
+"""The command line: `loclin reproduce | run | search | steer | radius | trajectory | report`. Nothing heavy is imported first."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,8 @@ commands:
   run STUDY         run one study; `loclin run STUDY --help` lists every setting
   search            search around the weights of your model at random: a forecast, locked splits, ensembles, on one core or Ray
   search replay DIR rebuild the candidates that a search found from their seeds, bit for bit
+  steer             a vector that shifts your model's answers, from labels, one gradient step or a search: where, how well, at what cost
+  steer apply FILE  what a model says with such a vector at several strengths, side by side
   radius            how large a step along a gradient, a task vector or an adapter stays predictable, on your model
   trajectory DIR    measure a training run of your own from its checkpoint folders (Hugging Face Trainer or peft)
   report DIR        rebuild the report of a run folder from its record alone
@@ -38,8 +41,9 @@ studies:
   linearity         over which steps is the loss straight, along which directions, and why does it end?
   krylov            does the way back lie in the space that gradient and Hessian at the damaged point make, and until when?
   search            does random search gain what its law says, in any space; where to search; are the best worth more together?
+  steering          do labels, one gradient step and random search give one steering vector, does each steer, and what is chance?
 
-A run that was interrupted goes on where it was when the same command is given again.
+A run that was interrupted goes on where it was when the same command is given again; steer starts again.
 Bad input ends with one line and exit code 2. Start with:  loclin reproduce --profile smoke
 """
 
@@ -49,7 +53,7 @@ class Reproduce:
     """Run every study on the built-in models, then write the report and say where it is."""
 
     profile: Profile = "standard"
-    """smoke: a few minutes, wide intervals. standard: 16 minutes on two cores. paper: the paper's own models
+    """smoke: a few minutes, wide intervals. standard: 18 minutes on two cores. paper: the paper's own models
     too, hours."""
     studies: tuple[str, ...] = STUDIES
     """Which studies to run."""
@@ -70,9 +74,19 @@ class Report:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; a `LoclinError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    """Run a command; a `LoclinError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130.
+
+    A reader that stops listening (`| head`) ends it without a word, exit code 141.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        try:
+            _dispatch(given)
+        finally:
+            sys.stdout.flush()  # a pipe that is closed is noticed here, not when Python ends
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+        sys.exit(141)
     except LoclinError as error:
         print(f"loclin: {error}", file=sys.stderr)
         sys.exit(2)
@@ -85,7 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         sys.exit(2)
     except KeyboardInterrupt:
-        print("loclin: stopped; finished runs are kept: the same command goes on where it was", file=sys.stderr)
+        kept = "finished runs are kept: the same command goes on where it was"
+        if given[:1] == ["steer"]:
+            kept = "a vector that was not finished is not kept: the same command starts again"
+        print(f"loclin: stopped; {kept}", file=sys.stderr)
         sys.exit(130)
 
 
@@ -94,6 +111,7 @@ def _dispatch(arguments: list[str]) -> None:
         "reproduce": _reproduce,
         "run": _run,
         "search": _search,
+        "steer": _steer,
         "radius": _radius,
         "report": _report,
         "trajectory": _trajectory,
@@ -234,6 +252,24 @@ def _search(arguments: list[str]) -> None:
     _write_report(config.folder)
 
 
+def _steer(arguments: list[str]) -> None:
+    if arguments[:1] == ["apply"]:
+        from loclin.steering.apply_config import ApplyConfig
+
+        asked = _parse(ApplyConfig, arguments[1:], "steer apply").checked()
+        from loclin.steering.apply import apply
+
+        apply(asked)
+        return
+    from loclin.steering.config import Config
+
+    config = _parse(Config, arguments, "steer").checked()
+    from loclin.steering.command import steer
+
+    steer(config, out=config.run)
+    _write_report(config.run)
+
+
 def _radius(arguments: list[str]) -> None:
     from loclin.studies.radius.config import Config
 
@@ -258,6 +294,7 @@ def _write_report(folder: Path) -> None:
     from loclin.report import build
     from loclin.report.radius import print_radius
     from loclin.report.search import print_search
+    from loclin.report.steering import print_steering
     from loclin.report.terminal import print_claims, print_findings
 
     page = build(folder)
@@ -265,4 +302,5 @@ def _write_report(folder: Path) -> None:
     print_findings(folder, "trajectory")
     print_radius(folder)
     print_search(folder)
+    print_steering(folder)
     print(f"report: {page.resolve()}")

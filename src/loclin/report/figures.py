@@ -161,6 +161,7 @@ def draw_dots(
     label: str,
     title: str,
     log: bool = False,
+    fitted: bool = False,
 ) -> Drawing:
     """One line per label, a dot with its interval for each group.
 
@@ -170,6 +171,7 @@ def draw_dots(
         label: of the horizontal axis.
         title: of the panel.
         log: whether the horizontal axis is logarithmic and fitted; otherwise it goes from 0 to 1.
+        fitted: whether it is fitted and not logarithmic, with a line at 0.
     """
     order = [text for text, _ in next(iter(groups.values()))]
     with matplotlib.rc_context(STYLE):
@@ -193,6 +195,8 @@ def draw_dots(
                 axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 4 * low else MaxNLocator(5))
                 axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter(NullFormatter())
+        elif fitted:
+            axes.axvline(0, color=PALETTE[8], linewidth=0.8)
         else:
             axes.set_xlim(-0.05, 1.1)
         axes.set_yticklabels(order[::-1])

@@ -19,7 +19,7 @@ from loclin.parameters import ParameterSpace
 from loclin.record import Row
 from loclin.seeds import derived
 from loclin.studies.kept import kept_point
-from loclin.studies.settings import Settings
+from loclin.studies.settings import ModelSettings, Settings
 from loclin.tasks.batch import concatenate
 from loclin.training import make_optimiser, minibatches, train
 from loclin.updates import Keeping, free_memory
@@ -100,7 +100,7 @@ class Bench(Generic[C]):
         return Row(quantity=quantity, value=value, context={**self.context, **context})
 
 
-def device(config: Settings) -> str:
+def device(config: ModelSettings) -> str:
     """The device that a configuration asks for; built-in models are too small to gain from an accelerator.
 
     Raises:

@@ -17,6 +17,7 @@ from loclin.errors import LoclinError
 Profile = Literal["smoke", "standard", "paper"]
 SEQUENCE_MODELS = ("sequences", "sequences-small")
 BUILT_IN = (*SEQUENCE_MODELS, "statements", "statements-small")  # names alone: the recipes need torch
+M = TypeVar("M", bound="ModelSettings")
 S = TypeVar("S", bound="Settings")
 R = TypeVar("R", bound="RecoverySettings")
 #: The paper's own models and data, in the order of its tables.
@@ -30,8 +31,8 @@ PAPER = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The settings that all studies share (measures §1)."""
+class ModelSettings:
+    """Which model and data, which of its weights, and how many runs: what studies ask of a model as it is."""
 
     study: ClassVar[str]
 
@@ -56,6 +57,51 @@ class Settings:
 
     space: str = "full"
     """Trained coordinates: full; lora; or a shell pattern of parameter names ("*attn*"; several separated by commas)."""
+    seeds: int = 6
+    """Independent runs: each has its own adapter (or pretraining, for sequences), damage and recovery seeds."""
+    seed: int = 0
+    """The first run's seed; run r uses seed + r."""
+    profile: Profile = "standard"
+    """Where the defaults come from: smoke (a few minutes), standard (minutes on two cores), paper (hours)."""
+    out: Path | None = None
+    """Run folder; runs/STUDY-MODEL-PROFILE by default. The same folder and settings go on where they stopped."""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto: an accelerator where there is one, the CPU for the built-in models, too small to gain."""
+    workers: int = 0
+    """Runs side by side on the CPU, one thread each; 0 takes every core. The record does not depend on it."""
+
+    @property
+    def entry(self) -> str:
+        """Name of this study in a record: runs on several models and data may stand in one."""
+        names = [self.model, *([self.data] if self.data else []), *([] if self.space == "full" else [self.space])]
+        plain = (re.sub(r"\.jsonl?$", "", Path(n).name) for n in names)
+        return "-".join([self.study, *(re.sub(r"[^A-Za-z0-9.]+", "-", n).strip("-") for n in plain)])
+
+    def checked(self: M) -> M:
+        """These settings, if they can be run.
+
+        Raises:
+            LoclinError: what was expected, what was found, what to do.
+        """
+        if self.seeds < 1:
+            raise LoclinError(f"expected at least one seed, found {self.seeds}: give --seeds 5 or more")
+        if self.model not in BUILT_IN and self.data is None:
+            near = get_close_matches(self.model, BUILT_IN, n=1)
+            raise LoclinError(
+                f"expected --data with the model {self.model!r}, found none: give a JSON Lines file, sequences, or self"
+                + (f"; or did you mean the built-in --model {near[0]}?" if near else "")
+            )
+        if self.data and self.data.endswith((".jsonl", ".json")) and not Path(self.data).exists():
+            raise LoclinError(f"expected a file of task data, found nothing at {self.data}: check the path")
+        if self.workers < 0:
+            raise LoclinError(f"expected workers from 0 (every core), found {self.workers}: change --workers")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(ModelSettings):
+    """The settings that all studies of a task that is destroyed share (measures §1)."""
+
     ranks: tuple[int, ...] = (8,)
     """LoRA rank; run r takes the r-th, in turn."""
     alpha: int | None = None
@@ -70,19 +116,6 @@ class Settings:
     """Where vectors are kept; sketch keeps --sketch-size random combinations of each, auto takes what fits."""
     sketch_size: int = 65536
     """m, numbers kept of every vector when sketched."""
-
-    seeds: int = 6
-    """Independent runs: each has its own adapter (or pretraining, for sequences), damage and recovery seeds."""
-    seed: int = 0
-    """The first run's seed; run r uses seed + r."""
-    profile: Profile = "standard"
-    """Where the defaults come from: smoke (a few minutes), standard (minutes on two cores), paper (hours)."""
-    out: Path | None = None
-    """Run folder; runs/STUDY-MODEL-PROFILE by default. The same folder and settings go on where they stopped."""
-    device: str = "auto"
-    """cpu, cuda, mps, or auto: an accelerator where there is one, the CPU for the built-in models, too small to gain."""
-    workers: int = 0
-    """Runs side by side on the CPU, one thread each; 0 takes every core. The record does not depend on it."""
 
     task: str = "each"
     """The destroyed task, or each: run r destroys the r-th task of the model, in turn."""
@@ -112,31 +145,9 @@ class Settings:
             return ("weights",)
         return ("factors",) if self.store == "sketch" else ("weights", "factors")
 
-    @property
-    def entry(self) -> str:
-        """Name of this study in a record: runs on several models and data may stand in one."""
-        names = [self.model, *([self.data] if self.data else []), *([] if self.space == "full" else [self.space])]
-        plain = (re.sub(r"\.jsonl?$", "", Path(n).name) for n in names)
-        return "-".join([self.study, *(re.sub(r"[^A-Za-z0-9.]+", "-", n).strip("-") for n in plain)])
-
     def checked(self: S) -> S:
-        """These settings, if they can be run.
-
-        Raises:
-            LoclinError: what was expected, what was found, what to do.
-        """
-        if self.seeds < 1:
-            raise LoclinError(f"expected at least one seed, found {self.seeds}: give --seeds 5 or more")
-        if self.model not in BUILT_IN and self.data is None:
-            near = get_close_matches(self.model, BUILT_IN, n=1)
-            raise LoclinError(
-                f"expected --data with the model {self.model!r}, found none: give a JSON Lines file, sequences, or self"
-                + (f"; or did you mean the built-in --model {near[0]}?" if near else "")
-            )
-        if self.data and self.data.endswith((".jsonl", ".json")) and not Path(self.data).exists():
-            raise LoclinError(f"expected a file of task data, found nothing at {self.data}: check the path")
-        if self.workers < 0:
-            raise LoclinError(f"expected workers from 0 (every core), found {self.workers}: change --workers")
+        """These settings, if they can be run; raises as `ModelSettings.checked` does."""
+        super().checked()
         check_counts(self, ("batch", "damage_steps", "teach_steps", "sketch_size"))
         check_rates(self, ("teach_lr", "damage_lr"))
         if self.dtype in ("bfloat16", "float16") and self.space != "lora":

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from loclin.record import Claim
 from loclin.stats import Estimate, holm
-from loclin.studies.settings import Settings
+from loclin.studies.settings import ModelSettings
 
 LEVEL = 0.05
 LABEL = {"sgd": "SGD", "adamw": "AdamW"}
@@ -32,7 +32,7 @@ def confirmed(claim: Claim) -> Claim:
     return replace(claim, verdict="inconclusive") if lost else claim
 
 
-def setting(config: Settings, of: str) -> str:
+def setting(config: ModelSettings, of: str) -> str:
     """What a claim was tested on: model, data where it is not the model's own, LoRA, and the rest."""
     return ", ".join(
         [config.model, *([config.data] if config.data else []), *(["LoRA"] if config.space == "lora" else []), of]

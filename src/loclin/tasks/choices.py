@@ -15,6 +15,7 @@ from loclin.errors import LoclinError
 from loclin.tasks.batch import IGNORED, LOGITS_AT_ONCE, Batch, answer_log_probabilities, collate
 from loclin.tasks.example import Example
 
+JOINT = "options are scored by their joint log-probability"  # ends the note about options that begin alike
 TOKENS_AT_ONCE = 1 << 14  # in one forward pass, padding included
 
 
@@ -145,7 +146,4 @@ def check_options(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBas
         sharing += len({tuple(tokens[option][:1]) for option in options}) < len(options)
     if not sharing:
         return ()
-    return (
-        f"{sharing} of {len(examples)} examples have options with a common first token: "
-        "options are scored by their joint log-probability",
-    )
+    return (f"{sharing} of {len(examples)} examples have options with a common first token: {JOINT}",)

@@ -1,0 +1,250 @@
+"""Prompts with the two tokens that are compared after each: what every direction and every steering effect is read from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from loclin.errors import LoclinError
+from loclin.tasks.batch import IGNORED, LOGITS_AT_ONCE, Batch, collate
+from loclin.tasks.example import Example
+
+YES = " yes"  # the positive option where nobody names one
+GRADED_AT_ONCE = (
+    1 << 11
+)  # tokens of one pass that keeps what a backward pass needs: about 3 GB for a model of 500M weights
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Asked:
+    """n prompts and, for each, the two tokens whose logits are compared after it.
+
+    Attributes:
+        batch: the prompts alone, right padded; every label `IGNORED`.
+        toward: the token that counts as +.
+        away: the token that counts as −.
+        labels: class form: whether the right answer is the positive one. None in the paired form.
+        gold: the right one of the two tokens.
+        groups: what no two splits share, for each example.
+        examples: where they come from.
+        form: "class": all examples have the same two options, and toward is the positive one; "paired": toward is the right
+            answer of each example.
+        positive: the positive option, in the class form.
+    """
+
+    batch: Batch
+    toward: Int[Tensor, " n"]
+    away: Int[Tensor, " n"]
+    labels: Bool[np.ndarray, " n"] | None
+    gold: Int[Tensor, " n"]
+    groups: tuple[str, ...]
+    examples: tuple[Example, ...]
+    form: Literal["class", "paired"]
+    positive: str | None
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Every token that is compared."""
+        return tuple(sorted({*self.toward.tolist(), *self.away.tolist()}))
+
+    def rows(
+        self, index: Int[np.ndarray, " m"] | Bool[np.ndarray, " n"] | Int[Tensor, " m"] | Sequence[int] | slice
+    ) -> Asked:
+        """The chosen prompts, in the order of the index, cut to the longest of them.
+
+        Raises:
+            LoclinError: an index that chooses nothing.
+        """
+        chosen = np.arange(len(self))[index.cpu().numpy() if isinstance(index, Tensor) else index]
+        if not len(chosen):
+            raise LoclinError(
+                f"expected at least one of {len(self)} prompts, found an index that chooses none: change it"
+            )
+        places = torch.from_numpy(chosen).to(self.toward.device)
+        return replace(
+            self,
+            batch=self.batch.rows(places),
+            toward=self.toward[places],
+            away=self.away[places],
+            labels=None if self.labels is None else self.labels[chosen],
+            gold=self.gold[places],
+            groups=tuple(self.groups[i] for i in chosen),
+            examples=tuple(self.examples[i] for i in chosen),
+        )
+
+    def to(self, device: torch.device | str) -> Asked:
+        """The same prompts on another device."""
+        return replace(
+            self,
+            batch=self.batch.to(device),
+            toward=self.toward.to(device),
+            away=self.away.to(device),
+            gold=self.gold.to(device),
+        )
+
+    def answered(self, tokens: Int[Tensor, " n"]) -> Batch:
+        """Each prompt with one token after it, and that token as its label: `answer_loss` then gives −log p(token | prompt)."""
+        one = torch.ones_like(self.batch.input_ids[:, :1])
+        ends = self.batch.attention_mask.sum(1, keepdim=True)
+        token = tokens[:, None].to(self.batch.input_ids)
+
+        def longer(rows: Tensor, filling: int, placed: Tensor) -> Tensor:
+            return torch.cat([rows, filling * one], dim=1).scatter(1, ends, placed)
+
+        return Batch(
+            input_ids=longer(self.batch.input_ids, 0, token),
+            attention_mask=longer(self.batch.attention_mask, 0, one),
+            labels=longer(self.batch.labels, IGNORED, token),
+        )
+
+
+def ask(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    positive: str | None = None,
+    device: torch.device | str,
+) -> Asked:
+    """Examples of two options as prompts with a token toward and a token away.
+
+    Tokens that both options begin with (" (" of " (A)" and " (B)") go to the end of the prompt; the next one must differ, and
+    what follows it must be the same in both.
+
+    Args:
+        examples: each with two options, its answer one of them.
+        tokenizer: of the model.
+        positive: the option that counts as +. By default " yes", where every example has it; without one the right answer
+            counts as +, the paired form.
+        device: of the model.
+
+    Raises:
+        LoclinError: no examples; other than two options, or an answer that is none of them; a positive option that is missing
+            somewhere, or other options beside it; options that do not differ in one token; examples of one class alone; or
+            what `collate` refuses.
+    """
+    _two_options(examples)
+    named = positive or (YES if all(YES in e.options for e in examples) else None)
+    if named is not None and positive is None and len({frozenset(e.options) for e in examples}) > 1:
+        named = None
+    if named is not None:
+        _one_pair(examples, named)
+    plus = [named if named is not None else e.answer for e in examples]
+    minus = [e.options[1 - e.options.index(p)] for e, p in zip(examples, plus, strict=True)]
+    tokens = _option_tokens(examples, tokenizer)
+    shared = [_shared(tokens, p, m) for p, m in zip(plus, minus, strict=True)]
+    toward = torch.tensor([tokens[p][k] for p, k in zip(plus, shared, strict=True)])
+    away = torch.tensor([tokens[m][k] for m, k in zip(minus, shared, strict=True)])
+    right = np.array([e.answer == p for e, p in zip(examples, plus, strict=True)])
+    if named is not None and right.all() | ~right.any():
+        raise LoclinError(
+            f"expected examples of both classes, found {len(examples)} whose answer is "
+            f"{'always' if right.all() else 'never'} {named!r}: give examples of the other one too"
+        )
+    extra = torch.tensor([len(tokens[p]) - k for p, k in zip(plus, shared, strict=True)])
+    posed = collate([replace(e, answer=p) for e, p in zip(examples, plus, strict=True)], tokenizer)
+    return Asked(
+        batch=_shortened(posed, extra),
+        toward=toward,
+        away=away,
+        labels=None if named is None else right,
+        gold=torch.where(torch.from_numpy(right), toward, away),
+        groups=tuple(e.group or e.prompt for e in examples),
+        examples=tuple(examples),
+        form="paired" if named is None else "class",
+        positive=named,
+    ).to(device)
+
+
+def pieces(model: nn.Module, batch: Batch, *, rows_at_once: int | None = None) -> Iterator[Int[Tensor, " m"]]:
+    """Rows of like length together: at most `GRADED_AT_ONCE` tokens, and logits after the last token of each within 256 MB.
+
+    A single row always passes. With `rows_at_once`, at most so many rows whatever their length.
+    """
+    vocabulary = int(model.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
+    lengths = batch.attention_mask.sum(1).tolist()
+    piece: list[int] = []
+    ends: set[int] = set()
+    for row in sorted(range(len(batch)), key=lambda row: lengths[row]):
+        size, reached = len(piece) + 1, ends | {lengths[row]}
+        full = size * lengths[row] > GRADED_AT_ONCE or size * len(reached) * vocabulary > LOGITS_AT_ONCE
+        if piece and (full if rows_at_once is None else size > rows_at_once):
+            yield torch.tensor(piece)
+            piece, reached = [], {lengths[row]}
+        piece.append(row)
+        ends = reached
+    yield torch.tensor(piece)
+
+
+def next_logits(model: nn.Module, batch: Batch) -> Float[Tensor, "n vocab"]:
+    """Logits after the last real token of each right-padded row, in one pass, float32 or better."""
+    last = batch.attention_mask.sum(1) - 1
+    places, which = last.unique(return_inverse=True)
+    logits = model(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, logits_to_keep=places
+    ).logits
+    found: Tensor = logits[torch.arange(len(batch), device=logits.device), which.to(logits.device)]
+    return found.float() if found.dtype in (torch.float16, torch.bfloat16) else found
+
+
+def _two_options(examples: Sequence[Example]) -> None:
+    if not examples:
+        raise LoclinError("expected at least one example, found none: give more data")
+    for e in examples:
+        if len(set(e.options)) != 2 or len(e.options) != 2:
+            raise LoclinError(
+                f"expected examples of two options, found {len(set(e.options))} for the answer {e.answer!r}: steering compares two"
+            )
+        if e.answer not in e.options:
+            raise LoclinError(f"expected the answer among the options {e.options}, found {e.answer!r}: add it there")
+
+
+def _one_pair(examples: Sequence[Example], positive: str) -> None:
+    pairs = {frozenset(e.options): e.options for e in examples}
+    for pair in pairs.values():
+        if positive not in pair:
+            raise LoclinError(
+                f"expected the positive option {positive!r} in every example, found the options {pair}: name another one"
+            )
+    if len(pairs) > 1:
+        found = " and ".join(map(str, sorted(pairs.values())[:2]))
+        raise LoclinError(f"expected the same two options in every example, found {found}: name no positive one")
+
+
+def _option_tokens(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Mapping[str, list[int]]:
+    texts = sorted({option for e in examples for option in e.options})
+    return dict(zip(texts, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True))
+
+
+def _shared(tokens: Mapping[str, list[int]], one: str, other: str) -> int:
+    """How many tokens two options begin with alike; they must differ in the next one alone."""
+    a, b = tokens[one], tokens[other]
+    k = next((i for i, (s, t) in enumerate(zip(a, b, strict=False)) if s != t), min(len(a), len(b)))
+    if min(len(a), len(b)) <= k or a[k + 1 :] != b[k + 1 :]:
+        raise LoclinError(
+            f"expected options that differ in one token, found {one!r} and {other!r} with the tokens {a} and {b}: reword them"
+        )
+    return k
+
+
+def _shortened(batch: Batch, extra: Int[Tensor, " n"]) -> Batch:
+    """Each row without its last `extra` tokens, and without labels.
+
+    Raises:
+        LoclinError: a row of which nothing is left.
+    """
+    left = batch.attention_mask.sum(1) - extra
+    if int(left.min()) < 1:
+        raise LoclinError("expected prompts of at least one token, found an empty one: fill it in")
+    mask = (torch.arange(batch.input_ids.shape[1]) < left[:, None]).long()
+    whole = Batch(input_ids=batch.input_ids * mask, attention_mask=mask, labels=torch.full_like(batch.labels, IGNORED))
+    return whole.rows(slice(None))

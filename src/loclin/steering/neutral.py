@@ -1,0 +1,291 @@
+"""Damage: how far a change moves a model's next tokens on text that has nothing to do with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from loclin.activations.adding import added
+from loclin.errors import LoclinError
+from loclin.seeds import derived
+from loclin.tasks.batch import IGNORED, Batch, answer_logits, prompts_batch, rows_at_once
+from loclin.tasks.samples import self_examples
+
+DOUBLINGS = 20  # of a strength, before it is held to do nothing: a million times
+DUE = 0.5  # of the probability: an answer is due where the answers have more
+PRECISION = 1.01  # ratio between which strengths an answer lies
+
+Change = Callable[[], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Neutral:
+    """Plain text to see damage on.
+
+    Attributes:
+        batch: one passage a row; every token is a label.
+        answers: tokens of the answers that are steered. Where the model as it is gives them more than half of the probability, an
+            answer is due: moving it there is the effect, and counts as no damage.
+        source: where the text comes from, in words.
+        notes: remarks on what was taken.
+    """
+
+    batch: Batch
+    answers: tuple[int, ...]
+    source: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Damage:
+    """What a change does to the next tokens of neutral text.
+
+    Attributes:
+        kl: of every row, the mean of KL(p ‖ p′) over its positions but those where an answer is due (`Neutral.answers`; 0 where no
+            other is left), p the distribution of the next token before and p′ after the
+            change; in nats.
+        perplexity: exp of the mean negative log-likelihood per token of the text, after the change.
+        perplexity_before: the same of the model as it is.
+    """
+
+    kl: Float[np.ndarray, " n"]
+    perplexity: float
+    perplexity_before: float
+
+
+def neutral_text(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    file: Path | None,
+    count: int,
+    tokens: int,
+    seed: int,
+    answers: Sequence[int] = (),
+) -> Neutral:
+    """Passages of a file, or what the model says by itself (`self_examples`), cut to so many tokens.
+
+    Args:
+        model: a causal LM in evaluation mode.
+        tokenizer: its tokenizer.
+        file: plain text, one passage a line; the model's own samples where there is none.
+        count: passages. From a longer file as many are drawn; of samples fewer may come, with a note.
+        tokens: of a passage at most, no more than the model's context.
+        seed: of the draw.
+        answers: tokens of the answers that are steered, see `Neutral`.
+
+    Raises:
+        LoclinError: a count below 1 or tokens below 2, a file that cannot be read or holds too few passages of two tokens or more,
+            what `self_examples` refuses.
+    """
+    if count < 1 or tokens < 2:
+        raise LoclinError(
+            f"expected at least 1 passage of at least 2 tokens, found {count} of {tokens}: ask for more neutral text"
+        )
+    device = next(model.parameters()).device
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[operator, union-attr]
+    if file is not None:
+        longest = tokens if context is None else min(tokens, context)
+        read = _passages(file, tokenizer, count=count, tokens=longest, seed=seed)
+        return Neutral(batch=read.to(device), answers=tuple(answers), source=file.name)
+    # One token more is said than is asked for, and there may be one of beginning.
+    longest = tokens if context is None else min(tokens, context - 1 - _special(tokenizer))
+    said = self_examples(model, tokenizer, count, prompt_tokens=longest, answer_tokens=1, seed=derived(seed, "neutral"))
+    texts = [e.prompt for e in said.examples["self"]]
+    batch = _text_batch(texts, tokenizer).to(device)
+    return Neutral(batch=batch, answers=tuple(answers), source=said.source, notes=said.notes)
+
+
+def _special(tokenizer: PreTrainedTokenizerBase) -> int:
+    return max(int(tokenizer.num_special_tokens_to_add()), int(tokenizer.bos_token_id is not None))
+
+
+def _passages(file: Path, tokenizer: PreTrainedTokenizerBase, *, count: int, tokens: int, seed: int) -> Batch:
+    if not file.is_file():
+        raise LoclinError(f"expected a file of plain text, found none at {file}: check the path")
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    except (UnicodeDecodeError, OSError) as error:
+        raise LoclinError(
+            f"expected UTF-8 text, found {type(error).__name__} in {file}: save it as plain text in UTF-8"
+        ) from None
+    long_enough = [line.strip() for line in lines if len(tokenizer(line.strip())["input_ids"]) > 1]
+    if len(long_enough) < count:
+        raise LoclinError(
+            f"expected at least {count} passages of 2 tokens or more, one a line, found {len(long_enough)} in {file}: add lines, "
+            "or ask for fewer"
+        )
+    drawn = sorted(range(len(long_enough)), key=lambda i: derived(seed, "neutral", i))[:count]
+    return _text_batch([long_enough[i] for i in sorted(drawn)], tokenizer, tokens)
+
+
+def _text_batch(texts: list[str], tokenizer: PreTrainedTokenizerBase, tokens: int | None = None) -> Batch:
+    """Passages as rows, cut after so many tokens, every token of them a label."""
+    whole = prompts_batch(texts, tokenizer)
+    ids, mask = whole.input_ids[:, :tokens], whole.attention_mask[:, :tokens]
+    return Batch(input_ids=ids, attention_mask=mask, labels=torch.where(mask > 0, ids, IGNORED))
+
+
+@torch.no_grad()
+def damage(model: nn.Module, neutral: Neutral, change: Change) -> Damage:
+    """KL(p ‖ p′) and perplexity of the next tokens of neutral text under a change (measures §13).
+
+    Rows go through the model in chunks, before and after the change; the logits of both together obey `LOGITS_AT_ONCE`.
+
+    Args:
+        model: a causal LM in evaluation mode, as it is outside the change.
+        neutral: the text.
+        change: makes a context inside which the model is the changed one, like `lambda: added(model, vectors)`.
+    """
+    kl, losses, losses_before, tokens = [], 0.0, 0.0, 0
+    for chunk in _chunks(model, neutral):
+        before = _said(model, chunk)
+        with change():
+            after = _said(model, chunk)
+        kl.append(_divergence(before, after, neutral.answers))
+        losses_before += before.loss
+        losses += after.loss
+        tokens += int(before.kept.sum())
+    return Damage(
+        kl=np.concatenate(kl), perplexity=_exp(losses / tokens), perplexity_before=_exp(losses_before / tokens)
+    )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Said:
+    """Log-probabilities of the next tokens of some rows, where the rows have tokens at all, and −Σ log p of those that are there."""
+
+    log_p: Float[Tensor, "n positions vocab"]
+    kept: Bool[Tensor, "n positions"]
+    loss: float
+
+
+def _said(model: nn.Module, chunk: Batch) -> _Said:
+    logits, labels = answer_logits(model, chunk)
+    kept = labels != IGNORED
+    log_p = (logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits).log_softmax(-1)
+    chosen = log_p.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    return _Said(log_p=log_p, kept=kept, loss=-float(chosen[kept].sum()))
+
+
+def _divergence(before: _Said, after: _Said, answers: Sequence[int]) -> Float[np.ndarray, " n"]:
+    """Mean over the positions of every row of Σ p (log p − log p′); what p rules out adds nothing."""
+    p = before.log_p.exp()
+    each = torch.where(p > 0, p * (before.log_p - after.log_p), 0.0).sum(-1)
+    counted = before.kept & (p[..., list(answers)].sum(-1) <= DUE)
+    means = torch.where(counted, each, 0.0).sum(1) / counted.sum(1).clamp(min=1)
+    return means.clamp(min=0).cpu().numpy().astype(float)  # round-off alone brings it below
+
+
+def _chunks(model: nn.Module, neutral: Neutral) -> list[Batch]:
+    """Two sets of logits at a time."""
+    return list(neutral.batch.chunks(max(1, rows_at_once(model, neutral.batch) // 2)))
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def strength_at_kl(
+    model: nn.Module,
+    neutral: Neutral,
+    vectors: Mapping[int, Float[Tensor, " d"]],
+    target: float,
+    *,
+    path: str | None = None,
+    only: Literal["every", "last"] = "every",
+    smallest: float = 2**-6,
+) -> float | None:
+    """The strength > 0 at which adding strength·v_L brings the mean KL on neutral text to a target: `amount_at_kl` of vectors.
+
+    Args:
+        model: a causal LM in evaluation mode; untouched afterwards.
+        neutral: the text.
+        vectors: by layer, 0-based.
+        target: mean over rows of `Damage.kl`, in nats.
+        path: where the blocks are, if not where they usually are.
+        only: "every" token, or the "last" of each row alone.
+        smallest: strength to begin with.
+
+    Raises:
+        LoclinError: a target or strength that is not positive and finite.
+    """
+
+    def adding(strength: float) -> AbstractContextManager[object]:
+        return added(model, {layer: strength * v for layer, v in vectors.items()}, only=only, path=path)
+
+    return amount_at_kl(model, neutral, adding, target, smallest=smallest)
+
+
+@torch.no_grad()
+def amount_at_kl(
+    model: nn.Module,
+    neutral: Neutral,
+    change: Callable[[float], AbstractContextManager[object]],
+    target: float,
+    *,
+    smallest: float = 2**-6,
+) -> float | None:
+    """The amount > 0 of a change at which the mean KL on neutral text first reaches a target.
+
+    Doubled from the smallest amount until the target is reached (halved first, where that is beyond it already), then bisected on
+    the logarithm until two amounts in the ratio 1.01 have it between them. KL need not grow with the amount beyond there.
+
+    Args:
+        model: a causal LM in evaluation mode.
+        neutral: the text.
+        change: for an amount, a context inside which the model is the changed one.
+        target: mean over rows of `Damage.kl`, in nats.
+        smallest: amount to begin with.
+
+    Returns:
+        None where 2²⁰ times the smallest amount does not reach the target or 2⁻²⁰ times still passes it, or where KL stops being a
+        number first.
+
+    Raises:
+        LoclinError: a target or smallest amount that is not positive and finite.
+    """
+    for name, value in {"KL": target, "smallest strength": smallest}.items():
+        if not (math.isfinite(value) and value > 0):
+            raise LoclinError(f"expected a positive, finite {name}, found {value}: change it")
+    chunks = _chunks(model, neutral)
+    # the same at every amount: kept where all of it is small
+    kept = [_said(model, chunks[0])] if len(chunks) == 1 else []
+
+    def kl(amount: float) -> float:
+        rows = []
+        for chunk in chunks:
+            before = kept[0] if kept else _said(model, chunk)
+            with change(amount):
+                rows.append(_divergence(before, _said(model, chunk), neutral.answers))
+        return float(np.concatenate(rows).mean())
+
+    bracket = _bracket(kl, target, smallest)
+    if bracket is None:
+        return None
+    low, high = bracket
+    while high > low * PRECISION:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if kl(middle) < target else (low, middle)
+    return math.sqrt(low * high) if math.isfinite(kl(high)) else None
+
+
+def _bracket(kl: Callable[[float], float], target: float, smallest: float) -> tuple[float, float] | None:
+    """Two amounts in the ratio 2, the first below the target and the second not (or no number)."""
+    amount = smallest
+    below = kl(amount) < target
+    for _ in range(DOUBLINGS):
+        amount = amount * 2 if below else amount / 2
+        if (kl(amount) < target) != below:
+            return (amount / 2, amount) if below else (amount, amount * 2)
+    return None
