@@ -31,6 +31,7 @@ bench: setup
 	$(BIN)/python benchmarks/curvature.py
 	$(BIN)/python benchmarks/lora.py
 	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/steering.py
 
 clean:
 	rm -rf $(VENV) build src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
