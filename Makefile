@@ -23,7 +23,7 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	# A file's tests stay together in one process, which makes what they share once.
-	$(BIN)/python -m pytest --numprocesses=logical --dist=loadscope
+	$(BIN)/python -m pytest --numprocesses=logical --dist=worksteal
 
 bench: setup
 	$(BIN)/python benchmarks/recording.py
