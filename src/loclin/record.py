@@ -148,18 +148,19 @@ class Record:
 
     Args:
         folder: made if it is not there.
+        option: of the command that names the folder, for messages.
 
     Raises:
         LoclinError: the path is a file, or a folder that holds something else.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, option: str = "--out") -> None:
+        self.folder, self.option = folder, option
         if folder.exists() and not folder.is_dir():
-            raise LoclinError(f"expected a folder for the run, found the file {folder}: choose another --out")
+            raise LoclinError(f"expected a folder for the run, found the file {folder}: choose another {option}")
         if folder.is_dir() and any(folder.iterdir()) and not (folder / "run.json").exists():
             raise LoclinError(
-                f"expected an empty folder or an earlier run, found other files in {folder}: choose another --out"
+                f"expected an empty folder or an earlier run, found other files in {folder}: choose another {option}"
             )
 
     def open_study(self, study: str, config: Mapping[str, Any], *, device: str, kind: str | None = None) -> None:
@@ -183,7 +184,7 @@ class Record:
             name = next(k for k in {**held, **asked} if held.get(k) != asked.get(k))
             raise LoclinError(
                 f"{self.folder} belongs to another configuration of {study} "
-                f"({name} is {held.get(name)!r} there, {asked.get(name)!r} here): choose another --out or the same settings"
+                f"({name} is {held.get(name)!r} there, {asked.get(name)!r} here): choose another {self.option} or the same settings"
             )
         run["studies"][study] = asked
         run["sessions"].append(
@@ -307,7 +308,7 @@ class Record:
         except OSError as error:
             scratch.unlink(missing_ok=True)
             raise LoclinError(
-                f"expected to write {path}, found {error.strerror or error}: make room or choose another --out; "
+                f"expected to write {path}, found {error.strerror or error}: make room or choose another {self.option}; "
                 "everything finished so far is kept"
             ) from error
         return path

@@ -107,7 +107,6 @@ def test_gradient_batches_add_up_to_the_gradient_step(speaking: Problem, estiman
     step, read = ask(some[:32], speaking.tokenizer, device="cpu"), ask(some[32:], speaking.tokenizer, device="cpu")
     space = ParameterSpace(speaking.model)
     before = space.read()
-    origin = activations(speaking.model, read.batch, layers=[0, 1])
     toward = step_direction(speaking.model, space, step, loss=loss_of(estimand))
     there, back = (
         step_averaged(
@@ -116,7 +115,7 @@ def test_gradient_batches_add_up_to_the_gradient_step(speaking: Problem, estiman
         for eta in (module.SMALL, -module.SMALL)
     )
     batches = gradient_batches(
-        speaking.model, space, step, read, estimand=estimand, layers=[0, 1], path=None, origin=origin, told=quiet
+        speaking.model, space, step, read, estimand=estimand, layers=[0, 1], path=None, told=quiet
     )
     assert len(batches) == 8
     total = torch.stack([b.direction() for b in batches]).sum(0)
@@ -130,10 +129,7 @@ def test_groups_are_in_one_gradient_batch_each(speaking: Problem) -> None:
     home = np.arange(20) % 3 == 0
     two = replace(asked, groups=tuple("ab"[i] for i in home.astype(int)))
     space = ParameterSpace(speaking.model)
-    origin = activations(speaking.model, asked.batch, layers=[0])
-    found = gradient_batches(
-        speaking.model, space, two, asked, estimand="E1", layers=[0], path=None, origin=origin, told=quiet
-    )
+    found = gradient_batches(speaking.model, space, two, asked, estimand="E1", layers=[0], path=None, told=quiet)
     assert len(found) == 2
     for batch, rows in zip(found, (home, ~home), strict=True):
         alone = step_direction(speaking.model, space, asked.rows(rows), loss="fixed")

@@ -14,9 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loclin.errors import LoclinError
 from loclin.models import Problem
+from loclin.models.loading import load_model
 from loclin.models.pretrained import How
 from loclin.parameters import ParameterSpace
-from loclin.steering.apply import Generation, apply, generations, load_alone, read_vector, show
+from loclin.steering.apply import Generation, apply, generations, read_vector, show
 from loclin.steering.apply_config import ApplyConfig
 from loclin.steering.gguf import write_gguf
 from loclin.steering.vector import SteeringVector
@@ -198,7 +199,7 @@ def test_a_folder_is_read_without_data(
 ) -> None:
     families["gpt2"].save_pretrained(tmp_path / "gpt2")
     tokenizers["gpt2"].save_pretrained(tmp_path / "gpt2")
-    model, _ = load_alone(str(tmp_path / "gpt2"), How(), seed=0)
+    model, _ = load_model(str(tmp_path / "gpt2"), How(), seed=0)
     assert torch.equal(ParameterSpace(model).read(), ParameterSpace(families["gpt2"]).read())
     vector = random(0, (0, 1), blocks=3)
     vector.save(tmp_path / "v.safetensors")

@@ -16,7 +16,7 @@ from loclin.parameters import ParameterSpace
 from loclin.steering.asked import ask
 from loclin.steering.compare import cosines
 from loclin.steering.contrast import class_contrast
-from loclin.steering.gradient import class_shift, mean_shift, shift, shift_per_size, step_direction
+from loclin.steering.gradient import centred_shift, class_shift, mean_shift, shift, shift_per_size, step_direction
 from loclin.steering.readout import logit_gradient
 from tests.activations.odd import hooks
 from tests.conftest import FAMILIES
@@ -219,3 +219,15 @@ def test_what_has_no_direction_is_refused(families: Models, tokenizers: Tokenize
     half = copy.deepcopy(model).bfloat16()
     with pytest.raises(LoclinError, match=r"weights in float32 or better, found torch\.bfloat16"):
         shift(half, ParameterSpace(half), direction.bfloat16(), asked.batch, size=1e-3, layers=[0])
+
+
+def test_a_step_forward_and_back_is_half_their_difference_and_leaves_the_weights(speaking: Problem) -> None:
+    model, asked = speaking.model, asked_statements(speaking, 8)
+    space = ParameterSpace(model)
+    before = space.read()
+    direction = step_direction(model, space, asked, loss="gold")
+    forward, back = (shift(model, space, direction, asked.batch, size=s * 1e-2, layers=[0, 1]) for s in (1, -1))
+    found = centred_shift(model, space, direction, asked.batch, size=1e-2, layers=[0, 1])
+    assert torch.allclose(found, (forward - back) / 2, atol=1e-5)
+    assert float((found - forward).norm() / forward.norm()) > 1e-3  # the even part is there, and is gone
+    assert torch.equal(space.read(), before)

@@ -17,8 +17,8 @@ from loclin.steering import routes
 from loclin.steering.asked import ask
 from loclin.steering.compare import cosines
 from loclin.steering.config import Config, Estimand
+from loclin.steering.given import halves
 from loclin.steering.gradient import step_direction
-from loclin.steering.halves import halves
 from loclin.steering.routes import (
     Averaged,
     as_long_as,

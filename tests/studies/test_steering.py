@@ -21,10 +21,10 @@ from loclin.report.section import Section
 from loclin.stats import permutation_p
 from loclin.steering.contrast import class_contrast
 from loclin.steering.effect import logit_differences
+from loclin.steering.tested import response
 from loclin.studies.steering import claims, experiment
 from loclin.studies.steering.arms import (
     choose_layer,
-    effect,
     size_of_step,
     stepping,
     vectors_at,
@@ -268,7 +268,7 @@ def test_the_weight_step_shifts_as_much_as_caa_is_long_and_is_undone(material: M
     before, asked = bits(material.model), material.parts["test"]
     change = stepping(material, vectors.steps["fixed"], size)
     plain = logit_differences(material.model, asked)
-    found = effect(material, change, asked, plain)
+    found = response(material.model, asked, change, material.config.strengths, before=plain)
     with material.space.restored():
         point, direction = material.space.read(), vectors.steps["fixed"]
         material.space.write(point + 0.5 * size * point.norm() * direction / direction.norm())
@@ -278,7 +278,7 @@ def test_the_weight_step_shifts_as_much_as_caa_is_long_and_is_undone(material: M
     assert np.array_equal(found.differences[TINY.strengths.index(0.0)], plain)
     near = np.array([s for s in TINY.strengths if abs(s) <= 1])
     fitted = np.polyfit(near, found.differences[[TINY.strengths.index(s) for s in near]], 1)[0]
-    assert np.allclose(found.slope, fitted, atol=1e-6)
+    assert np.allclose(found.slopes, fitted, atol=1e-6)
     assert all(torch.equal(before[n], p) for n, p in material.model.named_parameters())
 
 
@@ -417,3 +417,9 @@ def test_the_nulls_of_a_study_are_large_enough_for_holm() -> None:
 def test_bad_settings_are_named_with_their_remedy(change: dict[str, Any], message: str) -> None:
     with pytest.raises(LoclinError, match=message):
         replace(Config(), **change).checked()
+
+
+def test_answers_that_are_due_are_no_damage_in_the_study(material: Material) -> None:
+    tokenizer = material.problem.tokenizer
+    said = {tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in (" yes", " no")}
+    assert set(material.neutral.answers) == said

@@ -197,3 +197,36 @@ def test_a_tested_claim_says_estimand_layer_and_null() -> None:
     assert "permuted labels" in claim.null
     assert "chosen layers 3 (6 of 6 runs)" in claim.note
     assert "late layers: layer 2 " in claim.note
+
+
+def test_what_is_left_beyond_the_readout_is_told_with_its_null_and_decides_nothing() -> None:
+    rows = rows_of(planted("E1", cosine=0.7))
+    told = {}
+    for left in (0.05, 0.6):
+        rng = np.random.default_rng(0)
+        beyond = [
+            row("cosine_at", left + 0.02 * rng.standard_normal(), r, of="E1", removed="readout", at="late")
+            for r in range(6)
+        ]
+        shared = 0.1 * rng.standard_normal(199)
+        draws = [
+            row("null_draw", float(c), r, of="E1", null=claims.LEFT, at="late", draw=i)
+            for r in range(6)
+            for i, c in enumerate(shared)
+        ]
+        level = [row("null_at", 0.2, r, of="E1", null=claims.LEFT, at="late") for r in range(6)]
+        claim = claims.two_routes_agree(CONFIG, [*rows, *beyond, *draws, *level])
+        told[left] = claim.note.split(";")[0]
+        assert claim.verdict == "supported"
+    assert "p 0.005 against random directions (97.5 % of them 0.2" in told[0.6]
+    assert "p 0.005 " not in told[0.05]
+
+
+def test_permuted_labels_are_told_with_what_they_centre_on() -> None:
+    rows = rows_of(planted("E3", cosine=0.7))
+    rows += [row("null_median", -0.5, r, of="E3", null=claims.RELABELLED, at="chosen") for r in range(6)]
+    assert (
+        "un-learns the answers, median cosine -0.5 [-0.5, -0.5]: no chance level"
+        in claims.gradient_step_steers(CONFIG, rows, "E3").note
+    )
+    assert "un-learns" not in claims.gradient_step_steers(CONFIG, rows_of(planted("E1", cosine=0.7)), "E1").note

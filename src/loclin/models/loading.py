@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,15 +52,9 @@ def load(
         LoclinError: whatever is wrong with the model or the data, in one line.
     """
     how = how or How()
-    recipe = BUILT_IN.get(model)
-    if recipe is not None:
-        own = 0 if recipe.shared else seed
-        folder = built_in_folder(model, seed=own, progress=progress or (lambda text, share: None))
-        network, tokenizer = read_pretrained(str(folder), how)
-    elif data is None:
+    if model not in BUILT_IN and data is None:
         raise LoclinError(f"expected --data with the model {model!r}, found none: give sequences, self or a file")
-    else:
-        network, tokenizer = read_pretrained(model, how)
+    network, tokenizer = load_model(model, how, seed=seed, progress=progress)
     source = BUILT_IN.get(data or model)
     divided = _own_seed(source, seed) if source else derived(seed, "splits")
     found = built_in_examples(source, divided) if source else _read(network, tokenizer, str(data), template, seed)
@@ -71,6 +66,27 @@ def load(
         examples=grouped_splits(found, source.shares if source else SHARES, seed=divided),
         notes=tuple(found.summary().splitlines()),
     )
+
+
+def load_model(
+    name: str, how: How, *, seed: int, progress: Progress | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model without data: a built-in one (trained on first use), a folder's or a hub id's, and its tokenizer.
+
+    Args:
+        name: as `load` takes it.
+        how: revision, dtype, device, remote code.
+        seed: of a built-in model.
+        progress: called while a model is trained.
+
+    Raises:
+        LoclinError: whatever is wrong with the model, in one line.
+    """
+    recipe = BUILT_IN.get(name)
+    if recipe is None:
+        return read_pretrained(name, how)
+    folder = built_in_folder(name, seed=_own_seed(recipe, seed), progress=progress or (lambda text, share: None))
+    return read_pretrained(str(folder), replace(how, revision=None))
 
 
 def _own_seed(recipe: Recipe, seed: int) -> int:

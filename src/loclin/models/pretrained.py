@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 import transformers
@@ -18,6 +18,20 @@ from loclin.errors import LoclinError
 transformers.utils.logging.disable_progress_bar()  # loclin shows its own
 
 Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
+
+
+@runtime_checkable
+class Loading(Protocol):
+    """Settings of a command that name how a model is loaded."""
+
+    @property
+    def revision(self) -> str | None: ...  # noqa: D102
+    @property
+    def dtype(self) -> Dtype: ...  # noqa: D102
+    @property
+    def device_map(self) -> str | None: ...  # noqa: D102
+    @property
+    def trust_remote_code(self) -> bool: ...  # noqa: D102
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +51,17 @@ class How:
     device: str = "cpu"
     device_map: str | None = None
     trust_remote_code: bool = False
+
+    @staticmethod
+    def of(settings: Loading, device: str) -> How:
+        """As a command's settings say, on a device that is there (`device_named`)."""
+        return How(
+            revision=settings.revision,
+            dtype=settings.dtype,
+            device=device,
+            device_map=settings.device_map,
+            trust_remote_code=settings.trust_remote_code,
+        )
 
 
 def read_pretrained(name: str, how: How) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -44,7 +44,7 @@ from loclin.search.rows import (
 )
 from loclin.search.scoring import Outcome
 from loclin.search.setup import Setup, Worker
-from loclin.search.splits import Splits, askable, divided
+from loclin.search.splits import Splits, askable, divided, learned
 from loclin.search.trial import Trial, locked_choice, trial_of
 from loclin.tasks.example import Example
 
@@ -120,22 +120,12 @@ def divided_setup(config: Config, noise: Noise, device: str) -> tuple[Setup, Spl
         noise: of the candidates.
         device: where.
     """
-    how = How(
-        revision=config.revision,
-        dtype=config.dtype,
-        device=device,
-        device_map=config.device_map,
-        trust_remote_code=config.trust_remote_code,
-    )
+    how = How.of(config, device)
     problem = load(
         config.model, data=config.data, seed=config.seed, how=how, template=config.template, long=config.long
     )
     prefix = config.space.startswith("prefix:")
-    taught = config.data in (
-        None,
-        config.model,
-    )  # a built-in model learned its own data, as far as validate was content
-    without = ("train", "validate") if taught else ("train",) if prefix else ()
+    without = learned(config.model, config.data) or (("train",) if prefix else ())
     every = askable(problem.examples, task=config.task, without=without)
     splits = divided(
         every, {"select": config.select, "validate": config.validate, "test": config.test}, seed=config.seed

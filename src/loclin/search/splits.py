@@ -73,6 +73,15 @@ def check_disjoint(splits: Splits) -> None:
     check_apart({name: getattr(splits, name) for name in PARTS})
 
 
+def learned(model: str, data: str | None) -> tuple[str, ...]:
+    """Splits of the data that a built-in model was trained or chosen on: of its own data two, of others none.
+
+    >>> learned("statements", None), learned("statements", "mine.jsonl")
+    (('train', 'validate'), ())
+    """
+    return ("train", "validate") if data in (None, model) else ()
+
+
 def askable(data: Data, *, task: str | None, without: Sequence[str]) -> list[Example]:
     """The examples that a search may be scored on, of all splits of the data but some.
 

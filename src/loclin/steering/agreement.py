@@ -19,8 +19,9 @@ from loclin.stats import CONFIDENCE, Estimate
 from loclin.steering.asked import Asked, pieces
 from loclin.steering.compare import cosines, random_directions
 from loclin.steering.config import Estimand
+from loclin.steering.gradient import shift
 from loclin.steering.parts import group_numbers
-from loclin.steering.routes import Averaged, loss_of, step_averaged
+from loclin.steering.routes import Averaged, estimated_by, loss_of, step_averaged
 from loclin.tasks.batch import answer_loss
 
 BATCHES = 8  # that the gradient part is cut into
@@ -51,7 +52,6 @@ def gradient_batches(
     estimand: Estimand,
     layers: Sequence[int],
     path: str | None,
-    origin: Float[Tensor, "L n d"],
     told: Callable[[float], None],
 ) -> tuple[Averaged, ...]:
     """The shift of every batch of the gradient part: n_b‖g_b‖·J(−g_b/‖g_b‖), by small steps both ways; their sum goes along −Jg.
@@ -66,9 +66,7 @@ def gradient_batches(
         batch = rows.answered(tokens)
         chunks = (batch.rows(r.to(batch.labels.device)) for r in pieces(model, rows.batch))
         gradient = space.gradient(lambda each: answer_loss(model, each), chunks)
-        moved = step_averaged(
-            model, space, -gradient, read, estimand=estimand, eta=SMALL, layers=layers, path=path, origin=origin
-        )
+        moved = step_averaged(model, space, -gradient, read, estimand=estimand, eta=SMALL, layers=layers, path=path)
         weight = len(rows) * float(gradient.double().norm())
         found.append(Averaged(each=weight * moved.each, labels=moved.labels, groups=moved.groups))
         told((b + 1) / BATCHES)
@@ -124,19 +122,8 @@ def null_cosines(
     rows = []
     drawn = random_directions(space, count, seed=derived(seed, "null"), matched="tensor", like=like)
     for i, direction in enumerate(drawn):
-        moved = step_averaged(
-            model,
-            space,
-            direction,
-            read,
-            estimand=estimand,
-            eta=eta,
-            layers=layers,
-            path=path,
-            origin=origin,
-            both=False,
-        )
-        rows.append(cosines(moved.direction(), against))
+        moved = shift(model, space, direction, read.batch, size=eta, layers=layers, path=path, origin=origin)
+        rows.append(cosines(estimated_by(moved, read, estimand).direction(), against))
         told((i + 1) / count)
     one: np.ndarray = torch.stack(rows).double().numpy()
     return np.concatenate([one, -one])

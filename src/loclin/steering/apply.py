@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +20,9 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, 
 from loclin.activations.blocks import blocks, chosen_layers
 from loclin.dropout import seeded
 from loclin.errors import LoclinError
-from loclin.models.builtin import BUILT_IN, built_in_folder
-from loclin.models.pretrained import How, context_of, device_named, read_pretrained
+from loclin.models.builtin import BUILT_IN
+from loclin.models.loading import load_model
+from loclin.models.pretrained import How, context_of, device_named
 from loclin.seeds import derived
 from loclin.steering.apply_config import ApplyConfig, check_temperature
 from loclin.steering.gguf import read_gguf
@@ -55,15 +56,9 @@ def apply(config: ApplyConfig, *, console: Console | None = None) -> list[Genera
     console = console or Console()
     vector, prompts = read_vector(config.vector, shift=config.shift), _prompts(config)
     device = device_named(config.device, small=config.model in BUILT_IN)
-    how = How(
-        revision=config.revision,
-        dtype=config.dtype,
-        device=device,
-        device_map=config.device_map,
-        trust_remote_code=config.trust_remote_code,
-    )
+    how = How.of(config, device)
     with console.status("reading the model") as status:
-        model, tokenizer = load_alone(
+        model, tokenizer = load_model(
             config.model, how, seed=config.seed, progress=lambda text, share: status.update(f"{text}: {share:.0%}")
         )
     vector = replace(vector, layers_path=config.layers_path or vector.layers_path)
@@ -95,21 +90,6 @@ def read_vector(path: Path, *, shift: int = 0) -> SteeringVector:
         LoclinError: it cannot be read.
     """
     return read_gguf(path, shift=shift) if path.suffix == ".gguf" else SteeringVector.load(path)
-
-
-def load_alone(
-    name: str, how: How, *, seed: int, progress: Callable[[str, float], None] | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A built-in model (trained on first use), a folder's or a hub id's, with its tokenizer but without data.
-
-    Raises:
-        LoclinError: whatever is wrong with the model, in one line.
-    """
-    if name not in BUILT_IN:
-        return read_pretrained(name, how)
-    own = 0 if BUILT_IN[name].shared else seed
-    folder = built_in_folder(name, seed=own, progress=progress or (lambda text, share: None))
-    return read_pretrained(str(folder), replace(how, revision=None))
 
 
 def generations(

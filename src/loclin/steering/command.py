@@ -67,23 +67,13 @@ def steer(config: Config, *, out: Path) -> None:
         LoclinError: bad settings, a model or data that cannot be read or used, a folder of another run.
     """
     config = config.checked()
-    try:
-        _run(config, out)
-    except LoclinError as error:
-        if "choose another --out" not in str(error):
-            raise
-        # of the record, whose folder has another option here
-        raise LoclinError(str(error).replace("choose another --out", "choose another --folder")) from error
-
-
-def _run(config: Config, out: Path) -> None:
     if config.data is None and config.model not in BUILT_IN:
         raise LoclinError(
             f"expected --data with the model {config.model!r}, found none: give a JSON Lines file, google/boolq or statements"
         )
     if config.gguf and find_spec("gguf") is None:
         raise LoclinError("expected the gguf package for --gguf, found none: pip install 'loclin[gguf]'")
-    began, record = time.perf_counter(), Record(out)
+    began, record = time.perf_counter(), Record(out, option="--folder")
     device = device_named(config.device, small=config.model in BUILT_IN)
     where, kept = config.device_map or device, out / "vector.safetensors"
     record.open_study(ENTRY, _settings(config), device=where, kind=KIND)
@@ -139,13 +129,7 @@ def _copied(kept: Path, config: Config) -> None:
 
 def _begun(config: Config, device: str, told: Told) -> Work:
     """Model and data, divided."""
-    how = How(
-        revision=config.revision,
-        dtype=config.dtype,
-        device=device,
-        device_map=config.device_map,
-        trust_remote_code=config.trust_remote_code,
-    )
+    how = How.of(config, device)
     problem = load(
         config.model, data=config.data, seed=config.seed, how=how, template=config.template, long=config.long
     )

@@ -94,6 +94,33 @@ def shift(
     return _finite(after - before, f"the activations of a step of {size:g}")
 
 
+def centred_shift(
+    model: nn.Module,
+    space: ParameterSpace,
+    direction: Float[Tensor, " D"],
+    batch: Batch,
+    *,
+    size: float,
+    layers: Sequence[int],
+    path: str | None = None,
+) -> Float[Tensor, "L n d"]:
+    """(h_L(θ + size·‖θ‖·v) − h_L(θ − size·‖θ‖·v))/2 at the last token of each prompt: half the difference of a step forward and back.
+
+    What is even in the step cancels. It is no part of the direction, and where prompts pull against each other (E3) it is not
+    small: the distance from the limit falls as O(size²), that of `shift` as O(size).
+
+    Raises:
+        LoclinError: as `shift` does.
+    """
+    step = size * _step(model, space, direction)
+    ends = []
+    for sign in (1.0, -1.0):
+        with space.restored():
+            space.add(step, sign)
+            ends.append(activations(model, batch, layers=layers, path=path))
+    return _finite((ends[0] - ends[1]) / 2, f"the activations of steps of {size:g}")
+
+
 def shift_per_size(
     model: nn.Module,
     space: ParameterSpace,

@@ -164,7 +164,6 @@ def _stepped(work: Work) -> Stepped:
         eta=config.eta,
         layers=work.layers,
         path=path,
-        origin=origin,
     )
     batches = gradient_batches(
         model,
@@ -174,7 +173,6 @@ def _stepped(work: Work) -> Stepped:
         estimand=config.estimand,
         layers=work.layers,
         path=path,
-        origin=origin,
         told=work.share("stepping along the gradient, batch by batch"),
     )
     return Stepped(weights=weights, direction=whole.direction(), batches=batches, origin=origin)

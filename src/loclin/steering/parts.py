@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from loclin.errors import LoclinError
 from loclin.models.problem import Problem
-from loclin.search.splits import askable, examples_hash
+from loclin.search.splits import askable, examples_hash, learned
 from loclin.steering.asked import Asked, ask
 from loclin.steering.config import PARTS, Config
 from loclin.tasks.example import Example, dealt
@@ -50,8 +50,7 @@ def parted(problem: Problem, config: Config) -> Parts:
         LoclinError: too few examples (the message says how many are needed), no such task, options that cannot be compared by one
             token, a part of one class, E3 or the class form without classes.
     """
-    taught = config.data in (None, config.model)
-    every = askable(problem.examples, task=config.task, without=("train", "validate") if taught else ())
+    every = askable(problem.examples, task=config.task, without=learned(config.model, config.data))
     dealt_out = dealt(every, config.sizes, seed=config.seed, purpose="steering parts")
     # The form is a property of all the examples: a part that happens to hold one class is an error, not another form.
     whole = ask(every, problem.tokenizer, positive=config.positive, device="cpu")

@@ -21,8 +21,8 @@ from loclin.search.splits import examples_hash
 from loclin.steering.asked import Asked
 from loclin.steering.config import Estimand, Form
 from loclin.steering.contrast import class_contrast, paired_differences
-from loclin.steering.gradient import shift, step_direction
-from loclin.steering.halves import asked_within, check_named, halves
+from loclin.steering.given import asked_within, check_named, halves
+from loclin.steering.gradient import centred_shift, step_direction
 from loclin.steering.readout import logit_gradient
 from loclin.steering.searched import SIZE, perturbed_shifts, winners_vector
 from loclin.steering.vector import SteeringVector
@@ -255,24 +255,20 @@ def step_averaged(
     eta: float,
     layers: Sequence[int],
     path: str | None,
-    origin: Float[Tensor, "L n d"] | None = None,
-    both: bool = True,
 ) -> Averaged:
-    """The shift that a weight step of length η‖θ‖ makes on every prompt; E3 contrasts the classes.
-
-    Half the difference between a step forward and a step back: what is even in the step, which is no part of the direction,
-    cancels. With `both` False a step forward alone.
+    """The shift that a weight step of length η‖θ‖, taken forward and back, makes on every prompt; E3 contrasts the classes.
 
     Raises:
         LoclinError: E3 without classes, weights in half precision.
     """
     if estimand == "E3" and asked.labels is None:
         raise LoclinError("expected examples with a positive option for E3, found none: name it, or take E1 or E2")
-    start = activations(model, asked.batch, layers=layers, path=path) if origin is None else origin
-    moved = shift(model, space, direction, asked.batch, size=eta, layers=layers, path=path, origin=start)
-    if both:
-        back = shift(model, space, direction, asked.batch, size=-eta, layers=layers, path=path, origin=start)
-        moved = (moved - back) / 2
+    moved = centred_shift(model, space, direction, asked.batch, size=eta, layers=layers, path=path)
+    return estimated_by(moved, asked, estimand)
+
+
+def estimated_by(moved: Float[Tensor, "L n d"], asked: Asked, estimand: Estimand) -> Averaged:
+    """Shifts of every prompt as what the estimand averages: all of them, or for E3 one class less the other."""
     return Averaged(each=moved, labels=asked.labels if estimand == "E3" else None, groups=asked.groups)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,12 +19,14 @@ from loclin.steering.effect import dose_response, logit_differences, slopes
 from loclin.steering.neutral import Neutral, damage, strength_at_kl
 
 Told = Callable[[float], None]
+#: A context inside which the model is changed by so much.
+Change = Callable[[float], AbstractContextManager[object]]
 LINEAR = 1.0  # slopes are over strengths up to here
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Response:
-    """How the logit difference of every prompt answers to a vector.
+    """How the logit difference of every prompt answers to a vector, or to another change by so much.
 
     Attributes:
         strengths: in order.
@@ -57,6 +61,11 @@ class Harm:
     before: float
 
 
+def adding(model: nn.Module, vectors: Mapping[int, Float[Tensor, " d"]], *, path: str | None) -> Change:
+    """Adds a multiple of vectors to the outputs of their blocks, at every token."""
+    return lambda strength: added(model, {layer: strength * v for layer, v in vectors.items()}, path=path)
+
+
 def layer_slopes(
     model: nn.Module,
     asked: Asked,
@@ -72,6 +81,37 @@ def layer_slopes(
         found[layer] = (plus - minus) / 2
         told((i + 1) / len(vectors))
     return found
+
+
+def response(
+    model: nn.Module,
+    asked: Asked,
+    change: Change,
+    strengths: Sequence[float],
+    *,
+    before: Float[np.ndarray, " n"],
+) -> Response:
+    """The response to one change; at strength 0 it is what the model says as it is.
+
+    Args:
+        model: in evaluation mode.
+        asked: the prompts.
+        change: for a strength, a context inside which the model is the changed one.
+        strengths: 0 among them, and two others within ±1 or more.
+        before: logit differences of the model as it is.
+    """
+    ordered = tuple(sorted(strengths))
+    rows = []
+    for strength in ordered:
+        with change(strength) if strength else nullcontext():
+            rows.append(logit_differences(model, asked) if strength else before)
+    differences = np.stack(rows)
+    near = [j for j, s in enumerate(ordered) if abs(s) <= LINEAR]
+    return Response(
+        strengths=ordered,
+        differences=differences,
+        slopes=slopes(differences[near], [ordered[j] for j in near]),
+    )
 
 
 def responses(
@@ -93,19 +133,10 @@ def responses(
         path: of the list of blocks.
         told: the share that is done.
     """
-    ordered = tuple(sorted(strengths))
-    base = logit_differences(model, asked)
+    before = logit_differences(model, asked)
     found = {}
     for i, (name, by_layer) in enumerate(vectors.items()):
-        others = [s for s in ordered if s != 0]
-        rows = dict(zip(others, dose_response(model, asked, by_layer, others, path=path), strict=True))
-        differences = np.stack([base if s == 0 else rows[s] for s in ordered])
-        near = [j for j, s in enumerate(ordered) if abs(s) <= LINEAR]
-        found[name] = Response(
-            strengths=ordered,
-            differences=differences,
-            slopes=slopes(differences[near], [ordered[j] for j in near]),
-        )
+        found[name] = response(model, asked, adding(model, by_layer, path=path), strengths, before=before)
         told((i + 1) / len(vectors))
     return found
 
@@ -131,10 +162,9 @@ def harms(
     path: str | None,
 ) -> list[Harm]:
     """Damage on neutral text at every strength."""
-    found = []
+    found, change = [], adding(model, vectors, path=path)
     for strength in sorted(strengths):
-        scaled = {layer: strength * v for layer, v in vectors.items()}
-        done = damage(model, neutral, lambda scaled=scaled: added(model, scaled, path=path))  # type: ignore[misc]
+        done = damage(model, neutral, partial(change, strength))
         found.append(Harm(strength=strength, kl=done.kl, perplexity=done.perplexity, before=done.perplexity_before))
     return found
 

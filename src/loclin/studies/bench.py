@@ -144,13 +144,7 @@ def make_bench(config: Asked, run: int, demand: Demand, progress: Progress) -> B
 
 
 def _surroundings(config: Settings, run: int, progress: Progress) -> tuple[Problem, ParameterSpace, Factors | None]:
-    how = How(
-        revision=config.revision,
-        dtype=config.dtype,
-        device=device(config),
-        device_map=config.device_map,
-        trust_remote_code=config.trust_remote_code,
-    )
+    how = How.of(config, device(config))
     problem = load(
         config.model,
         data=config.data,

@@ -128,13 +128,7 @@ def _line_rows(config: Config, line: Line, ask: Ask, scale: Scale) -> Iterator[R
 
 def _problem(config: Config, device: str, told: Told) -> Problem:
     told("loading the model")
-    how = How(
-        revision=config.revision,
-        dtype=config.dtype,
-        device=device,
-        device_map=config.device_map,
-        trust_remote_code=config.trust_remote_code,
-    )
+    how = How.of(config, device)
     return load(config.model, data=config.data, seed=config.seed, how=how, template=config.template, long=config.long)
 
 

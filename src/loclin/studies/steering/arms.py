@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -12,51 +11,32 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loclin.activations.adding import added
 from loclin.record import Row
 from loclin.seeds import derived
 from loclin.steering.asked import Asked
-from loclin.steering.effect import anti_steerable, dose_response, logit_differences, slopes
+from loclin.steering.effect import anti_steerable, logit_differences, slopes
 from loclin.steering.gradient import shift
 from loclin.steering.neutral import amount_at_kl, damage
+from loclin.steering.tested import Change, Response, adding, layer_slopes, response
 from loclin.studies.steering.material import Layered, Material
 from loclin.studies.steering.vectors import Vectors
 
 STEP = "weight step E1"
 BISECTIONS = 40  # of a step's size: a thousandth is reached long before
 
-#: A context inside which the model is changed by so much.
-Change = Callable[[float], AbstractContextManager[object]]
-
 
 def choose_layer(material: Material, caa: Layered) -> tuple[int, list[Row]]:
     """The later layer at which CAA moves answers most, by examples that decide nothing else; and its slope at every layer."""
-    found = []
-    for layer in material.layers:
-        differences = dose_response(
-            material.model, material.parts["choose"], {layer: caa[layer]}, (-1.0, 1.0), path=material.config.layers_path
-        )
-        found.append(float(slopes(differences, (-1.0, 1.0)).mean()))
+    by_prompt = layer_slopes(
+        material.model,
+        material.parts["choose"],
+        dict(zip(material.layers, caa, strict=True)),
+        path=material.config.layers_path,
+        told=lambda share: material.progress("choosing the layer", share),
+    )
+    found = [float(by_prompt[layer].mean()) for layer in material.layers]
     chosen = max(material.late, key=lambda layer: found[layer])
     return chosen, material.by_layer("choice_slope", np.array(found))
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Effect:
-    """What one arm does to the answers.
-
-    Attributes:
-        differences: logit differences of every prompt at every strength.
-        slope: of every prompt, over strengths up to 1 either way.
-    """
-
-    differences: Float[np.ndarray, "a n"]
-    slope: Float[np.ndarray, " n"]
-
-
-def adding(material: Material, layer: int, vector: Float[Tensor, " d"]) -> Change:
-    """Add a multiple of a vector to the output of a block, at every token."""
-    return lambda strength: added(material.model, {layer: strength * vector}, path=material.config.layers_path)
 
 
 def stepping(material: Material, direction: Float[Tensor, " D"], size: float) -> Change:
@@ -70,21 +50,6 @@ def stepping(material: Material, direction: Float[Tensor, " D"], size: float) ->
             yield
 
     return step
-
-
-def effect(material: Material, change: Change, asked: Asked, before: Float[np.ndarray, " n"]) -> Effect:
-    """The answers at every strength; at 0 they are those of the model as it is."""
-    strengths = material.config.strengths
-    rows = []
-    for strength in strengths:
-        if strength == 0:
-            rows.append(before)
-            continue
-        with change(strength):
-            rows.append(logit_differences(material.model, asked))
-    differences = np.stack(rows)
-    near = [i for i, s in enumerate(strengths) if abs(s) <= 1]
-    return Effect(differences=differences, slope=slopes(differences[near], [strengths[i] for i in near]))
 
 
 def vectors_at(material: Material, v: Vectors, chosen: int, others: Mapping[str, Layered]) -> dict[str, Tensor]:
@@ -159,7 +124,9 @@ def arm_rows(
         others: vectors of further arms by layer, such as "search".
         chance: at the chosen layer, null vectors of an arm.
     """
-    changes = {n: adding(material, chosen, x) for n, x in vectors_at(material, v, chosen, others).items()}
+    path = material.config.layers_path
+    given = vectors_at(material, v, chosen, others)
+    changes = {n: adding(material.model, {chosen: x}, path=path) for n, x in given.items()}
     size = size_of_step(material, v, chosen)
     if size is not None:
         changes[STEP] = stepping(material, v.direction("E1"), size)
@@ -169,43 +136,39 @@ def arm_rows(
     found = {}
     for i, (arm, change) in enumerate(changes.items()):
         material.progress("steering", i / len(changes))
-        found[arm] = effect(material, change, asked, before)
-    unit = float(found["CAA"].slope.mean())
+        found[arm] = response(material.model, asked, change, material.config.strengths, before=before)
+    unit = float(found["CAA"].slopes.mean())
     named = {arm: e for arm, e in found.items() if not arm.startswith("random ")}
     yield material.row("logit_difference", float(before.mean()))
     for arm, e in named.items():
-        yield from _effect_rows(material, arm, e, before, unit)
+        yield from _effect_rows(material, arm, e, unit)
     if size is None:
         yield material.row("slope_ratio", None, arm=STEP)
-    yield from _random_rows(material, [e for arm, e in found.items() if arm not in named], before, unit)
+    yield from _random_rows(material, [e for arm, e in found.items() if arm not in named], unit)
     yield from _damage_rows(material, {arm: changes[arm] for arm in named}, asked, float(before.mean()))
     yield from _chance_rows(material, chosen, float(v.caa[chosen].norm()), named, unit, chance)
 
 
-def _effect_rows(
-    material: Material, arm: str, e: Effect, before: Float[np.ndarray, " n"], unit: float
-) -> Iterator[Row]:
+def _effect_rows(material: Material, arm: str, e: Response, unit: float) -> Iterator[Row]:
     """Responses are changes of the mean logit difference: what the model says by itself is no effect."""
-    slope = float(e.slope.mean())
-    for strength, row in zip(material.config.strengths, e.differences, strict=True):
-        yield material.row("response", float((row - before).mean()), arm=arm, strength=strength)
+    slope = float(e.slopes.mean())
+    for strength, row in zip(e.strengths, e.changes, strict=True):
+        yield material.row("response", float(row.mean()), arm=arm, strength=strength)
     yield material.row("slope", slope, arm=arm)
     yield material.row("slope_ratio", slope / unit if unit > 0 else None, arm=arm)
-    yield material.row("anti_steerable", anti_steerable(e.slope), arm=arm)
+    yield material.row("anti_steerable", anti_steerable(e.slopes), arm=arm)
 
 
-def _random_rows(
-    material: Material, drawn: Sequence[Effect], before: Float[np.ndarray, " n"], unit: float
-) -> Iterator[Row]:
+def _random_rows(material: Material, drawn: Sequence[Response], unit: float) -> Iterator[Row]:
     """Random directions of activations: the middle 95 % of their mean responses and slopes."""
-    responses = np.stack([(e.differences - before).mean(1) for e in drawn])
-    slope = np.array([e.slope.mean() for e in drawn])
+    responses = np.stack([e.changes.mean(1) for e in drawn])
+    slope = np.array([e.slopes.mean() for e in drawn])
     for quantile, name in ((0.025, "random, 2.5 %"), (0.5, "random, median"), (0.975, "random, 97.5 %")):
         for strength, value in zip(material.config.strengths, np.quantile(responses, quantile, axis=0), strict=True):
             yield material.row("response", float(value), arm=name, strength=strength)
         yield material.row("slope", float(np.quantile(slope, quantile)), arm=name)
         yield material.row("slope_ratio", float(np.quantile(slope, quantile)) / unit if unit > 0 else None, arm=name)
-    shares = [anti_steerable(e.slope) for e in drawn]
+    shares = [anti_steerable(e.slopes) for e in drawn]
     yield material.row("anti_steerable", float(np.median(shares)), arm="random, median")
 
 
@@ -243,7 +206,7 @@ def _chance_rows(
     material: Material,
     chosen: int,
     length: float,
-    named: Mapping[str, Effect],
+    named: Mapping[str, Response],
     unit: float,
     chance: Mapping[str, Float[Tensor, "m d"]],
 ) -> Iterator[Row]:
@@ -255,6 +218,7 @@ def _chance_rows(
         yield material.row("ends_ratio", own / unit if unit > 0 else None, arm=arm)
         for i, vector in enumerate(vectors):
             material.progress("steering by chance", i / len(vectors))
-            change = adding(material, chosen, vector * (length / vector.norm()))
+            scaled = {chosen: vector * (length / vector.norm())}
+            change = adding(material.model, scaled, path=material.config.layers_path)
             slope = _both_ways(material, change, 1.0, material.parts["test"])
             yield material.row("chance_ratio", slope / unit if unit > 0 else None, draw=i)

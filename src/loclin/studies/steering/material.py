@@ -20,7 +20,7 @@ from loclin.models import Problem, load
 from loclin.models.pretrained import How
 from loclin.parameters import ParameterSpace
 from loclin.record import Row, finite
-from loclin.search.splits import askable
+from loclin.search.splits import askable, learned
 from loclin.seeds import derived
 from loclin.steering.asked import Asked, ask
 from loclin.steering.neutral import Neutral, neutral_text
@@ -107,13 +107,7 @@ def gathered(config: Config, run: int, progress: Progress) -> Material:
     Raises:
         LoclinError: whatever is wrong with model or data; too few examples, and how many are needed.
     """
-    how = How(
-        revision=config.revision,
-        dtype=config.dtype,
-        device=device(config),
-        device_map=config.device_map,
-        trust_remote_code=config.trust_remote_code,
-    )
+    how = How.of(config, device(config))
     problem = load(
         config.model,
         data=config.data,
@@ -157,8 +151,7 @@ def around(problem: Problem, config: Config, run: int, progress: Progress) -> Ma
 
 def _examples(problem: Problem, config: Config) -> list[Example]:
     """All tasks together, without what a built-in model was trained or chosen on."""
-    own = config.data in (None, config.model)
-    return askable(problem.examples, task=None, without=("train", "validate") if own else ())
+    return askable(problem.examples, task=None, without=learned(config.model, config.data))
 
 
 def divided(every: Sequence[Example], config: Config) -> list[dict[str, tuple[Example, ...]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -17,7 +18,7 @@ from loclin.record import Row
 from loclin.steering.asked import Asked
 from loclin.steering.compare import disattenuated, reliability, without, without_outliers
 from loclin.steering.contrast import class_contrast, paired_differences
-from loclin.steering.gradient import class_shift, mean_shift, shift, shift_per_size, step_direction
+from loclin.steering.gradient import centred_shift, class_shift, mean_shift, shift, shift_per_size, step_direction
 from loclin.steering.readout import answer_gradient, logit_gradient
 from loclin.studies.steering.material import Layered, Material, angle, halves
 
@@ -110,15 +111,14 @@ def shifted(
 def centred(
     material: Material, space: ParameterSpace, steps: Mapping[str, Float[Tensor, " D"]], asked: Asked
 ) -> dict[str, Layered]:
-    """Every estimand's shift at the η that decides: half the difference between a step forward and a step back.
-
-    What is even in the step cancels. It is no part of the direction, and for E3, whose classes pull against each other, it is
-    not small.
-    """
-    eta = material.config.eta
-    origin = activations(material.model, asked.batch, layers=material.layers, path=material.config.layers_path)
-    up, down = (shifted(material, space, steps, asked, sign * eta, origin) for sign in (1, -1))
-    return {of: (up[of] - down[of]) / 2 for of in up}
+    """Every estimand's shift at the η that decides, by a step forward and back."""
+    at: dict[str, Any] = {
+        "size": material.config.eta,
+        "layers": material.layers,
+        "path": material.config.layers_path,
+    }
+    found = {loss: centred_shift(material.model, space, step, asked.batch, **at) for loss, step in steps.items()}
+    return estimands(found, asked.labels)
 
 
 def estimands(
