@@ -137,6 +137,38 @@ def train(
     return losses
 
 
+class Recorder:
+    """Keeps the updates of a training that begins where the space stands: call `keep` after each step.
+
+    Args:
+        space: the trained coordinates.
+        steps: T.
+        keeping: where the updates go; memory by default.
+        exactly: how many of the first updates are kept exactly even where the rest is sketched.
+    """
+
+    def __init__(self, space: ParameterSpace, steps: int, *, keeping: Keeping | None = None, exactly: int = 0) -> None:
+        self._space, self._keeping = space, keeping or Keeping()
+        self._start, self._last = space.read(), space.read()
+        self._updates = self._keeping.rows(space, steps)
+        sketched = self._keeping.store == "sketch"
+        self._head = self._keeping.rows(space, min(exactly, steps), exact=True) if sketched else self._updates
+
+    def keep(self, t: int) -> None:
+        """Keep u_t, t = 1..T."""
+        now = self._space.read()
+        torch.sub(now, self._last, out=self._last)  # the update, where the last point was
+        if t <= len(self._head):
+            self._head[t - 1] = self._last
+        if self._keeping.store == "sketch":
+            self._updates[t - 1] = self._keeping.sketch.of(self._space.by_tensor(self._last))
+        self._last.copy_(now)
+
+    def trajectory(self, losses: Float[Tensor, " T"]) -> Trajectory:
+        """What was kept, with the loss of each step."""
+        return Trajectory(start=self._start, updates=self._updates, head=self._head, losses=losses)
+
+
 def record(
     model: nn.Module,
     space: ParameterSpace,
@@ -157,24 +189,14 @@ def record(
         keeping: where the updates go; memory by default.
         exactly: how many of the first updates are kept exactly even where the rest is sketched.
     """
-    keeping = keeping or Keeping()
-    start, last = space.read(), space.read()
-    updates = keeping.rows(space, steps)
-    sketched = keeping.store == "sketch"
-    head = keeping.rows(space, min(exactly, steps), exact=True) if sketched else updates
+    recorder = Recorder(space, steps, keeping=keeping, exactly=exactly)
 
     def keep(t: int) -> None:
-        now = space.read()
-        torch.sub(now, last, out=last)  # the update, where the last point was
-        if t <= len(head):
-            head[t - 1] = last
-        if sketched:
-            updates[t - 1] = keeping.sketch.of(space.by_tensor(last))
-        last.copy_(now)
+        recorder.keep(t)
         if after_step:
             after_step(t)
 
     losses = train(
         model, space, batches, optimiser, steps, reset_at=reset_at, dropout_seed=dropout_seed, after_step=keep
     )
-    return Trajectory(start=start, updates=updates, head=head, losses=losses)
+    return recorder.trajectory(losses)

@@ -4,4 +4,4 @@ A study is a module with `Config` (its settings and profiles), `run_one(config, 
 `decide(config, rows) -> claims`; `runner.py` does the rest. `STUDIES` names them in the order of a report.
 """
 
-STUDIES: tuple[str, ...] = ("recovery", "spectrum", "linearity", "krylov", "search", "steering")
+STUDIES: tuple[str, ...] = ("recovery", "spectrum", "linearity", "krylov", "search", "steering", "schedules")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from jaxtyping import Float
 from torch import Tensor
@@ -18,25 +18,26 @@ from loclin.training import Trajectory, make_optimiser, minibatches, record, tra
 DAMAGE_ROUNDS = 5
 
 
-def damage(bench: Bench[Settings], task: str) -> Float[Tensor, " D"]:
-    """θ_D: the point after training on wrong answers to one task and right ones to the others, in equal shares.
+def damage(bench: Bench[Settings], *tasks: str) -> Float[Tensor, " D"]:
+    """θ_D: the point after training on wrong answers to one task, or several, and right ones to the others, in equal shares.
 
     Of a built-in model it is trained once for all studies (`Bench.kept`).
 
     Raises:
         LoclinError: the score does not fall as far as it must.
     """
-    return bench.kept(f"damaged in {task}", lambda: _damaged(bench, task))
+    return bench.kept(f"damaged in {' and '.join(tasks)}", lambda: _damaged(bench, tasks))
 
 
-def _damaged(bench: Bench[Settings], task: str) -> Float[Tensor, " D"]:
+def _damaged(bench: Bench[Settings], tasks: Sequence[str]) -> Float[Tensor, " D"]:
     config, problem, space = bench.config, bench.problem, bench.space
     examples = problem.examples["damage"]
-    wrong = problem.collate(with_wrong_answers(examples[task], seed=derived(bench.seed, "wrong answers", task)))
-    kept = [problem.collate(examples[t]) for t in problem.tasks if t != task]
-    data = concatenate([*kept, *[wrong] * max(len(kept), 1)])
+    seeds = {task: derived(bench.seed, "wrong answers", task) for task in tasks}
+    wrong = [problem.collate(with_wrong_answers(examples[task], seed=seed)) for task, seed in seeds.items()]
+    kept = [problem.collate(examples[t]) for t in problem.tasks if t not in tasks]
+    data = concatenate([*kept, *wrong * max(len(kept) // len(wrong), 1)])
     with space.restored():
-        batches = minibatches(data, config.batch, seed=derived(bench.seed, "damage", task))
+        batches = minibatches(data, config.batch, seed=derived(bench.seed, "damage", *tasks))
         optimiser = make_optimiser("adamw", space, config.damage_lr)
         for _ in range(DAMAGE_ROUNDS):
             train(
@@ -45,11 +46,12 @@ def _damaged(bench: Bench[Settings], task: str) -> Float[Tensor, " D"]:
                 batches,
                 optimiser,
                 config.damage_steps,
-                dropout_seed=bench.dropout("damage", task),
+                dropout_seed=bench.dropout("damage", *tasks),
             )
-            score = bench.score(task)
-            if score <= problem.destroyed_at(task):
+            known = {task: score for task in tasks if (score := bench.score(task)) > problem.destroyed_at(task)}
+            if not known:
                 return space.read()
+    task, score = next(iter(known.items()))
     raise LoclinError(
         f"expected a score of {problem.destroyed_at(task):.2f} or less on {task} after damage, found {score:.2f}: "
         "raise --damage-steps or --damage-lr"

@@ -1,0 +1,81 @@
+"""Weights by torchjd: MGDA, UPGrad, IMTL-G, Aligned-MTL, CAGrad, Nash-MTL, scaled as this project's own (measures §12)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+
+from loclin.errors import LoclinError
+from loclin.schedules.weights import Products, Weights
+
+LibraryName = Literal["MGDA", "UPGrad", "IMTL-G", "Aligned-MTL", "CAGrad", "Nash-MTL"]
+CAGRAD_RADIUS = 0.5  # c, Liu et al. 2021 (arXiv 2110.14048), used on most of their problems
+NASH_ROUNDS = 20  # of the inner problem: torchjd's own
+
+
+def library_weights(name: LibraryName, tasks: int) -> Callable[[Products], Weights]:
+    """A function from Gramians to weights, by torchjd.
+
+    MGDA (Désidéri 2012; Sener and Koltun 2018), UPGrad (Quinton and Rey 2024, arXiv 2406.16232), IMTL-G (Liu et al. 2021),
+    Aligned-MTL (Senushkin et al. 2023), CAGrad (arXiv 2110.14048, c = 0.5), Nash-MTL (Navon et al. 2022, arXiv 2202.01017). They
+    average, and are multiplied by K, so that equal gradients give the raw sum (CAGrad's is 1 + c times as long); Nash-MTL's weights
+    have no length of their own and are scaled to Σ w_i = K. Nash-MTL starts from its last solution: take a new function for
+    every training.
+
+    Args:
+        name: of the method.
+        tasks: K.
+
+    Raises:
+        LoclinError: an unknown name, or a package that is not installed.
+
+    >>> library_weights("MGDA", 2)(np.diag([1.0, 3.0]))
+    array([1.5, 0.5])
+    """
+    from torchjd import aggregation  # a second of imports, which the other schedules need not wait for
+
+    try:
+        if name == "MGDA":
+            return _averaging(aggregation.MGDAWeighting(), tasks)
+        if name == "UPGrad":
+            return _averaging(aggregation.UPGradWeighting(), tasks)
+        if name == "IMTL-G":
+            return _averaging(aggregation.IMTLGWeighting(), tasks)
+        if name == "Aligned-MTL":
+            return _averaging(aggregation.AlignedMTLWeighting(), tasks)
+        if name == "CAGrad":
+            return _averaging(aggregation.CAGradWeighting(c=CAGRAD_RADIUS), tasks)
+        if name == "Nash-MTL":
+            return _bargaining(aggregation.NashMTL(n_tasks=tasks, max_norm=0.0, optim_niter=NASH_ROUNDS))
+    except ImportError as error:
+        missing = str(error).strip().splitlines()[0].rstrip(".")
+        raise LoclinError(
+            f"expected the packages behind the schedule {name}, found {missing}: pip install 'loclin[schedules]'"
+        ) from None
+    raise LoclinError(f"unknown schedule {name!r} of torchjd: expected one of {', '.join(get_args(LibraryName))}")
+
+
+def _averaging(weighting: Callable[[torch.Tensor], torch.Tensor], tasks: int) -> Callable[[Products], Weights]:
+    def weigh(gramian: Products) -> Weights:
+        # Lengths leave the weights of all of these alone but for fixed tolerances, which are made for gradients of about length one.
+        scale = np.diag(gramian).mean()
+        return np.asarray(tasks * weighting(torch.from_numpy(gramian / scale)).numpy(), dtype=float)
+
+    return weigh
+
+
+def _bargaining(aggregator: Callable[..., torch.Tensor]) -> Callable[[Products], Weights]:
+    def weigh(gramian: Products) -> Weights:
+        values, vectors = np.linalg.eigh(gramian)  # rows with these products, as the solver wants them
+        rows = vectors * np.sqrt(np.maximum(values, 0.0))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="You are solving a parameterized problem that is not DPP")
+            warnings.filterwarnings("ignore", message="Solution may be inaccurate")
+            found = aggregator.weighting(torch.from_numpy(rows)).numpy()  # type: ignore[attr-defined]
+        return np.asarray(len(found) * found / found.sum(), dtype=float)
+
+    return weigh

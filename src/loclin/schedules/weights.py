@@ -1,0 +1,126 @@
+"""Weights of K task gradients from their Gramian: raw sum, norm-balanced, PCGrad, equal decrease, loss-balanced (measures §12).
+
+Every function gives w with which the step goes along Σ w_i g_i. Where a method leaves the length of w open, Σ w_i = K, as for the
+raw sum: two equal gradients then give the same step under all of them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+from scipy.optimize import nnls
+
+from loclin.errors import LoclinError
+
+Weights = Float[np.ndarray, " K"]
+Products = Float[np.ndarray, "K K"]
+
+
+def raw_sum(gramian: Products) -> Weights:
+    """w_i = 1: the gradient of the sum of the losses.
+
+    >>> raw_sum(np.eye(2))
+    array([1., 1.])
+    """
+    return np.ones(len(gramian))
+
+
+def norm_balanced(gramian: Products) -> Weights:
+    """w_i ∝ 1/‖g_i‖, Σ w_i = K: every task pulls with the same strength.
+
+    Raises:
+        LoclinError: a gradient of zero length.
+
+    >>> norm_balanced(np.diag([1.0, 9.0]))
+    array([1.5, 0.5])
+    """
+    return _scaled(1 / np.sqrt(_positive(gramian)))
+
+
+def pcgrad(gramian: Products, *, seed: int = 0) -> Weights:
+    """PCGrad: every gradient gives up what points against another, then all are added (Yu et al. 2020, arXiv 2001.06782, alg. 1).
+
+    g_i ← g_i − (g_iᵀg_j / ‖g_j‖²) g_j for every j with g_iᵀg_j < 0, the others taken in a random order; with two tasks there is
+    no order to draw.
+
+    Args:
+        gramian: of the K gradients.
+        seed: of the orders.
+
+    Raises:
+        LoclinError: a gradient of zero length.
+
+    >>> pcgrad(np.array([[1.0, -0.5], [-0.5, 1.0]]))
+    array([1.5, 1.5])
+    """
+    lengths, rng = _positive(gramian), np.random.default_rng(seed)
+    total = np.zeros(len(gramian))
+    for i in range(len(gramian)):
+        own = np.eye(len(gramian))[i]
+        for j in rng.permutation(len(gramian)):
+            against = gramian[j] @ own
+            if j != i and against < 0:
+                own[j] -= against / lengths[j]
+        total += own
+    return total
+
+
+def equal_decrease(gramian: Products) -> Weights:
+    """w ≥ 0 with G w ∝ 1, Σ w_i = K: to first order every loss falls by the same amount (measures §12).
+
+    Where G w = 1 has no solution with w ≥ 0 (a task falls faster than the others whatever its weight), the w ≥ 0 that comes
+    nearest in least squares; where no w lets all losses fall, `norm_balanced`. With all weights positive, and with two tasks
+    always, this is MGDA's shortest convex combination, whose condition is the same G w ∝ 1 on the tasks that take part.
+
+    Raises:
+        LoclinError: a gradient of zero length.
+
+    >>> w = equal_decrease(np.array([[1.0, 0.5], [0.5, 4.0]]))
+    >>> bool(np.isclose(*(np.array([[1.0, 0.5], [0.5, 4.0]]) @ w)))
+    True
+    """
+    lengths = _positive(gramian)
+    scale = np.sqrt(lengths.max())
+    # in units of the longest gradient: the solver's tolerance is absolute
+    found, _ = nnls(gramian / scale**2, np.ones(len(gramian)), maxiter=100 * len(gramian))
+    return _scaled(found) if found.any() else norm_balanced(gramian)
+
+
+def loss_balanced(losses: Weights, first: Weights, *, alpha: float = 0.5) -> Weights:
+    """w_i ∝ (L_i / L_i at the first step)^α, Σ w_i = K: what has fallen least counts most.
+
+    Loss-Balanced Task Weighting (Liu, Liang and Gitter 2019, "Loss-Balanced Task Weighting to Reduce Negative Transfer in
+    Multi-Task Learning", AAAI), with their α = 0.5. The paper that this project follows does not say what its loss-balanced is.
+
+    Args:
+        losses: of this step's batches.
+        first: of the first step's.
+        alpha: how strongly.
+
+    Raises:
+        LoclinError: a first loss that is not above zero.
+
+    >>> loss_balanced(np.array([1.0, 0.25]), np.array([1.0, 1.0]))
+    array([1.33333333, 0.66666667])
+    """
+    if not (first > 0).all():
+        raise LoclinError(
+            f"expected losses above zero at the first step, found {first.tolist()}: a task is known already; leave it out"
+        )
+    shares = (losses / first) ** alpha
+    return _scaled(shares) if shares.any() else np.ones(len(losses))
+
+
+def _scaled(weights: Weights) -> Weights:
+    return np.asarray(len(weights) * weights / weights.sum())
+
+
+def _positive(gramian: Products) -> Weights:
+    """Squared lengths of the gradients."""
+    lengths = np.diag(gramian)
+    if not (np.isfinite(gramian).all() and (lengths > 0).all()):
+        raise LoclinError(
+            f"expected finite gradients that are not zero, found squared lengths {lengths.tolist()}: leave out tasks that "
+            "have nothing to learn, or lower the learning rate"
+        )
+    return lengths
