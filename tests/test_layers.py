@@ -26,6 +26,7 @@ ROOMS = (
     ("jobs",),
     ("search",),
     ("steering",),
+    ("schedules",),
     ("integrations.points", "integrations.folder", "integrations.checkpoints", "integrations.direction"),
     ("studies",),
     ("integrations",),

@@ -1,4 +1,4 @@
-"""The command line: `loclin reproduce | run | search | steer | radius | trajectory | report`. Nothing heavy is imported first."""
+"""The command line: `loclin reproduce | run | search | steer | schedules | radius | trajectory | report`. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ commands:
   search replay DIR rebuild the candidates that a search found from their seeds, bit for bit
   steer             a vector that shifts your model's answers, from labels, one gradient step or a search: where, how well, at what cost
   steer apply FILE  what a model says with such a vector at several strengths, side by side
+  schedules         how to train several tasks of your own into one model: a short pilot of every schedule, a recommendation
   radius            how large a step along a gradient, a task vector or an adapter stays predictable, on your model
   trajectory DIR    measure a training run of your own from its checkpoint folders (Hugging Face Trainer or peft)
   report DIR        rebuild the report of a run folder from its record alone
@@ -42,6 +43,7 @@ studies:
   krylov            does the way back lie in the space that gradient and Hessian at the damaged point make, and until when?
   search            does random search gain what its law says, in any space; where to search; are the best worth more together?
   steering          do labels, one gradient step and random search give one steering vector, does each steer, and what is chance?
+  schedules         is training tasks one after another brittle, which schedule is better, what mends it?
 
 A run that was interrupted goes on where it was when the same command is given again; steer starts again.
 Bad input ends with one line and exit code 2. Start with:  loclin reproduce --profile smoke
@@ -112,6 +114,7 @@ def _dispatch(arguments: list[str]) -> None:
         "run": _run,
         "search": _search,
         "steer": _steer,
+        "schedules": _schedules,
         "radius": _radius,
         "report": _report,
         "trajectory": _trajectory,
@@ -270,6 +273,14 @@ def _steer(arguments: list[str]) -> None:
     _write_report(config.run)
 
 
+def _schedules(arguments: list[str]) -> None:
+    from loclin.studies.pilot.config import Config
+
+    config = _parse(Config, arguments, "schedules").checked()
+    _study("pilot", config, config.folder)
+    _write_report(config.folder)
+
+
 def _radius(arguments: list[str]) -> None:
     from loclin.studies.radius.config import Config
 
@@ -292,6 +303,7 @@ def _report(arguments: list[str]) -> None:
 
 def _write_report(folder: Path) -> None:
     from loclin.report import build
+    from loclin.report.pilot import print_pilot
     from loclin.report.radius import print_radius
     from loclin.report.search import print_search
     from loclin.report.steering import print_steering
@@ -303,4 +315,5 @@ def _write_report(folder: Path) -> None:
     print_radius(folder)
     print_search(folder)
     print_steering(folder)
+    print_pilot(folder)
     print(f"report: {page.resolve()}")

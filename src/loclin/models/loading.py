@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from loclin.models.builtin import BUILT_IN, Progress, Recipe, built_in_examples,
 from loclin.models.pretrained import How, context_of, read_pretrained
 from loclin.models.problem import Problem
 from loclin.seeds import derived
-from loclin.tasks.data import TaskData, grouped_splits
+from loclin.tasks.data import TaskData, counted, grouped_splits, merged
 from loclin.tasks.files import read_file, read_hub
 from loclin.tasks.fit import Long, fit
 from loclin.tasks.samples import self_examples
@@ -28,11 +28,12 @@ SELF_SAMPLES = 1024
 def load(
     model: str,
     *,
-    data: str | None = None,
+    data: str | Sequence[str] | None = None,
     seed: int = 0,
     how: How | None = None,
     template: str | None = None,
     long: Long = "drop",
+    shares: Mapping[str, float] = SHARES,
     progress: Progress | None = None,
 ) -> Problem:
     """A causal language model with the tasks it is asked, in disjoint splits.
@@ -40,32 +41,49 @@ def load(
     Args:
         model: "sequences", "statements" or "sequences-small" (trained on first use), a hub id, or a folder.
         data: the name of a built-in model for its data, "self" (the model's own samples), a JSON Lines file, or a data set of
-            the hub. By default a built-in model's own.
+            the hub; or several files or data sets, each with tasks of its own. By default a built-in model's own.
         seed: of the splits, and of a built-in model's data and training; another seed is an independent model, except that
             "statements" is one model, whatever the seed.
         how: revision, dtype, device, remote code.
         template: the prompt of a file's or data set's records, made from their fields.
         long: "drop" prompts longer than the model's context, or "fail".
+        shares: of the groups in each split, where the data are not a built-in model's.
         progress: called with a description and the share done while a model is trained.
 
     Raises:
-        LoclinError: whatever is wrong with the model or the data, in one line.
+        LoclinError: whatever is wrong with the model or the data, a task of which the model can read nothing among it, in one line.
     """
     how = how or How()
     if model not in BUILT_IN and data is None:
         raise LoclinError(f"expected --data with the model {model!r}, found none: give sequences, self or a file")
     network, tokenizer = load_model(model, how, seed=seed, progress=progress)
-    source = BUILT_IN.get(data or model)
+    names = [data] if isinstance(data, str) else list(data or ())
+    source = BUILT_IN.get(names[0] if len(names) == 1 else "" if names else model)
     divided = _own_seed(source, seed) if source else derived(seed, "splits")
-    found = built_in_examples(source, divided) if source else _read(network, tokenizer, str(data), template, seed)
-    if data in BUILT_IN or source is None:  # a built-in model can read its own data
+    if source:
+        found = built_in_examples(source, divided)
+    else:
+        found = merged([_read(network, tokenizer, name, template, seed) for name in names])
+    if names:  # a built-in model can read its own data
+        before = found
         found = fit(found, tokenizer, context=context_of(network), long=long)
+        _all_left(before, found)
     return Problem(
         model=network,
         tokenizer=tokenizer,
-        examples=grouped_splits(found, source.shares if source else SHARES, seed=divided),
+        examples=grouped_splits(found, source.shares if source else shares, seed=divided),
         notes=tuple(found.summary().splitlines()),
     )
+
+
+def _all_left(before: TaskData, found: TaskData) -> None:
+    """Whether the tokenizer can read something of every task."""
+    lost = [task for task in before.examples if task not in found.examples]
+    if lost:
+        raise LoclinError(
+            f"expected examples of every task that the model can read, found none left of {', '.join(lost)} in {found.source}: dropped "
+            f"{counted(found.dropped)}; choose tasks in the words of the tokenizer, or another model"
+        )
 
 
 def load_model(

@@ -11,7 +11,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from loclin.errors import LoclinError
 from loclin.record import Record, Row
-from loclin.report import krylov, linearity, radius, recovery, search, searched, spectrum, steered, steering, trajectory
+from loclin.report import (
+    krylov,
+    linearity,
+    pilot,
+    radius,
+    recovery,
+    schedules,
+    search,
+    searched,
+    spectrum,
+    steered,
+    steering,
+    trajectory,
+)
 from loclin.report.figures import Drawing
 from loclin.report.section import Section
 from loclin.report.words import estimate_text, number, p_text
@@ -23,8 +36,10 @@ PAGES: dict[str, Callable[[Sequence[Row], Mapping[str, Any]], list[Section]]] = 
     "krylov": krylov.sections,
     "search": searched.sections,
     "steering": steered.sections,
+    "schedules": schedules.sections,
     "trajectory": trajectory.sections,
     "radius": radius.sections,
+    "pilot": pilot.sections,
     search.KIND: search.sections,
     steering.KIND: steering.sections,
 }

@@ -35,7 +35,7 @@ class Trained:
         courses: of its phases, in order.
         curve: after how many evaluations, loss and score of every task there.
         path: its updates, where they were kept.
-        prepared: evaluations that were taken between the phases.
+        prepared: evaluations that were taken before or between the phases and trained nothing.
     """
 
     end: Point
@@ -49,13 +49,13 @@ class Trained:
         """Gradients of one batch that were taken."""
         return self.prepared + sum(course.evaluations for course in self.courses)
 
-    def then(self, later: Trained, *, prepared: int = 0) -> Trained:
-        """This training and one that went on from its end, after `prepared` more evaluations."""
+    def then(self, later: Trained) -> Trained:
+        """This training and one that went on from its end."""
         return Trained(
             end=later.end,
             courses=self.courses + later.courses,
             curve=self.curve + later.curve,
-            prepared=self.prepared + later.prepared + prepared,
+            prepared=self.prepared + later.prepared,
         )
 
 
@@ -102,8 +102,8 @@ class Contest:
 
     @cached_property
     def whole(self) -> tuple[Exam, ...]:
-        """All test examples of every task."""
-        return tuple(Exam.of(self.problem, self.problem.examples["test"][task]) for task in self.tasks)
+        """The test examples of every task that count at the end."""
+        return tuple(self._exam("test", task, self.terms.test_examples) for task in self.tasks)
 
     @cached_property
     def choosing(self) -> tuple[Exam, ...]:
@@ -140,6 +140,7 @@ class Contest:
         *,
         start: Point | None = None,
         spent: int = 0,
+        prepared: int = 0,
         keeping: Keeping | None = None,
         **how: Any,
     ) -> Trained:
@@ -150,13 +151,16 @@ class Contest:
             plan, streams, how: as `train_tasks` takes them.
             start: the point, the contest's by default.
             spent: evaluations before, for the places of the curve.
+            prepared: evaluations that were taken since and trained nothing.
             keeping: where to keep the updates; nowhere by default.
         """
-        marks, curve = self._marks(), []
-        taken = spent
+        marks, taken = self._marks(), spent
+        curve: list[tuple[int, Float[np.ndarray, "K 2"]]] = []
 
         with self.space.restored():
             self.space.write(self.start if start is None else start)
+            taken += prepared
+            curve.extend((mark, self.asked(self.quick)) for mark in marks if spent < mark <= taken)
             kept = Recorder(self.space, len(plan), keeping=keeping) if keeping else None
 
             def watch(t: int) -> None:
@@ -168,11 +172,9 @@ class Contest:
 
             made = make_optimiser(self.optimiser, self.space, self.rate)
             seed = derived(self.seed, name)
-            course = train_tasks(
-                self.space, streams, self.loss(name), made, plan, seed=seed, after_step=watch, **how
-            )
-            path = kept.trajectory(torch.zeros(len(plan))) if kept else None
-            return Trained(end=self.space.read(), courses=(course,), curve=tuple(curve), path=path)
+            course = train_tasks(self.space, streams, self.loss(name), made, plan, seed=seed, after_step=watch, **how)
+            path = kept.trajectory(torch.from_numpy(course.losses)) if kept else None
+            return Trained(end=self.space.read(), courses=(course,), curve=tuple(curve), path=path, prepared=prepared)
 
     def asked(self, exams: Sequence[Exam]) -> Float[np.ndarray, "K 2"]:
         """Mean loss per answer token and score of every task where the space stands."""
@@ -192,11 +194,9 @@ class Contest:
         """The training on one task alone with its share of the evaluations, made once for each order of the data."""
         if (task, order) not in self._specialists:
             streams = {task: self.stream(task, order=order)}
-            self._specialists[task, order] = self.trained(
-                task, [(task,)] * self.share, streams, keeping=self.keeping
-            )
+            self._specialists[task, order] = self.trained(task, [(task,)] * self.share, streams, keeping=self.keeping)
         return self._specialists[task, order]
 
     def _marks(self) -> list[int]:
-        terms = self.terms
-        return [round(terms.evaluations * (i + 1) / terms.points) for i in range(terms.points)]
+        total, points = self.share * len(self.tasks), self.terms.points
+        return [round(total * (i + 1) / points) for i in range(points)]

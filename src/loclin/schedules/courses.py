@@ -40,20 +40,30 @@ def one_by_one(contest: Contest, name: str, tasks: Sequence[str]) -> Trained:
     found = contest.specialist(tasks[0])
     kept: list[Tensor] = []  # what a remedy holds of every old task
     for j, task in enumerate(tasks[1:], start=1):
-        streams, how, cost = {task: contest.stream(task)}, {}, 0
+        streams, cost = {task: contest.stream(task)}, 0
+        extra: Callable[[], Tensor] | None = None
+        away: Subspace | None = None
         if name == "replay":
             new, old = replayed(contest.terms.batch, contest.terms.replay_share)
             streams = {task: mixed([contest.stream(task, new), _shared(contest, tasks[:j], old)])}
         elif name == "consolidation":
-            penalty, cost = _penalty(contest, tasks[j - 1], found.end, kept)
-            how = {"extra": penalty}
+            extra, cost = _penalty(contest, tasks[j - 1], found.end, kept)
         elif name == "projection":
             cost = contest.terms.old_gradients
             kept.append(_gradients(contest, tasks[j - 1], found.end))
-            how = {"away_from": Subspace.spanned_by(torch.cat(kept))}
-        steps, spent = contest.share - cost, contest.share * j + cost
-        later = contest.trained(f"{name} {j}", [(task,)] * steps, streams, start=found.end, spent=spent, **how)
-        found = found.then(later, prepared=cost)
+            away = Subspace.spanned_by(torch.cat(kept))
+        steps = contest.share - cost
+        later = contest.trained(
+            f"{name} {j}",
+            [(task,)] * steps,
+            streams,
+            start=found.end,
+            spent=contest.share * j,
+            prepared=cost,
+            extra=extra,
+            away_from=away,
+        )
+        found = found.then(later)
     return found
 
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import numpy as np
 import torch
 
 from loclin.errors import LoclinError
+from loclin.schedules.terms import LIBRARY
 from loclin.schedules.weights import Products, Weights
 
-LibraryName = Literal["MGDA", "UPGrad", "IMTL-G", "Aligned-MTL", "CAGrad", "Nash-MTL"]
 CAGRAD_RADIUS = 0.5  # c, Liu et al. 2021 (arXiv 2110.14048), used on most of their problems
 NASH_ROUNDS = 20  # of the inner problem: torchjd's own
 
 
-def library_weights(name: LibraryName, tasks: int) -> Callable[[Products], Weights]:
+def library_weights(name: str, tasks: int) -> Callable[[Products], Weights]:
     """A function from Gramians to weights, by torchjd.
 
     MGDA (Désidéri 2012; Sener and Koltun 2018), UPGrad (Quinton and Rey 2024, arXiv 2406.16232), IMTL-G (Liu et al. 2021),
@@ -27,7 +26,7 @@ def library_weights(name: LibraryName, tasks: int) -> Callable[[Products], Weigh
     every training.
 
     Args:
-        name: of the method.
+        name: one of `terms.LIBRARY`.
         tasks: K.
 
     Raises:
@@ -36,9 +35,9 @@ def library_weights(name: LibraryName, tasks: int) -> Callable[[Products], Weigh
     >>> library_weights("MGDA", 2)(np.diag([1.0, 3.0]))
     array([1.5, 0.5])
     """
-    from torchjd import aggregation  # a second of imports, which the other schedules need not wait for
-
     try:
+        from torchjd import aggregation  # a second of imports, which the other schedules need not wait for
+
         if name == "MGDA":
             return _averaging(aggregation.MGDAWeighting(), tasks)
         if name == "UPGrad":
@@ -56,21 +55,19 @@ def library_weights(name: LibraryName, tasks: int) -> Callable[[Products], Weigh
         raise LoclinError(
             f"expected the packages behind the schedule {name}, found {missing}: pip install 'loclin[schedules]'"
         ) from None
-    raise LoclinError(f"unknown schedule {name!r} of torchjd: expected one of {', '.join(get_args(LibraryName))}")
+    raise LoclinError(f"unknown schedule {name!r} of torchjd: expected one of {', '.join(LIBRARY)}")
 
 
 def _averaging(weighting: Callable[[torch.Tensor], torch.Tensor], tasks: int) -> Callable[[Products], Weights]:
     def weigh(gramian: Products) -> Weights:
-        # Lengths leave the weights of all of these alone but for fixed tolerances, which are made for gradients of about length one.
-        scale = np.diag(gramian).mean()
-        return np.asarray(tasks * weighting(torch.from_numpy(gramian / scale)).numpy(), dtype=float)
+        return np.asarray(tasks * weighting(torch.from_numpy(_of_length_one(gramian))).numpy(), dtype=float)
 
     return weigh
 
 
 def _bargaining(aggregator: Callable[..., torch.Tensor]) -> Callable[[Products], Weights]:
     def weigh(gramian: Products) -> Weights:
-        values, vectors = np.linalg.eigh(gramian)  # rows with these products, as the solver wants them
+        values, vectors = np.linalg.eigh(_of_length_one(gramian))  # rows with these products, as the solver wants them
         rows = vectors * np.sqrt(np.maximum(values, 0.0))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="You are solving a parameterized problem that is not DPP")
@@ -79,3 +76,8 @@ def _bargaining(aggregator: Callable[..., torch.Tensor]) -> Callable[[Products],
         return np.asarray(len(found) * found / found.sum(), dtype=float)
 
     return weigh
+
+
+def _of_length_one(gramian: Products) -> Products:
+    """The gradients in a unit in which their mean square length is 1: the solvers' tolerances are made for that."""
+    return np.asarray(gramian / np.diag(gramian).mean())

@@ -17,6 +17,7 @@ from loclin.geometry.gramian import gramian
 from loclin.geometry.subspace import Subspace
 from loclin.parameters import ParameterSpace, SummedLoss
 from loclin.schedules.library import library_weights
+from loclin.schedules.terms import LIBRARY
 from loclin.schedules.weights import (
     Products,
     Weights,
@@ -60,12 +61,14 @@ class Course:
     Attributes:
         steps: optimiser steps.
         evaluations: gradients of one batch that were taken.
+        losses: of every step, mean over its tasks.
         cosines: mean cosine between the gradients of a step's tasks, NaN where it differentiated one.
         seconds: of the steps alone, without what `after_step` did.
     """
 
     steps: int
     evaluations: int
+    losses: Float[np.ndarray, " T"]
     cosines: Float[np.ndarray, " T"]
     seconds: float
 
@@ -89,8 +92,19 @@ def weighing(name: str, tasks: int) -> Weigh:
     }
     if name in own:
         return own[name]
-    weigh = library_weights(name, tasks)  # type: ignore[arg-type]
+    weigh = library_weights(name, tasks)
     return lambda m: weigh(m.gramian)
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """Whether the packages behind some schedules are there, before hours are spent on the others.
+
+    Raises:
+        LoclinError: one is not.
+    """
+    for name in names:
+        if name in LIBRARY:
+            weighing(name, 2)
 
 
 def train_tasks(
@@ -125,7 +139,7 @@ def train_tasks(
             finite.
     """
     began, elsewhere, evaluations, first = time.perf_counter(), 0.0, 0, np.empty(0)
-    cosines = np.full(len(plan), np.nan)
+    means, cosines = np.empty(len(plan)), np.full(len(plan), np.nan)
     for t, names in enumerate(plan, start=1):
         rows, losses = _gradients(space, streams, loss, names, f"step {t} of {len(plan)}")
         evaluations += len(names)
@@ -138,7 +152,7 @@ def train_tasks(
                 f"expected finite weights of the gradients at step {t} of {len(plan)}, found {weights.tolist()}: "
                 "choose another schedule"
             )
-        cosines[t - 1] = mean_cosine(products)
+        means[t - 1], cosines[t - 1] = losses.mean(), mean_cosine(products)
         combined = torch.as_tensor(weights, dtype=rows.dtype, device=rows.device) @ rows
         _step(space, optimiser, combined if extra is None else combined + extra(), away_from)
         if after_step:
@@ -147,7 +161,7 @@ def train_tasks(
             elsewhere += time.perf_counter() - paused
     optimiser.zero_grad()
     seconds = time.perf_counter() - began - elsewhere
-    return Course(steps=len(plan), evaluations=evaluations, cosines=cosines, seconds=seconds)
+    return Course(steps=len(plan), evaluations=evaluations, losses=means, cosines=cosines, seconds=seconds)
 
 
 def mean_cosine(products: Products) -> float:
@@ -199,7 +213,9 @@ def _checked(products: Products, names: Sequence[str], where: str) -> Products:
 
 
 @torch.no_grad()
-def _step(space: ParameterSpace, optimiser: torch.optim.Optimizer, gradient: Tensor, away_from: Subspace | None) -> None:
+def _step(
+    space: ParameterSpace, optimiser: torch.optim.Optimizer, gradient: Tensor, away_from: Subspace | None
+) -> None:
     for parameter, piece in zip(space.parameters, space.by_tensor(gradient).values(), strict=True):
         parameter.grad = piece.to(parameter.device)
     before = space.read() if away_from is not None else None

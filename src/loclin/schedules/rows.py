@@ -13,7 +13,7 @@ from loclin.record import Row, finite
 from loclin.schedules.contest import Contest, Point, Trained
 from loclin.schedules.courses import by_schedule
 from loclin.schedules.merging import arithmetic, barrier, soup, ties
-from loclin.schedules.terms import MERGED
+from loclin.schedules.terms import MERGED, REFERENCE, family
 
 Told = Callable[[str, float], None]
 Asked = Float[np.ndarray, "K 2"]
@@ -42,10 +42,12 @@ def contest_rows(contest: Contest, told: Told) -> tuple[list[Row], dict[str, flo
     rows = list(_by_role(contest, "first_score", contest.at(contest.start, contest.whole)[:, 1], {}))
     for done, name in enumerate(names):
         told(f"{' and '.join(contest.tasks)} by {len(names)} schedules", done / len(names))
-        here = {"schedule": name}
+        here = {"schedule": name, "family": family(name)}
         if name in MERGED:
             point, scale = _merged(contest, name)
-            rows += _end_rows(contest, point, here, contest.terms.evaluations // len(contest.tasks) * len(contest.tasks))
+            rows += _end_rows(
+                contest, point, here, contest.terms.evaluations // len(contest.tasks) * len(contest.tasks)
+            )
             rows.append(_row(contest, "merge_scale", scale, here))
         else:
             trained = by_schedule(contest, name)
@@ -54,6 +56,14 @@ def contest_rows(contest: Contest, told: Told) -> tuple[list[Row], dict[str, flo
             rows.append(_row(contest, "steps", sum(course.steps for course in trained.courses), here))
             rows += _curve_rows(contest, trained, start, here)
     return [*rows, *_line_rows(contest)], seconds
+
+
+def cost_note(seconds: Mapping[str, float]) -> Iterator[str]:
+    """What a gradient costs under every schedule, as measured in this session; no part of the results, which do not change."""
+    if REFERENCE in seconds:
+        each = ", ".join(f"{name} {s / seconds[REFERENCE]:.2f}" for name, s in seconds.items())
+        plain = f"{1e3 * seconds[REFERENCE]:.1f} ms here"
+        yield f"time for one gradient, with its share of the step, over that of {REFERENCE} ({plain}): {each}"
 
 
 def _end_rows(contest: Contest, point: Point, here: Mapping[str, Any], taken: int) -> Iterator[Row]:
@@ -104,11 +114,15 @@ def _line_rows(contest: Contest) -> Iterator[Row]:
     yield _row(contest, "barrier", barrier(losses, ALPHAS), {})
 
 
-def _by_role(contest: Contest, quantity: str, values: Float[np.ndarray, " K"], here: Mapping[str, Any]) -> Iterator[Row]:
+def _by_role(
+    contest: Contest, quantity: str, values: Float[np.ndarray, " K"], here: Mapping[str, Any]
+) -> Iterator[Row]:
     for place, value in enumerate(values):
         yield _row(contest, quantity, float(value), {**here, "role": role(place)})
 
 
-def _row(contest: Contest, quantity: str, value: float, here: Mapping[str, Any]) -> Row:
+def _row(contest: Contest, quantity: str, value: float | int, here: Mapping[str, Any]) -> Row:
     number = float(value)
-    return Row(quantity=quantity, value=finite(None if math.isnan(number) else number), context={**contest.context, **here})
+    return Row(
+        quantity=quantity, value=finite(None if math.isnan(number) else number), context={**contest.context, **here}
+    )

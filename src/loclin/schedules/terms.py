@@ -25,6 +25,16 @@ REFERENCE = "joint mixed"
 Optimiser = Literal["adamw", "sgd"]
 
 
+def family(name: str) -> str:
+    """What kind of schedule it is, for tables.
+
+    >>> family("PCGrad"), family("replay")
+    ('simultaneous', 'sequential, mended')
+    """
+    kinds = {"sequential": SEQUENTIAL, "sequential, mended": REMEDIES, "specialists merged": MERGED}
+    return next((kind for kind, names in kinds.items() if name in names), "simultaneous")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Terms:
     """The terms of a comparison: every schedule starts at one point and takes as many gradients of one batch."""
@@ -32,14 +42,16 @@ class Terms:
     schedules: tuple[str, ...] = (*SIMULTANEOUS, *SEQUENTIAL, *REMEDIES, *MERGED)
     """Which, by name; "all" adds those of torchjd: MGDA, UPGrad, IMTL-G, Aligned-MTL, CAGrad, Nash-MTL (pip install
     'loclin[schedules]')."""
-    evaluations: int = 60
+    evaluations: int = 48
     """Gradients of one task's batch that every schedule may take; one that sums K tasks makes a K-th as many steps."""
     batch: int = 16
     """Examples behind one gradient."""
-    points: int = 5
+    points: int = 4
     """Places of a learning curve."""
-    curve_examples: int = 128
+    curve_examples: int = 64
     """Test examples of each task behind a point of a learning curve, and validation examples behind a choice, at most."""
+    test_examples: int = 256
+    """Test examples of each task behind the score at the end, at most."""
     replay_share: float = 0.25
     """Share of old examples in a batch with replay."""
     fisher_examples: int = 64
@@ -79,7 +91,7 @@ class Terms:
             raise LoclinError(f"expected a consolidation above 0, found {self.consolidation}: change --consolidation")
         if not self.scales or not min(self.scales) > 0:
             raise LoclinError(f"expected scales above 0, found {list(self.scales)}: change --scales")
-        for name in ("points", "curve_examples", "fisher_examples", "old_gradients"):
+        for name in ("points", "curve_examples", "test_examples", "fisher_examples", "old_gradients"):
             if getattr(self, name) < 1:
                 option = name.replace("_", "-")
                 raise LoclinError(f"expected {option} of at least 1, found {getattr(self, name)}: change --{option}")

@@ -68,9 +68,9 @@ def pcgrad(gramian: Products, *, seed: int = 0) -> Weights:
 def equal_decrease(gramian: Products) -> Weights:
     """w ≥ 0 with G w ∝ 1, Σ w_i = K: to first order every loss falls by the same amount (measures §12).
 
-    Where G w = 1 has no solution with w ≥ 0 (a task falls faster than the others whatever its weight), the w ≥ 0 that comes
-    nearest in least squares; where no w lets all losses fall, `norm_balanced`. With all weights positive, and with two tasks
-    always, this is MGDA's shortest convex combination, whose condition is the same G w ∝ 1 on the tasks that take part.
+    G w ∝ 1 is the condition of the shortest vector in the convex hull of the gradients, argmin wᵀGw over w ≥ 0, Σ w_i = 1, which is
+    what is solved for: where no w ≥ 0 makes all decreases equal, it makes those of the tasks that take part equal and lets the
+    others fall faster; where no direction lowers all losses, it stands still. This is MGDA's direction (Désidéri 2012), exactly.
 
     Raises:
         LoclinError: a gradient of zero length.
@@ -79,11 +79,11 @@ def equal_decrease(gramian: Products) -> Weights:
     >>> bool(np.isclose(*(np.array([[1.0, 0.5], [0.5, 4.0]]) @ w)))
     True
     """
-    lengths = _positive(gramian)
-    scale = np.sqrt(lengths.max())
-    # in units of the longest gradient: the solver's tolerance is absolute
-    found, _ = nnls(gramian / scale**2, np.ones(len(gramian)), maxiter=100 * len(gramian))
-    return _scaled(found) if found.any() else norm_balanced(gramian)
+    values, vectors = np.linalg.eigh(gramian / _positive(gramian).max())
+    rows = vectors * np.sqrt(np.maximum(values, 0.0))  # vectors with these products
+    # min ‖rowsᵀw‖² + (Σw − 1)² over w ≥ 0: whatever Σw is best, its direction is that of the shortest combination
+    found, _ = nnls(np.vstack([rows.T, np.ones(len(gramian))]), np.append(np.zeros(len(gramian)), 1.0))
+    return _scaled(found)
 
 
 def loss_balanced(losses: Weights, first: Weights, *, alpha: float = 0.5) -> Weights:

@@ -5,3 +5,5 @@ A study is a module with `Config` (its settings and profiles), `run_one(config, 
 """
 
 STUDIES: tuple[str, ...] = ("recovery", "spectrum", "linearity", "krylov", "search", "steering", "schedules")
+#: Run by the same runner, on a user's own tasks, by a command of their own; they decide no claims.
+OWN: tuple[str, ...] = ("pilot",)

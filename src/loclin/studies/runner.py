@@ -14,7 +14,7 @@ from typing import Any
 from loclin.errors import LoclinError
 from loclin.jobs import interruptions, side_by_side
 from loclin.record import Claim, Part, Record, Row
-from loclin.studies import STUDIES
+from loclin.studies import OWN, STUDIES
 from loclin.studies.table import summaries
 
 #: Settings that say where and how fast, not what: two runs that differ in these alone give the same record.
@@ -27,14 +27,14 @@ def run_study(study: str, config: Any, *, out: Path) -> list[Claim]:
     The study's name in the record is `config.entry`, which tells apart studies on several models.
 
     Args:
-        study: a name in `STUDIES`.
+        study: a name in `STUDIES` or `OWN`.
         config: its `Config`.
         out: the run folder; one that was interrupted goes on where it was.
 
     Raises:
         LoclinError: bad settings, a folder of another configuration, a run that cannot go on. Finished runs are kept.
     """
-    if study not in STUDIES:
+    if study not in (*STUDIES, *OWN):
         raise LoclinError(f"unknown study {study!r}: expected one of {', '.join(STUDIES)}")
     config = config.checked()
     experiment = import_module(f"loclin.studies.{study}.experiment")

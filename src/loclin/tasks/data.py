@@ -106,6 +106,36 @@ def cleaned(data: TaskData) -> TaskData:
     return data
 
 
+def merged(parts: Sequence[TaskData]) -> TaskData:
+    """Several sources as one: the tasks of all of them.
+
+    Raises:
+        LoclinError: one task in two sources.
+
+    >>> one, two = (TaskData(source=f"{t}.jsonl", read=1, examples={t: (Example(prompt=t, answer=" x"),)}) for t in "ab")
+    >>> merged([one, two]).summary()
+    'a.jsonl and b.jsonl: 2 read, 2 kept in 2 tasks (a 1, b 1)'
+    """
+    home: dict[str, str] = {}
+    dropped: Counter[str] = Counter()
+    for part in parts:
+        for task in part.examples:
+            if task in home:
+                raise LoclinError(
+                    f"expected every task in one file, found {task!r} in {home[task]} and {part.source}: name the files, or the task "
+                    "of their records, differently"
+                )
+            home[task] = part.source
+        dropped.update(part.dropped)
+    return TaskData(
+        source=" and ".join(part.source for part in parts),
+        examples={task: examples for part in parts for task, examples in part.examples.items()},
+        read=sum(part.read for part in parts),
+        dropped=dict(dropped),
+        notes=tuple(note for part in parts for note in part.notes),
+    )
+
+
 def _empty(examples: Sequence[Example]) -> list[str]:
     def reason(e: Example) -> str:
         if not e.prompt.strip():

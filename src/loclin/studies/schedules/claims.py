@@ -75,7 +75,7 @@ def _after(config: Config, rows: Sequence[Row], optimiser: str, orders: Sequence
 def _stated(config: Config, optimiser: str, count: int) -> dict[str, Any]:
     return {
         "id": "sequential-brittle",
-        "statement": "Training two tasks one after the other leaves the worse one low; simultaneous schedules do not, and differ little.",
+        "statement": "Training two tasks one after the other leaves the worse one low; simultaneous schedules do not, and differ less.",
         "setting": setting(config, LABEL[optimiser]),
         "paper": "nine schedules ranked, sequential last (Fig. 4)",
         "measured": f"score of the worse task, mean of {count} simultaneous schedules less mean of the sequential orders, over pairs "

@@ -1,15 +1,15 @@
-"""One independent run of the schedules study: choose pairs, destroy both tasks of each, train them back by every schedule (measures §12)."""
+"""One independent run of the schedules study: choose pairs, destroy both tasks, train them back by every schedule (measures §12)."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from loclin.record import Part, Row
 from loclin.schedules.contest import Contest
-from loclin.schedules.rows import contest_rows
-from loclin.schedules.terms import REFERENCE
+from loclin.schedules.loop import check_installed
+from loclin.schedules.rows import contest_rows, cost_note
 from loclin.seeds import derived
 from loclin.studies.bench import Bench, Demand, Progress, device, make_bench
 from loclin.studies.course import damage
@@ -30,6 +30,7 @@ def run_one(config: Config, run: int, progress: Progress) -> Part:
             (the schedule's task and step are named), a package that a schedule needs.
     """
     began = time.perf_counter()
+    check_installed(config.named)
     bench = make_bench(config, run, demand(config), progress)
     progress("choosing pairs of tasks", 0.0)
     pairs = chosen_pairs(task_cosines(bench, bench.problem.tasks)[0], bench.problem.tasks, config.pairs)
@@ -103,10 +104,3 @@ def over_pairs(rows: Sequence[Row]) -> Iterator[Row]:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [v for v in values if v is not None]
     return sum(known) / len(known) if len(known) == len(values) and known else None
-
-
-def cost_note(seconds: Mapping[str, float]) -> Iterator[str]:
-    """What a gradient costs under every schedule, as measured in this session; no part of the results, which are the same every time."""
-    if REFERENCE in seconds:
-        each = ", ".join(f"{name} {s / seconds[REFERENCE]:.2f}" for name, s in seconds.items())
-        yield f"time for one gradient, with its share of the step, over that of {REFERENCE} ({1e3 * seconds[REFERENCE]:.1f} ms here): {each}"

@@ -1,0 +1,103 @@
+"""A pilot of schedules on one's own tasks: the recommendation, a page, and a short table for the terminal (measures §12)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from loclin.record import Record, Row
+from loclin.report.ranking import MARGIN, ranked, ranking_table, recommended, text
+from loclin.report.schedules import EVERY_PAIR, cosines_figure, courses, line_section, ranking_figure, ranking_lines
+from loclin.report.section import OPTIMISERS, Section, text_of
+from loclin.report.words import p_text
+
+KIND = "pilot"
+
+
+def sections(rows: Sequence[Row], config: Mapping[str, Any]) -> list[Section]:
+    """The page's sections in reading order."""
+    here, label = _here(config), f", {OPTIMISERS[config['optimiser']]}"
+    every = ranked(rows, **here)
+    caption = (
+        f"Scores on test examples over {every[0].worst.n} pilots; differences are paired by pilot, p two-sided and "
+        "adjusted by Holm over the schedules."
+    )
+    conflict = Section(
+        title="Do the gradients of the tasks conflict?",
+        question="Mean cosine between the gradients of the tasks' batches while they are trained together, attenuated by the noise of "
+        "the batches.",
+        figures=[cosines_figure(rows, (EVERY_PAIR,), {"optimiser": config["optimiser"]}, label)],
+        sees=[],
+    )
+    return [
+        Section(
+            title=f"Which schedule for {_tasks(rows)}?",
+            question=f"Every schedule takes {config['evaluations']} gradients of {config['batch']} examples, at a learning rate of "
+            f"{config['lr']:g}. The score that counts is that of the task that ends worst.",
+            figures=[ranking_figure(rows, every, here, label)],
+            tables=[ranking_table(rows, caption, (), **here)],
+            sees=[*advice(rows, config), *ranking_lines(every)],
+        ),
+        courses(rows, (EVERY_PAIR,), {"optimiser": config["optimiser"]}, label),
+        conflict,
+        line_section(rows, (EVERY_PAIR,), {"optimiser": config["optimiser"]}, label, []),
+    ]
+
+
+def advice(rows: Sequence[Row], config: Mapping[str, Any]) -> Iterator[str]:
+    """The recommendation with its uncertainty, in sentences."""
+    here = _here(config)
+    found = recommended(rows, **here)
+    worst = text_of(rows, "worst_score", schedule=found.schedule, **here)
+    if found.behind is None:
+        yield f"Recommended: {found.schedule}, the best on validation examples; on test examples its worst task ends at {worst}."
+    else:
+        yield (
+            f"Recommended: {found.schedule}, whose worst task ends at {worst}: the simplest schedule shown to be at most {MARGIN} "
+            f"worse than the best, {found.best} (by {text(found.behind)})."
+        )
+    if config["seeds"] < 2:
+        yield "One pilot has no interval: nothing is told apart; give --seeds 5 or more."
+    elif found.level:
+        each = ", ".join(f"{name} (better by {most:.2f} at most)" for name, most in found.level)
+        yield f"Not told apart from it by {config['seeds']} pilots: {each}."
+    lost = [r for r in ranked(rows, **here) if r.family == "sequential"]
+    for r in lost:
+        yield f"One task after the other ({r.schedule}) leaves the worst at {text(r.worst)}."
+    yield (
+        "Intervals are 95 % over pilots, which differ in adapter, order and splits of one set of examples; they say nothing of longer "
+        "trainings or other learning rates."
+    )
+
+
+def print_pilot(folder: Path) -> None:
+    """Print the ranking and the recommendation of a run folder; nothing where it holds no pilot that is finished."""
+    record = Record(folder)
+    for name, config in record.run()["studies"].items():
+        if config["study"] != KIND or not (folder / name / "results.json").exists():
+            continue
+        rows, console = record.results(name), Console()
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for heading in ("schedule", "worst task", "mean of tasks", "less the reference's", "p Holm"):
+            table.add_column(heading, overflow="fold")
+        for r in ranked(rows, **_here(config)):
+            behind = "–" if r.behind is None else text(r.behind)
+            table.add_row(*map(Text, (r.schedule, text(r.worst), text(r.mean), behind, p_text(r.p_holm))))
+        console.print(table)
+        for line in advice(rows, config):
+            console.print(Text(line), soft_wrap=True)
+
+
+def _here(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"pair": EVERY_PAIR, "optimiser": config["optimiser"]}
+
+
+def _tasks(rows: Sequence[Row]) -> str:
+    tasks = next(r.context["task"] for r in rows if "run" in r.context)
+    return ", ".join(str(tasks).split("+"))

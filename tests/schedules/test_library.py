@@ -1,0 +1,71 @@
+"""Weights by torchjd: the condition that defines each method, their common scale, and a package that is missing."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torchjd import aggregation
+
+from loclin.errors import LoclinError
+from loclin.schedules.library import CAGRAD_RADIUS, library_weights
+from loclin.schedules.terms import LIBRARY
+
+
+def gram(seed: int, tasks: int = 3) -> np.ndarray:
+    g = np.random.default_rng(seed).standard_normal((tasks, 8))
+    return g @ g.T
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_equal_orthogonal_gradients_are_added(name: str) -> None:
+    w = library_weights(name, 2)(4 * np.eye(2))
+    assert w == pytest.approx((1 + CAGRAD_RADIUS if name == "CAGrad" else 1) * np.ones(2), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["MGDA", "UPGrad", "IMTL-G", "Aligned-MTL", "CAGrad"])
+def test_weights_are_the_librarys_times_the_number_of_tasks(name: str) -> None:
+    own = {
+        "MGDA": aggregation.MGDAWeighting(), "UPGrad": aggregation.UPGradWeighting(), "IMTL-G": aggregation.IMTLGWeighting(),
+        "Aligned-MTL": aggregation.AlignedMTLWeighting(), "CAGrad": aggregation.CAGradWeighting(c=CAGRAD_RADIUS),
+    }  # fmt: skip
+    g = gram(0)
+    assert library_weights(name, 3)(g) == pytest.approx(3 * own[name](torch.from_numpy(g)).numpy(), rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["IMTL-G", "Nash-MTL", "UPGrad"])
+@pytest.mark.parametrize("seed", range(3))
+def test_each_method_meets_its_own_condition(name: str, seed: int) -> None:
+    g = gram(seed)
+    w = library_weights(name, 3)(g)
+    pulls = g @ w
+    if name == "IMTL-G":  # equal projections on all gradients
+        assert pulls / np.sqrt(np.diag(g)) == pytest.approx((pulls / np.sqrt(np.diag(g)))[0])
+    elif name == "Nash-MTL":  # G w proportional to 1/w
+        assert pulls * w == pytest.approx((pulls * w)[0], rel=0.02)
+        assert w.sum() == pytest.approx(3)
+    else:  # no loss rises
+        assert (pulls > -1e-6).all()
+
+
+def test_the_unit_of_the_losses_does_not_matter() -> None:
+    for name in LIBRARY:
+        weights = [library_weights(name, 3)(scale * gram(4)) for scale in (1.0, 1e-8)]
+        assert weights[0] == pytest.approx(weights[1], rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize(("package", "name"), [("torchjd", "MGDA"), ("cvxpy", "CAGrad"), ("quadprog", "UPGrad")])
+def test_a_package_that_is_missing_is_named_in_one_line(
+    package: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in [m for m in sys.modules if m.split(".")[0] in ("torchjd", package)]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)  # an import of it fails
+    with pytest.raises(LoclinError, match=r"packages behind the schedule .*pip install 'loclin\[schedules\]'") as told:
+        library_weights(name, 2)(np.eye(2))
+    assert "\n" not in str(told.value)
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(LoclinError, match="unknown schedule 'GradDrop' of torchjd: expected one of MGDA"):
+        library_weights("GradDrop", 2)
