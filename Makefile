@@ -32,6 +32,7 @@ bench: setup
 	$(BIN)/python benchmarks/lora.py
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/steering.py
+	$(BIN)/python benchmarks/schedules.py
 
 clean:
 	rm -rf $(VENV) build src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

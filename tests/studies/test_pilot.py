@@ -191,7 +191,7 @@ def test_data_that_cannot_be_trained_on_are_refused_in_one_line(
     words.save_pretrained(tmp_path / "m")
     odd = told(tmp_path / "odd.jsonl", {"cat": "xylophone"})
     refused(
-        "expected examples of every task that the model can read, none left of odd .*dropped .* with an answer that the tokenizer",
+        "examples of every task that the model can read, found none left of odd .*dropped .* with an answer that the tokenizer",
         asked(str(tmp_path / "m"), (files[0], odd)),
     )
 
