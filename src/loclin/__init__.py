@@ -23,7 +23,7 @@ True
 Reading order: `tasks/` (what a model is asked), `models` (the built-in ones), `parameters` (weights as one point of R^D),
 `training` (the loop and its trajectory), `geometry/` (captures, subspaces, spectra), `theory` (what they are worth when
 nothing is there), `law` (of random search), `stats`, `activations/` (outputs of blocks), `search/` (candidates by
-seed), `steering/` (vectors and what they do), `studies/` (the questions), `record` (the run
+seed), `steering/` (vectors and what they do), `schedules/` (several tasks in one loop), `studies/` (the questions), `record` (the run
 folder), `report/`, `cli`.
 """
 

@@ -16,8 +16,9 @@ from loclin.record import Row
 from loclin.schedules.contest import Contest
 from loclin.schedules.courses import _gradients, by_schedule
 from loclin.schedules.loop import train_tasks
+from loclin.schedules.merging import arithmetic
 from loclin.schedules.remedies import fisher_diagonal
-from loclin.schedules.rows import contest_rows
+from loclin.schedules.rows import _merged, contest_rows
 from loclin.schedules.terms import EVERY, LIBRARY, MERGED, REMEDIES, SIMULTANEOUS, Terms
 from loclin.tasks.batch import answer_loss
 from loclin.training import make_optimiser
@@ -80,6 +81,58 @@ def test_gradients_taken_are_gradients_counted(trained: Problem, monkeypatch: py
         course = by_schedule(contest(trained), name)
         assert len(taken) == course.evaluations == 12
         assert set(taken) == {4}  # of one batch each
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("alternating", ["c", "s"] * 6),
+        ("joint mixed", ["ccss"] * 12),
+        ("raw sum", ["c", "s"] * 6),
+        ("sequential", ["c"] * 6 + ["s"] * 6),
+        ("sequential reversed", ["s"] * 6 + ["c"] * 6),
+        ("replay", ["c"] * 6 + ["sssc"] * 6),
+        ("projection", ["c"] * 8 + ["s"] * 4),
+    ],
+)
+def test_every_step_is_asked_of_the_tasks_of_its_schedule(
+    name: str, asked: list[str], trained: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    letters = {int(trained.tokenizer.convert_tokens_to_ids(task)): task[0] for task in TASKS}
+
+    def watched(model: Any, batch: Any) -> Any:
+        seen.append("".join(letters[int(row[0])] for row in batch.input_ids))  # the task is the first word of a prompt
+        return answer_loss(model, batch)
+
+    monkeypatch.setattr("loclin.schedules.contest.answer_loss", watched)
+    by_schedule(contest(trained), name)
+    assert seen == [word if len(word) > 1 else 4 * word for word in asked]
+
+
+def test_the_scale_of_merged_specialists_is_chosen_on_validation_examples(trained: Problem) -> None:
+    made, other = contest(trained, rate=1e-2), {}
+    real = made.at
+    for better in (0.5, 1.0):
+
+        def told(point: Any, exams: Any, better: float = better) -> np.ndarray:
+            if exams is not made.choosing:
+                return np.flip(real(point, exams), axis=0) * 0 + 0.5
+            ends = [made.specialist(task).end for task in TASKS]
+            near = torch.equal(point, arithmetic(made.start, ends, better))
+            return np.full((2, 2), 1.0 if near else 0.2)
+
+        object.__setattr__(made, "at", told)
+        other[better] = _merged(made, "task arithmetic")[1]
+    assert other == {0.5: 0.5, 1.0: 1.0}
+
+
+def test_examples_that_choose_scales_do_not_choose_schedules(trained: Problem) -> None:
+    made = contest(trained, terms=replace(TERMS, curve_examples=1000))
+    for chosen, validated, task in zip(made.choosing, made.validating, TASKS, strict=True):
+        rows = [{tuple(r) for r in exam.batch.input_ids.tolist()} for exam in (chosen, validated)]
+        assert not rows[0] & rows[1]
+        assert sum(map(len, rows)) == len(trained.examples["validate"][task])
 
 
 def test_one_after_the_other_is_training_on_the_second_from_where_the_first_ended(trained: Problem) -> None:

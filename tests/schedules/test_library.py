@@ -10,6 +10,7 @@ from torchjd import aggregation
 from loclin.errors import LoclinError
 from loclin.schedules.library import CAGRAD_RADIUS, library_weights
 from loclin.schedules.terms import LIBRARY
+from loclin.schedules.weights import pcgrad
 
 
 def gram(seed: int, tasks: int = 3) -> np.ndarray:
@@ -46,6 +47,15 @@ def test_each_method_meets_its_own_condition(name: str, seed: int) -> None:
         assert w.sum() == pytest.approx(3)
     else:  # no loss rises
         assert (pulls > -1e-6).all()
+
+
+@pytest.mark.parametrize("ratio", [1.0, 30.0, 1000.0])
+@pytest.mark.parametrize("cosine", [-0.9, -0.5, 0.3])
+def test_upgrad_of_two_is_pcgrad_however_unequal_their_lengths(ratio: float, cosine: float) -> None:
+    g = np.array([[1.0, ratio * cosine], [ratio * cosine, ratio**2]])
+    w = library_weights("UPGrad", 2)(g)
+    assert w == pytest.approx(pcgrad(g), rel=1e-3)
+    assert (g @ w >= -1e-3 * np.sqrt(np.diag(g) * (w @ g @ w))).all()  # no loss rises
 
 
 def test_the_unit_of_the_losses_does_not_matter() -> None:

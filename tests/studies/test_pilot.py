@@ -87,7 +87,7 @@ def test_the_command_trains_recommends_and_goes_on_where_it_was(
 ) -> None:
     command = [
         "schedules", "--model", folder["gpt2"], "--data", *files, "--schedules", *SCHEDULES, "--out", str(tmp_path / "p"),
-        "--evaluations", "8", "--points", "2", "--batch", "4", "--test-examples", "12", "--seeds", "2", "--lr", "1e-2",
+        "--evaluations", "60", "--points", "2", "--batch", "8", "--test-examples", "12", "--seeds", "2", "--lr", "1e-2",
     ]  # fmt: skip
     cli.main(command)
     said = capsys.readouterr().out

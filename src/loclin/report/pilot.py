@@ -52,27 +52,43 @@ def sections(rows: Sequence[Row], config: Mapping[str, Any]) -> list[Section]:
 
 def advice(rows: Sequence[Row], config: Mapping[str, Any]) -> Iterator[str]:
     """The recommendation with its uncertainty, in sentences."""
-    here = _here(config)
+    here, pilots = _here(config), config["seeds"]
     found = recommended(rows, **here)
+    start = text_of(rows, "first_worst_score", **here)
+    if found.schedule is None:
+        yield (
+            f"No recommendation: not even {found.best} is shown to teach the worst task anything (from {start} to "
+            f"{text_of(rows, 'worst_score', schedule=found.best, **here)}). Give more --evaluations, another --lr, or more data."
+        )
+        return
     worst = text_of(rows, "worst_score", schedule=found.schedule, **here)
     if found.behind is None:
-        yield f"Recommended: {found.schedule}, the best on validation examples; on test examples its worst task ends at {worst}."
+        yield (
+            f"Recommended: {found.schedule}, the best on validation examples; on test examples its worst task goes from {start} to "
+            f"{worst} (by the same trainings it was chosen by: a little flattered)."
+        )
     else:
         yield (
-            f"Recommended: {found.schedule}, whose worst task ends at {worst}: the simplest schedule shown to be at most {MARGIN} "
-            f"worse than the best, {found.best} (by {text(found.behind)})."
+            f"Recommended: {found.schedule}, whose worst task goes from {start} to {worst}: it needs no more than an order of the "
+            f"data, and is shown to be less than {MARGIN} worse than the best on validation examples, {found.best} (on test examples "
+            f"by {text(found.behind)})."
         )
-    if config["seeds"] < 2:
+    if found.better:
+        each = ", ".join(f"{name} (by {text(e)})" for name, e in found.better)
+        yield f"Better than it on test examples, before any correction for their number: {each}."
+    if pilots < 2:
         yield "One pilot has no interval: nothing is told apart; give --seeds 5 or more."
     elif found.level:
-        each = ", ".join(f"{name} (better by {most:.2f} at most)" for name, most in found.level)
-        yield f"Not told apart from it by {config['seeds']} pilots: {each}."
-    lost = [r for r in ranked(rows, **here) if r.family == "sequential"]
-    for r in lost:
-        yield f"One task after the other ({r.schedule}) leaves the worst at {text(r.worst)}."
+        bounded = ", ".join(
+            name if most == float("inf") else f"{name} (better by {most:.2f} at most)" for name, most in found.level
+        )
+        yield f"Not told apart from it by {pilots} pilots: {bounded}."
+    for r in ranked(rows, **here):
+        if r.family == "sequential":
+            yield f"One task after the other ({r.schedule}) leaves the worst at {text(r.worst)}."
     yield (
-        "Intervals are 95 % over pilots, which differ in adapter, order and splits of one set of examples; they say nothing of longer "
-        "trainings or other learning rates."
+        "Intervals are 95 % over repeated pilots, which differ in adapter, order and splits of one set of examples: for new examples "
+        "they are too short, and they say nothing of longer trainings or other learning rates."
     )
 
 

@@ -11,12 +11,17 @@ import numpy as np
 from loclin.record import Row
 from loclin.report.section import Table
 from loclin.report.words import estimate_text, number, p_text
-from loclin.stats import Estimate, holm, mean_differs, over_runs
+from loclin.stats import Estimate, holm, mean_above, mean_differs, over_runs
 
 #: What people do without thinking of a schedule.
 REFERENCE = "joint mixed"
-#: How much worse than the best a simpler schedule may be and still be recommended, in score; set beforehand.
+#: What needs no more than an order of the data, the plainest first.
+PLAIN = (REFERENCE, "alternating")
+#: How much worse than the best a plain schedule may be and still be recommended, in score; set beforehand.
 MARGIN = 0.05
+LEVEL = 0.05
+#: Runs below which a difference that is the same in all of them is no sign of certainty: scores are shares of a few examples, and tie.
+TELLING = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +57,7 @@ def ranked(rows: Sequence[Row], *, reference: str = REFERENCE, **context: Any) -
         return []
     against = reference if reference in worst else next(iter(worst))
     differences = {name: values - worst[against] for name, values in worst.items() if name != against}
-    tests = {name: mean_differs(values) for name, values in differences.items()}
+    tests = {name: 1.0 if _tied(values) else mean_differs(values) for name, values in differences.items()}
     adjusted = dict(zip(tests, holm(list(tests.values())), strict=True))
     families = {r.context["schedule"]: r.context["family"] for r in rows if r.quantity == "worst_score"}
     found = [
@@ -61,7 +66,7 @@ def ranked(rows: Sequence[Row], *, reference: str = REFERENCE, **context: Any) -
             family=families[name],
             worst=over_runs(values),
             mean=over_runs(mean[name]),
-            behind=over_runs(differences[name]) if name in differences else None,
+            behind=difference(differences[name]) if name in differences else None,
             p=tests.get(name),
             p_holm=adjusted.get(name),
         )
@@ -80,40 +85,58 @@ def runs_of(rows: Sequence[Row], quantity: str, **context: Any) -> dict[str, np.
     return {name: np.array([by_run[run] for run in sorted(by_run)]) for name, by_run in found.items()}
 
 
+def difference(values: np.ndarray) -> Estimate:
+    """Mean of paired differences over runs; without an interval where a few runs all gave the same."""
+    e = over_runs(values)
+    return Estimate(value=e.value, low=-np.inf, high=np.inf, n=e.n) if _tied(values) else e
+
+
+def _tied(values: np.ndarray) -> bool:
+    return len(values) < TELLING and float(np.ptp(values)) < 1e-9
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
     """What to train by.
 
     Attributes:
-        schedule: the simplest that is shown to be at most `MARGIN` worse than the best; the best where none is.
+        schedule: a plain one that is shown to be less than `MARGIN` worse than the best; the best where none is; None where not even
+            the best is shown to teach the worst task anything.
         best: that with the highest worst-task score on the validation split.
         behind: the recommended one's worst-task score on the test split less the best one's; None where they are one.
-        level: those whose interval against the recommended one holds 0, and by how much they may be better at most.
+        better: those shown to be better than the recommended one on the test split, and by how much.
+        level: those whose interval against it holds 0, and by how much they may be better at most.
     """
 
-    schedule: str
+    schedule: str | None
     best: str
     behind: Estimate | None
+    better: tuple[tuple[str, Estimate], ...]
     level: tuple[tuple[str, float], ...]
 
 
 def recommended(rows: Sequence[Row], **context: Any) -> Recommendation:
-    """Chosen on the validation split, compared on the test split, both by runs.
+    """The best is chosen on the validation split; plain schedules are held against it on the test split, paired by run.
 
-    Simplest first: joint mixed batches and alternating need nothing but an order of the data; the others in the order of the record.
+    A plain schedule is shown to be nearly as good by a one-sided t-test against −`MARGIN`, adjusted by Holm over the plain ones.
     """
     chosen, tested = (runs_of(rows, q, **context) for q in ("validated_worst_score", "worst_score"))
     best = max(chosen, key=lambda name: float(chosen[name].mean()))
-    plain = [name for name in (REFERENCE, "alternating") if name in tested]
-    taken = best
-    for name in (*plain, *(n for n in tested if n not in plain)):
-        if name == best or over_runs(tested[name] - tested[best]).low > -MARGIN:
-            taken = name
-            break
-    differences = {name: over_runs(values - tested[taken]) for name, values in tested.items() if name != taken}
-    level = tuple((name, e.high) for name, e in differences.items() if e.low <= 0 <= e.high)
-    behind = None if taken == best else over_runs(tested[taken] - tested[best])
-    return Recommendation(schedule=taken, best=best, behind=behind, level=level)
+    first = np.array([r.value for r in rows if r.quantity == "first_worst_score" and "run" in r.context], dtype=float)
+    if len(tested[best]) > 1 and mean_above(tested[best] - first, 0.0) >= LEVEL:
+        return Recommendation(schedule=None, best=best, behind=None, better=(), level=())
+    against = {name: tested[name] - tested[best] for name in PLAIN if name in tested and name != best}
+    tests = {name: 1.0 if _tied(values) else mean_above(values, -MARGIN) for name, values in against.items()}
+    shown = [name for name, p in zip(tests, holm(list(tests.values())), strict=True) if p < LEVEL]
+    taken = best if best == PLAIN[0] or not shown else shown[0]
+    each = {name: difference(values - tested[taken]) for name, values in tested.items() if name != taken}
+    return Recommendation(
+        schedule=taken,
+        best=best,
+        behind=None if taken == best else difference(against[taken]),
+        better=tuple((name, e) for name, e in each.items() if e.low > 0),
+        level=tuple((name, e.high) for name, e in each.items() if e.low <= 0 <= e.high),
+    )
 
 
 def ranking_table(rows: Sequence[Row], caption: str, kinds: Sequence[str], **context: Any) -> Table:

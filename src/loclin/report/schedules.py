@@ -8,7 +8,7 @@ from typing import Any
 from loclin.record import Row
 from loclin.report.figures import PALETTE, Curve, Drawing, draw_curves, draw_dots, select
 from loclin.report.ranking import Ranked, ranked, ranking_table, text
-from loclin.report.section import OPTIMISERS, Section, text_of
+from loclin.report.section import OPTIMISERS, Section, deciding_space, text_of, two_spaces
 from loclin.report.words import number
 
 EVERY_PAIR = "all"
@@ -123,7 +123,7 @@ def courses(rows: Sequence[Row], pairs: Sequence[str], here: Mapping[str, Any], 
     figures = [
         _curves(
             f"schedules-course-{kind}-{here['optimiser']}",
-            f"Score of the worst task against gradients taken, {kind} schedules{label}, mean over runs with 95 % band.",
+            f"Score of the worst task against gradients taken, {kind} schedules{label}, mean over runs.",
             [(name, {"schedule": name, "pair": over}, False) for name in names],
             rows,
             "curve_worst_score",
@@ -203,12 +203,12 @@ def _curves(
 
 
 def _conflict(rows: Sequence[Row], config: Mapping[str, Any], here: Mapping[str, Any], label: str) -> Section:
-    lines = []
+    lines, space = [], deciding_space(rows)
     for pair in config["pairs"]:
         tasks = sorted({r.context["task"] for r in rows if r.context.get("pair") == pair and "run" in r.context})
         known, lost = (
-            f"{text_of(rows, 'pair_cosine', pair=pair, point=point)} (of two halves of one task's examples "
-            f"{text_of(rows, 'half_cosine', pair=pair, point=point)})"
+            f"{text_of(rows, 'pair_cosine', pair=pair, point=point, space=space)} (of two halves of one task's examples "
+            f"{text_of(rows, 'half_cosine', pair=pair, point=point, space=space)})"
             for point in ("pretrained", "damaged")
         )
         lines.append(
@@ -217,9 +217,14 @@ def _conflict(rows: Sequence[Row], config: Mapping[str, Any], here: Mapping[str,
         )
     lines.append(
         "Pairs were chosen by rule from the cosines at θ₀: the largest is named agreeing, the smallest conflicting, and of the others "
-        "the one nearest to 0 neutral, whatever their values. A cosine of minibatch gradients is attenuated by their noise: compare it "
-        "with that of two halves, not with 1."
+        "the one nearest to 0 neutral, whatever their values. Each task's examples were cut in two: the first halves chose, the second "
+        "are reported. Noise leaves of a cosine what it leaves of that of two halves of one task; those along training are of single "
+        "batches, and noisier."
     )
+    if two_spaces(rows):
+        lines.append(
+            "Cosines of pairs are of what the gradients do to ΔW; those along training are of the factors A and B."
+        )
     return Section(
         title=f"Do the gradients conflict{label}?",
         question="Cosine between the gradients of both tasks' batches while they are trained together.",

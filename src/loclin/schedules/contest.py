@@ -74,6 +74,7 @@ class Contest:
         context: of all rows.
         dropout: whether the adapter has any while it is trained.
         keeping: where the updates of specialists are kept; nowhere by default.
+        validated: whether every schedule is asked validation examples too, for whoever chooses by them.
     """
 
     problem: Problem
@@ -88,6 +89,7 @@ class Contest:
     context: Mapping[str, Any]
     dropout: bool = False
     keeping: Keeping | None = None
+    validated: bool = False
     _specialists: dict[tuple[str, str], Trained] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -107,11 +109,20 @@ class Contest:
 
     @cached_property
     def choosing(self) -> tuple[Exam, ...]:
-        """A few examples of every task that choices are made on."""
-        return tuple(self._exam("validate", task, self.terms.curve_examples) for task in self.tasks)
+        """A few validation examples of every task, by which the scale of merged specialists is chosen."""
+        return tuple(self._exam("validate", task, self.terms.curve_examples, half=0) for task in self.tasks)
 
-    def _exam(self, split: str, task: str, most: int) -> Exam:
-        examples = self.problem.examples[split][task]
+    @cached_property
+    def validating(self) -> tuple[Exam, ...]:
+        """A few others, by which schedules are chosen: of other groups, so that a scale that was chosen is not flattered."""
+        return tuple(self._exam("validate", task, self.terms.curve_examples, half=1) for task in self.tasks)
+
+    def _exam(self, split: str, task: str, most: int, *, half: int | None = None) -> Exam:
+        examples = list(self.problem.examples[split][task])
+        if half is not None:
+            groups = sorted({e.group or e.prompt for e in examples}, key=lambda group: derived(0, "halves", group))
+            mine = set(groups[half::2] or groups)  # one group alone serves both
+            examples = [e for e in examples if (e.group or e.prompt) in mine]
         order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(derived(0, "exam", split, task)))
         return Exam.of(self.problem, [examples[i] for i in order[:most].tolist()])
 
@@ -193,8 +204,8 @@ class Contest:
     def specialist(self, task: str, *, order: str = "order") -> Trained:
         """The training on one task alone with its share of the evaluations, made once for each order of the data."""
         if (task, order) not in self._specialists:
-            streams = {task: self.stream(task, order=order)}
-            self._specialists[task, order] = self.trained(task, [(task,)] * self.share, streams, keeping=self.keeping)
+            streams, name = {task: self.stream(task, order=order)}, f"{task}, {order}"
+            self._specialists[task, order] = self.trained(name, [(task,)] * self.share, streams, keeping=self.keeping)
         return self._specialists[task, order]
 
     def _marks(self) -> list[int]:

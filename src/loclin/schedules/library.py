@@ -12,7 +12,7 @@ from loclin.errors import LoclinError
 from loclin.schedules.terms import LIBRARY
 from loclin.schedules.weights import Products, Weights
 
-CAGRAD_RADIUS = 0.5  # c, Liu et al. 2021 (arXiv 2110.14048), used on most of their problems
+CAGRAD_RADIUS = 0.5  # c, between the 0.4 and 0.6 of the runs of Liu et al. 2021 (arXiv 2110.14048)
 NASH_ROUNDS = 20  # of the inner problem: torchjd's own
 
 
@@ -41,7 +41,8 @@ def library_weights(name: str, tasks: int) -> Callable[[Products], Weights]:
         if name == "MGDA":
             return _averaging(aggregation.MGDAWeighting(), tasks)
         if name == "UPGrad":
-            return _averaging(aggregation.UPGradWeighting(), tasks)
+            aggregation.UPGradWeighting()  # whether its solver is there
+            return _projecting(aggregation.UPGradWeighting, tasks)
         if name == "IMTL-G":
             return _averaging(aggregation.IMTLGWeighting(), tasks)
         if name == "Aligned-MTL":
@@ -61,6 +62,23 @@ def library_weights(name: str, tasks: int) -> Callable[[Products], Weights]:
 def _averaging(weighting: Callable[[torch.Tensor], torch.Tensor], tasks: int) -> Callable[[Products], Weights]:
     def weigh(gramian: Products) -> Weights:
         return np.asarray(tasks * weighting(torch.from_numpy(_of_length_one(gramian))).numpy(), dtype=float)
+
+    return weigh
+
+
+def _projecting(
+    make: Callable[..., Callable[[torch.Tensor], torch.Tensor]], tasks: int
+) -> Callable[[Products], Weights]:
+    """UPGrad in a unit for each gradient in which it has length 1.
+
+    The cone that gradients are projected on does not depend on their lengths, and a projection grows with what is projected: π(g_i) =
+    ‖g_i‖ π(g_i/‖g_i‖). The library's solver adds 1e-4 to the Gramian, which at unequal lengths is more than the shorter gradient.
+    """
+
+    def weigh(gramian: Products) -> Weights:
+        lengths = np.sqrt(np.diag(gramian))
+        units = torch.from_numpy(gramian / np.outer(lengths, lengths))
+        return np.asarray(make(pref_vector=torch.from_numpy(lengths))(units).numpy() / lengths, dtype=float)
 
     return weigh
 

@@ -39,7 +39,8 @@ def contest_rows(contest: Contest, told: Told) -> tuple[list[Row], dict[str, flo
     """
     names, seconds = contest.terms.named, {}
     start = contest.at(contest.start, contest.quick)
-    rows = list(_by_role(contest, "first_score", contest.at(contest.start, contest.whole)[:, 1], {}))
+    known = contest.at(contest.start, contest.whole)[:, 1]
+    rows = [*_by_role(contest, "first_score", known, {}), _row(contest, "first_worst_score", known.min(), {})]
     for done, name in enumerate(names):
         told(f"{' and '.join(contest.tasks)} by {len(names)} schedules", done / len(names))
         here = {"schedule": name, "family": family(name)}
@@ -67,12 +68,13 @@ def cost_note(seconds: Mapping[str, float]) -> Iterator[str]:
 
 
 def _end_rows(contest: Contest, point: Point, here: Mapping[str, Any], taken: int) -> Iterator[Row]:
-    """Where a schedule leaves the tasks: on all test examples, and on a few of the validation split, for whoever chooses by it."""
-    scores, chosen = contest.at(point, contest.whole)[:, 1], contest.at(point, contest.choosing)[:, 1]
+    """Where a schedule leaves the tasks."""
+    scores = contest.at(point, contest.whole)[:, 1]
     yield from _by_role(contest, "score", scores, here)
     yield _row(contest, "worst_score", scores.min(), here)
     yield _row(contest, "mean_score", scores.mean(), here)
-    yield _row(contest, "validated_worst_score", chosen.min(), here)
+    if contest.validated:
+        yield _row(contest, "validated_worst_score", contest.at(point, contest.validating)[:, 1].min(), here)
     yield _row(contest, "evaluations", taken, here)
 
 

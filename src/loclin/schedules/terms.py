@@ -53,7 +53,7 @@ class Terms:
     test_examples: int = 256
     """Test examples of each task behind the score at the end, at most."""
     replay_share: float = 0.25
-    """Share of old examples in a batch with replay."""
+    """Share of old examples in a batch with replay; in mixed batches tasks weigh by their answer tokens, as is usual."""
     fisher_examples: int = 64
     """Examples of the old task behind the diagonal Fisher of consolidation (EWC); their gradients count."""
     consolidation: float = 1.0

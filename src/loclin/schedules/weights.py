@@ -89,8 +89,9 @@ def equal_decrease(gramian: Products) -> Weights:
 def loss_balanced(losses: Weights, first: Weights, *, alpha: float = 0.5) -> Weights:
     """w_i ∝ (L_i / L_i at the first step)^α, Σ w_i = K: what has fallen least counts most.
 
-    Loss-Balanced Task Weighting (Liu, Liang and Gitter 2019, "Loss-Balanced Task Weighting to Reduce Negative Transfer in
-    Multi-Task Learning", AAAI), with their α = 0.5. The paper that this project follows does not say what its loss-balanced is.
+    After Loss-Balanced Task Weighting (Liu, Liang and Gitter 2019, "Loss-Balanced Task Weighting to Reduce Negative Transfer in
+    Multi-Task Learning", AAAI), with their α = 0.5; they take the first step of every epoch anew, where here it is that of the
+    training. The paper that this project follows does not say what its loss-balanced is.
 
     Args:
         losses: of this step's batches.

@@ -122,7 +122,7 @@ def make_bench(config: Asked, run: int, demand: Demand, progress: Progress) -> B
     index = run % len(problem.tasks) if config.task == "each" else problem.tasks.index(config.task)
     sketch = Sketch(size=config.sketch_size, seed=derived(seed, "sketch"))
     kept = Keeping(store=config.store, folder=cache_folder(), sketch=sketch)
-    _check_sizes(demand, problem, problem.tasks[index])
+    check_sizes(demand, problem, problem.tasks[index])
     _check_room(demand, space)
     count, named = demand.rows
     side_by_side = min(config.seeds, 4) if space.parameters[0].device.type == "cpu" else 1
@@ -170,7 +170,7 @@ def _surroundings(config: Settings, run: int, progress: Progress) -> tuple[Probl
     return replace(problem, model=adapted), space, Factors.of(adapted, space)
 
 
-def _check_sizes(demand: Demand, problem: Problem, task: str) -> None:
+def check_sizes(demand: Demand, problem: Problem, task: str) -> None:
     """Whether the splits hold what will be asked of them, before minutes are spent on teaching."""
     for name, (needed, remedy) in demand.examples.items():
         found = len(problem.examples[name][task])
@@ -206,17 +206,27 @@ def teach(bench: Bench[Settings], progress: Progress) -> str:
     """
     problem = bench.problem
     bench.space.write(bench.kept("taught", lambda: _taught(bench, progress)))
-    blind = problem.without_reading(bench.task)
-    known, least = bench.score(), blind + CLEARLY * (1 - blind)
-    if known < least:
-        raise LoclinError(
-            f"expected a score of at least {least:.2f} on {bench.task} before the damage, found {known:.2f}: there is nothing "
-            "to destroy; raise --teach-steps or --teach-lr, or give a task that the model can learn"
-        )
+    known = check_known(bench, bench.task)
     scores = {task: problem.score("validate", task) for task in problem.tasks}
     worst_task = min(scores, key=lambda task: scores[task])
     short = "" if scores[worst_task] >= bench.config.reach else f", short of the {bench.config.reach:.2f} asked for"
     return f"known before the damage: {known:.2f} on {bench.task}, {scores[worst_task]:.2f} on the worst task ({worst_task}){short}"
+
+
+def check_known(bench: Bench[Settings], task: str) -> float:
+    """The score on a task where the space stands.
+
+    Raises:
+        LoclinError: it is hardly better than that of answers that ignore the question.
+    """
+    blind = bench.problem.without_reading(task)
+    known, least = bench.score(task), blind + CLEARLY * (1 - blind)
+    if known < least:
+        raise LoclinError(
+            f"expected a score of at least {least:.2f} on {task} before the damage, found {known:.2f}: there is nothing "
+            "to destroy; raise --teach-steps or --teach-lr, or give a task that the model can learn"
+        )
+    return known
 
 
 def _taught(bench: Bench[Settings], progress: Progress) -> Float[Tensor, " D"]:

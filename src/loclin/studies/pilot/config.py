@@ -17,8 +17,9 @@ class Config(Terms):
 
     From the model as it is (with a new LoRA adapter, or on its own weights) each schedule trains your tasks with the same batches
     and the same number of gradients, several times with other adapters, orders and splits of the data. The score that counts is
-    that of the task that ends worst. The recommended schedule is the simplest that the pilot shows to be at most 0.05 worse than
-    the best; what it cannot tell apart is said. A pilot is short: it tells what happens within its gradients, at its learning rate.
+    that of the task that ends worst. Recommended is joint mixed batches or alternation, where one is shown to be less than 0.05
+    worse than the best, otherwise the best; what cannot be told apart is said. A pilot is short: it tells what happens within its
+    gradients, at its learning rate.
 
     Example: loclin schedules --model path/to/model --data A.jsonl B.jsonl
     """
@@ -51,7 +52,7 @@ class Config(Terms):
     points: int = 5
     """Places of a learning curve."""
     seeds: int = 5
-    """Independent pilots: each has its own adapter, order and splits of the data."""
+    """Repeated pilots: each has its own adapter, order and splits of the data."""
     seed: int = 0
     """The first pilot's seed; pilot r uses seed + r."""
 

@@ -1,4 +1,4 @@
-"""One independent pilot: a user's tasks trained into the model as it is, by every schedule (measures §12)."""
+"""One pilot: a user's tasks trained into the model as it is, by every schedule (measures §12)."""
 
 from __future__ import annotations
 
@@ -65,6 +65,7 @@ def run_one(config: Config, run: int, progress: Progress) -> Part:
         lessons=lessons,
         seed=derived(seed, "pilot"),
         context={"run": run, "task": "+".join(tasks), "pair": "all", "optimiser": config.optimiser},
+        validated=True,
     )
     scores = contest.asked(contest.whole)[:, 1]
     if scores.min() >= KNOWN:

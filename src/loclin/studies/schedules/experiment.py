@@ -11,7 +11,7 @@ from loclin.schedules.contest import Contest
 from loclin.schedules.loop import check_installed
 from loclin.schedules.rows import contest_rows, cost_note
 from loclin.seeds import derived
-from loclin.studies.bench import Bench, Demand, Progress, device, make_bench
+from loclin.studies.bench import Bench, Demand, Progress, check_known, check_sizes, device, make_bench
 from loclin.studies.course import damage
 from loclin.studies.schedules.apart import apart_rows
 from loclin.studies.schedules.config import Config
@@ -26,14 +26,18 @@ def run_one(config: Config, run: int, progress: Progress) -> Part:
     """Everything that run number `run` contributes.
 
     Raises:
-        LoclinError: whatever `make_bench` refuses, too few tasks, a task that is not destroyed, a loss or gradient that is not finite
-            (the schedule's task and step are named), a package that a schedule needs.
+        LoclinError: whatever `make_bench` refuses, too few tasks, a task of a pair that the model does not know or that is not
+            destroyed, a loss or gradient that is not finite (the task and the step are named), a package that a schedule needs.
     """
     began = time.perf_counter()
     check_installed(config.named)
     bench = make_bench(config, run, demand(config), progress)
     progress("choosing pairs of tasks", 0.0)
-    pairs = chosen_pairs(task_cosines(bench, bench.problem.tasks)[0], bench.problem.tasks, config.pairs)
+    cosines = task_cosines(bench, bench.problem.tasks)[config.spaces[0]].first
+    pairs = chosen_pairs(cosines, bench.problem.tasks, config.pairs)
+    for task in dict.fromkeys(task for pair in pairs.values() for task in pair):
+        check_sizes(demand(config), bench.problem, task)
+        check_known(bench, task)
     rows = [row for kind, pair in pairs.items() for row in pair_rows(bench, kind, pair, "pretrained")]
     notes, each = list(bench.notes), [(kind, optimiser) for kind in pairs for optimiser in config.rates]
     for done, (kind, optimiser) in enumerate(each):

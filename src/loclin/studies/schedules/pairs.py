@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -10,30 +11,52 @@ import torch
 from jaxtyping import Float
 
 from loclin.errors import LoclinError
-from loclin.geometry.gramian import gramian
 from loclin.record import Row
 from loclin.seeds import derived
 from loclin.studies.bench import Bench
 from loclin.studies.directions import batch_gradients
+from loclin.studies.families import products, tangent_family
 from loclin.studies.schedules.config import KINDS, Config
 
 Pair = tuple[str, str]
 Cosines = Float[np.ndarray, "n n"]
 
 
-def task_cosines(bench: Bench[Config], tasks: Sequence[str]) -> tuple[Cosines, Float[np.ndarray, " n"]]:
-    """Cosines of some tasks' gradients where the space stands, and of the gradients of two halves of each task's examples.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Halves:
+    """Cosines of n tasks' gradients, each task's examples cut in two.
 
-    The second says how much of a cosine is noise: with independent noise, cos is attenuated by √(r_i r_j), r = 2c/(1+c).
+    Attributes:
+        first: of the first halves.
+        second: of the second.
+        within: of the two halves of each task.
     """
-    halves = []
+
+    first: Cosines
+    second: Cosines
+    within: Float[np.ndarray, " n"]
+
+
+def task_cosines(bench: Bench[Config], tasks: Sequence[str]) -> dict[str, Halves]:
+    """Cosines of some tasks' gradients where the space stands, in every space of the study (with LoRA ΔW first, then the factors).
+
+    Every task's examples are cut in two. Pairs are chosen by the first halves and reported on the second; the cosine of the two
+    halves of one task says how much of a cosine noise leaves.
+    """
+    rows = []
     for task in tasks:
         data = bench.problem.batch("gradients", task)
         shuffle = torch.Generator().manual_seed(derived(bench.seed, "cosines", task))
         order = torch.randperm(len(data), generator=shuffle)[: bench.config.cosine_examples]
-        halves.append(batch_gradients(bench.problem, bench.space, [data.rows(part) for part in order.chunk(2)]))
-    whole = torch.stack([pair.mean(0) for pair in halves])
-    return _cosines(gramian(whole)), np.array([_cosines(gramian(pair))[0, 1] for pair in halves])
+        rows.append(batch_gradients(bench.problem, bench.space, [data.rows(part) for part in order.chunk(2)]))
+    family = tangent_family(bench, bench.space.read(), torch.cat(rows))
+    return {space: _halves(gram) for space, gram in products(bench, family).items()}
+
+
+def _halves(gram: Float[np.ndarray, "n2 n2"]) -> Halves:
+    lengths = np.sqrt(np.diag(gram))
+    cosines = gram / np.outer(lengths, lengths)
+    return Halves(first=cosines[::2, ::2], second=cosines[1::2, 1::2], within=np.diag(cosines[::2, 1::2]))
 
 
 def chosen_pairs(cosines: Cosines, tasks: Sequence[str], wanted: Sequence[str]) -> dict[str, Pair]:
@@ -72,11 +95,11 @@ def chosen_pairs(cosines: Cosines, tasks: Sequence[str], wanted: Sequence[str]) 
 
 
 def pair_rows(bench: Bench[Config], kind: str, pair: Pair, point: str) -> Iterator[Row]:
-    """The cosine of a pair where the space stands, and the mean of those of the halves of its tasks."""
-    cosines, halves = task_cosines(bench, pair)
-    here = {"run": bench.run, "task": "+".join(pair), "pair": kind, "point": point}
-    yield Row(quantity="pair_cosine", value=float(cosines[0, 1]), context=here)
-    yield Row(quantity="half_cosine", value=float(halves.mean()), context=here)
+    """The cosine of a pair where the space stands, on the halves that did not choose it, and the mean of those within its tasks."""
+    for space, found in task_cosines(bench, pair).items():
+        here = {"run": bench.run, "task": "+".join(pair), "pair": kind, "point": point, "space": space}
+        yield Row(quantity="pair_cosine", value=float(found.second[0, 1]), context=here)
+        yield Row(quantity="half_cosine", value=float(found.within.mean()), context=here)
 
 
 def _by_rule(cosines: Mapping[Pair, float]) -> dict[str, Pair]:
@@ -86,8 +109,3 @@ def _by_rule(cosines: Mapping[Pair, float]) -> dict[str, Pair]:
     others = [pair for pair in cosines if pair not in (agreeing, conflicting)]
     neutral = min(others, key=lambda pair: abs(cosines[pair]))
     return dict(zip(KINDS, (agreeing, neutral, conflicting), strict=True))
-
-
-def _cosines(products: Float[np.ndarray, "n n"]) -> Cosines:
-    lengths = np.sqrt(np.diag(products))
-    return np.asarray(products / np.outer(lengths, lengths))
