@@ -114,8 +114,15 @@ class ParameterSpace:
         """
         return torch.cat([_tensor_noise(seed, n, p).reshape(-1).to(self._home) for n, p in self._tensors.items()])
 
-    def gradient(self, loss: SummedLoss[T], batches: Iterable[T]) -> Float[Tensor, " D"]:
+    def gradient(
+        self, loss: SummedLoss[T], batches: Iterable[T], *, into: Float[Tensor, " D"] | None = None
+    ) -> Float[Tensor, " D"]:
         """g = ∇ (Σ_b loss_b / Σ_b count_b): the mean over items, however ragged the batches.
+
+        Args:
+            loss: summed over the items of a batch, and how many those are.
+            batches: what the mean is over.
+            into: where to write it: for many gradients of a large model, room for each anew takes longer than to fill it.
 
         Raises:
             LoclinError: no batches, no items, or a loss that is not finite.
@@ -123,7 +130,8 @@ class ParameterSpace:
         total, count = None, 0
         for batch in batches:
             value, items = loss(batch)
-            found = self._flat(torch.autograd.grad(_finite(value), self.parameters, allow_unused=True))
+            pieces = torch.autograd.grad(_finite(value), self.parameters, allow_unused=True)
+            found = self._flat(pieces, into if total is None else None)
             total = found if total is None else total.add_(found)
             count += items
         _some(count)
@@ -151,8 +159,12 @@ class ParameterSpace:
             count += items
         return total / _some(count)
 
-    def _flat(self, pieces: Iterable[Tensor | None]) -> Tensor:
+    def _flat(self, pieces: Iterable[Tensor | None], into: Tensor | None = None) -> Tensor:
         """Lay tensor-shaped pieces end to end, zeros where a tensor took no part."""
+        if into is not None:
+            for view, piece in zip(self.by_tensor(into).values(), pieces, strict=True):
+                view.zero_() if piece is None else view.copy_(piece.detach())
+            return into
         filled = [torch.zeros_like(p) if g is None else g for g, p in zip(pieces, self.parameters, strict=True)]
         return torch.cat([g.detach().reshape(-1).to(self._home) for g in filled])
 

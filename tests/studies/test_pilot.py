@@ -102,6 +102,20 @@ def test_the_command_trains_recommends_and_goes_on_where_it_was(
     (tmp_path / "p" / "schedules-pilot" / "results.json").unlink()
     cli.main([*command, "--workers", "1"])
     assert record.results("schedules-pilot") == before
+    third = told(tmp_path / "B.jsonl", {"mat": "ran", "man": "purr"})
+    with pytest.raises(SystemExit):
+        cli.main([*command[:4], files[0], third, *command[6:]])
+    said = capsys.readouterr().err
+    assert "belongs to another configuration of schedules-pilot (data is" in said
+    Path(files[1]).rename(tmp_path / "kept")
+    Path(third).rename(files[1])
+    try:
+        with pytest.raises(SystemExit):
+            cli.main(command)
+    finally:
+        Path(files[1]).unlink()
+        (tmp_path / "kept").rename(files[1])
+    assert "(data_digest is" in capsys.readouterr().err
     html = (tmp_path / "p" / "report.html").read_text()
     assert "Which schedule for A, B?" in html
     assert "<script" not in html
@@ -176,9 +190,11 @@ def test_data_that_cannot_be_trained_on_are_refused_in_one_line(
 
     gpt2 = folder["gpt2"]
     refused("expected two tasks or more, found A alone: give a file for each", asked(gpt2, files[:1]))
-    refused("unknown task 'Z': expected some of A, B", asked(gpt2, files, tasks=("A", "Z")))
+    refused("unknown task 'Z': expected some of A, B; change --tasks", asked(gpt2, files, tasks=("A", "Z")))
     (tmp_path / "again").mkdir()
     twice = told(tmp_path / "again" / "A.jsonl", {"cat": "sat"})
+    with pytest.raises(LoclinError, match="expected different files, found one twice"):
+        asked(gpt2, (files[0], files[0]))
     refused("expected every task in one file, found 'A' in A.jsonl and A.jsonl", asked(gpt2, (files[0], twice)))
     refused(
         "expected at least 64 examples of A to train on, found .*lower --batch",
@@ -197,8 +213,6 @@ def test_data_that_cannot_be_trained_on_are_refused_in_one_line(
 
 
 def test_tasks_that_are_known_are_nothing_to_learn(trained: Problem) -> None:
-    known = Config(model="sequences-small", tasks=("copy", "swap"), **FEW)  # type: ignore[arg-type]
-    with pytest.raises(
-        LoclinError, match=r"expected a task with something to learn, found a score of 1.00 or more on copy, swap"
-    ):
+    known = Config(model="sequences-small", data=("sequences-small",), tasks=("copy", "swap"), **FEW)  # type: ignore[arg-type]
+    with pytest.raises(LoclinError, match=r"expected a task with something to learn, found 1.00 on copy, 1.00 on swap"):
         experiment.run_one(known, 0, silent)

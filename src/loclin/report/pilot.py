@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,20 @@ from rich.table import Table
 from rich.text import Text
 
 from loclin.record import Record, Row
-from loclin.report.ranking import MARGIN, ranked, ranking_table, recommended, text
-from loclin.report.schedules import EVERY_PAIR, cosines_figure, courses, line_section, ranking_figure, ranking_lines
+from loclin.report.ranking import MARGIN, ranked, ranking_table, recommended, reference_of, text
+from loclin.report.schedules import (
+    EVERY_PAIR,
+    cosine_line,
+    cosines_figure,
+    cosines_seen,
+    courses,
+    line_section,
+    ranking_figure,
+    ranking_lines,
+)
 from loclin.report.section import OPTIMISERS, Section, text_of
 from loclin.report.words import p_text
+from loclin.stats import Estimate
 
 KIND = "pilot"
 
@@ -28,25 +39,31 @@ def sections(rows: Sequence[Row], config: Mapping[str, Any]) -> list[Section]:
         f"Scores on test examples over {every[0].worst.n} pilots; differences are paired by pilot, p two-sided and "
         "adjusted by Holm over the schedules."
     )
-    conflict = Section(
-        title="Do the gradients of the tasks conflict?",
-        question="Mean cosine between the gradients of the tasks' batches while they are trained together, attenuated by the noise of "
-        "the batches.",
-        figures=[cosines_figure(rows, (EVERY_PAIR,), {"optimiser": config["optimiser"]}, label)],
-        sees=[],
-    )
+    optimiser = {"optimiser": config["optimiser"]}
+    conflict = []
+    if cosines_seen(rows, optimiser):
+        seen = f"Under {cosines_seen(rows, optimiser)}: {cosine_line(rows, EVERY_PAIR, optimiser)}."
+        conflict = [
+            Section(
+                title="Do the gradients of the tasks conflict?",
+                question="Mean cosine between the gradients of the tasks' batches while they are trained together, attenuated by the "
+                "noise of the batches.",
+                figures=[cosines_figure(rows, (EVERY_PAIR,), optimiser, label)],
+                sees=[seen],
+            )
+        ]
     return [
         Section(
-            title=f"Which schedule for {_tasks(rows)}?",
+            title=f"Which schedule for {', '.join(_tasks(rows))}?",
             question=f"Every schedule takes {config['evaluations']} gradients of {config['batch']} examples, at a learning rate of "
             f"{config['lr']:g}. The score that counts is that of the task that ends worst.",
             figures=[ranking_figure(rows, every, here, label)],
-            tables=[ranking_table(rows, caption, (), **here)],
+            tables=[ranking_table(rows, caption, (), tasks=_tasks(rows), **here)],
             sees=[*advice(rows, config), *ranking_lines(every)],
         ),
-        courses(rows, (EVERY_PAIR,), {"optimiser": config["optimiser"]}, label),
-        conflict,
-        line_section(rows, (EVERY_PAIR,), {"optimiser": config["optimiser"]}, label, []),
+        courses(rows, (EVERY_PAIR,), optimiser, label, _tasks(rows)),
+        *conflict,
+        line_section(rows, (EVERY_PAIR,), optimiser, label, []),
     ]
 
 
@@ -100,11 +117,14 @@ def print_pilot(folder: Path) -> None:
             continue
         rows, console = record.results(name), Console()
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for heading in ("schedule", "worst task", "mean of tasks", "less the reference's", "p Holm"):
+        every = ranked(rows, **_here(config))
+        for heading in ("schedule", "worst task", "mean", f"worst less {reference_of(every)}'s", "p Holm"):
             table.add_column(heading, overflow="fold")
-        for r in ranked(rows, **_here(config)):
-            behind = "–" if r.behind is None else text(r.behind)
-            table.add_row(*map(Text, (r.schedule, text(r.worst), text(r.mean), behind, p_text(r.p_holm))))
+        taken = recommended(rows, **_here(config)).schedule
+        for r in every:
+            behind = "–" if r.behind is None else _short(r.behind)
+            cells = (r.schedule, _short(r.worst), f"{r.mean.value:.2f}", behind, p_text(r.p_holm))
+            table.add_row(*map(Text, cells), style="bold" if r.schedule == taken else "")
         console.print(table)
         for line in advice(rows, config):
             console.print(Text(line), soft_wrap=True)
@@ -114,6 +134,11 @@ def _here(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"pair": EVERY_PAIR, "optimiser": config["optimiser"]}
 
 
-def _tasks(rows: Sequence[Row]) -> str:
-    tasks = next(r.context["task"] for r in rows if "run" in r.context)
-    return ", ".join(str(tasks).split("+"))
+def _tasks(rows: Sequence[Row]) -> list[str]:
+    return str(next(r.context["task"] for r in rows if "run" in r.context)).split("+")
+
+
+def _short(estimate: Estimate) -> str:
+    """Two digits are more than a few test examples tell."""
+    finite = isfinite(estimate.low)
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]" if finite else f"{estimate.value:.2f}"

@@ -139,12 +139,24 @@ def recommended(rows: Sequence[Row], **context: Any) -> Recommendation:
     )
 
 
-def ranking_table(rows: Sequence[Row], caption: str, kinds: Sequence[str], **context: Any) -> Table:
-    """The ranking as a table, with the worst-task score for every kind of pair beside it."""
+def ranking_table(
+    rows: Sequence[Row], caption: str, kinds: Sequence[str], *, tasks: Sequence[str] = (), **context: Any
+) -> Table:
+    """The ranking as a table, with the worst-task score for every kind of pair, or the score on every task, beside it.
+
+    Args:
+        rows: of the record.
+        caption: of the table.
+        kinds: of pairs.
+        tasks: in the order of their letters.
+        context: the condition.
+    """
     every = ranked(rows, **context)
-    header = ["schedule", "kind", "worst task", "mean of tasks", f"worst task less {_reference(every)}'s", "p (Holm)"]
+    header = ["schedule", "kind", "worst task", "mean of tasks", f"worst task less {reference_of(every)}'s", "p (Holm)"]
+    header += tasks
     header += [f"worst task, {kind}" for kind in kinds] + ["gradients", "steps"]
-    by_kind = [runs_of(rows, "worst_score", **{**context, "pair": kind}) for kind in kinds]
+    by_kind = [runs_of(rows, "score", **{**context, "role": chr(ord("A") + i)}) for i, _ in enumerate(tasks)]
+    by_kind += [runs_of(rows, "worst_score", **{**context, "pair": kind}) for kind in kinds]
     counts = {q: runs_of(rows, q, **context) for q in ("evaluations", "steps")}
     cells = [
         [
@@ -162,7 +174,8 @@ def ranking_table(rows: Sequence[Row], caption: str, kinds: Sequence[str], **con
     return Table(caption=caption, header=header, rows=cells)
 
 
-def _reference(every: Sequence[Ranked]) -> str:
+def reference_of(every: Sequence[Ranked]) -> str:
+    """What the others are held against."""
     return next((r.schedule for r in every if r.behind is None), REFERENCE)
 
 

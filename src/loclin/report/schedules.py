@@ -41,7 +41,8 @@ def _ranking(rows: Sequence[Row], config: Mapping[str, Any], here: Mapping[str, 
     return Section(
         title=f"Which schedule leaves both tasks known{label}?",
         question="Both tasks of a pair are destroyed; from there every schedule trains them with the same batches and as many "
-        f"gradients, {config['evaluations']} of {config['batch']} examples. The score that counts is that of the task that ends worse.",
+        f"gradients, {config['evaluations']} of {config['batch']} examples. The score that counts is that of the task that ends worse. "
+        "Agreeing, neutral and conflicting pairs are named by their gradients at θ₀, not where training starts.",
         figures=figures,
         tables=[
             ranking_table(
@@ -95,9 +96,11 @@ def _by_kind(
 def ranking_lines(every: Sequence[Ranked]) -> Iterator[str]:
     """What one sees in a ranking, in sentences."""
     best, last = every[0], every[-1]
+    if len(every) < 2:
+        return
     yield (
-        f"Best is {best.schedule}: the worst task ends at {text(best.worst)}; last is {last.schedule} with {text(last.worst)}. The "
-        "best of many is flattered by being the best."
+        f"Highest on test examples is {best.schedule}: the worst task ends at {text(best.worst)}; last is {last.schedule} "
+        f"with {text(last.worst)}. The best of many is flattered by being the best."
     )
     apart = [r for r in every if r.p_holm is not None and r.p_holm < 0.05 and r.behind is not None]
     reference = next(r.schedule for r in every if r.behind is None)
@@ -112,8 +115,10 @@ def ranking_lines(every: Sequence[Ranked]) -> Iterator[str]:
         )
 
 
-def courses(rows: Sequence[Row], pairs: Sequence[str], here: Mapping[str, Any], label: str) -> Section:
-    """Learning curves: the worst task under every schedule, and both tasks under a few."""
+def courses(
+    rows: Sequence[Row], pairs: Sequence[str], here: Mapping[str, Any], label: str, tasks: Sequence[str] = ()
+) -> Section:
+    """Learning curves: the worst task under every schedule, and every task under a few, by its name or its letter."""
     over = EVERY_PAIR
     families: dict[str, list[str]] = {}
     for r in select(rows, "curve_worst_score", pair=over, evaluations=0, **here):
@@ -132,24 +137,31 @@ def courses(rows: Sequence[Row], pairs: Sequence[str], here: Mapping[str, Any], 
         )
         for kind, names in families.items()
     ]
+    letters = sorted({r.context["role"] for r in select(rows, "curve_score", **here)})
     for pair in pairs:
         named = [
-            (f"{name}, task {role}", {"schedule": name, "pair": pair, "role": role}, role != "A")
+            (
+                f"{name}, {tasks[i] if tasks else f'task {role}'}",
+                {"schedule": name, "pair": pair, "role": role},
+                role != "A",
+            )
             for name in TOLD_APART
-            for role in ("A", "B")
+            for i, role in enumerate(letters)
             if select(rows, "curve_score", schedule=name, pair=pair, role=role, **here)
         ]
+        if not named:
+            continue
         kind = "" if pair == EVERY_PAIR else f", {pair} pairs"
         figures.append(
             _curves(
                 f"schedules-tasks-{pair}-{here['optimiser']}".replace("+", "-"),
-                f"Score of both tasks against gradients taken{kind}{label}: the first drawn whole, the second broken.",
+                f"Score of every task against gradients taken{kind}{label}: the first drawn whole, the others broken.",
                 named,
                 rows,
                 "curve_score",
                 here,
-                f"Both tasks{kind}{label}",
-                by_two=True,
+                f"Every task{kind}{label}",
+                together=len(letters),
             )
         )
     return Section(
@@ -168,8 +180,9 @@ def _halfway(rows: Sequence[Row], pairs: Sequence[str], here: Mapping[str, Any])
             most = max(curve, key=lambda r: r.value or 0.0)
             kind = "" if pair == EVERY_PAIR else f"{pair} pairs, "
             yield (
-                f"{kind}one after the other: of the task trained first {text_of(rows, 'curve_score', **most.context)} is known after "
-                f"{most.context['evaluations']} gradients, {text_of(rows, 'curve_score', **curve[-1].context)} at the end."
+                f"{kind}one after the other: the task trained first is at {text_of(rows, 'curve_score', **most.context)} after "
+                f"{most.context['evaluations']} gradients, where it was highest, and at "
+                f"{text_of(rows, 'curve_score', **curve[-1].context)} at the end."
             )
 
 
@@ -182,12 +195,12 @@ def _curves(
     here: Mapping[str, Any],
     title: str,
     *,
-    by_two: bool = False,
+    together: int = 1,
 ) -> Drawing:
     """Learning curves; more than the palette has are drawn broken, as are those marked so."""
     found = []
     for i, (text_, context, broken) in enumerate(named):
-        colour = i // 2 if by_two else i
+        colour = i // together
         found.append(
             Curve(
                 rows=select(rows, quantity, **here, **context),
@@ -228,15 +241,33 @@ def _conflict(rows: Sequence[Row], config: Mapping[str, Any], here: Mapping[str,
     return Section(
         title=f"Do the gradients conflict{label}?",
         question="Cosine between the gradients of both tasks' batches while they are trained together.",
-        figures=[cosines_figure(rows, config["pairs"], here, label)],
+        figures=[cosines_figure(rows, config["pairs"], here, label)] if cosines_seen(rows, here) else [],
         sees=lines,
     )
 
 
+def cosines_seen(rows: Sequence[Row], here: Mapping[str, Any]) -> str:
+    """The schedule whose gradient cosines are shown; empty where none differentiated several tasks in a step."""
+    seen = list(dict.fromkeys(r.context["schedule"] for r in select(rows, "gradient_cosine", **here)))
+    return "raw sum" if "raw sum" in seen else next(iter(seen), "")
+
+
+def cosine_line(rows: Sequence[Row], pair: str, here: Mapping[str, Any]) -> str:
+    """The cosine in the first and in the last steps, in a sentence."""
+    there = {**here, "schedule": cosines_seen(rows, here), "pair": pair}
+    found = sorted(select(rows, "gradient_cosine", **there), key=lambda r: r.context["evaluations"])
+    first, last = (text_of(rows, "gradient_cosine", **r.context) for r in (found[0], found[-1]))
+    return f"cosine {first} up to {found[0].context['evaluations']} gradients, {last} in the last {_last(found)}"
+
+
+def _last(found: Sequence[Row]) -> int:
+    marks = [r.context["evaluations"] for r in found]
+    return int(marks[-1] - (marks[-2] if len(marks) > 1 else 0))
+
+
 def cosines_figure(rows: Sequence[Row], pairs: Sequence[str], here: Mapping[str, Any], label: str) -> Drawing:
     """Gradient cosine along training by raw sum, or the first schedule that saw it."""
-    seen = list(dict.fromkeys(r.context["schedule"] for r in select(rows, "gradient_cosine", **here)))
-    shown = "raw sum" if "raw sum" in seen else next(iter(seen), "")
+    shown = cosines_seen(rows, here)
     curves = [
         Curve(
             rows=select(rows, "gradient_cosine", schedule=shown, pair=pair, **here),
@@ -247,7 +278,7 @@ def cosines_figure(rows: Sequence[Row], pairs: Sequence[str], here: Mapping[str,
     ]
     return draw_curves(
         f"schedules-cosines-{here['optimiser']}",
-        f"Mean cosine of the tasks' batch gradients up to a number of gradients, under {shown or 'no schedule'}{label}, 95 % band.",
+        f"Mean cosine of the tasks' batch gradients up to a number of gradients, under {shown}{label}, 95 % band.",
         curves,
         over="evaluations",
         labels=(BUDGET, "cosine"),
@@ -311,8 +342,8 @@ def line_section(
     )
     return Section(
         title=f"What do specialists share{label}?",
-        question="Each task trained alone from the same point, with its share of the gradients: do the two go the same way, and is "
-        "there something between them that knows both?",
+        question="Each task trained alone from the same point, with its share of the gradients: is there something between the "
+        "first and the last that knows all?",
         figures=figures,
         sees=[
             *lines,

@@ -52,7 +52,7 @@ def library_weights(name: str, tasks: int) -> Callable[[Products], Weights]:
         if name == "Nash-MTL":
             return _bargaining(aggregation.NashMTL(n_tasks=tasks, max_norm=0.0, optim_niter=NASH_ROUNDS))
     except ImportError as error:
-        missing = str(error).strip().splitlines()[0].rstrip(".")
+        missing = str(error).strip().splitlines()[0].partition(" Install them")[0].rstrip(".")
         raise LoclinError(
             f"expected the packages behind the schedule {name}, found {missing}: pip install 'loclin[schedules]'"
         ) from None

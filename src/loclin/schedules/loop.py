@@ -139,9 +139,11 @@ def train_tasks(
             finite.
     """
     began, elsewhere, evaluations, first = time.perf_counter(), 0.0, 0, np.empty(0)
+    room = space.read().repeat(max(map(len, plan), default=1), 1)  # every step's gradients, then their sum
     means, cosines = np.empty(len(plan)), np.full(len(plan), np.nan)
     for t, names in enumerate(plan, start=1):
-        rows, losses = _gradients(space, streams, loss, names, f"step {t} of {len(plan)}")
+        rows = room[: len(names)]
+        losses = _gradients(space, streams, loss, names, rows, f"step {t} of {len(plan)}")
         evaluations += len(names)
         products = _checked(gramian(rows), names, f"step {t} of {len(plan)}")
         first = losses if len(first) != len(losses) else first
@@ -153,8 +155,10 @@ def train_tasks(
                 "choose another schedule"
             )
         means[t - 1], cosines[t - 1] = losses.mean(), mean_cosine(products)
-        combined = torch.as_tensor(weights, dtype=rows.dtype, device=rows.device) @ rows
-        _step(space, optimiser, combined if extra is None else combined + extra(), away_from)
+        combined = rows[0].mul_(weights[0])
+        for row, weight in zip(rows[1:], weights[1:], strict=True):
+            combined.add_(row, alpha=float(weight))
+        _step(space, optimiser, combined if extra is None else combined.add_(extra()), away_from)
         if after_step:
             paused = time.perf_counter()
             after_step(t)
@@ -179,9 +183,14 @@ def mixed(streams: Sequence[Iterator[Batch]]) -> Iterator[Batch]:
 
 
 def _gradients(
-    space: ParameterSpace, streams: Mapping[str, Iterator[T]], loss: SummedLoss[T], names: Sequence[str], where: str
-) -> tuple[Float[Tensor, "K D"], Weights]:
-    """Gradient and mean loss of each task's next batch."""
+    space: ParameterSpace,
+    streams: Mapping[str, Iterator[T]],
+    loss: SummedLoss[T],
+    names: Sequence[str],
+    rows: Float[Tensor, "K D"],
+    where: str,
+) -> Weights:
+    """Write the gradient of each task's next batch into a row; the mean losses."""
     losses: list[float] = []
 
     def asked(batch: T) -> tuple[Tensor, int]:
@@ -193,8 +202,9 @@ def _gradients(
             )
         return total, count
 
-    rows = [space.gradient(asked, [next(streams[name])]) for name in names]
-    return torch.stack(rows), np.array(losses)
+    for row, name in zip(rows, names, strict=True):
+        space.gradient(asked, [next(streams[name])], into=row)
+    return np.array(losses)
 
 
 def _checked(products: Products, names: Sequence[str], where: str) -> Products:

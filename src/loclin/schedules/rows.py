@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from loclin.errors import LoclinError
 from loclin.record import Row, finite
 from loclin.schedules.contest import Contest, Point, Trained
 from loclin.schedules.courses import by_schedule
@@ -51,7 +52,7 @@ def contest_rows(contest: Contest, told: Told) -> tuple[list[Row], dict[str, flo
             )
             rows.append(_row(contest, "merge_scale", scale, here))
         else:
-            trained = by_schedule(contest, name)
+            trained = _trained(contest, name)
             seconds[name] = sum(c.seconds for c in trained.courses) / sum(c.evaluations for c in trained.courses)
             rows += _end_rows(contest, trained.end, here, trained.evaluations)
             rows.append(_row(contest, "steps", sum(course.steps for course in trained.courses), here))
@@ -65,6 +66,13 @@ def cost_note(seconds: Mapping[str, float]) -> Iterator[str]:
         each = ", ".join(f"{name} {s / seconds[REFERENCE]:.2f}" for name, s in seconds.items())
         plain = f"{1e3 * seconds[REFERENCE]:.1f} ms here"
         yield f"time for one gradient, with its share of the step, over that of {REFERENCE} ({plain}): {each}"
+
+
+def _trained(contest: Contest, name: str) -> Trained:
+    try:
+        return by_schedule(contest, name)
+    except LoclinError as error:
+        raise LoclinError(f"schedule {name}: {error}") from error
 
 
 def _end_rows(contest: Contest, point: Point, here: Mapping[str, Any], taken: int) -> Iterator[Row]:

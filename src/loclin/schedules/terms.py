@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from math import ceil
 from typing import Literal
 
@@ -40,7 +41,11 @@ class Terms:
     """The terms of a comparison: every schedule starts at one point and takes as many gradients of one batch."""
 
     schedules: tuple[str, ...] = (*SIMULTANEOUS, *SEQUENTIAL, *REMEDIES, *MERGED)
-    """Which, by name; "all" adds those of torchjd: MGDA, UPGrad, IMTL-G, Aligned-MTL, CAGrad, Nash-MTL (pip install
+    """Which, by name (with a space in quotes). A step for each task: alternating, joint mixed (batches of all tasks). A step for all,
+    their gradients summed with weights: raw sum (1 each), norm-balanced (1/norm), PCGrad (conflicts projected out), equal decrease (all
+    losses fall alike), loss-balanced (what has fallen least counts most). One task after the other: sequential, sequential reversed;
+    mended: replay (old examples mixed in), consolidation (EWC), projection (out of the old task's gradients). Specialists merged:
+    average, task arithmetic, TIES. "all" adds torchjd's: MGDA, UPGrad, IMTL-G, Aligned-MTL, CAGrad, Nash-MTL (pip install
     'loclin[schedules]')."""
     evaluations: int = 48
     """Gradients of one task's batch that every schedule may take; one that sums K tasks makes a K-th as many steps."""
@@ -78,7 +83,9 @@ class Terms:
         unknown = [name for name in self.schedules if name not in (*EVERY, "all")]
         if unknown or not self.schedules:
             found = repr(unknown[0]) if unknown else "none"
-            raise LoclinError(f"expected schedules among all, {', '.join(EVERY)}, found {found}: change --schedules")
+            near = [name for name in EVERY if unknown and get_close_matches(unknown[0].lower(), [name.lower()])]
+            remedy = f"did you mean {near[0]!r}? change --schedules" if near else "change --schedules"
+            raise LoclinError(f"expected schedules among all, {', '.join(EVERY)}, found {found}: {remedy}")
         if self.batch < tasks:
             raise LoclinError(
                 f"expected a batch of at least {tasks} examples, one a task, found {self.batch}: raise --batch"

@@ -41,6 +41,8 @@ def run_study(study: str, config: Any, *, out: Path) -> list[Claim]:
     device = experiment.device(config)
     record, began, entry = Record(out), time.perf_counter(), config.entry
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_WHAT}
+    if study in OWN:
+        settings |= experiment.fingerprint(config)
     record.open_study(entry, settings, device=config.device_map or device, kind=study)
     names = [f"run-{run:03d}" for run in range(config.seeds)]
     there = {run: part.notes for run, name in enumerate(names) if (part := record.part(entry, name)) is not None}

@@ -26,9 +26,9 @@ class Config(Terms):
 
     model: str
     """The model that is trained: a folder, a hub id, or a built-in model (sequences, statements)."""
-    data: tuple[str, ...] = ()
+    data: tuple[str, ...]
     """What it is to learn: JSON Lines files or hub data sets, each with one task (named after the file) or several (named in the
-    records)."""
+    records). 60 % of the examples train, 20 % choose, 20 % test."""
     tasks: tuple[str, ...] = ()
     """Which of the tasks, in the order of sequential training; all by default."""
 
@@ -43,13 +43,17 @@ class Config(Terms):
     optimiser: Optimiser = "adamw"
     """By which every schedule trains: adamw, or sgd (without momentum)."""
     lr: float = 1e-3
-    """Its learning rate; take the one you train with."""
+    """Its learning rate; take the one you train with (SGD takes tens of times as much as AdamW)."""
     schedules: tuple[str, ...] = (*SIMULTANEOUS, *SEQUENTIAL, "replay", "average")
-    """Which, by name; "all" adds consolidation, projection, task arithmetic, TIES and those of torchjd: MGDA, UPGrad, IMTL-G,
-    Aligned-MTL, CAGrad, Nash-MTL (pip install 'loclin[schedules]')."""
+    """Which, by name (with a space in quotes). A step for each task: alternating, joint mixed (batches of all tasks). A step for all,
+    their gradients summed with weights: raw sum (1 each), norm-balanced (1/norm), PCGrad (conflicts projected out), equal decrease (all
+    losses fall alike), loss-balanced (what has fallen least counts most). One task after the other: sequential, sequential reversed;
+    mended: replay (old examples mixed in), consolidation (EWC), projection (out of the old task's gradients). Specialists merged:
+    average, task arithmetic, TIES. "all" adds torchjd's: MGDA, UPGrad, IMTL-G, Aligned-MTL, CAGrad, Nash-MTL (pip install
+    'loclin[schedules]')."""
     evaluations: int = 60
     """Gradients of one task's batch that every schedule may take; one that sums K tasks makes a K-th as many steps."""
-    points: int = 5
+    points: int = 4
     """Places of a learning curve."""
     seeds: int = 5
     """Repeated pilots: each has its own adapter, order and splits of the data."""
@@ -86,7 +90,7 @@ class Config(Terms):
         Raises:
             LoclinError: what was expected, what was found, what to do.
         """
-        if self.model not in BUILT_IN and not self.data:
+        if not self.data:
             raise LoclinError(
                 f"expected --data with the model {self.model!r}, found none: give a file for each task, such as --data A.jsonl B.jsonl"
             )
@@ -96,6 +100,10 @@ class Config(Terms):
             )
         if self.data == ("self",):
             raise LoclinError("expected tasks to learn, found --data self, the model's own samples: give files")
+        if len({Path(name).resolve() for name in self.data}) < len(self.data):
+            raise LoclinError(
+                f"expected different files, found one twice in {' '.join(self.data)}: give a file for each task"
+            )
         for name in self.data:
             if name.endswith((".jsonl", ".json")) and not Path(name).exists():
                 raise LoclinError(f"expected a file of task data, found nothing at {name}: check the path")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from loclin.errors import LoclinError
 from loclin.models import BUILT_IN, Problem, load
@@ -29,6 +31,19 @@ def device(config: Config) -> str:
     return device_named(config.device, small=config.model in BUILT_IN)
 
 
+def fingerprint(config: Config) -> dict[str, str]:
+    """What a run folder is of beside its settings: the data, and which files the model has. Other data make another pilot."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name in config.data:
+        digest.update(Path(name).read_bytes() if Path(name).is_file() else name.encode())
+    folder = Path(config.model)
+    sizes = [(p.name, p.stat().st_size) for p in sorted(folder.iterdir()) if p.is_file()] if folder.is_dir() else []
+    return {
+        "data_digest": digest.hexdigest(),
+        "model_files": hashlib.blake2b(repr(sizes).encode(), digest_size=8).hexdigest(),
+    }
+
+
 def run_one(config: Config, run: int, progress: Progress) -> Part:
     """Everything that pilot number `run` contributes.
 
@@ -40,10 +55,10 @@ def run_one(config: Config, run: int, progress: Progress) -> Part:
     check_installed(config.named)
     progress("reading model and data", 0.0)
     seed = config.seed + run
-    own = not config.data or config.data[0] in BUILT_IN  # of a built-in set a model may have learned the train split
+    own = config.data[0] in BUILT_IN  # of a built-in set a model may have learned the train split
     problem = load(
         config.model,
-        data=config.data or None,
+        data=config.data,
         seed=seed,
         how=How.of(config, device(config)),
         template=config.template,
@@ -68,14 +83,15 @@ def run_one(config: Config, run: int, progress: Progress) -> Part:
         validated=True,
     )
     scores = contest.asked(contest.whole)[:, 1]
+    known = ", ".join(f"{score:.2f} on {task}" for task, score in zip(tasks, scores, strict=True))
     if scores.min() >= KNOWN:
         raise LoclinError(
-            f"expected a task with something to learn, found a score of {scores.min():.2f} or more on {', '.join(tasks)} before any "
-            "training: give tasks that the model does not know"
+            f"expected a task with something to learn, found {known} before any training: give tasks that the model does not know"
         )
     rows, seconds = contest_rows(contest, progress)
-    known = ", ".join(f"{score:.2f} on {task}" for task, score in zip(tasks, scores, strict=True))
-    notes = [*problem.notes, f"known before training, first pilot: {known}", *cost_note(seconds)] if run == 0 else []
+    counts = ", ".join(f"{len(exam.folds)} of {task}" for task, exam in zip(tasks, contest.whole, strict=True))
+    said = [f"scores are of test examples: {counts}", f"known before training, first pilot: {known}"]
+    notes = [*problem.notes, *said, *cost_note(seconds)] if run == 0 else []
     return Part(rows=rows, arrays={}, seconds=time.perf_counter() - began, notes=notes)
 
 
@@ -88,7 +104,7 @@ def chosen_tasks(config: Config, problem: Problem, lessons: str) -> tuple[str, .
     tasks = config.tasks or problem.tasks
     unknown = [task for task in tasks if task not in problem.tasks]
     if unknown:
-        raise LoclinError(f"unknown task {unknown[0]!r}: expected some of {', '.join(problem.tasks)}")
+        raise LoclinError(f"unknown task {unknown[0]!r}: expected some of {', '.join(problem.tasks)}; change --tasks")
     if len(tasks) < 2:
         raise LoclinError(
             f"expected two tasks or more, found {', '.join(tasks)} alone: give a file for each, or records that name their task"
