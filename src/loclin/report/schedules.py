@@ -178,9 +178,9 @@ def _halfway(rows: Sequence[Row], pairs: Sequence[str], here: Mapping[str, Any])
         curve = sorted(select(rows, "curve_score", **there), key=lambda r: r.context["evaluations"])
         if curve:
             most = max(curve, key=lambda r: r.value or 0.0)
-            kind = "" if pair == EVERY_PAIR else f"{pair} pairs, "
+            kind = "" if pair == EVERY_PAIR else f", {pair} pairs"
             yield (
-                f"{kind}one after the other: the task trained first is at {text_of(rows, 'curve_score', **most.context)} after "
+                f"One after the other{kind}: the task trained first is at {text_of(rows, 'curve_score', **most.context)} after "
                 f"{most.context['evaluations']} gradients, where it was highest, and at "
                 f"{text_of(rows, 'curve_score', **curve[-1].context)} at the end."
             )
