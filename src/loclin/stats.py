@@ -187,7 +187,7 @@ def mean_differs(values: Sequence[float] | np.ndarray) -> float:
     run differs.
 
     >>> round(mean_differs([0.1, 0.2, 0.15]), 4)
-    0.0364
+    0.0351
     """
     given = np.asarray(values, dtype=float)
     return min(1.0, 2 * min(mean_above(given, 0.0), mean_above(-given, 0.0)))
