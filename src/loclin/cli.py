@@ -55,7 +55,7 @@ class Reproduce:
     """Run every study on the built-in models, then write the report and say where it is."""
 
     profile: Profile = "standard"
-    """smoke: a few minutes, wide intervals. standard: 16 to 19 minutes on two cores. paper: the paper's own models
+    """smoke: a few minutes, wide intervals. standard: 16 minutes on two cores. paper: the paper's own models
     too, hours."""
     studies: tuple[str, ...] = STUDIES
     """Which studies to run."""

@@ -112,12 +112,11 @@ def test_every_step_is_asked_of_the_tasks_of_its_schedule(
 
 def test_the_scale_of_merged_specialists_is_chosen_on_validation_examples(trained: Problem) -> None:
     made, other = contest(trained, rate=1e-2), {}
-    real = made.at
     for better in (0.5, 1.0):
 
         def told(point: Any, exams: Any, better: float = better) -> np.ndarray:
             if exams is not made.choosing:
-                return np.flip(real(point, exams), axis=0) * 0 + 0.5
+                return np.full((2, 2), 0.5)
             ends = [made.specialist(task).end for task in TASKS]
             near = torch.equal(point, arithmetic(made.start, ends, better))
             return np.full((2, 2), 1.0 if near else 0.2)
