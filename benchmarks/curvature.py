@@ -1,12 +1,15 @@
-"""What curvature costs in gradients: Hessian-vector products, a Krylov basis, the Gramian of many gradients.
+"""What curvature costs in gradients: Hessian-vector products, a Krylov basis, the Gramian of many
+gradients.
 
     python benchmarks/curvature.py [--only sequences|statements|qwen] [--out FILE]
 
-On the built-in models and on a Qwen2.5-0.5B configuration with random weights and LoRA (which needs 6 GB of memory and 2 GB of
-disk), three ratios, each the median over pairs measured in turn, with the range of the pairs' middle half:
+On the built-in models and on a Qwen2.5-0.5B configuration with random weights and LoRA (which needs
+6 GB of memory and 2 GB of disk), three ratios, each the median over pairs measured in turn, with
+the range of the pairs' middle half:
 
-1. one Hessian-vector product over one gradient of the same batch, the product with eager attention, the gradient with the
-   model's own (aim: at most 2.5); once as it stands alone, and once as one of many at the same point;
+1. one Hessian-vector product over one gradient of the same batch, the product with eager attention,
+   the gradient with the model's own (aim: at most 2.5); once as it stands alone, and once as one of
+   many at the same point;
 2. a Krylov basis of k steps over k products (aim: at most 1.1);
 3. n gradients with their Gramian over n plain backward passes (aim: at most 1.15).
 
@@ -38,7 +41,9 @@ from loclin.updates import Keeping
 def growth(work: Callable[[], object]) -> str:
     """Most memory that the process took beyond what it held before, in MB."""
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed before is not to be had for nothing
+        ctypes.CDLL("libc.so.6").malloc_trim(
+            0
+        )  # what was freed before is not to be had for nothing
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
         before = _status("VmRSS")
         work()
@@ -52,20 +57,28 @@ def _status(name: str) -> float:
     return next(float(line.split()[1]) for line in lines if line.startswith(name))
 
 
-def ratios(name: str, problem: Problem, *, examples: int, k: int, gradients: int, batch: int, pairs: int) -> list[str]:
+def ratios(
+    name: str, problem: Problem, *, examples: int, k: int, gradients: int, batch: int, pairs: int
+) -> list[str]:
     """The rows of one model."""
     model, space = problem.model, ParameterSpace(problem.model)
     shown = problem.batch("recovery", problem.tasks[0])
-    data, few = [shown.rows(slice(0, examples))], list(shown.rows(slice(0, gradients * batch)).chunks(batch))
+    data, few = (
+        [shown.rows(slice(0, examples))],
+        list(shown.rows(slice(0, gradients * batch)).chunks(batch)),
+    )
     v, of = space.noise(seed=0), f"{name}, D = {space.dimension}"
 
     def loss(b):
         return answer_loss(model, b)
 
-    def line(what: str, first: Callable[[], object], base: str, second: Callable[[], object], aim: str) -> str:
+    def line(
+        what: str, first: Callable[[], object], base: str, second: Callable[[], object], aim: str
+    ) -> str:
         against, found = compare(first, second, pairs)
         return (
-            f"| {of}: {what}, grows by {growth(first)} | {base}, {against * 1000:.0f} ms, grows by {growth(second)} | "
+            f"| {of}: {what}, grows by {growth(first)} | {base}, {against * 1000:.0f} ms, grows by "
+            f"{growth(second)} | "
             f"{found} | {aim} |"
         )
 
@@ -96,12 +109,24 @@ def ratios(name: str, problem: Problem, *, examples: int, k: int, gradients: int
         for _ in range(k):
             product(v)
 
-    one, alone = f"one gradient of {examples} examples", curved(lambda: hessian_operator(space, loss, data)(v))
-    many, passes = f"{gradients} gradients of {batch} examples and their Gramian", f"{gradients} backward passes"
+    one, alone = (
+        f"one gradient of {examples} examples",
+        curved(lambda: hessian_operator(space, loss, data)(v)),
+    )
+    many, passes = (
+        f"{gradients} gradients of {batch} examples and their Gramian",
+        f"{gradients} backward passes",
+    )
     return [
         line("one Hessian-vector product", alone, one, gradient, "≤ 2.5"),
         line("one of many at a point", lambda: product(v), one, gradient, "≤ 2.5"),
-        line(f"a Krylov basis of {k}", lambda: lanczos(product, g, k), f"{k} products", every_product, "≤ 1.1"),
+        line(
+            f"a Krylov basis of {k}",
+            lambda: lanczos(product, g, k),
+            f"{k} products",
+            every_product,
+            "≤ 1.1",
+        ),
         line(many, every_gradient, passes, every_backward, "≤ 1.15"),
     ]
 
@@ -115,7 +140,9 @@ def adapted(problem: Problem, rank: int) -> Problem:
 
 
 def sequences() -> list[str]:
-    return ratios("sequences", models.load("sequences"), examples=64, k=20, gradients=64, batch=8, pairs=9)
+    return ratios(
+        "sequences", models.load("sequences"), examples=64, k=20, gradients=64, batch=8, pairs=9
+    )
 
 
 def statements() -> list[str]:
@@ -127,7 +154,9 @@ def qwen() -> list[str]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make(folder, "float32")
-        problem = adapted(models.load(str(folder / "model"), data=str(folder / "questions.jsonl")), 8)
+        problem = adapted(
+            models.load(str(folder / "model"), data=str(folder / "questions.jsonl")), 8
+        )
         return ratios("Qwen2.5-0.5B, LoRA", problem, examples=8, k=5, gradients=8, batch=4, pairs=3)
 
 

@@ -2,11 +2,12 @@
 
     python benchmarks/recording.py [--out FILE]
 
-Two ratios, each the median over pairs measured in turn (A B A B ...), with the range of the pairs' middle half:
+Two ratios, each the median over pairs measured in turn (A B A B ...), with the range of the pairs'
+middle half:
 
 1. a training step with recording on over one with recording off (aim: at most 1.05);
-2. the whole capture analysis, Gramian and both curves at every k, over reading the updates once (aim: at most 2), with the
-   updates in a file (warm cache) and in memory.
+2. the whole capture analysis, Gramian and both curves at every k, over reading the updates once
+   (aim: at most 2), with the updates in a file (warm cache) and in memory.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from loclin.training import make_optimiser, minibatches, record, train
 PAIRS = 15
 
 
-def line(name: str, base: str, first: Callable[[], object], second: Callable[[], object], aim: str) -> str:
+def line(
+    name: str, base: str, first: Callable[[], object], second: Callable[[], object], aim: str
+) -> str:
     against, found = compare(first, second, PAIRS)
     return f"| {name} | {base}, {against * 1000:.1f} ms | {found} | {aim} |"
 
@@ -45,7 +48,9 @@ def measure() -> list[str]:
                 work(problem.model, space, batches, make_optimiser(name, space, 1e-4), steps)
 
         name = f"{steps} recorded {optimiser} steps, batch {config.batch}"
-        rows.append(line(name, "the same, not recorded", lambda: run(record), lambda: run(train), "≤ 1.05"))
+        rows.append(
+            line(name, "the same, not recorded", lambda: run(record), lambda: run(train), "≤ 1.05")
+        )
 
     updates = torch.randn(config.steps, space.dimension, generator=torch.Generator().manual_seed(0))
 
@@ -63,7 +68,11 @@ def measure() -> list[str]:
         def read() -> torch.Tensor:
             return load_file(file)["updates"]
 
-        rows.append(line(name, "reading the file once", lambda: analyse(read()), lambda: read().sum(), "≤ 2"))
+        rows.append(
+            line(
+                name, "reading the file once", lambda: analyse(read()), lambda: read().sum(), "≤ 2"
+            )
+        )
     name = f"capture analysis in memory, {shape}"
     rows.append(line(name, "one pass over memory", lambda: analyse(updates), updates.sum, "≤ 2"))
     return rows

@@ -2,12 +2,13 @@
 
     python benchmarks/schedules.py [--only sequences|statements|gpt2] [--out FILE]
 
-On the built-in models (all weights; LoRA of rank 8) and on a GPT-2 configuration of 12.3 million weights with random weights, two
-tasks, AdamW: the time of steps by each schedule over that of plain steps, which for each of the two tasks make a forward and a
-backward pass into the same `.grad`, then one step of the same optimiser. Median over pairs measured in turn, with the range of the
-pairs' middle half; beside each how far the process grew at most (Linux alone). On the largest, torchjd's methods are left out: what
-they cost beside the gradients does not grow with the model. Aim: at most 1.1 for schedules that need no more than
-the Gramian of the gradients.
+On the built-in models (all weights; LoRA of rank 8) and on a GPT-2 configuration of 12.3 million
+weights with random weights, two tasks, AdamW: the time of steps by each schedule over that of plain
+steps, which for each of the two tasks make a forward and a backward pass into the same `.grad`,
+then one step of the same optimiser. Median over pairs measured in turn, with the range of the
+pairs' middle half; beside each how far the process grew at most (Linux alone). On the largest,
+torchjd's methods are left out: what they cost beside the gradients does not grow with the model.
+Aim: at most 1.1 for schedules that need no more than the Gramian of the gradients.
 """
 
 from __future__ import annotations
@@ -55,7 +56,14 @@ def rows(
             streams = {"A": cycle(batches[0]), "B": cycle(batches[1])}
             made = make_optimiser("adamw", space, 1e-5)
             plan = [("A", "B")] * steps
-            train_tasks(space, streams, lambda b: answer_loss(model, b), made, plan, weigh=weighing(schedule, 2))
+            train_tasks(
+                space,
+                streams,
+                lambda b: answer_loss(model, b),
+                made,
+                plan,
+                weigh=weighing(schedule, 2),
+            )
 
         return train
 
@@ -66,14 +74,18 @@ def rows(
             against, ratio = compare(by(schedule), plain, PAIRS)
             aim = "≤ 1.1" if schedule in SUMMED else ""
             found.append(
-                f"| {of}: {steps} steps by {schedule}, grows by {growth(by(schedule))} | two backward passes of {size} examples and a "
+                f"| {of}: {steps} steps by {schedule}, grows by {growth(by(schedule))} | two "
+                f"backward passes of {size} examples and a "
                 f"step, {steps} times, {against * 1000:.0f} ms, grows by {base} | {ratio} | {aim} |"
             )
     return found
 
 
 def batches_of(problem, tasks: tuple[str, str], size: int) -> tuple[list[Batch], list[Batch]]:
-    first, second = (list(problem.batch("recovery", task).rows(slice(0, 8 * size)).chunks(size)) for task in tasks)
+    first, second = (
+        list(problem.batch("recovery", task).rows(slice(0, 8 * size)).chunks(size))
+        for task in tasks
+    )
     return first, second
 
 
@@ -91,7 +103,9 @@ def statements() -> list[str]:
 def gpt2() -> list[str]:
     problem = larger()
     shown = exam(problem, 1024).batch
-    return rows("GPT-2", problem.model, (list(shown.chunks(8))[:1], list(shown.chunks(8))[1:]), 2, SUMMED)
+    return rows(
+        "GPT-2", problem.model, (list(shown.chunks(8))[:1], list(shown.chunks(8))[1:]), 2, SUMMED
+    )
 
 
 if __name__ == "__main__":

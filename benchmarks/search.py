@@ -1,19 +1,24 @@
 """What a candidate of a random search costs beyond the forward passes that score it.
 
-    python benchmarks/search.py [--only gaussian|threads|usual|thin|statements|shares|workers] [--out FILE]
+    python benchmarks/search.py [--only gaussian|threads|usual|thin|statements|shares|workers]
+    [--out FILE]
 
-On a GPT-2 configuration of 6 layers, width 384 and 4,096 words (12.3 million weights, all searched) with random weights, and on the
-built-in statements model. Rows have 64 tokens (12 on the statements model), of which 4 (1) are the answer. Each ratio is the time of
-a candidate, which is to draw its noise, write the weights, score, and its share of writing the base back, over the model's plain
-forward pass on the same rows; median over pairs measured in turn, with the range of the pairs' middle half:
+On a GPT-2 configuration of 6 layers, width 384 and 4,096 words (12.3 million weights, all searched)
+with random weights, and on the built-in statements model. Rows have 64 tokens (12 on the statements
+model), of which 4 (1) are the answer. Each ratio is the time of a candidate, which is to draw its
+noise, write the weights, score, and its share of writing the base back, over the model's plain
+forward pass on the same rows; median over pairs measured in turn, with the range of the pairs'
+middle half:
 
-1. Gaussian noise on all weights, at 256 to 16,384 tokens (aims: at most 1.5 at 256 and 1.05 at 4,096), with one thread and two;
-2. the usual ways, for comparison: a deep copy that is changed; noise from one global seed, added and subtracted again; a matrix
-   that holds the noise of the whole population, with a copy of the base;
-3. low-rank noise and LoRA, one candidate at a time (aim: at most 1.1 at 256) and, on the statements model, 16 at a time
-   (aim: at most 0.5);
+1. Gaussian noise on all weights, at 256 to 16,384 tokens (aims: at most 1.5 at 256 and 1.05 at
+   4,096), with one thread and two; 2. the usual ways, for comparison: a deep copy that is changed;
+   noise from one global seed, added and subtracted again; a matrix that holds the noise of the
+   whole population, with a copy of the base;
+3. low-rank noise and LoRA, one candidate at a time (aim: at most 1.1 at 256) and, on the statements
+   model, 16 at a time (aim: at most 0.5);
 4. where the time of a Gaussian candidate goes;
-5. candidates in a second by one and two worker processes, and by Ray with one and two workers, where Ray is there.
+5. candidates in a second by one and two worker processes, and by Ray with one and two workers,
+where Ray is there.
 
 Beside each of 1 to 3 stands how far the process grew at most while it worked (Linux alone).
 """
@@ -55,12 +60,21 @@ ROW, ANSWER, WORDS, SIGMA = 64, 4, 4096, 1e-3
 
 def gpt2() -> Problem:
     """The larger model, and no examples yet."""
-    core = Tokenizer(pieces.WordLevel({w: i for i, w in enumerate(["<pad>", *words()])}, unk_token="<pad>"))
+    core = Tokenizer(
+        pieces.WordLevel({w: i for i, w in enumerate(["<pad>", *words()])}, unk_token="<pad>")
+    )
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>")
     config = GPT2Config(
-        n_layer=6, n_embd=384, n_head=6, n_positions=2 * ROW, vocab_size=WORDS, bos_token_id=None, eos_token_id=None, pad_token_id=0
-    )  # fmt: skip
+        n_layer=6,
+        n_embd=384,
+        n_head=6,
+        n_positions=2 * ROW,
+        vocab_size=WORDS,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
     with torch.random.fork_rng():
         torch.random.manual_seed(0)
         return Problem(model=GPT2LMHeadModel(config).eval(), tokenizer=tokenizer, examples={})
@@ -83,18 +97,29 @@ def passes(of: Exam, times: int) -> None:
         answer_logits(of.problem.model, of.batch)
 
 
-def row(what: str, of: Exam, work: Callable[[], object], *, each: int, pairs: int, aim: str = "") -> str:
+def row(
+    what: str, of: Exam, work: Callable[[], object], *, each: int, pairs: int, aim: str = ""
+) -> str:
     """One line: `work` scores `each` candidates."""
     tokens = of.batch.input_ids.numel()
     against, found = compare(work, lambda: passes(of, each), pairs)
     return (
-        f"| {what}, {tokens} tokens, {each} candidates, grows by {growth(work)} | {each} forward passes, {against * 1000:.0f} ms "
+        f"| {what}, {tokens} tokens, {each} candidates, grows by {growth(work)} | {each} forward "
+        f"passes, {against * 1000:.0f} ms "
         f"| {found} | {aim} |"
     )
 
 
 def searched(
-    name: str, of: Exam, noise: str, *, pattern: str = "*", each: int, pairs: int, aim: str = "", batched: bool = False
+    name: str,
+    of: Exam,
+    noise: str,
+    *,
+    pattern: str = "*",
+    each: int,
+    pairs: int,
+    aim: str = "",
+    batched: bool = False,
 ) -> str:
     """A line of our own way."""
     space = ParameterSpace(of.problem.model, pattern)
@@ -126,7 +151,14 @@ def threads() -> list[str]:
         torch.set_num_threads(2)
         problem = gpt2()
         return [
-            searched("two threads: GPT-2", exam(problem, tokens), "gaussian", each=each, pairs=pairs, aim=aim)
+            searched(
+                "two threads: GPT-2",
+                exam(problem, tokens),
+                "gaussian",
+                each=each,
+                pairs=pairs,
+                aim=aim,
+            )
             for tokens, each, pairs, aim in ((256, 8, 9, "≤ 1.5"), (4096, 2, 5, "≤ 1.05"))
         ]
     finally:
@@ -165,7 +197,11 @@ def usual() -> list[str]:
                 p.data.copy_(b).add_(z.view(b.shape), alpha=SIGMA)
             passes(of, 1)
 
-    ways = {"a deep copy for each": copied, "added and subtracted": added, "a matrix of all noise": dense}
+    ways = {
+        "a deep copy for each": copied,
+        "added and subtracted": added,
+        "a matrix of all noise": dense,
+    }
     return [row(f"usual, GPT-2: {name}", of, way, each=each, pairs=5) for name, way in ways.items()]
 
 
@@ -179,7 +215,9 @@ def thin() -> list[str]:
 
 def adapted(problem: Problem) -> Problem:
     return Problem(
-        model=attach(problem.model, Lora(rank=8), seed=0), tokenizer=problem.tokenizer, examples=problem.examples
+        model=attach(problem.model, Lora(rank=8), seed=0),
+        tokenizer=problem.tokenizer,
+        examples=problem.examples,
     )
 
 
@@ -205,7 +243,9 @@ def shares() -> list[str]:
     problem = gpt2()
     of, space = exam(problem, 256), ParameterSpace(problem.model)
     perturbed, (candidate,) = Perturbed(space, Noise()), candidates(1, [SIGMA], seed=0)
-    drawing = Drawing(Noise(), {n: tuple(p.shape) for n, p in zip(space.names, space.parameters, strict=True)})
+    drawing = Drawing(
+        Noise(), {n: tuple(p.shape) for n, p in zip(space.names, space.parameters, strict=True)}
+    )
     (outcome,) = score(perturbed, of, [candidate], batched=False)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -222,7 +262,8 @@ def shares() -> list[str]:
         }
     whole = sum(steps.values())
     return [
-        f"| share of a GPT-2 candidate at 256 tokens: {name} | {took * 1000:.2f} ms | {took / whole:.3f} | |"
+        f"| share of a GPT-2 candidate at 256 tokens: {name} | {took * 1000:.2f} ms | "
+        f"{took / whole:.3f} | |"
         for name, took in steps.items()
     ]
 
@@ -246,7 +287,8 @@ def workers() -> list[str]:
             groups = [[c] for c in candidates(120, [SIGMA], seed=0)]
             found[count] = _rate(scores(search, groups, workers=count, ray=ray))
         lines.append(
-            f"| {name}, statements model, {len(examples)} examples: 2 | 1, {found[1]:.1f} candidates in a second | "
+            f"| {name}, statements model, {len(examples)} examples: 2 | 1, {found[1]:.1f} "
+            "candidates in a second | "
             f"{found[2] / found[1]:.2f} | |"
         )
     return lines

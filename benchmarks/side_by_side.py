@@ -13,8 +13,12 @@ import numpy as np
 import torch
 
 
-def compare(first: Callable[[], object], second: Callable[[], object], pairs: int) -> tuple[float, str]:
-    """Median seconds of `second`, then median and middle half of first/second over pairs taken in turn, in words."""
+def compare(
+    first: Callable[[], object], second: Callable[[], object], pairs: int
+) -> tuple[float, str]:
+    """Median seconds of `second`, then median and middle half of first/second over pairs taken in
+    turn, in words.
+    """
     first(), second()
     found = np.array([(seconds(first), seconds(second)) for _ in range(pairs)])
     low, middle, high = np.quantile(found[:, 0] / found[:, 1], [0.25, 0.5, 0.75])
@@ -28,7 +32,8 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def report(description: str, *parts: Callable[[], Sequence[str]]) -> None:
-    """Parse the command line, measure the rows on one thread, print the table and write it where `--out` says.
+    """Parse the command line, measure the rows on one thread, print the table and write it where
+    `--out` says.
 
     Args:
         description: of the benchmark.
@@ -37,7 +42,9 @@ def report(description: str, *parts: Callable[[], Sequence[str]]) -> None:
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--out", type=Path, help="also write the table to this file")
     if len(parts) > 1:
-        parser.add_argument("--only", choices=[p.__name__ for p in parts], help="measure this part alone")
+        parser.add_argument(
+            "--only", choices=[p.__name__ for p in parts], help="measure this part alone"
+        )
     asked = parser.parse_args()
     out, only = asked.out, getattr(asked, "only", None)
     torch.set_num_threads(1)

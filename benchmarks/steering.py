@@ -2,18 +2,21 @@
 
     python benchmarks/steering.py [--only reading|usual|making|speaking] [--out FILE]
 
-On the built-in statements model (4 layers, width 96, prompts of about a dozen tokens) and on a GPT-2 configuration of 8 layers,
-width 256 and 4,096 words with random weights (prompts of 64 tokens). Medians over pairs measured in turn, with the range of the
-pairs' middle half:
+On the built-in statements model (4 layers, width 96, prompts of about a dozen tokens) and on a
+GPT-2 configuration of 8 layers, width 256 and 4,096 words with random weights (prompts of 64
+tokens). Medians over pairs measured in turn, with the range of the pairs' middle half:
 
-1. prompts in a second when the outputs of all layers at the last token are read, over those of a plain forward pass on the same
-   batches: time of the plain pass over time of the reading, larger is better (aim: at least 0.95). Both compute the vocabulary
-   layer at one place only, so that nothing is gained there;
-2. the usual way for comparison, as that ratio: every hidden state and all logits of a pass are kept, and the last token of each
-   row is picked from them; prompts one at a time, and 32 at a time in the order in which they come;
-3. the time of a vector from labels, and of one from a gradient step, in forward passes over the same prompts;
-4. tokens in a second when a vector is added at one layer, or at all of them, over those without: time without over time with,
-   larger is better (aim: at least 0.97 at one layer); greedy, with a cache, one prompt and 16.
+1. prompts in a second when the outputs of all layers at the last token are read, over those of a
+   plain forward pass on the same batches: time of the plain pass over time of the reading, larger
+   is better (aim: at least 0.95). Both compute the vocabulary layer at one place only, so that
+   nothing is gained there;
+2. the usual way for comparison, as that ratio: every hidden state and all logits of a pass are
+   kept, and the last token of each row is picked from them; prompts one at a time, and 32 at a time
+   in the order in which they come;
+3. the time of a vector from labels, and of one from a gradient step, in forward passes over the
+   same prompts; 4. tokens in a second when a vector is added at one layer, or at all of them, over
+   those without: time without over time with, larger is better (aim: at least 0.97 at one layer);
+   greedy, with a cache, one prompt and 16.
 """
 
 from __future__ import annotations
@@ -52,8 +55,15 @@ def gpt2() -> Problem:
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>")
     config = GPT2Config(
-        n_layer=8, n_embd=256, n_head=8, n_positions=2 * ROW, vocab_size=WORDS, bos_token_id=None, eos_token_id=None, pad_token_id=0
-    )  # fmt: skip
+        n_layer=8,
+        n_embd=256,
+        n_head=8,
+        n_positions=2 * ROW,
+        vocab_size=WORDS,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
     drawn = np.random.default_rng(0).choice(said[3:], (PROMPTS["GPT-2"], ROW))
     examples = tuple(
         Example(prompt=" ".join(row), answer=answer, options=(" yes", " no"), group=str(i))
@@ -88,7 +98,12 @@ def described(name: str, batch: Batch) -> str:
 @torch.no_grad()
 def passes(problem: Problem, batch: Batch) -> None:
     for chunk in batch.chunks(ROWS):
-        problem.model(input_ids=chunk.input_ids, attention_mask=chunk.attention_mask, use_cache=False, logits_to_keep=1)
+        problem.model(
+            input_ids=chunk.input_ids,
+            attention_mask=chunk.attention_mask,
+            use_cache=False,
+            logits_to_keep=1,
+        )
 
 
 def reading() -> list[str]:
@@ -98,7 +113,8 @@ def reading() -> list[str]:
         read = partial(activations, problem.model, batch, rows_at_once=ROWS)
         took, found = compare(partial(passes, problem, batch), read, 15)
         lines.append(
-            f"| {described(name, batch)}: plain pass, {ROWS} at a time | reading all layers, {len(batch) / took:.0f} prompts in a "
+            f"| {described(name, batch)}: plain pass, {ROWS} at a time | reading all layers, "
+            f"{len(batch) / took:.0f} prompts in a "
             f"second | {found} | ≥ 0.95 |"
         )
     return lines
@@ -110,9 +126,12 @@ def usual() -> list[str]:
         batch = prompts(problem, examples)
         come = prompts_batch([e.prompt for e in examples], problem.tokenizer)
         for rows in (1, ROWS):
-            took, found = compare(partial(passes, problem, batch), partial(kept, problem, come, rows), 5)
+            took, found = compare(
+                partial(passes, problem, batch), partial(kept, problem, come, rows), 5
+            )
             lines.append(
-                f"| {described(name, batch)}: plain pass, {ROWS} at a time | the usual way, {rows} at a time, "
+                f"| {described(name, batch)}: plain pass, {ROWS} at a time | the usual way, {rows} "
+                "at a time, "
                 f"{len(batch) / took:.0f} prompts in a second | {found} | |"
             )
     return lines
@@ -123,7 +142,11 @@ def kept(problem: Problem, batch: Batch, rows: int) -> torch.Tensor:
     """As it is written elsewhere: hidden states of every token are kept."""
     read = []
     for chunk in batch.chunks(rows):
-        said = problem.model(input_ids=chunk.input_ids, attention_mask=chunk.attention_mask, output_hidden_states=True)
+        said = problem.model(
+            input_ids=chunk.input_ids,
+            attention_mask=chunk.attention_mask,
+            output_hidden_states=True,
+        )
         last = chunk.attention_mask.sum(1) - 1
         read.append(torch.stack(said.hidden_states[1:])[:, torch.arange(len(chunk)), last])
     return torch.cat(read, dim=1)
@@ -137,7 +160,8 @@ def making() -> list[str]:
             work = partial(make, problem.model, problem.tokenizer, examples)
             took, found = compare(work, partial(passes, problem, batch), 7)
             lines.append(
-                f"| {described(name, batch)}: vector {route}, all layers | a forward pass over them, {took * 1000:.0f} ms | {found} | |"
+                f"| {described(name, batch)}: vector {route}, all layers | a forward pass over "
+                f"them, {took * 1000:.0f} ms | {found} | |"
             )
     return lines
 
@@ -151,11 +175,18 @@ def speaking() -> list[str]:
             asked = [e.prompt for e in examples[:rows]]
             batch = problem.tokenizer(asked, padding=True, padding_side="left", return_tensors="pt")
             plain = partial(generated, problem, batch, tokens, times)
-            for how, layers in (("at one layer", [count // 2]), (f"at all {count} layers", list(range(count)))):
-                took, found = compare(plain, partial(steered, problem, dict.fromkeys(layers, v), plain), 15)
+            for how, layers in (
+                ("at one layer", [count // 2]),
+                (f"at all {count} layers", list(range(count))),
+            ):
+                took, found = compare(
+                    plain, partial(steered, problem, dict.fromkeys(layers, v), plain), 15
+                )
                 lines.append(
-                    f"| {name}, {tokens} tokens after {rows} prompts: without a vector | with one {how}, "
-                    f"{times * rows * tokens / took:.0f} tokens in a second | {found} | {'≥ 0.97' if len(layers) == 1 else ''} |"
+                    f"| {name}, {tokens} tokens after {rows} prompts: without a vector | with one "
+                    f"{how}, "
+                    f"{times * rows * tokens / took:.0f} tokens in a second | {found} | "
+                    f"{'≥ 0.97' if len(layers) == 1 else ''} |"
                 )
     return lines
 

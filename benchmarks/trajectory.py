@@ -1,11 +1,14 @@
-"""What watching a Trainer run costs, and what `loclin trajectory` needs for a model of half a billion weights.
+"""What watching a Trainer run costs, and what `loclin trajectory` needs for a model of half a
+billion weights.
 
     python benchmarks/trajectory.py [--out FILE]
 
-1. A Trainer run with the callback over the same without it, whole points and sketches: median over pairs measured in turn,
-   with the range of the pairs' middle half (no aim is set; the numbers are to be stated).
-2. Peak memory of `loclin trajectory` on four checkpoints of a Qwen2.5-0.5B configuration with random weights, in a process
-   of its own, over the size of one checkpoint (aim: below 2.5), and the seconds it takes. Needs 8 GB of disk, and Linux.
+1. A Trainer run with the callback over the same without it, whole points and sketches: median over
+   pairs measured in turn, with the range of the pairs' middle half (no aim is set; the numbers are
+   to be stated).
+2. Peak memory of `loclin trajectory` on four checkpoints of a Qwen2.5-0.5B configuration with
+   random weights, in a process of its own, over the size of one checkpoint (aim: below 2.5), and
+   the seconds it takes. Needs 8 GB of disk, and Linux.
 """
 
 from __future__ import annotations
@@ -21,30 +24,57 @@ from pathlib import Path
 import torch
 import transformers
 from side_by_side import compare, report
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen2Config, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Qwen2Config,
+    Trainer,
+    TrainingArguments,
+)
 
 from loclin.integrations import TrajectoryCallback
 
 PAIRS, STEPS, SIZE = 7, 10, 1 << 14
 QWEN = {
-    "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
-    "num_key_value_heads": 2, "tie_word_embeddings": True, "rope_theta": 1e6,
-}  # fmt: skip
+    "vocab_size": 151936,
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+    "rope_theta": 1e6,
+}
 
 
 def training(folder: Path) -> Callable[..., None]:
-    """Ten steps of a GPT-2 of seven million weights on 256 tokens each, from the same start every time."""
+    """Ten steps of a GPT-2 of seven million weights on 256 tokens each, from the same start every
+    time.
+    """
     config = GPT2Config(
-        vocab_size=8192, n_positions=32, n_embd=256, n_layer=6, n_head=4, bos_token_id=None, eos_token_id=None
+        vocab_size=8192,
+        n_positions=32,
+        n_embd=256,
+        n_layer=6,
+        n_head=4,
+        bos_token_id=None,
+        eos_token_id=None,
     )
     model = GPT2LMHeadModel(config)
     start = {name: values.clone() for name, values in model.state_dict().items()}
     rows = torch.randint(0, 8192, (64, 32), generator=torch.Generator().manual_seed(0))
     data = [{"input_ids": row, "labels": row} for row in rows]
     arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=STEPS, per_device_train_batch_size=8, save_strategy="no", report_to="none",
-        disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False,
-    )  # fmt: skip
+        output_dir=str(folder),
+        max_steps=STEPS,
+        per_device_train_batch_size=8,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+    )
 
     def run(*callbacks: TrajectoryCallback) -> None:
         model.load_state_dict(start)
@@ -58,7 +88,10 @@ def overhead() -> list[str]:
     rows: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         run = training(Path(folder))
-        for name, settings in (("whole points", {}), (f"sketches of {SIZE} numbers", {"budget": 0, "size": SIZE})):
+        for name, settings in (
+            ("whole points", {}),
+            (f"sketches of {SIZE} numbers", {"budget": 0, "size": SIZE}),
+        ):
             against, found = compare(lambda s=settings: run(TrajectoryCallback(**s)), run, PAIRS)
             base = f"the same without, {against / STEPS * 1000:.0f} ms a step"
             rows.append(f"| Trainer with the callback, {name} | {base} | {found} | |")
@@ -72,14 +105,16 @@ def make_checkpoints(folder: Path, dtype: torch.dtype) -> int:
     for step in (100, 200, 300, 400):
         for p in model.parameters():
             p.data.add_(
-                torch.randn(p.shape, generator=generator).to(dtype), alpha=1e-2 if dtype == torch.bfloat16 else 1e-4
+                torch.randn(p.shape, generator=generator).to(dtype),
+                alpha=1e-2 if dtype == torch.bfloat16 else 1e-4,
             )
         model.save_pretrained(folder / f"checkpoint-{step}")
     os.sync()  # else the record's own flush waits for these gigabytes
     return sum(f.stat().st_size for f in (folder / "checkpoint-100").glob("*.safetensors"))
 
 
-#: Runs a command of loclin, then says its own peak: a child's ru_maxrss would count what its parent held when it forked.
+#: Runs a command of loclin, then says its own peak: a child's ru_maxrss would count what its parent
+#: held when it forked.
 MEASURED = """
 import sys
 from loclin.cli import main
@@ -105,7 +140,8 @@ def reading() -> list[str]:
             peak, took = peak_memory(["trajectory", "run"], Path(folder))
             name = f"`loclin trajectory`, 4 checkpoints of Qwen2.5-0.5B in {str(dtype).removeprefix('torch.')}"
             rows.append(
-                f"| {name}: peak {peak / 1e9:.2f} GB, {took:.0f} s | one checkpoint, {size / 1e9:.2f} GB | {peak / size:.2f} | < 2.5 |"
+                f"| {name}: peak {peak / 1e9:.2f} GB, {took:.0f} s | one checkpoint, "
+                f"{size / 1e9:.2f} GB | {peak / size:.2f} | < 2.5 |"
             )
     return rows
 

@@ -1,5 +1,5 @@
-"""Models are built once per session: the built-in ones in a cache folder of the session's own, and small random ones of other
-families with small tokenizers of the kinds in use."""
+"""Models are built once per session: the built-in ones in a cache folder of the session's own, and
+small random ones of other families with small tokenizers of the kinds in use."""
 
 import os
 import signal
@@ -30,7 +30,9 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session", autouse=True)
 def ctrl_c_heeded() -> Iterator[None]:
-    """A script that starts the tests in the background has them, and every process that they start, ignore Ctrl-C."""
+    """A script that starts the tests in the background has them, and every process that they start,
+    ignore Ctrl-C.
+    """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -64,12 +66,17 @@ def speaking() -> Problem:
 
 
 FAMILIES = ("gpt2", "llama", "qwen2", "gemma")
-TEXT = ["the cat sat on the mat and the dog ran after it", "do cats purr? yes, they do. (A) or (B), no one knows"]
+TEXT = [
+    "the cat sat on the mat and the dog ran after it",
+    "do cats purr? yes, they do. (A) or (B), no one knows",
+]
 
 
 @pytest.fixture(scope="session")
 def tokenizers() -> dict[str, PreTrainedTokenizerBase]:
-    """Byte-level pairs: without special tokens (qwen2), with a beginning that is added (llama, gemma) or not (gpt2)."""
+    """Byte-level pairs: without special tokens (qwen2), with a beginning that is added (llama,
+    gemma) or not (gpt2).
+    """
     return {
         "gpt2": _pairs(beginning=True, added=False),
         "llama": _pairs(beginning=True, added=True),
@@ -94,8 +101,18 @@ def families(tokenizers: dict[str, PreTrainedTokenizerBase]) -> dict[str, PreTra
 
 
 def random_model(family: str, vocabulary: int) -> PreTrainedModel:
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": vocabulary}
-    wide = shape | {"intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0}
+    shape = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": vocabulary,
+    }
+    wide = shape | {
+        "intermediate_size": 48,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+    }
     ends = {"bos_token_id": None, "eos_token_id": None}
     configs: dict[str, PretrainedConfig] = {
         "gpt2": GPT2Config(**shape, **ends, n_positions=64, pad_token_id=0),
@@ -121,9 +138,13 @@ def _pairs(*, beginning: bool, added: bool) -> PreTrainedTokenizerBase:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     core.train_from_iterator(
         TEXT,
-        trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+        trainers.BpeTrainer(
+            vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        ),
     )
     if added:
-        core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+        core.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 1)]
+        )
     named = {"bos_token": "<s>", "eos_token": "</s>"} if beginning else {}
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", **named)

@@ -12,7 +12,9 @@ from loclin.tasks.batch import IGNORED, Batch
 from loclin.tasks.example import Example
 
 
-def white_steps(steps: int, dimension: int, rng: np.random.Generator, norms: np.ndarray | None = None) -> np.ndarray:
+def white_steps(
+    steps: int, dimension: int, rng: np.random.Generator, norms: np.ndarray | None = None
+) -> np.ndarray:
     """T isotropic independent steps, of given norms."""
     rows = rng.standard_normal((steps, dimension))
     rows /= np.linalg.norm(rows, axis=1)[:, None]
@@ -26,7 +28,9 @@ def drifting_steps(steps: int, dimension: int, s: float, rng: np.random.Generato
     return white_steps(steps, dimension, rng) + drift
 
 
-def heavy_ball_steps(steps: int, dimension: int, momentum: float, rng: np.random.Generator) -> np.ndarray:
+def heavy_ball_steps(
+    steps: int, dimension: int, momentum: float, rng: np.random.Generator
+) -> np.ndarray:
     """Momentum on white noise: v_t = βv_{t−1} + ε_t, each step v_t."""
     noise = white_steps(steps, dimension, rng)
     rows = np.zeros_like(noise)
@@ -35,7 +39,9 @@ def heavy_ball_steps(steps: int, dimension: int, momentum: float, rng: np.random
     return rows
 
 
-def quadratic_descent(spectrum: np.ndarray, start: np.ndarray, rate: float, steps: int) -> np.ndarray:
+def quadratic_descent(
+    spectrum: np.ndarray, start: np.ndarray, rate: float, steps: int
+) -> np.ndarray:
     """Gradient descent on ½Σλx²: step t is −ηλ(1−ηλ)^{t−1}x₀ in each coordinate."""
     t = np.arange(steps)[:, None]
     return -rate * spectrum * (1 - rate * spectrum) ** t * start
@@ -53,7 +59,9 @@ class LinearBlock(nn.Module):
 
 
 class LinearModel(nn.Module):
-    """A causal language model in which each token sees itself alone: h₀ = E[token], h ← h + W_L h, logits = U h."""
+    """A causal language model in which each token sees itself alone: h₀ = E[token], h ← h + W_L h,
+    logits = U h.
+    """
 
     def __init__(self, embedding: Tensor, weights: Tensor, readout: Tensor) -> None:
         super().__init__()
@@ -61,7 +69,9 @@ class LinearModel(nn.Module):
         self.layers = nn.ModuleList(LinearBlock(w) for w in weights)
         self.readout = nn.Parameter(readout.clone())
         words, width = embedding.shape
-        self.config = PretrainedConfig(num_hidden_layers=len(weights), hidden_size=width, vocab_size=words)
+        self.config = PretrainedConfig(
+            num_hidden_layers=len(weights), hidden_size=width, vocab_size=words
+        )
 
     def forward(
         self,
@@ -83,7 +93,10 @@ YES, NO, FIRST = 1, 2, 3  # token 0 is padding; statements end in a token from F
 def questions(last: Tensor, labels: np.ndarray, rng: np.random.Generator) -> Asked:
     """Ragged prompts that end in given tokens, asked for YES or NO."""
     rows = [
-        torch.from_numpy(np.append(rng.integers(FIRST, int(last.max()) + 1, rng.integers(5)), int(t))) for t in last
+        torch.from_numpy(
+            np.append(rng.integers(FIRST, int(last.max()) + 1, rng.integers(5)), int(t))
+        )
+        for t in last
     ]
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
     ends = torch.tensor([len(r) for r in rows])[:, None]
@@ -100,19 +113,24 @@ def questions(last: Tensor, labels: np.ndarray, rng: np.random.Generator) -> Ask
         gold=torch.where(right, YES, NO),
         groups=tuple(map(str, range(len(rows)))),
         examples=tuple(
-            Example(prompt=str(i), answer=" yes" if y else " no", options=(" yes", " no")) for i, y in enumerate(labels)
+            Example(prompt=str(i), answer=" yes" if y else " no", options=(" yes", " no"))
+            for i, y in enumerate(labels)
         ),
         form="class",
         positive=" yes",
     )
 
 
-def truth_world(*, layers: int, width: int, facts: int, seed: int) -> tuple[LinearModel, Asked, Tensor]:
-    """A linear model with one direction of truth, questions about it, and the direction a: all routes find a (float64).
+def truth_world(
+    *, layers: int, width: int, facts: int, seed: int
+) -> tuple[LinearModel, Asked, Tensor]:
+    """A linear model with one direction of truth, questions about it, and the direction a: all
+    routes find a (float64).
 
-    Statement j is embedded as c + u_j + a where true, c + u_j − a where false, with c and u_j orthogonal to a, which every
-    W_L has as a left and right eigenvector; logits of YES and NO differ by 2a·h, all others are those of a common vector.
-    So the class contrast, the logit gradient and the shift of h by a step on any loss of YES and NO lie along a.
+    Statement j is embedded as c + u_j + a where true, c + u_j − a where false, with c and u_j
+    orthogonal to a, which every W_L has as a left and right eigenvector; logits of YES and NO
+    differ by 2a·h, all others are those of a common vector. So the class contrast, the logit
+    gradient and the shift of h by a step on any loss of YES and NO lie along a.
     """
     rng = np.random.default_rng(seed)
     turn = torch.from_numpy(np.linalg.qr(rng.standard_normal((width, width)))[0])
@@ -121,7 +139,9 @@ def truth_world(*, layers: int, width: int, facts: int, seed: int) -> tuple[Line
     common = 2 * rest[0]
     kinds = torch.cat([common + beside + a / 2, common + beside - a / 2])
     embedding = torch.cat([torch.zeros(FIRST, width, dtype=torch.float64), kinds])
-    inside = torch.from_numpy(rng.standard_normal((layers, width - 1, width - 1))) * 0.3 / width**0.5
+    inside = (
+        torch.from_numpy(rng.standard_normal((layers, width - 1, width - 1))) * 0.3 / width**0.5
+    )
     along = torch.from_numpy(rng.uniform(-0.2, 0.4, layers))
     weights = rest.T @ inside @ rest + along[:, None, None] * torch.outer(a, a)
     readout = torch.from_numpy(rng.standard_normal(width)).expand(len(embedding), -1).clone()

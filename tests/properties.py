@@ -16,18 +16,24 @@ World = Callable[[np.random.Generator, int], list[Row]]
 
 def rotation(dimension: int, *, seed: int) -> Tensor:
     """A random orthogonal matrix."""
-    q, _ = torch.linalg.qr(torch.randn(dimension, dimension, generator=torch.Generator().manual_seed(seed)))
+    q, _ = torch.linalg.qr(
+        torch.randn(dimension, dimension, generator=torch.Generator().manual_seed(seed))
+    )
     return q
 
 
-def assert_invariant_to_rotation(measure: Callable[..., float], *vectors: Tensor, seed: int = 0) -> None:
+def assert_invariant_to_rotation(
+    measure: Callable[..., float], *vectors: Tensor, seed: int = 0
+) -> None:
     """Turning the whole space changes no measure of it."""
     turn = rotation(vectors[0].shape[-1], seed=seed)
     assert np.isclose(measure(*vectors), measure(*(v @ turn for v in vectors)), atol=1e-4)
 
 
 def assert_follows(draws: np.ndarray, law: stats.rv_continuous) -> None:
-    """Independent draws follow a law (Kolmogorov-Smirnov, at a level of 1 in 1000 with the fixed seeds used here)."""
+    """Independent draws follow a law (Kolmogorov-Smirnov, at a level of 1 in 1000 with the fixed
+    seeds used here).
+    """
     assert stats.kstest(draws, law.cdf).pvalue > 1e-3
     assert abs(draws.mean() - law.mean()) < 4 * law.std() / np.sqrt(len(draws))
 
@@ -49,7 +55,9 @@ def share_supported(
         rng = np.random.default_rng([study, 7])
         claim = rule([row for run in range(runs) for row in world(rng, run)])
         verdicts.append(
-            confirmed(replace(claim, p_holm=None if claim.p is None else min(1.0, family * claim.p))).verdict
+            confirmed(
+                replace(claim, p_holm=None if claim.p is None else min(1.0, family * claim.p))
+            ).verdict
             == "supported"
         )
     return float(np.mean(verdicts))

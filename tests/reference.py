@@ -30,7 +30,9 @@ def dense_hessian(module: nn.Module, loss: Tensor) -> Tensor:
 
 
 def dense_krylov(hessian: np.ndarray, start: np.ndarray, k: int) -> np.ndarray:
-    """Orthonormal rows that span g, Hg, .., H^{k−1}g, by QR of those vectors themselves in 60-digit arithmetic."""
+    """Orthonormal rows that span g, Hg, .., H^{k−1}g, by QR of those vectors themselves in 60-digit
+    arithmetic.
+    """
     with mpmath.workdps(60):
         matrix, column, rows = mpmath.matrix(hessian.tolist()), mpmath.matrix(start.tolist()), []
         for _ in range(k):

@@ -16,15 +16,46 @@ from loclin.cli import main
 from loclin.models import Problem
 
 TINY = [
-    "--profile", "smoke", "--seeds", "2", "--steps", "12", "--k", "3", "--ks", "1", "2", "3", "6", "--times", "1", "5", "12",
-    "--gradients", "8", "--gradient-batch", "4", "--hessian-batch", "32", "--project-steps", "8",
-    "--project-ks", "3", "6", "--task-vector-steps", "3", "--shuffles", "9",
-]  # fmt: skip
+    "--profile",
+    "smoke",
+    "--seeds",
+    "2",
+    "--steps",
+    "12",
+    "--k",
+    "3",
+    "--ks",
+    "1",
+    "2",
+    "3",
+    "6",
+    "--times",
+    "1",
+    "5",
+    "12",
+    "--gradients",
+    "8",
+    "--gradient-batch",
+    "4",
+    "--hessian-batch",
+    "32",
+    "--project-steps",
+    "8",
+    "--project-ks",
+    "3",
+    "6",
+    "--task-vector-steps",
+    "3",
+    "--shuffles",
+    "9",
+]
 
 ENTRY = "recovery-sequences-small"  # the study's name in a record
 
 
-def loclin(*arguments: str | Path, where: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def loclin(
+    *arguments: str | Path, where: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "loclin", *map(str, arguments)]
     env = {**os.environ, **environment}
     return subprocess.run(command, capture_output=True, text=True, cwd=where, env=env, check=False)
@@ -33,7 +64,12 @@ def loclin(*arguments: str | Path, where: Path, **environment: str) -> subproces
 def start(*arguments: str | Path, where: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "loclin", *map(str, arguments)]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=where, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=where,
+        start_new_session=True,
     )
 
 
@@ -96,21 +132,33 @@ def test_workers_end_with_a_parent_that_is_killed(trained: Problem, tmp_path: Pa
 
 def any_alive(session: int) -> bool:
     """Whether a process of the session is left."""
-    return subprocess.run(["pgrep", "-s", str(session)], capture_output=True, check=False).returncode == 0
+    return (
+        subprocess.run(["pgrep", "-s", str(session)], capture_output=True, check=False).returncode
+        == 0
+    )
 
 
 def test_the_record_is_complete(finished: Path) -> None:
     run = json.loads((finished / "run.json").read_text())
     assert run["studies"][ENTRY]["steps"] == 12
     assert run["notes"][ENTRY][0].startswith("sequences: 12000 read")
-    assert {"versions", "commit", "device", "started", "seconds", "part_seconds"} <= set(run["sessions"][0])
+    assert {"versions", "commit", "device", "started", "seconds", "part_seconds"} <= set(
+        run["sessions"][0]
+    )
     claims = json.loads((finished / "claims.json").read_text())
     assert len(claims) == 9
-    assert all(c["rule"] and c["verdict"] in ("supported", "refuted", "inconclusive") for c in claims)
+    assert all(
+        c["rule"] and c["verdict"] in ("supported", "refuted", "inconclusive") for c in claims
+    )
     rows = json.loads((finished / ENTRY / "results.json").read_text())
     for quantity in ("prefix_capture", "future_capture"):
-        contexts = [r["context"] for r in rows if r["quantity"] == quantity and "run" in r["context"]]
-        assert {(c["optimiser"], c["run"], c["k"]) for c in contexts} >= {("sgd", 0, 3), ("adamw", 1, 6)}
+        contexts = [
+            r["context"] for r in rows if r["quantity"] == quantity and "run" in r["context"]
+        ]
+        assert {(c["optimiser"], c["run"], c["k"]) for c in contexts} >= {
+            ("sgd", 0, 3),
+            ("adamw", 1, 6),
+        }
 
 
 class Links(HTMLParser):
@@ -122,12 +170,16 @@ class Links(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.found += [
-            value or "" for name, value in attrs if name in ("src", "href") and not (value or "").startswith("data:")
+            value or ""
+            for name, value in attrs
+            if name in ("src", "href") and not (value or "").startswith("data:")
         ]
         self.found += ["script"] if tag == "script" else []
 
 
-def test_the_report_is_rebuilt_from_the_record_alone_and_is_one_file(finished: Path, tmp_path: Path) -> None:
+def test_the_report_is_rebuilt_from_the_record_alone_and_is_one_file(
+    finished: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / finished.name
     shutil.copytree(finished, copy, ignore=shutil.ignore_patterns("parts", "figures", "report.*"))
     answer = loclin("report", copy, where=tmp_path)
@@ -148,7 +200,12 @@ def test_the_report_escapes_every_text(finished: Path, tmp_path: Path) -> None:
     attack = "<script>alert(1)</script>"
     for name in ("run.json", "claims.json", f"{ENTRY}/results.json"):
         text = (copy / name).read_text()
-        for harmless in ('"sequences-small"', "sequences: 12000", "another run's prefix", '"name": "whole"'):
+        for harmless in (
+            '"sequences-small"',
+            "sequences: 12000",
+            "another run's prefix",
+            '"name": "whole"',
+        ):
             wrapped = f'"{attack}"' if harmless.startswith('"') else attack
             text = text.replace(harmless, '"name": "<script>"' if "name" in harmless else wrapped)
         (copy / name).write_text(text)
@@ -159,41 +216,120 @@ def test_the_report_escapes_every_text(finished: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fly"], "unknown command 'fly': expected one of reproduce, run, search, steer, schedules, radius, report, trajectory"),
+        (
+            ["fly"],
+            "unknown command 'fly': expected one of reproduce, run, search, steer, "
+            "schedules, radius, report, trajectory",
+        ),
         (["run", "fly"], "unknown study 'fly': expected one of recovery"),
         (["reproduce", "--studies", "fly"], "unknown study 'fly'"),
-        (["run", "recovery", "--profile", "huge"], "unknown profile 'huge': expected one of smoke, standard, paper"),
-        (["run", "recovery", "--seeds", "0"], "expected at least one seed, found 0: give --seeds 5 or more"),
+        (
+            ["run", "recovery", "--profile", "huge"],
+            "unknown profile 'huge': expected one of smoke, standard, paper",
+        ),
+        (
+            ["run", "recovery", "--seeds", "0"],
+            "expected at least one seed, found 0: give --seeds 5 or more",
+        ),
         (["reproduce", "--seeds", "0"], "expected at least one seed, found 0"),
         (["run", "recovery", "--k", "500"], "expected k from 1 to T = 200, found [500]"),
-        (["run", "recovery", *TINY, "--task", "fly"], "unknown task 'fly': expected each, or one of copy"),
-        (["run", "recovery", *TINY, "--model", "fly"], "expected --data with the model 'fly', found none"),
-        (["run", "recovery", *TINY, "--model", "fly", "--data", "self"], "found that 'fly' is none of these"),
-        (["run", "recovery", *TINY, "--model", "fly", "--data", "none.jsonl"], "found nothing at none.jsonl"),
-        (["run", "recovery", *TINY, "--data", "none.jsonl"], "expected a file of task data, found nothing at none.jsonl"),
-        (["run", "recovery", *TINY, "--data", "broken.jsonl"], "broken.jsonl line 2: mend or remove it"),
-        (["run", "recovery", *TINY, "--space", "lora", "--targets", "fly"], "expected LoRA targets among c_attn, c_fc, c_proj"),
-        (["reproduce", "--profile", "paper"], "run hf download Qwen/Qwen2.5-0.5B; hf download distilgpt2; hf download gpt2"),
+        (
+            ["run", "recovery", *TINY, "--task", "fly"],
+            "unknown task 'fly': expected each, or one of copy",
+        ),
+        (
+            ["run", "recovery", *TINY, "--model", "fly"],
+            "expected --data with the model 'fly', found none",
+        ),
+        (
+            ["run", "recovery", *TINY, "--model", "fly", "--data", "self"],
+            "found that 'fly' is none of these",
+        ),
+        (
+            ["run", "recovery", *TINY, "--model", "fly", "--data", "none.jsonl"],
+            "found nothing at none.jsonl",
+        ),
+        (
+            ["run", "recovery", *TINY, "--data", "none.jsonl"],
+            "expected a file of task data, found nothing at none.jsonl",
+        ),
+        (
+            ["run", "recovery", *TINY, "--data", "broken.jsonl"],
+            "broken.jsonl line 2: mend or remove it",
+        ),
+        (
+            ["run", "recovery", *TINY, "--space", "lora", "--targets", "fly"],
+            "expected LoRA targets among c_attn, c_fc, c_proj",
+        ),
+        (
+            ["reproduce", "--profile", "paper"],
+            "run hf download Qwen/Qwen2.5-0.5B; hf download distilgpt2; hf download gpt2",
+        ),
         (["trajectory", "nowhere"], "expected a folder of checkpoints, found none at nowhere"),
-        (["run", "recovery", *TINY, "--batch", "9999"], "in the recovery split, found 200: give more data or lower --batch"),
-        (["run", "recovery", *TINY, "--sgd-lr", "1e30"], "expected a finite loss, found nan: lower the learning rate"),
-        (["run", "recovery", *TINY, "--out", "file"], "expected a folder for the run, found the file file"),
-        (["run", "recovery", *TINY, "--out", "other"], "another configuration of recovery-sequences-small (steps is 13 there, 12"),
-        (["run", "spectrum", "--counts", "8"], "expected at least two growing numbers of gradients, each 4 or more, found [8]"),
-        (["run", "krylov", "--ks", "5"], "expected --k to be one of --ks [5], found 10: add it there"),
-        (["run", "linearity", "--smallest", "2"], "expected 0 < smallest < largest, found 2.0 and 1.0"),
-        (["radius", "--model", "sequences-small", "--direction", "nowhere"], "found nothing at nowhere: check the path"),
-        (["radius", "--model", "sequences-small", "--direction", "gradient", "--task", "fly"], "unknown task 'fly'"),
-        (["steer", "--model", "statements-small", "--layer", "two"], "expected auto or whole numbers, found --layer two"),
-        (["steer", "apply", "none.safetensors", "--model", "statements-small", "--prompt", "a"], "found nothing at none.safetensors"),
-        (["run", "schedules", "--pairs", "swap"], "or two tasks such as copy+swap, found 'swap': change --pairs"),
+        (
+            ["run", "recovery", *TINY, "--batch", "9999"],
+            "in the recovery split, found 200: give more data or lower --batch",
+        ),
+        (
+            ["run", "recovery", *TINY, "--sgd-lr", "1e30"],
+            "expected a finite loss, found nan: lower the learning rate",
+        ),
+        (
+            ["run", "recovery", *TINY, "--out", "file"],
+            "expected a folder for the run, found the file file",
+        ),
+        (
+            ["run", "recovery", *TINY, "--out", "other"],
+            "another configuration of recovery-sequences-small (steps is 13 there, 12",
+        ),
+        (
+            ["run", "spectrum", "--counts", "8"],
+            "expected at least two growing numbers of gradients, each 4 or more, found [8]",
+        ),
+        (
+            ["run", "krylov", "--ks", "5"],
+            "expected --k to be one of --ks [5], found 10: add it there",
+        ),
+        (
+            ["run", "linearity", "--smallest", "2"],
+            "expected 0 < smallest < largest, found 2.0 and 1.0",
+        ),
+        (
+            ["radius", "--model", "sequences-small", "--direction", "nowhere"],
+            "found nothing at nowhere: check the path",
+        ),
+        (
+            ["radius", "--model", "sequences-small", "--direction", "gradient", "--task", "fly"],
+            "unknown task 'fly'",
+        ),
+        (
+            ["steer", "--model", "statements-small", "--layer", "two"],
+            "expected auto or whole numbers, found --layer two",
+        ),
+        (
+            ["steer", "apply", "none.safetensors", "--model", "statements-small", "--prompt", "a"],
+            "found nothing at none.safetensors",
+        ),
+        (
+            ["run", "schedules", "--pairs", "swap"],
+            "or two tasks such as copy+swap, found 'swap': change --pairs",
+        ),
         (["run", "schedules", "--schedules", "fly"], "found 'fly': change --schedules"),
-        (["run", "schedules", "--schedules", "pcgrad"], "found 'pcgrad': did you mean 'PCGrad'? change --schedules"),
-        (["schedules", "--model", "sequences-small", "--data", "sequences", "--tasks", "swap"], "or more, found swap: change --tasks"),
-        (["schedules", "--model", "m", "--data", "none.jsonl"], "expected a file of task data, found nothing at none.jsonl"),
+        (
+            ["run", "schedules", "--schedules", "pcgrad"],
+            "found 'pcgrad': did you mean 'PCGrad'? change --schedules",
+        ),
+        (
+            ["schedules", "--model", "sequences-small", "--data", "sequences", "--tasks", "swap"],
+            "or more, found swap: change --tasks",
+        ),
+        (
+            ["schedules", "--model", "m", "--data", "none.jsonl"],
+            "expected a file of task data, found nothing at none.jsonl",
+        ),
         (["report", "nowhere"], "expected a run folder with a run.json, found none at nowhere"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_line_and_exit_code_2(
     finished: Path,
     tmp_path: Path,
@@ -207,10 +343,15 @@ def test_bad_input_is_one_line_and_exit_code_2(
     shutil.copytree(finished, tmp_path / "other")
     run = tmp_path / "other" / "run.json"
     run.write_text(run.read_text().replace('"steps": 12', '"steps": 13'))
-    if "hf download" in message or "none of these" in message:  # where the hub is, is read when its library is imported
-        answer = loclin(*arguments, where=tmp_path, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hub"))
+    if (
+        "hf download" in message or "none of these" in message
+    ):  # where the hub is, is read when its library is imported
+        answer = loclin(
+            *arguments, where=tmp_path, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hub")
+        )
         code, said = answer.returncode, answer.stderr
-    else:  # in this process, which need not import everything again; its workers' words are captured too
+    # in this process, which need not import everything again; its workers' words are captured too
+    else:
         monkeypatch.chdir(tmp_path)
         with pytest.raises(SystemExit) as stop:
             main(arguments)
@@ -222,7 +363,9 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 
 def test_a_run_that_fails_keeps_the_finished_ones(finished: Path, tmp_path: Path) -> None:
-    """The second run of the resumed folder cannot write: the first stays, the message says what to do."""
+    """The second run of the resumed folder cannot write: the first stays, the message says what to
+    do.
+    """
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
     (copy / ENTRY / "parts" / "run-001.json").unlink()
@@ -239,7 +382,9 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     command = [sys.executable, "-m", "loclin", "run", "recovery", *TINY]
     environment = {**os.environ, "LOCLIN_CACHE": str(tmp_path / "file")}
-    answer = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    answer = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+    )
     assert answer.returncode == 2
     assert "choose another --out or $LOCLIN_CACHE; finished runs are kept" in answer.stderr
     assert len(answer.stderr.strip().splitlines()) == 1
@@ -262,7 +407,11 @@ def test_a_reader_that_stops_listening_ends_it_without_a_word(arguments: list[st
     reading, writing = os.pipe()
     os.close(reading)
     answer = subprocess.run(
-        [sys.executable, "-m", "loclin", *arguments], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+        [sys.executable, "-m", "loclin", *arguments],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
     )
     os.close(writing)
     assert answer.stderr == ""

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loclin.curvature import NoSecondDerivative, finite_difference_product, hessian_operator, probes, top_eigenpairs
+from loclin.curvature import (
+    NoSecondDerivative,
+    finite_difference_product,
+    hessian_operator,
+    probes,
+    top_eigenpairs,
+)
 from loclin.errors import LoclinError
 from loclin.models import Problem, twice_differentiable
 from loclin.models.lora import Lora, attach
@@ -27,7 +33,9 @@ class Quadratic(nn.Module):
         turn, _ = torch.linalg.qr(rotation(len(spectrum), seed=0).to(spectrum))
         self.hessian = turn @ torch.diag(spectrum) @ turn.T
         start = torch.randn(len(spectrum), generator=torch.Generator().manual_seed(1)).to(spectrum)
-        self.first, self.rest, self.last = (nn.Parameter(p.clone()) for p in start.split([4, len(spectrum) - 7, 3]))
+        self.first, self.rest, self.last = (
+            nn.Parameter(p.clone()) for p in start.split([4, len(spectrum) - 7, 3])
+        )
 
     def loss(self, items: int) -> tuple[Tensor, int]:
         """Summed over items that all have this loss."""
@@ -57,7 +65,9 @@ def test_any_product_is_that_of_the_hessian(
         assert torch.allclose(product(v), module.hessian @ v, atol=near)
 
 
-def test_a_kept_graph_gives_the_same_bits_and_says_when_the_point_has_moved(trained: Problem) -> None:
+def test_a_kept_graph_gives_the_same_bits_and_says_when_the_point_has_moved(
+    trained: Problem,
+) -> None:
     space, data = ParameterSpace(trained.model), trained.batch("test", "halves").rows(slice(0, 9))
 
     def loss(batch: Batch) -> tuple[Tensor, int]:
@@ -80,13 +90,18 @@ def test_fused_attention_is_named_with_its_remedy(trained: Problem, batches: int
     product = hessian_operator(space, lambda b: answer_loss(trained.model, b), [data] * batches)
     with pytest.raises(
         NoSecondDerivative,
-        match=r"can be differentiated twice, found a kernel that cannot \(aten::_scaled_dot.*\): switch attention to eager, or",
+        match=r"can be differentiated twice, found a kernel that cannot \(aten::_scaled_dot.*\): "
+        r"switch attention to eager, or",
     ):
         product(space.read())
 
 
-def test_attention_that_cannot_be_made_eager_is_said_so(trained: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    def deaf(self: object, attention: str) -> None:  # as transformers does for models of their own: it only warns
+def test_attention_that_cannot_be_made_eager_is_said_so(
+    trained: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deaf(
+        self: object, attention: str
+    ) -> None:  # as transformers does for models of their own: it only warns
         pass
 
     def refusing(self: object, attention: str) -> None:
@@ -96,7 +111,8 @@ def test_attention_that_cannot_be_made_eager_is_said_so(trained: Problem, monkey
         monkeypatch.setattr(type(trained.model), "set_attn_implementation", setter)
         with (
             pytest.raises(
-                NoSecondDerivative, match="made eager for second derivatives, found 'sdpa' alone: choose finite"
+                NoSecondDerivative,
+                match="made eager for second derivatives, found 'sdpa' alone: choose finite",
             ),
             twice_differentiable(trained.model),
         ):
@@ -104,7 +120,9 @@ def test_attention_that_cannot_be_made_eager_is_said_so(trained: Problem, monkey
 
 
 def test_tensors_without_curvature_have_none() -> None:
-    module = nn.ModuleDict({"bent": nn.Linear(2, 1, bias=False), "line": nn.Linear(2, 1), "idle": nn.Linear(1, 1)})
+    module = nn.ModuleDict(
+        {"bent": nn.Linear(2, 1, bias=False), "line": nn.Linear(2, 1), "idle": nn.Linear(1, 1)}
+    )
     space, x = ParameterSpace(module), torch.tensor([[1.0, 2.0]])
 
     def loss(items: int) -> tuple[Tensor, int]:
@@ -125,7 +143,9 @@ def test_the_largest_eigenpairs_come_in_order_and_negative_ones_not_at_all(
     planted: tuple[ParameterSpace, Quadratic],
 ) -> None:
     space, module = planted
-    values, vectors = top_eigenpairs(hessian_operator(space, module.loss, [1]), space.noise(seed=0), 3)
+    values, vectors = top_eigenpairs(
+        hessian_operator(space, module.loss, [1]), space.noise(seed=0), 3
+    )
     assert np.allclose(values, [7, 5, 3], atol=0.01)
     assert torch.allclose(vectors @ vectors.T, torch.eye(3).double(), atol=1e-8)
     assert float((module.hessian @ vectors[0] - 7 * vectors[0]).norm()) < 0.07
@@ -133,10 +153,14 @@ def test_the_largest_eigenpairs_come_in_order_and_negative_ones_not_at_all(
 
 def test_eigenvectors_that_do_not_converge_are_missing_rather_than_made_up() -> None:
     close = torch.linspace(-1, 0, 4000).double()  # a relative residual of 1 % of nearly nought
-    with pytest.raises(LoclinError, match=r"expected 2 Hessian eigenvectors to converge, found \d: lower --k"):
+    with pytest.raises(
+        LoclinError, match=r"expected 2 Hessian eigenvectors to converge, found \d: lower --k"
+    ):
         top_eigenpairs(lambda v: close * v, torch.ones(4000).double(), 2)
     with pytest.raises(LoclinError, match=r"found \d: wait for better weather"):
-        top_eigenpairs(lambda v: close * v, torch.ones(4000).double(), 2, remedy="wait for better weather")
+        top_eigenpairs(
+            lambda v: close * v, torch.ones(4000).double(), 2, remedy="wait for better weather"
+        )
     with pytest.raises(LoclinError, match="k from 1 to D − 1 = 3, found 4"):
         top_eigenpairs(lambda v: v, torch.ones(4), 4)
 
@@ -162,7 +186,10 @@ def test_differences_of_gradients_are_near_the_exact_product_and_leave_the_point
     trained: Problem, dtype: torch.dtype, limit: float
 ) -> None:
     model = copy.deepcopy(trained.model).to(dtype)
-    space, batches = ParameterSpace(model), list(trained.batch("recovery", "swap").rows(slice(0, 24)).chunks(9))
+    space, batches = (
+        ParameterSpace(model),
+        list(trained.batch("recovery", "swap").rows(slice(0, 24)).chunks(9)),
+    )
     space.add(space.noise(seed=0), scale=0.01)  # off the minimum
 
     def loss(batch: Batch) -> tuple[Tensor, int]:
@@ -187,7 +214,9 @@ def test_differences_of_gradients_are_near_the_exact_product_and_leave_the_point
 
 def test_differences_in_half_precision_are_refused() -> None:
     space = ParameterSpace(nn.Linear(2, 2).bfloat16())
-    with pytest.raises(LoclinError, match=r"float32 weights for finite differences, found torch.bfloat16"):
+    with pytest.raises(
+        LoclinError, match=r"float32 weights for finite differences, found torch.bfloat16"
+    ):
         finite_difference_product(space, lambda b: (torch.ones(()), 1), [1], space.read())
 
 
@@ -212,7 +241,9 @@ def ragged(vocabulary: int) -> list[Batch]:
 
 
 @pytest.fixture(params=["sequences", "LoRA GPT-2"])
-def network(request: pytest.FixtureRequest, trained: Problem) -> Iterator[tuple[nn.Module, list[Batch]]]:
+def network(
+    request: pytest.FixtureRequest, trained: Problem
+) -> Iterator[tuple[nn.Module, list[Batch]]]:
     """A model in float64 with eager attention, and ragged batches for it."""
     if request.param == "sequences":
         model, data = copy.deepcopy(trained.model).double(), trained.batch("test", "halves")
@@ -242,25 +273,31 @@ def written_out(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     return scaled * norm.weight + norm.bias
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # torch's own forward mode still uses it
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script`:DeprecationWarning"
+)  # torch's own forward mode still uses it
 def test_the_product_is_that_of_curvlinops(
     network: tuple[nn.Module, list[Batch]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against an independent implementation: forward over reverse, weighted by tokens.
 
-    It differentiates LayerNorm written out: through torch 2.13's own, forward mode over `jacrev` gives wrong derivatives of the
-    gradient of LayerNorm's weight (all other coordinates agree either way).
+    It differentiates LayerNorm written out: through torch 2.13's own, forward mode over `jacrev`
+    gives wrong derivatives of the gradient of LayerNorm's weight (all other coordinates agree
+    either way).
     """
     import curvlinops  # here, so that its warnings at import are filtered too
 
     model, batches = network
     space = ParameterSpace(model)
     data = [
-        ({"input_ids": b.input_ids, "attention_mask": b.attention_mask}, b.labels[:, 1:].flatten()) for b in batches
+        ({"input_ids": b.input_ids, "attention_mask": b.attention_mask}, b.labels[:, 1:].flatten())
+        for b in batches
     ]
     sizes = {"batch_size_fn": lambda x: len(x["input_ids"]), "check_deterministic": False}
     loss = nn.CrossEntropyLoss(reduction="sum")
-    reference = curvlinops.HessianLinearOperator(Logits(model), loss, space.parameters, data, **sizes)
+    reference = curvlinops.HessianLinearOperator(
+        Logits(model), loss, space.parameters, data, **sizes
+    )
     counts = [answer_loss(model, b)[1] for b in batches]
     for v in (space.noise(seed=0), space.gradient(lambda b: answer_loss(model, b), batches)):
         with monkeypatch.context() as patch:
@@ -280,6 +317,8 @@ def test_the_product_is_that_of_the_dense_hessian() -> None:
         losses = [answer_loss(model, b) for b in batches]
         whole = sum((value for value, _ in losses), torch.zeros(())) / sum(n for _, n in losses)
         dense = dense_hessian(chosen, whole)
-        product: Callable[[Tensor], Tensor] = hessian_operator(space, lambda b: answer_loss(model, b), batches)
+        product: Callable[[Tensor], Tensor] = hessian_operator(
+            space, lambda b: answer_loss(model, b), batches
+        )
         v = space.noise(seed=0)
         assert torch.allclose(product(v), dense @ v, rtol=1e-8, atol=1e-12)

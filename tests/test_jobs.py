@@ -22,12 +22,19 @@ def run_one(config: dict[str, Any], run: int, progress: Callable[[str, float], N
     if config.get("fails"):
         raise LoclinError("expected nothing, found this")
     time.sleep(config.get("seconds", 0.0) if run else 0.0)
-    return Part(rows=[], arrays={}, notes=(f"the same of [bold] and {'long ' * 30}", f"known of run {run}"))
+    return Part(
+        rows=[], arrays={}, notes=(f"the same of [bold] and {'long ' * 30}", f"known of run {run}")
+    )
 
 
 def results(seconds: float = 0.0, **settings: Any) -> Generator[tuple[int, Part], None, None]:
     return side_by_side(
-        __name__, {"seconds": seconds, **settings}, [0, 1], workers=1, title="fake", told=("known of run 1",)
+        __name__,
+        {"seconds": seconds, **settings},
+        [0, 1],
+        workers=1,
+        title="fake",
+        told=("known of run 1",),
     )
 
 
@@ -49,7 +56,9 @@ def ends_soon(condition: Callable[[], bool]) -> bool:
     return condition()
 
 
-def test_every_result_is_given_and_every_different_note_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_result_is_given_and_every_different_note_told_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert sorted(run for run, _ in results()) == [0, 1]
     said = capsys.readouterr().out
     assert said.count(f"the same of [bold] and {'long ' * 30}".rstrip()) == 1
@@ -64,7 +73,9 @@ def test_a_run_that_fails_ends_all() -> None:
     assert ends_soon(lambda: not multiprocessing.active_children())
 
 
-def keep(runs: Generator[tuple[int, Part], None, None], kept: list[int], after: Callable[[int], None]) -> None:
+def keep(
+    runs: Generator[tuple[int, Part], None, None], kept: list[int], after: Callable[[int], None]
+) -> None:
     """As a study keeps them, with something happening in the middle."""
     with closing(runs):
         for run, _ in runs:

@@ -22,11 +22,16 @@ def candidates(
     slope, bend = np.empty((trials, n)), np.empty((trials, n))
     for t in range(trials):
         z = rng.standard_normal((n, len(spectrum)), dtype=np.float32)
-        slope[t], bend[t] = -z @ gradient.astype(np.float32), np.square(z) @ spectrum.astype(np.float32) / 2
+        slope[t], bend[t] = (
+            -z @ gradient.astype(np.float32),
+            np.square(z) @ spectrum.astype(np.float32) / 2,
+        )
     return slope, bend
 
 
-def best(slope: np.ndarray, bend: np.ndarray, sigma: float, noise: np.ndarray | float = 0.0) -> np.ndarray:
+def best(
+    slope: np.ndarray, bend: np.ndarray, sigma: float, noise: np.ndarray | float = 0.0
+) -> np.ndarray:
     """True gain, in each trial, of the candidate whose noisy gain is largest."""
     gains = sigma * slope - sigma**2 * bend
     return np.take_along_axis(gains, (gains + noise).argmax(1)[:, None], 1)[:, 0]
@@ -68,7 +73,9 @@ SPECTRA = {
         (
             5,
             5 / (4 * math.sqrt(math.pi)) + 15 / (2 * math.pi**1.5) * math.asin(1 / 3),
-            1 + 5 * math.sqrt(3) / (4 * math.pi) + 5 * math.sqrt(3) / (2 * math.pi**2) * math.asin(0.25),
+            1
+            + 5 * math.sqrt(3) / (4 * math.pi)
+            + 5 * math.sqrt(3) / (2 * math.pi**2) * math.asin(0.25),
         ),
     ],
 )
@@ -82,7 +89,8 @@ def test_the_maximum_equals_an_integral_in_thirty_digits(n: int) -> None:
     with mpmath.workdps(30):
         for power, found in ((1, law.expected_maximum(n)), (2, law.expected_squared_maximum(n))):
             exact = mpmath.quad(
-                lambda x, p=power: x**p * n * mpmath.npdf(x) * mpmath.ncdf(x) ** (n - 1), [-8, 0, 2, 4, 5, 6, 8, 12]
+                lambda x, p=power: x**p * n * mpmath.npdf(x) * mpmath.ncdf(x) ** (n - 1),
+                [-8, 0, 2, 4, 5, 6, 8, 12],
             )
             assert math.isclose(found, float(exact), rel_tol=1e-13)
 
@@ -98,7 +106,9 @@ def test_the_maximum_agrees_with_simulation_and_with_bounds(n: int) -> None:
 
 
 def test_a_maximum_of_none_is_refused() -> None:
-    with pytest.raises(LoclinError, match=r"expected a number of candidates of at least 1, found 0: give another"):
+    with pytest.raises(
+        LoclinError, match=r"expected a number of candidates of at least 1, found 0: give another"
+    ):
         law.expected_maximum(0)
     with pytest.raises(LoclinError, match="candidates"):
         law.expected_squared_maximum(-3)
@@ -114,7 +124,10 @@ def test_best_of_n_on_quadratics(name: str, n: int) -> None:
     slope, bend = candidates(spectrum, g, n=n, trials=600, seed=n)
     known = facts(spectrum, g)
     reach = law.valid_up_to(gradient=1.0, frobenius=float(np.linalg.norm(spectrum)))
-    for share in (0.02, 0.1):  # the law's domain: the curvature's fluctuation is 2 % and 10 % of the gradient's
+    for share in (
+        0.02,
+        0.1,
+    ):  # the law's domain: the curvature's fluctuation is 2 % and 10 % of the gradient's
         sigma = share * reach
         # selection on that fluctuation, which the law leaves out, adds share²/2 of the first term
         gains = best(slope, bend, sigma) - share**2 / 2 * sigma * law.expected_maximum(n)
@@ -130,14 +143,17 @@ def test_the_curvature_along_the_gradient_counts_beyond_its_share_of_the_trace()
         predicted = law.best_of_n_gain(**facts(spectrum, g), n=32, sigma=0.05)
         assert_within_error(best(slope, bend, 0.05), predicted)
     along, across = (
-        law.best_of_n_gain(gradient=1.0, trace=1.0, along=a, n=32, sigma=0.05, noise=0.0) for a in (1.0, 0.0)
+        law.best_of_n_gain(gradient=1.0, trace=1.0, along=a, n=32, sigma=0.05, noise=0.0)
+        for a in (1.0, 0.0)
     )
     assert math.isclose(across - along, 0.05**2 / 2 * (law.expected_squared_maximum(32) - 1))
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.05, 0.5])
 def test_evaluation_noise_lowers_what_the_selected_one_gains(noise: float) -> None:
-    """Curvature along the gradient alone is exact to second order, so the noise's share in both terms shows."""
+    """Curvature along the gradient alone is exact to second order, so the noise's share in both
+    terms shows.
+    """
     spectrum, g = np.zeros(50), np.eye(50)[0]
     spectrum[0] = 2.0
     slope, bend = candidates(spectrum, g, n=32, trials=6000, seed=4)
@@ -152,12 +168,16 @@ def test_evaluation_noise_lowers_what_the_selected_one_gains(noise: float) -> No
     assert_within_error(np.take_along_axis(bend, chosen, 1)[:, 0], (straight - predicted) / 0.05**2)
     first = law.expected_maximum(32) * 0.05**2 / math.hypot(0.05, noise)
     assert math.isclose(
-        law.best_of_n_gain(gradient=1.0, trace=0.0, along=0.0, n=32, sigma=0.05, noise=noise), first, rel_tol=1e-12
+        law.best_of_n_gain(gradient=1.0, trace=0.0, along=0.0, n=32, sigma=0.05, noise=noise),
+        first,
+        rel_tol=1e-12,
     )
 
 
 def test_the_winners_own_score_promises_more_than_it_gains() -> None:
-    """Why winners are scored again: the selecting score is m_N √(σ²‖g‖²+τ²) above zero, the gain a part of that."""
+    """Why winners are scored again: the selecting score is m_N √(σ²‖g‖²+τ²) above zero, the gain a
+    part of that.
+    """
     slope, bend = candidates(np.zeros(20), np.eye(20)[0], n=64, trials=3000, seed=6)
     seen = 0.1 * slope + 0.2 * np.random.default_rng(7).standard_normal(slope.shape)
     assert_within_error(seen.max(1), law.expected_maximum(64) * math.hypot(0.1, 0.2))
@@ -168,14 +188,19 @@ def test_the_winners_own_score_promises_more_than_it_gains() -> None:
 
 @pytest.mark.parametrize("dimension", [200, 10_000, 1_000_000])
 def test_the_gain_does_not_depend_on_the_dimension_where_the_trace_is_fixed(dimension: int) -> None:
-    """Isotropic curvature h = tr H/D; the D − 1 directions beside the gradient enter by a χ² alone, drawn as such."""
+    """Isotropic curvature h = tr H/D; the D − 1 directions beside the gradient enter by a χ² alone,
+    drawn as such.
+    """
     rng, n, trials, trace, sigma = np.random.default_rng(dimension), 64, 4000, 2.0, 0.2
     u = rng.standard_normal((trials, n))
     bend = trace / dimension / 2 * (u**2 + rng.chisquare(dimension - 1, (trials, n)))
     share = sigma * trace / math.sqrt(2 * dimension)  # σ‖H‖_F/(√2‖g‖)
     gains = best(u, bend, sigma) - share**2 / 2 * sigma * law.expected_maximum(n)
     without = law.expected_maximum(n) * sigma - sigma**2 / 2 * trace  # no D in it
-    assert_within_error(gains, law.best_of_n_gain(gradient=1.0, trace=trace, along=trace / dimension, n=n, sigma=sigma))
+    assert_within_error(
+        gains,
+        law.best_of_n_gain(gradient=1.0, trace=trace, along=trace / dimension, n=n, sigma=sigma),
+    )
     assert math.isclose(gains.mean(), without, rel_tol=0.02)
 
 
@@ -192,14 +217,28 @@ def test_the_gain_does_not_depend_on_the_dimension_where_the_trace_is_fixed(dime
 def test_units_cancel(
     gradient: float, trace: float, along: float, n: int, sigma: float, noise: float, scale: float
 ) -> None:
-    """Weights in other units (σ → sσ, g → g/s, H → H/s²) change no gain; losses in other units change it as themselves."""
-    gain = law.best_of_n_gain(gradient=gradient, trace=trace, along=along, n=n, sigma=sigma, noise=noise)
+    """Weights in other units (σ → sσ, g → g/s, H → H/s²) change no gain; losses in other units
+    change it as themselves.
+    """
+    gain = law.best_of_n_gain(
+        gradient=gradient, trace=trace, along=along, n=n, sigma=sigma, noise=noise
+    )
     terms = sigma * gradient * law.expected_maximum(n) + sigma**2 * (abs(trace) + 20 * abs(along))
     weights = law.best_of_n_gain(
-        gradient=gradient / scale, trace=trace / scale**2, along=along / scale**2, n=n, sigma=sigma * scale, noise=noise
+        gradient=gradient / scale,
+        trace=trace / scale**2,
+        along=along / scale**2,
+        n=n,
+        sigma=sigma * scale,
+        noise=noise,
     )
     losses = law.best_of_n_gain(
-        gradient=gradient * scale, trace=trace * scale, along=along * scale, n=n, sigma=sigma, noise=noise * scale
+        gradient=gradient * scale,
+        trace=trace * scale,
+        along=along * scale,
+        n=n,
+        sigma=sigma,
+        noise=noise * scale,
     )
     assert math.isclose(gain, weights, rel_tol=1e-9, abs_tol=1e-12 * terms)
     assert math.isclose(gain * scale, losses, rel_tol=1e-9, abs_tol=1e-12 * terms * scale)
@@ -249,9 +288,16 @@ def test_the_best_sigma_is_where_simulated_gains_peak(name: str) -> None:
     assert math.isclose(curve.max(), gain * (1 + share**2), rel_tol=0.03)
 
 
-@given(gradient=st.floats(0.1, 10), trace=st.floats(0.1, 100), along=st.floats(0, 5), n=st.integers(2, 5000))
+@given(
+    gradient=st.floats(0.1, 10),
+    trace=st.floats(0.1, 100),
+    along=st.floats(0, 5),
+    n=st.integers(2, 5000),
+)
 @settings(deadline=None, max_examples=40)
-def test_the_best_sigma_is_the_laws_own_peak(gradient: float, trace: float, along: float, n: int) -> None:
+def test_the_best_sigma_is_the_laws_own_peak(
+    gradient: float, trace: float, along: float, n: int
+) -> None:
     known = {"gradient": gradient, "trace": trace, "along": along, "n": n}
     sigma, gain = law.best_sigma(**known), law.best_gain(**known)
     assert sigma is not None
@@ -269,7 +315,9 @@ def test_without_upward_curvature_there_is_no_best_sigma() -> None:
     for trace in (0.0, -3.0):
         assert law.best_sigma(gradient=1.0, trace=trace, n=10) is None
         assert law.best_gain(gradient=1.0, trace=trace, n=10) is None
-    assert law.best_sigma(gradient=1.0, trace=1.0, n=100, along=-1.0) is None  # bends down where the best ones go
+    assert (
+        law.best_sigma(gradient=1.0, trace=1.0, n=100, along=-1.0) is None
+    )  # bends down where the best ones go
     assert law.best_sigma(gradient=0.0, trace=1.0, n=10) == 0.0
     assert law.best_sigma(gradient=1.0, trace=1.0, n=1) == 0.0
 
@@ -292,7 +340,9 @@ def test_beyond_its_domain_the_law_is_wrong() -> None:
     spectrum, g = SPECTRA["of trace zero"], flat_start(300)
     sigma = 3 * law.valid_up_to(gradient=1.0, frobenius=float(np.linalg.norm(spectrum)))
     slope, bend = candidates(spectrum, g, n=64, trials=500, seed=10)
-    assert best(slope, bend, sigma).mean() > 1.5 * law.best_of_n_gain(**facts(spectrum, g), n=64, sigma=sigma)
+    assert best(slope, bend, sigma).mean() > 1.5 * law.best_of_n_gain(
+        **facts(spectrum, g), n=64, sigma=sigma
+    )
 
 
 @pytest.mark.parametrize("name", ["isotropic", "decaying", "of both signs"])
@@ -304,8 +354,12 @@ def test_gain_correlates_with_alignment_as_predicted(name: str, share: float, no
     slope, bend = candidates(spectrum, g, n=count, trials=1, seed=11)
     heard = noise * sigma * np.random.default_rng(12).standard_normal(count)
     found = np.corrcoef(slope[0], sigma * slope[0] - sigma**2 * bend[0] + heard)[0, 1]
-    expected = law.alignment_correlation(gradient=1.0, frobenius=frobenius, sigma=sigma, noise=noise * sigma)
-    assert abs(found - expected) < 4 * (1 - expected**2) / math.sqrt(count) * 2  # χ²'s tails double the error
+    expected = law.alignment_correlation(
+        gradient=1.0, frobenius=frobenius, sigma=sigma, noise=noise * sigma
+    )
+    assert (
+        abs(found - expected) < 4 * (1 - expected**2) / math.sqrt(count) * 2
+    )  # χ²'s tails double the error
     assert math.isclose(expected**-2, 1 + share**2 + noise**2, rel_tol=1e-9)
 
 
@@ -322,7 +376,9 @@ def test_without_a_gradient_nothing_correlates() -> None:
 
 @given(share=st.floats(0.05, 1.2), along=st.floats(-2, 2), noise=st.floats(0, 0.3))
 @settings(deadline=None, max_examples=40)
-def test_the_number_needed_is_the_first_that_reaches_the_wish(share: float, along: float, noise: float) -> None:
+def test_the_number_needed_is_the_first_that_reaches_the_wish(
+    share: float, along: float, noise: float
+) -> None:
     known = {"gradient": 1.0, "trace": 5.0, "along": along, "sigma": 0.1, "noise": noise}
     curve = [law.best_of_n_gain(**known, n=n) for n in range(1, 401)]
     wished = share * max(curve)
@@ -347,25 +403,39 @@ def test_a_gain_that_curvature_forbids_takes_no_number_of_candidates() -> None:
 
 
 def test_tied_noise_sees_the_folded_gradient() -> None:
-    """Noise that starts one stream anew for every tensor, against the norm of the gradient folded over them."""
+    """Noise that starts one stream anew for every tensor, against the norm of the gradient folded
+    over them.
+    """
     rng = np.random.default_rng(13)
-    pieces = {n: torch.from_numpy(rng.standard_normal(s)) for n, s in {"a": (4, 5), "b": (7,), "c": (2, 3, 5)}.items()}
+    pieces = {
+        n: torch.from_numpy(rng.standard_normal(s))
+        for n, s in {"a": (4, 5), "b": (7,), "c": (2, 3, 5)}.items()
+    }
     stream = rng.standard_normal((40_000, 30))
     slopes = sum(stream[:, : p.numel()] @ p.flatten().numpy() for p in pieces.values())
     norm = law.folded_gradient_norm(pieces)
     assert_within_error(slopes**2, norm**2)
     slope = slopes.reshape(-1, 16)
-    assert_within_error(0.01 * slope.max(1), law.best_of_n_gain(gradient=norm, trace=0.0, along=0.0, n=16, sigma=0.01))
+    assert_within_error(
+        0.01 * slope.max(1),
+        law.best_of_n_gain(gradient=norm, trace=0.0, along=0.0, n=16, sigma=0.01),
+    )
 
 
 def test_folding_adds_and_cancels_what_independent_noise_would_not() -> None:
     g = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
     assert math.isclose(law.folded_gradient_norm({"a": g}), float(g.norm()), rel_tol=1e-6)
-    assert math.isclose(law.folded_gradient_norm({"a": g, "b": g.flatten()}), 2 * float(g.norm()), rel_tol=1e-6)
-    assert law.folded_gradient_norm({"a": g, "b": -g}) == 0  # tied search is blind to such a gradient
+    assert math.isclose(
+        law.folded_gradient_norm({"a": g, "b": g.flatten()}), 2 * float(g.norm()), rel_tol=1e-6
+    )
+    assert (
+        law.folded_gradient_norm({"a": g, "b": -g}) == 0
+    )  # tied search is blind to such a gradient
     assert law.folded_gradient_norm({"a": torch.tensor([3.0]), "b": torch.tensor([0.0, 4.0])}) == 5
     # bf16 weights: summed in float64, so that nothing small is lost beside 256
-    many = {str(i): torch.full((2,), v, dtype=torch.bfloat16) for i, v in enumerate([256.0] + [0.5] * 8)}
+    many = {
+        str(i): torch.full((2,), v, dtype=torch.bfloat16) for i, v in enumerate([256.0] + [0.5] * 8)
+    }
     assert math.isclose(law.folded_gradient_norm(many), 260 * math.sqrt(2), rel_tol=1e-12)
     with pytest.raises(LoclinError, match="at least one tensor"):
         law.folded_gradient_norm({})
@@ -375,7 +445,9 @@ def test_folding_adds_and_cancels_what_independent_noise_would_not() -> None:
 
 
 def test_searching_in_a_subspace_gains_what_its_density_predicts() -> None:
-    """δ = σ Σ zᵢqᵢ in a k-subspace of a quadratic: the law with P_S g and P_S H P_S, at one radius and at its own best σ."""
+    """δ = σ Σ zᵢqᵢ in a k-subspace of a quadratic: the law with P_S g and P_S H P_S, at one radius
+    and at its own best σ.
+    """
     rng, dimension, k, n = np.random.default_rng(14), 120, 40, 16
     spectrum, g = np.linspace(0.01, 0.05, dimension), 2 * flat_start(dimension)
     basis = np.linalg.qr(rng.standard_normal((dimension, k)))[0].T
@@ -386,23 +458,33 @@ def test_searching_in_a_subspace_gains_what_its_density_predicts() -> None:
     density = law.signal_density(energy, k)
     radius = 0.05
     assert_within_error(
-        radius / math.sqrt(k) * slope.max(1), law.subspace_linear_gain(radius=radius, n=n, density=density)
+        radius / math.sqrt(k) * slope.max(1),
+        law.subspace_linear_gain(radius=radius, n=n, density=density),
     )
     known = {"gradient": math.sqrt(energy), "trace": float(np.trace(curvature)), "n": n}
     along = float(inside @ curvature @ inside) / energy
-    sigma, gain = law.best_sigma(**known), law.subspace_best_gain(energy=energy, n=n, trace=known["trace"])
+    sigma, gain = (
+        law.best_sigma(**known),
+        law.subspace_best_gain(energy=energy, n=n, trace=known["trace"]),
+    )
     assert sigma is not None
     assert gain is not None
     share = sigma * float(np.linalg.norm(curvature)) / math.sqrt(2 * energy)
-    gains = best(slope, bend, sigma) - share**2 / 2 * sigma * math.sqrt(energy) * law.expected_maximum(n)
+    gains = best(slope, bend, sigma) - share**2 / 2 * sigma * math.sqrt(
+        energy
+    ) * law.expected_maximum(n)
     assert_within_error(gains, law.best_of_n_gain(**known, along=along, sigma=sigma))
     assert math.isclose(gain, law.best_of_n_gain(**known, along=0.0, sigma=sigma), rel_tol=1e-9)
-    assert math.isclose(law.lift(energy / 4, dimension, k), density / law.signal_density(4.0, dimension))
+    assert math.isclose(
+        law.lift(energy / 4, dimension, k), density / law.signal_density(4.0, dimension)
+    )
 
 
 def test_a_random_subspace_has_no_lift() -> None:
     rng, g = np.random.default_rng(15), flat_start(200)
-    captures = [np.sum((np.linalg.qr(rng.standard_normal((200, 10)))[0].T @ g) ** 2) for _ in range(400)]
+    captures = [
+        np.sum((np.linalg.qr(rng.standard_normal((200, 10)))[0].T @ g) ** 2) for _ in range(400)
+    ]
     assert_within_error(np.array([law.lift(float(c), 200, 10) for c in captures]), 1.0)
 
 

@@ -1,4 +1,6 @@
-"""The house keeps its order: a file imports only from rooms above its own (docs/design in the README's tree)."""
+"""The house keeps its order: a file imports only from rooms above its own (docs/design in the
+README's tree).
+"""
 
 import ast
 from pathlib import Path
@@ -7,7 +9,8 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "loclin"
 
-#: From the top of the house to the bottom. A room may import from itself and from the rooms above it.
+#: From the top of the house to the bottom. A room may import from itself and from the rooms above
+#: it.
 ROOMS = (
     ("errors", "seeds", "dropout"),
     ("tasks.example", "tasks.batch"),
@@ -27,7 +30,12 @@ ROOMS = (
     ("search",),
     ("steering",),
     ("schedules",),
-    ("integrations.points", "integrations.folder", "integrations.checkpoints", "integrations.direction"),
+    (
+        "integrations.points",
+        "integrations.folder",
+        "integrations.checkpoints",
+        "integrations.direction",
+    ),
     ("studies",),
     ("integrations",),
     ("cli", "__main__"),
@@ -57,16 +65,22 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-FILES = [p for p in sorted(SOURCE.rglob("*.py")) if p.parent.name != "tasks" or p.name != "__init__.py"]
+FILES = [
+    p for p in sorted(SOURCE.rglob("*.py")) if p.parent.name != "tasks" or p.name != "__init__.py"
+]
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in FILES if p != SOURCE / "__init__.py"], ids=lambda p: str(p.relative_to(SOURCE))
+    "path",
+    [p for p in FILES if p != SOURCE / "__init__.py"],
+    ids=lambda p: str(p.relative_to(SOURCE)),
 )
 def test_imports_go_one_way(path: Path) -> None:
     module = ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
     for imported in imports(path):
-        assert level(imported) <= level(module), f"{module} imports {imported}, a room below its own"
+        assert level(imported) <= level(module), (
+            f"{module} imports {imported}, a room below its own"
+        )
         shunned = STRANGERS.get(module.split(".")[0], set())
         assert imported.split(".")[0] not in shunned, f"{module} must not know {imported}"
 
@@ -85,9 +99,20 @@ def test_files_and_functions_stay_small() -> None:
 def test_nothing_unsafe_is_called() -> None:
     for path in FILES:
         text = path.read_text(encoding="utf-8")
-        for word in ("torch.load(", "trust_remote_code=True", "weights_only=False", "torch.manual_seed("):
+        for word in (
+            "torch.load(",
+            "trust_remote_code=True",
+            "weights_only=False",
+            "torch.manual_seed(",
+        ):
             assert word not in text, f"{path} uses {word}"
         for node in ast.walk(ast.parse(text)):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import | ast.ImportFrom)
+                else []
+            )
             names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
-            assert not {"pickle", "dill", "joblib", "cloudpickle", "shelve"} & set(names), f"{path} unpickles"
+            assert not {"pickle", "dill", "joblib", "cloudpickle", "shelve"} & set(names), (
+                f"{path} unpickles"
+            )

@@ -17,7 +17,11 @@ class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.first, self.second, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4, bias=False)
+        self.first, self.second, self.head = (
+            nn.Linear(4, 4),
+            nn.Linear(4, 4),
+            nn.Linear(4, 4, bias=False),
+        )
         self.head.weight = self.first.weight
         with torch.no_grad():
             for p in self.parameters():
@@ -64,7 +68,9 @@ def test_read_write_and_add() -> None:
     assert torch.allclose(space.read(), start + 0.5 * step)
     space.write(start)
     assert torch.equal(space.read(), start)
-    with pytest.raises(LoclinError, match=r"expected a vector of 40 coordinates, found shape \(3,\)"):
+    with pytest.raises(
+        LoclinError, match=r"expected a vector of 40 coordinates, found shape \(3,\)"
+    ):
         space.by_tensor(torch.zeros(3))
 
 
@@ -82,7 +88,9 @@ def test_restoring_is_bit_exact_even_when_the_body_raises(dtype: torch.dtype) ->
 
 def test_noise_is_a_function_of_seed_and_tensor_name_alone() -> None:
     whole, part = ParameterSpace(Tied()), ParameterSpace(Tied(), "second.weight")
-    assert torch.equal(whole.by_tensor(whole.noise(seed=3))["second.weight"].reshape(-1), part.noise(seed=3))
+    assert torch.equal(
+        whole.by_tensor(whole.noise(seed=3))["second.weight"].reshape(-1), part.noise(seed=3)
+    )
     assert not torch.equal(part.noise(seed=3), part.noise(seed=4))
 
 
@@ -90,7 +98,9 @@ def test_tensors_of_one_shape_get_independent_noise() -> None:
     module = nn.ModuleDict({"a": nn.Linear(100, 100), "b": nn.Linear(100, 100)})
     space = ParameterSpace(module)
     z = space.by_tensor(space.noise(seed=0))
-    correlation = float(torch.corrcoef(torch.stack([z["a.weight"].reshape(-1), z["b.weight"].reshape(-1)]))[0, 1])
+    correlation = float(
+        torch.corrcoef(torch.stack([z["a.weight"].reshape(-1), z["b.weight"].reshape(-1)]))[0, 1]
+    )
     assert abs(correlation) < 4 / 100
     assert math.isclose(float(z["a.weight"].std()), 1, rel_tol=0.05)
 
@@ -110,7 +120,10 @@ def test_gradient_weights_ragged_batches_by_their_items() -> None:
 
 def test_gradient_of_answers_does_not_depend_on_batch_size(trained: Problem) -> None:
     space, data = ParameterSpace(trained.model), trained.batch("test", "halves").rows(slice(0, 30))
-    whole, pieces = (space.gradient(lambda b: answer_loss(trained.model, b), data.chunks(size)) for size in (30, 7))
+    whole, pieces = (
+        space.gradient(lambda b: answer_loss(trained.model, b), data.chunks(size))
+        for size in (30, 7)
+    )
     assert torch.allclose(whole, pieces, atol=1e-6)
 
 
@@ -120,7 +133,9 @@ def test_hessian_product_equals_the_dense_hessian() -> None:
     x = torch.randn(10, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     dense = dense_hessian(module, squares(module)(x)[0] / 10)
     v = space.noise(seed=0)
-    assert torch.allclose(space.hessian_product(squares(module), [x[:3], x[3:]], v), dense @ v, atol=1e-10)
+    assert torch.allclose(
+        space.hessian_product(squares(module), [x[:3], x[3:]], v), dense @ v, atol=1e-10
+    )
 
 
 def test_hessian_product_of_the_network_equals_a_central_difference(trained: Problem) -> None:

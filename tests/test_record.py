@@ -8,11 +8,27 @@ import pytest
 from loclin.errors import LoclinError
 from loclin.record import Claim, Part, Record, Row
 
-PART = Part(rows=[Row(quantity="q", value=0.5, context={"run": 0, "k": 1})], arrays={"a/0": np.eye(2)}, seconds=1.0)
+PART = Part(
+    rows=[Row(quantity="q", value=0.5, context={"run": 0, "k": 1})],
+    arrays={"a/0": np.eye(2)},
+    seconds=1.0,
+)
 CLAIM = Claim(
-    id="c", statement="s", setting="m", paper="1", measured="x", value=0.5, low=None, high=None, n=1, null="0", p=None,
-    p_holm=None, rule="r", verdict="inconclusive",
-)  # fmt: skip
+    id="c",
+    statement="s",
+    setting="m",
+    paper="1",
+    measured="x",
+    value=0.5,
+    low=None,
+    high=None,
+    n=1,
+    null="0",
+    p=None,
+    p_holm=None,
+    rule="r",
+    verdict="inconclusive",
+)
 
 
 def opened(folder: Path, **config: object) -> Record:
@@ -40,7 +56,9 @@ def test_rows_and_arrays_come_back_and_load_into_pandas(tmp_path: Path) -> None:
 def test_a_part_is_there_only_when_it_is_whole(tmp_path: Path) -> None:
     record = opened(tmp_path)
     assert record.part("recovery", "run-000") is None
-    record._write_arrays("recovery/parts/run-000.safetensors", PART.arrays)  # as if killed between the two files
+    record._write_arrays(
+        "recovery/parts/run-000.safetensors", PART.arrays
+    )  # as if killed between the two files
     assert record.part("recovery", "run-000") is None
     record.write_part("recovery", "run-000", PART)
     back = record.part("recovery", "run-000")
@@ -78,7 +96,9 @@ def test_folders_that_are_not_ours_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LoclinError, match="found other files in"):
         Record(tmp_path)
     opened(tmp_path / "run").write_part("recovery", "run-000", PART)
-    with pytest.raises(LoclinError, match=r"another configuration of recovery \(steps is 5 there, 6 here\)"):
+    with pytest.raises(
+        LoclinError, match=r"another configuration of recovery \(steps is 5 there, 6 here\)"
+    ):
         Record(tmp_path / "run").open_study("recovery", {"steps": 6}, device="cpu")
 
 
@@ -95,7 +115,8 @@ def test_damaged_records_say_so(tmp_path: Path) -> None:
     record.write_part("recovery", "run-000", PART)
     (tmp_path / "recovery/parts/run-000.safetensors").write_bytes(b"x")
     with pytest.raises(
-        LoclinError, match=r"expected arrays in .*run-000.safetensors, found .*: delete it and run again"
+        LoclinError,
+        match=r"expected arrays in .*run-000.safetensors, found .*: delete it and run again",
     ):
         record.part("recovery", "run-000")
     (tmp_path / "recovery/parts/run-000.json").write_text("{")
@@ -106,7 +127,9 @@ def test_damaged_records_say_so(tmp_path: Path) -> None:
         record.run()
 
 
-def test_a_full_disk_loses_nothing_and_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_loses_nothing_and_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     record = opened(tmp_path)
     record.write_part("recovery", "run-000", PART)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
@@ -115,6 +138,8 @@ def test_a_full_disk_loses_nothing_and_says_what_to_do(tmp_path: Path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(LoclinError, match="No space left on device: make room or choose another --out"):
+    with pytest.raises(
+        LoclinError, match="No space left on device: make room or choose another --out"
+    ):
         record.write_part("recovery", "run-001", PART)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before

@@ -1,4 +1,6 @@
-"""`loclin reproduce` over several configurations, the studies themselves replaced: what one failure costs the others."""
+"""`loclin reproduce` over several configurations, the studies themselves replaced: what one failure
+costs the others.
+"""
 
 import json
 from pathlib import Path
@@ -27,10 +29,16 @@ def test_a_study_that_cannot_run_does_not_cost_the_others(
     with pytest.raises(SystemExit) as stop:
         cli.main(["reproduce", "--profile", "smoke", "--out", str(tmp_path / "out")])
     assert stop.value.code == 2
-    asked = dict.fromkeys(STUDIES, ("sequences-small", "statements-small-lora")) | {"steering": ("statements-small",)}
+    asked = dict.fromkeys(STUDIES, ("sequences-small", "statements-small-lora")) | {
+        "steering": ("statements-small",)
+    }
     assert ran == [f"{s}-{model}" for s, models in asked.items() for model in models]
     assert reported == [tmp_path / "out"]
-    each = [f"{s}-sequences-small: expected one thing, found another: do that" for s in STUDIES if s != "steering"]
+    each = [
+        f"{s}-sequences-small: expected one thing, found another: do that"
+        for s in STUDIES
+        if s != "steering"
+    ]
     assert capsys.readouterr().err == f"loclin: {'; '.join(each)}\n"
 
 

@@ -23,7 +23,9 @@ from loclin.stats import (
 @pytest.mark.parametrize("runs", [3, 6, 24, 60])
 def test_intervals_cover_the_planted_mean(runs: int) -> None:
     rng = np.random.default_rng(runs)
-    covered = [e.low <= 1.5 <= e.high for e in (over_runs(rng.normal(1.5, 2.0, runs)) for _ in range(2000))]
+    covered = [
+        e.low <= 1.5 <= e.high for e in (over_runs(rng.normal(1.5, 2.0, runs)) for _ in range(2000))
+    ]
     assert 0.93 <= np.mean(covered) <= 0.97
 
 
@@ -37,7 +39,9 @@ def test_the_test_and_the_interval_agree_with_scipy() -> None:
     x = np.array([0.1, 0.4, 0.35, 0.8])
     low, high = scipy_stats.ttest_1samp(x, 0).confidence_interval()
     assert np.allclose((over_runs(x).low, over_runs(x).high), (low, high))
-    assert math.isclose(mean_above(x, 0.2), scipy_stats.ttest_1samp(x, 0.2, alternative="greater").pvalue)
+    assert math.isclose(
+        mean_above(x, 0.2), scipy_stats.ttest_1samp(x, 0.2, alternative="greater").pvalue
+    )
 
 
 def test_undefined_runs_are_left_out_and_one_run_has_no_interval() -> None:
@@ -80,8 +84,12 @@ def test_permuting_within_runs_breaks_only_the_pairing() -> None:
     assert permutation_p(1.0, draws) == 1 / 401
 
 
-def paired_outcomes(rng: np.random.Generator, n: int, difference: float) -> tuple[np.ndarray, np.ndarray]:
-    """Two answerers with a planted difference: 30 % of the examples are right for just one of the two."""
+def paired_outcomes(
+    rng: np.random.Generator, n: int, difference: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two answerers with a planted difference: 30 % of the examples are right for just one of the
+    two.
+    """
     kind = rng.choice(4, size=n, p=[0.4, 0.3, 0.15 + difference / 2, 0.15 - difference / 2])
     return (kind == 0) | (kind == 2), (kind == 0) | (kind == 3)
 
@@ -113,7 +121,9 @@ def test_groups_widen_to_what_their_examples_share(count: int) -> None:
         a, b = (np.repeat(x, 5) for x in paired_outcomes(rng, count, 0.1))
         with_groups.append(paired_difference(a, b, groups=groups, seed=i))
         without.append(paired_difference(a, b, seed=i))
-    covered, too_narrow = (np.mean([e.low <= 0.1 <= e.high for e in found]) for found in (with_groups, without))
+    covered, too_narrow = (
+        np.mean([e.low <= 0.1 <= e.high for e in found]) for found in (with_groups, without)
+    )
     assert 0.92 <= covered <= 0.98
     assert too_narrow < 0.75
     widths = [np.mean([e.high - e.low for e in found]) for found in (with_groups, without)]
@@ -122,7 +132,9 @@ def test_groups_widen_to_what_their_examples_share(count: int) -> None:
 
 
 def test_groups_of_unequal_size_count_by_their_examples() -> None:
-    """Passages of one to four questions, all harder or all easier: right in 0.2 or 0.8 of cases, 0.5 on the whole."""
+    """Passages of one to four questions, all harder or all easier: right in 0.2 or 0.8 of cases,
+    0.5 on the whole.
+    """
     rng = np.random.default_rng(3)
     covered = []
     for i in range(400):
@@ -137,7 +149,9 @@ def test_groups_of_unequal_size_count_by_their_examples() -> None:
 @pytest.mark.parametrize("count", [8, 40])
 def test_what_all_groups_share_has_no_spread_however_large_they_are(count: int) -> None:
     groups = np.repeat(np.arange(count), np.arange(count) % 3 + 1).tolist()
-    assert np.allclose([(e := over_examples([0.7] * len(groups), groups=groups, seed=0)).low, e.high], 0.7)
+    assert np.allclose(
+        [(e := over_examples([0.7] * len(groups), groups=groups, seed=0)).low, e.high], 0.7
+    )
 
 
 def test_over_examples_equals_over_runs_where_nothing_belongs_together() -> None:
@@ -147,7 +161,9 @@ def test_over_examples_equals_over_runs_where_nothing_belongs_together() -> None
     a, b = over_examples(many, seed=0), over_runs(many)
     assert a.value == b.value
     assert a.n == 200
-    assert math.isclose(a.high - a.low, b.high - b.low, rel_tol=0.04)  # two bootstraps of 10,000 draws
+    assert math.isclose(
+        a.high - a.low, b.high - b.low, rel_tol=0.04
+    )  # two bootstraps of 10,000 draws
     named = over_examples(many, groups=[f"passage {i}" for i in range(200)], seed=0)
     assert named == a
     assert over_examples(many, seed=0) == a != over_examples(many, seed=1)
@@ -177,7 +193,9 @@ def test_one_example_or_group_has_no_interval_and_what_is_missing_is_refused() -
 
 
 def test_mcnemar_on_two_media_for_tubercle_bacilli() -> None:
-    """Armitage and Berry, Statistical Methods in Medical Research, 1994, p. 127: 20 both, 12 and 2 one, 16 neither."""
+    """Armitage and Berry, Statistical Methods in Medical Research, 1994, p. 127: 20 both, 12 and 2
+    one, 16 neither.
+    """
     a = np.array([True] * 20 + [True] * 12 + [False] * 2 + [False] * 16)
     b = np.array([True] * 20 + [False] * 12 + [True] * 2 + [False] * 16)
     by_hand = 2 * sum(math.comb(14, i) for i in range(3)) / 2**14
@@ -189,14 +207,18 @@ def test_mcnemar_on_two_media_for_tubercle_bacilli() -> None:
 def test_mcnemar_is_the_exact_sign_test_of_what_differs(only_a: int, only_b: int) -> None:
     a = np.array([True] * only_a + [False] * only_b + [True, False, True])
     b = np.array([False] * only_a + [True] * only_b + [True, False, True])
-    expected = scipy_stats.binomtest(only_a, only_a + only_b, 0.5).pvalue if only_a + only_b else 1.0
+    expected = (
+        scipy_stats.binomtest(only_a, only_a + only_b, 0.5).pvalue if only_a + only_b else 1.0
+    )
     assert math.isclose(mcnemar(a, b), expected)
     assert math.isclose(mcnemar(b, a), expected)
 
 
 def test_mcnemar_rejects_a_true_null_at_most_at_its_level_and_a_planted_difference_often() -> None:
     rng = np.random.default_rng(4)
-    null, planted = ([mcnemar(*paired_outcomes(rng, 200, d)) for _ in range(1500)] for d in (0.0, 0.15))
+    null, planted = (
+        [mcnemar(*paired_outcomes(rng, 200, d)) for _ in range(1500)] for d in (0.0, 0.15)
+    )
     assert 0.02 <= np.mean(np.array(null) < 0.05) <= 0.055
     assert np.mean(np.array(planted) < 0.05) > 0.9
 
@@ -215,9 +237,13 @@ def test_equivalence_is_the_larger_of_two_one_sided_tests() -> None:
 
 @pytest.mark.parametrize("runs", [2, 6, 12])
 @pytest.mark.parametrize("margin", [-0.25, 0.25])
-def test_equivalence_on_the_margin_is_claimed_at_the_level_at_most(runs: int, margin: float) -> None:
+def test_equivalence_on_the_margin_is_claimed_at_the_level_at_most(
+    runs: int, margin: float
+) -> None:
     rng = np.random.default_rng(runs)
-    claimed = [equivalence(rng.normal(margin, 0.1, runs), -0.25, 0.25).p < 0.05 for _ in range(1000)]
+    claimed = [
+        equivalence(rng.normal(margin, 0.1, runs), -0.25, 0.25).p < 0.05 for _ in range(1000)
+    ]
     assert np.mean(claimed) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 1000)
     if runs > 2:  # of two runs the other margin takes nearly all of the power
         assert np.mean(claimed) >= 0.03
@@ -225,7 +251,10 @@ def test_equivalence_on_the_margin_is_claimed_at_the_level_at_most(runs: int, ma
 
 def test_equivalence_is_found_where_it_is_and_never_for_want_of_data() -> None:
     rng = np.random.default_rng(0)
-    assert np.mean([equivalence(rng.normal(0, 0.1, 6), -0.25, 0.25).p < 0.05 for _ in range(500)]) > 0.95
+    assert (
+        np.mean([equivalence(rng.normal(0, 0.1, 6), -0.25, 0.25).p < 0.05 for _ in range(500)])
+        > 0.95
+    )
     wide = [equivalence(rng.normal(0, 2.0, 6), -0.25, 0.25).p < 0.05 for _ in range(500)]
     assert np.mean(wide) < 0.05  # no difference is significant there either
     assert equivalence([0.0], -1.0, 1.0).p == equivalence([0.0, math.nan], -1.0, 1.0).p == 1

@@ -21,7 +21,9 @@ DRAWS = 24
 def mean_curves(make, ks=KS) -> tuple[np.ndarray, np.ndarray]:
     """Prefix and future captures of planted runs, by the code that measures real ones."""
     grams = [(u := make(np.random.default_rng(seed))) @ u.T for seed in range(DRAWS)]
-    return np.array([prefix_capture(g, ks) for g in grams]), np.array([future_capture(g, ks) for g in grams])
+    return np.array([prefix_capture(g, ks) for g in grams]), np.array(
+        [future_capture(g, ks) for g in grams]
+    )
 
 
 def assert_near(curves: np.ndarray, expected: np.ndarray) -> None:
@@ -89,7 +91,9 @@ def test_pure_drift_and_one_step() -> None:
         theory.random_capture(5, 5)
 
 
-def missed(spectrum: np.ndarray, gradient: np.ndarray, target: np.ndarray, ks: Sequence[int]) -> list[float]:
+def missed(
+    spectrum: np.ndarray, gradient: np.ndarray, target: np.ndarray, ks: Sequence[int]
+) -> list[float]:
     """‖(I−P)d‖ for the Krylov spaces of a diagonal Hessian."""
     values, d = torch.from_numpy(spectrum), torch.from_numpy(target)
     basis = lanczos(lambda v: values * v, torch.from_numpy(gradient), max(ks)).basis
@@ -111,7 +115,9 @@ def test_krylov_spaces_miss_no_more_of_a_converged_descent_than_the_bound(condit
 
 @pytest.mark.parametrize("k", [2, 3, 5])
 def test_the_converged_bound_is_all_but_reached_by_the_worst_quadratic(k: int) -> None:
-    """Eigenvalues where the Chebyshev polynomial is ±1, and the weights for which it is the least-squares residual too."""
+    """Eigenvalues where the Chebyshev polynomial is ±1, and the weights for which it is the
+    least-squares residual too.
+    """
     condition = 9.0
     nodes = np.cos(np.pi * np.arange(k + 1) / k)
     spectrum = (condition + 1) / 2 + (condition - 1) / 2 * nodes
@@ -123,7 +129,11 @@ def test_the_converged_bound_is_all_but_reached_by_the_worst_quadratic(k: int) -
     share = left**2 / np.sum(d**2)
     rho = 1 / 2  # (√9 − 1)/(√9 + 1)
     assert math.isclose(share, (2 * rho**k / (1 + rho ** (2 * k))) ** 2, rel_tol=1e-9)
-    assert share <= theory.krylov_converged_bound(condition, k) <= share * (1 + rho ** (2 * k)) ** 2 * (1 + 1e-9)
+    assert (
+        share
+        <= theory.krylov_converged_bound(condition, k)
+        <= share * (1 + rho ** (2 * k)) ** 2 * (1 + 1e-9)
+    )
 
 
 def stopped(spectrum: np.ndarray, gradient: np.ndarray, rate: float, steps: int) -> np.ndarray:

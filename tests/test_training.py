@@ -27,7 +27,9 @@ def test_recording_changes_nothing_and_adds_up(trained: Problem, name: str) -> N
         losses = train(trained.model, space, batches(trained), make_optimiser(name, space, 1e-3), 6)
         plain = space.read()
     with space.restored():
-        trajectory = record(trained.model, space, batches(trained), make_optimiser(name, space, 1e-3), 6)
+        trajectory = record(
+            trained.model, space, batches(trained), make_optimiser(name, space, 1e-3), 6
+        )
         assert torch.equal(space.read(), plain)
     assert torch.equal(trajectory.losses, losses)
     assert torch.equal(trajectory.start, start)
@@ -36,15 +38,21 @@ def test_recording_changes_nothing_and_adds_up(trained: Problem, name: str) -> N
 
 
 @pytest.mark.parametrize("store", ["disk", "sketch"])
-def test_where_updates_are_kept_changes_nothing_else(trained: Problem, store: str, tmp_path: Path) -> None:
-    """A mapped file holds the same bits; a sketch the same inner products within its stated error, its head the same bits."""
+def test_where_updates_are_kept_changes_nothing_else(
+    trained: Problem, store: str, tmp_path: Path
+) -> None:
+    """A mapped file holds the same bits; a sketch the same inner products within its stated error,
+    its head the same bits.
+    """
     space = ParameterSpace(trained.model)
     sketch = Sketch(size=4096, seed=0)
 
     def run(keeping: Keeping) -> Trajectory:
         with space.restored():
             optimiser = make_optimiser("adamw", space, 1e-3)
-            return record(trained.model, space, batches(trained), optimiser, 12, keeping=keeping, exactly=5)
+            return record(
+                trained.model, space, batches(trained), optimiser, 12, keeping=keeping, exactly=5
+            )
 
     exact, other = run(Keeping()), run(Keeping(store=store, folder=tmp_path, sketch=sketch))
     assert torch.equal(exact.head[:5], other.head[:5])
@@ -56,7 +64,9 @@ def test_where_updates_are_kept_changes_nothing_else(trained: Problem, store: st
     assert other.updates.shape == (12, 4096)
     ks = [1, 2, 5, 10]
     for held, seen in zip(
-        prefix_capture(gramian(exact.updates), ks), prefix_capture(gramian(other.updates), ks), strict=True
+        prefix_capture(gramian(exact.updates), ks),
+        prefix_capture(gramian(other.updates), ks),
+        strict=True,
     ):
         bias, sd = theory.sketched_capture(held, 10, 4096)
         assert abs(seen - held) < 5 * sd + 2 * abs(bias)
@@ -70,9 +80,13 @@ def test_the_first_steps_are_those_of_the_definitions(trained: Problem) -> None:
 
     g = space.gradient(lambda b: answer_loss(trained.model, b), [first])
     with space.restored():
-        sgd = record(trained.model, space, batches(trained), make_optimiser("sgd", space, 0.1), 1).updates[0]
+        sgd = record(
+            trained.model, space, batches(trained), make_optimiser("sgd", space, 0.1), 1
+        ).updates[0]
     with space.restored():
-        adam = record(trained.model, space, batches(trained), make_optimiser("adamw", space, 1e-3), 1).updates[0]
+        adam = record(
+            trained.model, space, batches(trained), make_optimiser("adamw", space, 1e-3), 1
+        ).updates[0]
     assert torch.allclose(sgd, -0.1 * g, atol=1e-6)
     large = g.abs() > 1e-5
     assert torch.allclose(adam[large], -1e-3 * g[large].sign(), rtol=0.02)
@@ -82,7 +96,14 @@ def test_confined_training_stays_in_its_subspace(trained: Problem) -> None:
     space = ParameterSpace(trained.model)
     start, basis = space.read(), random_subspace(5, space.dimension, seed=0)
     with space.restored():
-        train(trained.model, space, batches(trained), make_optimiser("sgd", space, 10.0), 5, confine_to=basis)
+        train(
+            trained.model,
+            space,
+            batches(trained),
+            make_optimiser("sgd", space, 10.0),
+            5,
+            confine_to=basis,
+        )
         moved = space.read() - start
     assert moved.norm() > 0
     assert basis.capture(moved) > 0.999
@@ -94,7 +115,9 @@ def test_a_reset_forgets_the_moments(trained: Problem) -> None:
     def updates(reset_at: int | None) -> torch.Tensor:
         with space.restored():
             optimiser = make_optimiser("adamw", space, 1e-3)
-            return record(trained.model, space, batches(trained), optimiser, 4, reset_at=reset_at).updates
+            return record(
+                trained.model, space, batches(trained), optimiser, 4, reset_at=reset_at
+            ).updates
 
     kept, reset = updates(None), updates(2)
     assert torch.equal(kept[:2], reset[:2])
@@ -116,6 +139,8 @@ def test_bad_batches_and_a_diverging_loss_are_refused(trained: Problem) -> None:
     space = ParameterSpace(trained.model)
     with (
         space.restored(),
-        pytest.raises(LoclinError, match=r"finite loss, found nan at step \d of 9: lower the learning"),
+        pytest.raises(
+            LoclinError, match=r"finite loss, found nan at step \d of 9: lower the learning"
+        ),
     ):
         train(trained.model, space, batches(trained), make_optimiser("sgd", space, 1e30), 9)

@@ -1,4 +1,6 @@
-"""The pages in docs/tutorials run as they stand: Python blocks in one namespace, shell blocks as commands."""
+"""The pages in docs/tutorials run as they stand: Python blocks in one namespace, shell blocks as
+commands.
+"""
 
 import re
 import shlex
@@ -22,7 +24,11 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 )  # peft asks for the old name
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_a_tutorial_runs(
-    trained: Problem, page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: Problem,
+    page: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     found = blocks(page)

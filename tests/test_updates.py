@@ -15,18 +15,29 @@ SPACE = ParameterSpace(nn.Linear(100, 10))  # D = 1010
 
 
 @pytest.mark.parametrize(
-    ("memory", "disk", "store"), [(1 << 30, 1 << 30, "memory"), (1000, 1 << 30, "disk"), (1000, 1000, "sketch")]
+    ("memory", "disk", "store"),
+    [(1 << 30, 1 << 30, "memory"), (1000, 1 << 30, "disk"), (1000, 1000, "sketch")],
 )
-def test_what_fits_decides(memory: int, disk: int, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fits_decides(
+    memory: int, disk: int, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(updates, "free_memory", lambda device: memory)
-    monkeypatch.setattr(updates.shutil, "disk_usage", lambda place: type("Usage", (), {"free": disk}))
+    monkeypatch.setattr(
+        updates.shutil, "disk_usage", lambda place: type("Usage", (), {"free": disk})
+    )
     kept = Keeping(store="auto").settled(SPACE, 50)
     assert kept.store == store
-    said = {"memory": "are kept in memory", "disk": "are kept in a file", "sketch": "65536 sketched numbers of each"}
+    said = {
+        "memory": "are kept in memory",
+        "disk": "are kept in a file",
+        "sketch": "65536 sketched numbers of each",
+    }
     assert said[store] in kept.sentence(SPACE, 50)
     assert "50×1010 updates" in kept.sentence(SPACE, 50)
     assert Keeping(store="disk").settled(SPACE, 50).store == "disk"
-    assert Keeping(store="auto").settled(SPACE, 50, exactly=True).store == ("memory" if store == "memory" else "disk")
+    assert Keeping(store="auto").settled(SPACE, 50, exactly=True).store == (
+        "memory" if store == "memory" else "disk"
+    )
 
 
 def test_runs_side_by_side_share_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,13 +47,16 @@ def test_runs_side_by_side_share_the_room(monkeypatch: pytest.MonkeyPatch) -> No
     assert Keeping(store="auto").settled(SPACE, 50, sharing=2).store == "disk"
 
 
-def test_a_full_disk_is_one_line_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_line_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(
-        LoclinError, match=r"room in .* for the updates, found No space left on device: make room, or choose"
+        LoclinError,
+        match=r"room in .* for the updates, found No space left on device: make room, or choose",
     ):
         Keeping(store="disk", folder=tmp_path).rows(SPACE, 5)
     assert list(tmp_path.iterdir()) == []
@@ -53,5 +67,7 @@ def test_vectors_are_seen_as_the_updates_are_kept() -> None:
     assert Keeping().seen(SPACE, rows) is rows
     sketched = Keeping(store="sketch", sketch=Sketch(size=512, seed=1))
     assert sketched.seen(SPACE, rows).shape == (3, 512)
-    assert torch.equal(sketched.seen(SPACE, rows)[1], Sketch(size=512, seed=1).of(SPACE.by_tensor(rows[1])))
+    assert torch.equal(
+        sketched.seen(SPACE, rows)[1], Sketch(size=512, seed=1).of(SPACE.by_tensor(rows[1]))
+    )
     assert sketched.rows(SPACE, 2, exact=True).shape == (2, 1010)

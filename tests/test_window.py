@@ -26,13 +26,21 @@ from loclin.window import (
 )
 
 GRID = np.logspace(-6, 1, 22)
-SPECTRA = {"flat": np.full(12, 3.0), "steep": np.logspace(0, 5, 12), "indefinite": np.linspace(-7, 9, 12)}
+SPECTRA = {
+    "flat": np.full(12, 3.0),
+    "steep": np.logspace(0, 5, 12),
+    "indefinite": np.linspace(-7, 9, 12),
+}
 
 
 class Quadratic(nn.Module):
-    """L(x) = c + gᵀ(x − x₀) + ½(x − x₀)ᵀH(x − x₀), H of a chosen spectrum in a random frame, standing at x₀."""
+    """L(x) = c + gᵀ(x − x₀) + ½(x − x₀)ᵀH(x − x₀), H of a chosen spectrum in a random frame,
+    standing at x₀.
+    """
 
-    def __init__(self, spectrum: np.ndarray, *, constant: float = 2.0, dtype: torch.dtype = torch.float64) -> None:
+    def __init__(
+        self, spectrum: np.ndarray, *, constant: float = 2.0, dtype: torch.dtype = torch.float64
+    ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         size = len(spectrum)
@@ -74,7 +82,9 @@ def slope_and_curvature(module: Quadratic, w: Tensor) -> tuple[float, float]:
 @pytest.mark.parametrize("name", SPECTRA)
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("tolerance", [0.1, 0.5])
-def test_the_window_of_a_quadratic_is_what_its_curvature_predicts(name: str, sign: int, tolerance: float) -> None:
+def test_the_window_of_a_quadratic_is_what_its_curvature_predicts(
+    name: str, sign: int, tolerance: float
+) -> None:
     module = Quadratic(SPECTRA[name])
     w = direction_of(module)
     slope, curvature = slope_and_curvature(module, w)
@@ -88,9 +98,15 @@ def test_the_window_of_a_quadratic_is_what_its_curvature_predicts(name: str, sig
     assert found.bracket[0] <= expected <= found.bracket[1]
 
     def error(step: float) -> float:
-        return float(relative_error(changes(module, w, np.array([sign * step])), np.array([sign * step]), slope)[0])
+        return float(
+            relative_error(
+                changes(module, w, np.array([sign * step])), np.array([sign * step]), slope
+            )[0]
+        )
 
-    assert bisected(error, found.bracket, tolerance, precision=1e-7) == pytest.approx(expected, rel=1e-5)
+    assert bisected(error, found.bracket, tolerance, precision=1e-7) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_a_step_is_relative_to_the_length_of_the_point() -> None:
@@ -99,13 +115,17 @@ def test_a_step_is_relative_to_the_length_of_the_point() -> None:
     assert torch.allclose(ray(10 * point, direction), 10 * ray(point, 7 * direction))
     module = Quadratic(SPECTRA["flat"])
     with torch.no_grad():
-        there = along(ParameterSpace(module), direction_of(module), [0.25], lambda: module.x.clone())
+        there = along(
+            ParameterSpace(module), direction_of(module), [0.25], lambda: module.x.clone()
+        )
         (moved,) = there
     assert float((moved - module.start).norm() / module.start.norm()) == pytest.approx(0.25)
 
 
 def test_the_two_sides_of_a_cubic_have_the_windows_of_its_roots() -> None:
-    """ΔL = ε + ε² + 10ε³: the error is |ε + 10ε²|, which passes τ at (±√(1 + 40τ) ∓ 1)/20 where it has one sign."""
+    """ΔL = ε + ε² + 10ε³: the error is |ε + 10ε²|, which passes τ at (±√(1 + 40τ) ∓ 1)/20 where it
+    has one sign.
+    """
     tolerance = 0.3
     fine = np.logspace(-6, 0, 6001)
     sides = {
@@ -144,7 +164,9 @@ def test_an_open_window_is_told_from_a_measured_one_and_from_none() -> None:
 
 def test_no_window_lies_below_the_unit_round_off_of_the_weights() -> None:
     steps, errors = np.array([1e-9, 1e-7, 1e-3]), np.array([0.9, 0.01, 0.01])
-    assert first_order_window(steps, errors, 0.1, 1e-12).size is None  # the weights cannot move by 1e-9 of themselves
+    assert (
+        first_order_window(steps, errors, 0.1, 1e-12).size is None
+    )  # the weights cannot move by 1e-9 of themselves
     found = first_order_window(steps, errors, 0.1, 1e-12, unit=2.0**-24)
     assert found == Window(size=1e-3, open=True, limit=2.0**-24)
     assert first_order_window(steps, errors, 0.1, 1e-5, unit=2.0**-24).limit == pytest.approx(1e-4)
@@ -157,7 +179,9 @@ def test_steps_out_of_order_are_refused(order: list[float]) -> None:
 
 
 def test_round_off_begins_where_it_is_said_to() -> None:
-    """The loss rounded to float32: the error leaves the quadratic's line near the floor, and nowhere above the limit."""
+    """The loss rounded to float32: the error leaves the quadratic's line near the floor, and
+    nowhere above the limit.
+    """
     module = Quadratic(SPECTRA["flat"], constant=6.7)
     w = direction_of(module)
     slope, curvature = slope_and_curvature(module, w)
@@ -165,7 +189,9 @@ def test_round_off_begins_where_it_is_said_to() -> None:
     base = np.float32(6.7)
 
     def rounded(sign: int) -> np.ndarray:
-        return np.asarray(changes(module, w, sign * steps) + 6.7, dtype=np.float32).astype(float) - float(base)
+        return np.asarray(changes(module, w, sign * steps) + 6.7, dtype=np.float32).astype(
+            float
+        ) - float(base)
 
     plus, minus = rounded(1), rounded(-1)
     floor = round_off(6.7, slope, torch.float32)
@@ -174,8 +200,12 @@ def test_round_off_begins_where_it_is_said_to() -> None:
     assert floor / 4 < drowned < 4 * floor
     straight = (steps > floor) & (steps < 1e-5)
     spread = evaluation_noise(plus[straight], minus[straight], steps[straight], curvature)
-    assert 0.05 < spread / (2**-24 * 6.7) < 1  # the scatter of one rounding, h/√12 with h = 2⁻²¹, is 0.34 of the bound
-    found = first_order_window(steps, errors, 0.1, round_off(6.7, slope, torch.float32, noise=spread))
+    assert (
+        0.05 < spread / (2**-24 * 6.7) < 1
+    )  # the scatter of one rounding, h/√12 with h = 2⁻²¹, is 0.34 of the bound
+    found = first_order_window(
+        steps, errors, 0.1, round_off(6.7, slope, torch.float32, noise=spread)
+    )
     assert found.size == pytest.approx(predicted_window(slope, curvature, 0.1), rel=0.02)
     assert math.isinf(round_off(6.7, 0.0, torch.float32))
 
@@ -200,13 +230,17 @@ def test_a_slope_of_nought_has_no_window_and_no_curvature_an_infinite_one() -> N
     assert math.isinf(predicted_additivity((1.0, 1.0), 0.0, 0.1))
 
 
-def test_the_sum_of_two_directions_on_a_quadratic_misses_the_sum_of_effects_by_their_mixed_curvature() -> None:
+def test_the_sum_of_two_directions_on_a_quadratic_misses_the_sum_of_effects_by_their_mixed_curvature() -> (
+    None
+):
     module = Quadratic(SPECTRA["indefinite"])
     v, w = (direction_of(module, seed) for seed in (5, 6))
     both, first, second = (changes(module, d, GRID) for d in (v + w, v, w))
     mixed = float(v @ module.hessian @ w)
     errors = additivity_error(both, first, second)
-    assert np.allclose(errors * (np.abs(first) + np.abs(second)), np.abs(GRID**2 * mixed), rtol=1e-6, atol=1e-14)
+    assert np.allclose(
+        errors * (np.abs(first) + np.abs(second)), np.abs(GRID**2 * mixed), rtol=1e-6, atol=1e-14
+    )
     slopes = tuple(slope_and_curvature(module, d)[0] for d in (v, w))
     near = np.logspace(-6, -3, 60)
     small = additivity_error(*(changes(module, d, near) for d in (v + w, v, w)))
@@ -244,7 +278,9 @@ def test_the_point_is_restored_bit_for_bit_even_when_measuring_raises(dtype: tor
 
 def test_groups_add_up_to_the_whole() -> None:
     module = Quadratic(SPECTRA["flat"])
-    sums, counts = losses_along(ParameterSpace(module), module.groups, direction_of(module), [0.0, 1e-3])
+    sums, counts = losses_along(
+        ParameterSpace(module), module.groups, direction_of(module), [0.0, 1e-3]
+    )
     assert sums.shape == (2, 3)
     assert counts.tolist() == [1, 2, 3]
     assert np.allclose(sums / counts, (sums.sum(1) / counts.sum())[:, None])

@@ -1,7 +1,8 @@
 """loclin: which local linear structure does a trained network really have, at what scale?
 
-A task and a model give a loss; the loss lives in two spaces, weights and activations; studies measure straight lines in
-those spaces, compare them with nulls, and write a record that a report reads.
+A task and a model give a loss; the loss lives in two spaces, weights and activations; studies
+measure straight lines in those spaces, compare them with nulls, and write a record that a report
+reads.
 
 Do the first steps of a training run span the rest of it? With any module and any loop:
 
@@ -20,10 +21,11 @@ Do the first steps of a training run span the rest of it? With any module and an
 >>> bool(held[0] > 0.8 and held[2] > 0.99)
 True
 
-Reading order: `tasks/` (what a model is asked), `models` (the built-in ones), `parameters` (weights as one point of R^D),
-`training` (the loop and its trajectory), `geometry/` (captures, subspaces, spectra), `theory` (what they are worth when
-nothing is there), `law` (of random search), `stats`, `activations/` (outputs of blocks), `search/` (candidates by
-seed), `steering/` (vectors and what they do), `schedules/` (several tasks in one loop), `studies/` (the questions), `record` (the run
+Reading order: `tasks/` (what a model is asked), `models` (the built-in ones), `parameters` (weights
+as one point of R^D), `training` (the loop and its trajectory), `geometry/` (captures, subspaces,
+spectra), `theory` (what they are worth when nothing is there), `law` (of random search), `stats`,
+`activations/` (outputs of blocks), `search/` (candidates by seed), `steering/` (vectors and what
+they do), `schedules/` (several tasks in one loop), `studies/` (the questions), `record` (the run
 folder), `report/`, `cli`.
 """
 
@@ -48,7 +50,8 @@ if TYPE_CHECKING:
     from loclin.training import record as record_training  # noqa: F401
     from loclin.training import train as train
 
-#: Public name -> where it lives. Imported on first use, so that `loclin --help` need not wait for torch.
+#: Public name -> where it lives. Imported on first use, so that `loclin --help` need not wait for
+#: torch.
 _HOMES = {
     "Estimate": "stats.Estimate",
     "LoclinError": "errors.LoclinError",

@@ -1,4 +1,6 @@
-"""The command line: `loclin reproduce | run | search | steer | schedules | radius | trajectory | report`. Imports nothing heavy."""
+"""The command line: `loclin reproduce | run | search | steer | schedules | radius | trajectory |
+report`. Imports nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -55,8 +57,8 @@ class Reproduce:
     """Run every study on the built-in models, then write the report and say where it is."""
 
     profile: Profile = "standard"
-    """smoke: a few minutes, wide intervals. standard: 16 minutes on two cores. paper: the paper's own models
-    too, hours."""
+    """smoke: a few minutes, wide intervals. standard: 16 minutes on two cores. paper: the paper's
+    own models too, hours."""
     studies: tuple[str, ...] = STUDIES
     """Which studies to run."""
     seeds: int | None = None
@@ -64,7 +66,8 @@ class Reproduce:
     workers: int = 0
     """Runs side by side on the CPU; 0 takes every core. The record does not depend on it."""
     out: Path | None = None
-    """Run folder; runs/PROFILE by default. The same folder and settings go on where they stopped."""
+    """Run folder; runs/PROFILE by default. The same folder and settings go on where they stopped.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +79,8 @@ class Report:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; a `LoclinError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130.
+    """Run a command; a `LoclinError` becomes one line on stderr and exit code 2, Ctrl-C exit code
+    130.
 
     A reader that stops listening (`| head`) ends it without a word, exit code 141.
     """
@@ -87,7 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         finally:
             sys.stdout.flush()  # a pipe that is closed is noticed here, not when Python ends
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # what is still buffered goes nowhere
         sys.exit(141)
     except LoclinError as error:
         print(f"loclin: {error}", file=sys.stderr)
@@ -126,7 +132,9 @@ def _dispatch(arguments: list[str]) -> None:
 
         print(f"loclin {version('loclin')}")
     elif arguments[0] not in commands:
-        raise LoclinError(f"unknown command {arguments[0]!r}: expected one of {', '.join(commands)}")
+        raise LoclinError(
+            f"unknown command {arguments[0]!r}: expected one of {', '.join(commands)}"
+        )
     else:
         commands[arguments[0]](arguments[1:])
 
@@ -143,7 +151,9 @@ def _reproduce(arguments: list[str]) -> None:
         _known(study)
     out = asked.out or Path("runs") / asked.profile
     configs = [
-        (s, c) for s in asked.studies for c in import_module(f"loclin.studies.{s}.config").settings(asked.profile)
+        (s, c)
+        for s in asked.studies
+        for c in import_module(f"loclin.studies.{s}.config").settings(asked.profile)
     ]
     if asked.seeds is not None:
         configs = [(s, replace(c, seeds=asked.seeds)) for s, c in configs]
@@ -161,7 +171,9 @@ def _reproduce(arguments: list[str]) -> None:
 
 
 def _all_cached(configs: Sequence[Any]) -> None:
-    """Before hours of work: whatever would have to be fetched on the way is named, with the commands that fetch it."""
+    """Before hours of work: whatever would have to be fetched on the way is named, with the
+    commands that fetch it.
+    """
     named = {(c.model, c.data) for c in configs} - {(m, None) for m in BUILT_IN}
     if not named:
         return
@@ -170,12 +182,17 @@ def _all_cached(configs: Sequence[Any]) -> None:
     models = {m for m, _ in named if m not in BUILT_IN}
     datasets = {d for _, d in named if d and d not in BUILT_IN}
     missing = [f"hf download {m}" for m in sorted(models) if missing_from_cache(m)]
-    missing += [f"hf download --repo-type dataset {d}" for d in sorted(datasets) if missing_from_cache(d, dataset=True)]
+    missing += [
+        f"hf download --repo-type dataset {d}"
+        for d in sorted(datasets)
+        if missing_from_cache(d, dataset=True)
+    ]
     if datasets and find_spec("datasets") is None:
         missing.append("pip install 'loclin[hub]'")
     if missing:
         raise LoclinError(
-            f"expected the models and data of this profile in the local cache, found {len(missing)} missing: "
+            "expected the models and data of this profile in the local cache, found "
+            f"{len(missing)} missing: "
             f"run {'; '.join(missing)} where there is a network"
         )
 
@@ -183,7 +200,8 @@ def _all_cached(configs: Sequence[Any]) -> None:
 def _run(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(
-            f"usage: loclin run STUDY [options]\n\nstudies: {', '.join(STUDIES)}\n\nloclin run STUDY --help lists every setting."
+            f"usage: loclin run STUDY [options]\n\nstudies: {', '.join(STUDIES)}\n\nloclin run "
+            "STUDY --help lists every setting."
         )
         return
     study, options = arguments[0], arguments[1:]
@@ -296,7 +314,8 @@ def _report(arguments: list[str]) -> None:
     asked = _parse(Report, arguments, "report")
     if not (asked.folder / "run.json").exists():
         raise LoclinError(
-            f"expected a run folder with a run.json, found none at {asked.folder}: give a folder made by loclin"
+            f"expected a run folder with a run.json, found none at {asked.folder}: give a folder "
+            "made by loclin"
         )
     _write_report(asked.folder)
 

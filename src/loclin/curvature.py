@@ -1,4 +1,6 @@
-"""Curvature of a loss by Hessian-vector products alone: eigenpairs, trace and Frobenius norm, a fallback by differences."""
+"""Curvature of a loss by Hessian-vector products alone: eigenpairs, trace and Frobenius norm, a
+fallback by differences.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,9 @@ from loclin.seeds import derived
 
 T = TypeVar("T")
 
-#: Over which share of ‖θ‖ gradients are taken to bend. On the built-in models at and off their minimum, along the gradient, the
-#: top eigenvector and noise, differences with this step are within 2 % of the exact product in float32, 1e-7 in float64.
+#: Over which share of ‖θ‖ gradients are taken to bend. On the built-in models at and off their
+#: minimum, along the gradient, the top eigenvector and noise, differences with this step are within
+#: 2 % of the exact product in float32, 1e-7 in float64.
 BEND = 0.01
 Method = Literal["double backward", "finite differences"]
 
@@ -33,13 +36,18 @@ class NoSecondDerivative(LoclinError):
 
 
 def hessian_operator(
-    space: ParameterSpace, loss: SummedLoss[T], batches: Sequence[T], *, method: Method = "double backward"
+    space: ParameterSpace,
+    loss: SummedLoss[T],
+    batches: Sequence[T],
+    *,
+    method: Method = "double backward",
 ) -> Product:
     """v ↦ Hv of the mean loss over all items of the batches, at the point where the space stands.
 
-    Double backward is exact but asks for attention that can be differentiated twice (`models.twice_differentiable`). Where there
-    is one batch, its gradient and the graph behind it are made once and kept from product to product, which saves a third of
-    the work and needs no more memory than one product does; the operator is then of no use once the point has moved.
+    Double backward is exact but asks for attention that can be differentiated twice
+    (`models.twice_differentiable`). Where there is one batch, its gradient and the graph behind it
+    are made once and kept from product to product, which saves a third of the work and needs no
+    more memory than one product does; the operator is then of no use once the point has moved.
 
     Raises:
         LoclinError: a loss that is not finite, no items.
@@ -48,7 +56,11 @@ def hessian_operator(
     if method == "finite differences":
         return lambda v: finite_difference_product(space, loss, batches, v)
     alone = len(batches) == 1
-    exactly = _kept_product(space, loss, batches[0]) if alone else partial(space.hessian_product, loss, batches)
+    exactly = (
+        _kept_product(space, loss, batches[0])
+        if alone
+        else partial(space.hessian_product, loss, batches)
+    )
 
     def product(vector: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
         try:
@@ -58,7 +70,8 @@ def hessian_operator(
             if kernel is None:
                 raise
             raise NoSecondDerivative(
-                f"expected a model that can be differentiated twice, found a kernel that cannot ({kernel[1]}): switch attention "
+                "expected a model that can be differentiated twice, found a kernel that cannot "
+                f"({kernel[1]}): switch attention "
                 "to eager, or choose finite differences"
             ) from error
 
@@ -68,7 +81,10 @@ def hessian_operator(
 def _kept_product(space: ParameterSpace, loss: SummedLoss[T], batch: T) -> Product:
     value, items = loss(batch)
     if not torch.isfinite(value):
-        raise LoclinError(f"expected a finite loss, found {value.item()}: lower the learning rate or check the data")
+        raise LoclinError(
+            f"expected a finite loss, found {value.item()}: lower the learning rate or check the "
+            "data"
+        )
     if items == 0:
         raise LoclinError("expected a batch with items to average over, found none: give more data")
     first = torch.autograd.grad(value, space.parameters, create_graph=True, allow_unused=True)
@@ -78,7 +94,9 @@ def _kept_product(space: ParameterSpace, loss: SummedLoss[T], batch: T) -> Produ
     def product(vector: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
         if not bent:
             return torch.zeros_like(vector)
-        pieces = [v.to(p) for v, p in zip(space.by_tensor(vector).values(), space.parameters, strict=True)]
+        pieces = [
+            v.to(p) for v, p in zip(space.by_tensor(vector).values(), space.parameters, strict=True)
+        ]
         found = torch.autograd.grad(
             [first[i] for i in bent],
             space.parameters,
@@ -86,7 +104,10 @@ def _kept_product(space: ParameterSpace, loss: SummedLoss[T], batch: T) -> Produ
             retain_graph=True,
             allow_unused=True,
         )
-        filled = [torch.zeros_like(p) if g is None else g for g, p in zip(found, space.parameters, strict=True)]
+        filled = [
+            torch.zeros_like(p) if g is None else g
+            for g, p in zip(found, space.parameters, strict=True)
+        ]
         return torch.cat([g.detach().reshape(-1).to(vector) for g in filled]) / items
 
     return product
@@ -97,20 +118,23 @@ def finite_difference_product(
 ) -> Float[Tensor, " D"]:
     """Hv by a central difference of gradients: [∇L(θ+hv̂) − ∇L(θ−hv̂)]·‖v‖/2h, v̂ = v/‖v‖.
 
-    The fallback where attention has no second derivative and cannot be switched. The error of the difference grows as h², that
-    of rounding the weights and gradients as u/h; they meet near h = u^{1/3} times the length over which the gradient bends.
-    That length is not known: a hundredth of ‖θ‖ stands for it (`BEND`), so h = 0.01 u^{1/3} ‖θ‖, u the dtype's unit round-off.
+    The fallback where attention has no second derivative and cannot be switched. The error of the
+    difference grows as h², that of rounding the weights and gradients as u/h; they meet near h =
+    u^{1/3} times the length over which the gradient bends. That length is not known: a hundredth of
+    ‖θ‖ stands for it (`BEND`), so h = 0.01 u^{1/3} ‖θ‖, u the dtype's unit round-off.
 
     Returns:
         Hv; the space is back where it was, bit for bit.
 
     Raises:
-        LoclinError: weights in half precision, whose rounding is larger than any step that is still small; or what
-            `ParameterSpace.gradient` refuses.
+        LoclinError: weights in half precision, whose rounding is larger than any step that is still
+            small; or what `ParameterSpace.gradient` refuses.
     """
     kind = space.parameters[0].dtype
     if kind not in (torch.float32, torch.float64):
-        raise LoclinError(f"expected float32 weights for finite differences, found {kind}: choose --dtype float32")
+        raise LoclinError(
+            f"expected float32 weights for finite differences, found {kind}: choose --dtype float32"
+        )
     length = float(exact(vector).norm())
     if length == 0:
         return torch.zeros_like(vector)
@@ -129,8 +153,8 @@ def top_eigenpairs(
 ) -> tuple[Float[np.ndarray, " k"], Float[Tensor, "k D"]]:
     """The k algebraically largest eigenvalues of H and their eigenvectors, largest first.
 
-    By ARPACK's restarted Lanczos on products, to a relative residual of 1 %; eigenvectors that have not converged to it are
-    said to be missing rather than made up.
+    By ARPACK's restarted Lanczos on products, to a relative residual of 1 %; eigenvectors that have
+    not converged to it are said to be missing rather than made up.
 
     Args:
         product: v ↦ Hv, H symmetric.
@@ -147,7 +171,9 @@ def top_eigenpairs(
     """
     dimension = len(start)
     if not 1 <= k < dimension:
-        raise LoclinError(f"expected k from 1 to D − 1 = {dimension - 1}, found {k}: choose another k")
+        raise LoclinError(
+            f"expected k from 1 to D − 1 = {dimension - 1}, found {k}: choose another k"
+        )
     first = start.cpu().numpy()
 
     def apply(vector: np.ndarray) -> np.ndarray:
@@ -161,9 +187,13 @@ def top_eigenpairs(
         values, vectors = eigsh(operator, k=k, which="LA", v0=first, tol=1e-2, ncv=room, maxiter=20)
     except ArpackNoConvergence as error:
         found = len(error.eigenvalues)
-        raise LoclinError(f"expected {k} Hessian eigenvectors to converge, found {found}: {remedy}") from error
+        raise LoclinError(
+            f"expected {k} Hessian eigenvectors to converge, found {found}: {remedy}"
+        ) from error
     order = np.argsort(-values)
-    return values[order], torch.from_numpy(np.ascontiguousarray(vectors[:, order].T)).to(start.device)
+    return values[order], torch.from_numpy(np.ascontiguousarray(vectors[:, order].T)).to(
+        start.device
+    )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -180,10 +210,11 @@ class Probes:
 
 
 def probes(product: Product, space: ParameterSpace, count: int, *, seed: int) -> Probes:
-    """Samples whose means are the trace and the squared Frobenius norm of H, both from the same Hz, z ~ N(0, I_D).
+    """Samples whose means are the trace and the squared Frobenius norm of H, both from the same Hz,
+    z ~ N(0, I_D).
 
-    The estimator of Girard (1989) and Hutchinson (1990), with Gaussian probes. They are independent: an interval for either
-    mean is that of any sample (Student's t over probes).
+    The estimator of Girard (1989) and Hutchinson (1990), with Gaussian probes. They are
+    independent: an interval for either mean is that of any sample (Student's t over probes).
 
     Args:
         product: v ↦ Hv.

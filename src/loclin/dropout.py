@@ -30,7 +30,9 @@ def adapter_dropout(model: nn.Module, *, seed: int) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """peft and dropout draw from torch's global generator: it is seeded inside and put back afterwards."""
+    """peft and dropout draw from torch's global generator: it is seeded inside and put back
+    afterwards.
+    """
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(seed)
         for i in range(torch.cuda.device_count()):

@@ -2,7 +2,9 @@
 
 
 class LoclinError(ValueError):
-    """Bad input or a run that cannot go on: one line saying what was expected, what was found and what to do.
+    """Bad input or a run that cannot go on: one line saying what was expected, what was found and
+    what to do.
 
-    The command line prints the message alone and ends with exit code 2; nothing already written is touched.
+    The command line prints the message alone and ends with exit code 2; nothing already written is
+    touched.
     """

@@ -1,4 +1,6 @@
-"""Independent runs side by side: one process and one thread each, so that the record does not depend on their number."""
+"""Independent runs side by side: one process and one thread each, so that the record does not
+depend on their number.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ from rich.text import Text
 from loclin.errors import LoclinError
 from loclin.record import Part
 
-#: Workers start from a process that has imported the libraries once, where that is safe; elsewhere each imports them itself.
+#: Workers start from a process that has imported the libraries once, where that is safe; elsewhere
+#: each imports them itself.
 _METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 _messages: Any = None  # the worker's end of the progress queue
 
@@ -45,12 +48,15 @@ class Interruption:
 
 @contextmanager
 def interruptions() -> Iterator[Interruption]:
-    """Note a first Ctrl-C meanwhile, for `check` to raise; one that was not checked for comes at the end, a second one at once.
+    """Note a first Ctrl-C meanwhile, for `check` to raise; one that was not checked for comes at
+    the end, a second one at once.
 
-    Raised wherever it arrives, it would cut a write in two, or be lost in a finaliser or a callback, whose exceptions go nowhere.
+    Raised wherever it arrives, it would cut a write in two, or be lost in a finaliser or a
+    callback, whose exceptions go nowhere.
     """
     interruption, before = Interruption(), signal.getsignal(signal.SIGINT)
-    # Only the main thread may set handlers. Where Ctrl-C is ignored, as in what a script starts in the background, it stays so.
+    # Only the main thread may set handlers. Where Ctrl-C is ignored, as in what a script starts in
+    # the background, it stays so.
     if threading.current_thread() is not threading.main_thread() or not callable(before):
         yield interruption
         return
@@ -78,9 +84,11 @@ def side_by_side(
     finished: int = 0,
     told: Iterable[str] = (),
 ) -> Generator[tuple[int, Part], None, None]:
-    """Call `module.run_one(config, run, progress)` for every run in worker processes; give each result as it ends.
+    """Call `module.run_one(config, run, progress)` for every run in worker processes; give each
+    result as it ends.
 
-    A Ctrl-C is raised between results, never while one is with the caller; close what is given, or one may come to nothing.
+    A Ctrl-C is raised between results, never while one is with the caller; close what is given, or
+    one may come to nothing.
 
     Args:
         module: where `run_one` is; named rather than passed, so that the parent need not import it.
@@ -89,10 +97,12 @@ def side_by_side(
         workers: processes at a time; 0 takes one per core.
         title: of the progress bar.
         finished: runs done in an earlier session, counted in the bar.
-        told: notes that the user has seen; each other one is printed once, after the first result that has it.
+        told: notes that the user has seen; each other one is printed once, after the first result
+            that has it.
 
     Raises:
-        LoclinError: raised by a run, or a worker that died. Workers are stopped; results given before stay given.
+        LoclinError: raised by a run, or a worker that died. Workers are stopped; results given
+            before stay given.
         KeyboardInterrupt: Ctrl-C; likewise.
     """
     if not runs:
@@ -114,7 +124,9 @@ def _results(
 ) -> Iterator[tuple[int, Part]]:
     context = worker_context()
     messages = context.Queue()
-    executor = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(messages,))
+    executor = ProcessPoolExecutor(
+        count, mp_context=context, initializer=_start_worker, initargs=(messages,)
+    )
     try:
         with Progress(
             SpinnerColumn(),
@@ -124,13 +136,18 @@ def _results(
             TimeElapsedColumn(),
         ) as bars:
             every = len(runs) + finished
-            whole = bars.add_task(title, total=every, completed=finished, stage=_so_far(finished, every, count))
+            whole = bars.add_task(
+                title, total=every, completed=finished, stage=_so_far(finished, every, count)
+            )
             lines = {
-                run: bars.add_task(f"  run {run}", total=1.0, stage="", visible=False, start=False) for run in runs
+                run: bars.add_task(f"  run {run}", total=1.0, stage="", visible=False, start=False)
+                for run in runs
             }
             shown: dict[int, str] = {}
             with held_back():
-                waiting: dict[Future[Part], int] = {executor.submit(_call, module, config, run): run for run in runs}
+                waiting: dict[Future[Part], int] = {
+                    executor.submit(_call, module, config, run): run for run in runs
+                }
             while waiting:
                 done, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
                 while not messages.empty():
@@ -166,7 +183,9 @@ def cores() -> int:
 
 
 def worker_context() -> Any:
-    """How worker processes are started; start them inside `held_back`, and call `begin_worker` first thing in each."""
+    """How worker processes are started; start them inside `held_back`, and call `begin_worker`
+    first thing in each.
+    """
     context = multiprocessing.get_context(_METHOD)
     if _METHOD == "forkserver":
         context.set_forkserver_preload(["peft", "loclin.models"])
@@ -175,7 +194,9 @@ def worker_context() -> Any:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Ctrl-C waits meanwhile, and never reaches processes started meanwhile: it is the parent's to handle."""
+    """Ctrl-C waits meanwhile, and never reaches processes started meanwhile: it is the parent's to
+    handle.
+    """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -206,7 +227,9 @@ def _result(future: Future[Part], run: int) -> Part:
 
 
 def begin_worker() -> None:
-    """What every worker process begins with: Ctrl-C is the parent's to handle, one thread, an end when the parent ends."""
+    """What every worker process begins with: Ctrl-C is the parent's to handle, one thread, an end
+    when the parent ends.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it could not be held back
     import torch
 

@@ -1,8 +1,9 @@
-"""The Gaussian local-linear law (measures §10): what the best of N random steps gains, and what that is worth in a subspace.
+"""The Gaussian local-linear law (measures §10): what the best of N random steps gains, and what
+that is worth in a subspace.
 
-A candidate is δ = σz, z ~ N(0, I_D); g and H are gradient and Hessian of the loss in the space that is searched. Losses and
-gains are in nats per answer token, σ and radii in the units of the weights. Every function is a formula and says which;
-`tests/test_law.py` holds each against simulation.
+A candidate is δ = σz, z ~ N(0, I_D); g and H are gradient and Hessian of the loss in the space that
+is searched. Losses and gains are in nats per answer token, σ and radii in the units of the weights.
+Every function is a formula and says which; `tests/test_law.py` holds each against simulation.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from loclin.errors import LoclinError
 MOST_CANDIDATES = 1_000_000  # beyond this nobody searches: what a forecast looks through
 
 
-def _checked(name: str, value: float | int, *, above: float = -math.inf, least: float = -math.inf) -> float | int:
+def _checked(
+    name: str, value: float | int, *, above: float = -math.inf, least: float = -math.inf
+) -> float | int:
     """The value, where it is a finite number above one bound and at least another."""
     if not (math.isfinite(value) and value > above and value >= least):
         wanted = (
@@ -39,12 +42,14 @@ def _checked(name: str, value: float | int, *, above: float = -math.inf, least: 
 def _maximum_moments(n: int) -> tuple[float, float]:
     """E[M] and E[M²] of the maximum of n standard normals: ∫ xᵖ n φ(x) Φ(x)ⁿ⁻¹ dx.
 
-    The integrand is analytic and falls off on both sides, so the trapezium rule converges geometrically: 4,001 points leave
-    nothing but round-off up to n of 10¹².
+    The integrand is analytic and falls off on both sides, so the trapezium rule converges
+    geometrically: 4,001 points leave nothing but round-off up to n of 10¹².
     """
     _checked("a number of candidates", n, least=1.0)
     x, step = np.linspace(-10.0, 14.0, 4001, retstep=True)
-    density = np.exp(math.log(n) - x**2 / 2 - math.log(2 * math.pi) / 2 + (n - 1) * special.log_ndtr(x))
+    density = np.exp(
+        math.log(n) - x**2 / 2 - math.log(2 * math.pi) / 2 + (n - 1) * special.log_ndtr(x)
+    )
     return float((x * density).sum() * step), float((x**2 * density).sum() * step)
 
 
@@ -70,7 +75,8 @@ def expected_squared_maximum(n: int) -> float:
 
 
 def _selected(n: int, signal: float, noise: float) -> tuple[float, float]:
-    """E[u] and E[u²] of the alignment u ~ N(0, 1) of the candidate with the largest signal·u + noise·ε of N.
+    """E[u] and E[u²] of the alignment u ~ N(0, 1) of the candidate with the largest signal·u +
+    noise·ε of N.
 
     With ρ² = signal²/(signal² + noise²): ρ m_N and 1 + ρ²(E[M²] − 1).
     """
@@ -78,14 +84,18 @@ def _selected(n: int, signal: float, noise: float) -> tuple[float, float]:
     return heard * expected_maximum(n), 1 + heard**2 * (expected_squared_maximum(n) - 1)
 
 
-def best_of_n_gain(*, gradient: float, trace: float, along: float, n: int, sigma: float, noise: float = 0.0) -> float:
-    """Expected decrease of the loss by the best of N: σ‖g‖m_N − (σ²/2)[tr H + (E[M²]−1) ĝᵀHĝ] (measures §10).
+def best_of_n_gain(
+    *, gradient: float, trace: float, along: float, n: int, sigma: float, noise: float = 0.0
+) -> float:
+    """Expected decrease of the loss by the best of N: σ‖g‖m_N − (σ²/2)[tr H + (E[M²]−1) ĝᵀHĝ]
+    (measures §10).
 
-    With evaluation noise τ the selected candidate is less aligned than the best one: with ρ² = σ²‖g‖²/(σ²‖g‖²+τ²), m_N
-    becomes ρ m_N, so that the first term is m_N σ²‖g‖²/√(σ²‖g‖²+τ²), and E[M²]−1 becomes ρ²(E[M²]−1). The decrease is the
-    true one, as a second scoring on other data would find it; the winner's own score promises more.
-    Independent of D when tr H is. Valid well below `valid_up_to`, and for m_N ≪ √(2r), r = (tr H)²/‖H‖_F²: what selection
-    gains from the curvature's own fluctuation is left out.
+    With evaluation noise τ the selected candidate is less aligned than the best one: with ρ² =
+    σ²‖g‖²/(σ²‖g‖²+τ²), m_N becomes ρ m_N, so that the first term is m_N σ²‖g‖²/√(σ²‖g‖²+τ²), and
+    E[M²]−1 becomes ρ²(E[M²]−1). The decrease is the true one, as a second scoring on other data
+    would find it; the winner's own score promises more. Independent of D when tr H is. Valid well
+    below `valid_up_to`, and for m_N ≪ √(2r), r = (tr H)²/‖H‖_F²: what selection gains from the
+    curvature's own fluctuation is left out.
 
     Args:
         gradient: ‖g‖ in the space that is searched.
@@ -93,7 +103,8 @@ def best_of_n_gain(*, gradient: float, trace: float, along: float, n: int, sigma
         along: ĝᵀHĝ, the curvature along the gradient.
         n: N.
         sigma: σ.
-        noise: τ, standard deviation of a candidate's score about its true one, independent between candidates.
+        noise: τ, standard deviation of a candidate's score about its true one, independent between
+            candidates.
 
     Raises:
         LoclinError: N below 1, σ not above 0, ‖g‖ or τ below 0, or a number that is not finite.
@@ -111,12 +122,14 @@ def best_of_n_gain(*, gradient: float, trace: float, along: float, n: int, sigma
 
 
 def best_sigma(*, gradient: float, trace: float, n: int, along: float = 0.0) -> float | None:
-    """σ* = ‖g‖m_N / [tr H + (E[M²]−1) ĝᵀHĝ], where the gain is largest; ≈ ‖g‖m_N/tr H without the last (measures §10).
+    """σ* = ‖g‖m_N / [tr H + (E[M²]−1) ĝᵀHĝ], where the gain is largest; ≈ ‖g‖m_N/tr H without the
+    last (measures §10).
 
     Without evaluation noise.
 
     Returns:
-        None where the bracket is not positive: by the second order the gain grows with σ without end, and only the law's
+        None where the bracket is not positive: by the second order the gain grows with σ without
+            end, and only the law's
         validity limits it.
 
     >>> round(best_sigma(gradient=1.0, trace=10.0, n=100), 4)
@@ -130,13 +143,16 @@ def best_sigma(*, gradient: float, trace: float, n: int, along: float = 0.0) -> 
 
 
 def best_gain(*, gradient: float, trace: float, n: int, along: float = 0.0) -> float | None:
-    """Gain at `best_sigma`: ‖g‖²m_N² / 2[tr H + (E[M²]−1) ĝᵀHĝ] ≈ ‖g‖²m_N²/(2 tr H); None where there is no σ* (§10)."""
+    """Gain at `best_sigma`: ‖g‖²m_N² / 2[tr H + (E[M²]−1) ĝᵀHĝ] ≈ ‖g‖²m_N²/(2 tr H); None where
+    there is no σ* (§10).
+    """
     sigma = best_sigma(gradient=gradient, trace=trace, n=n, along=along)
     return None if sigma is None else sigma * gradient * expected_maximum(n) / 2
 
 
 def valid_up_to(*, gradient: float, frobenius: float) -> float:
-    """σ at which the curvature's fluctuation σ²‖H‖_F/√2 is as large as σ‖g‖: √2‖g‖/‖H‖_F (measures §10).
+    """σ at which the curvature's fluctuation σ²‖H‖_F/√2 is as large as σ‖g‖: √2‖g‖/‖H‖_F (measures
+    §10).
 
     The law holds well below it; infinite for a loss without curvature.
 
@@ -148,8 +164,11 @@ def valid_up_to(*, gradient: float, frobenius: float) -> float:
     return math.sqrt(2) * gradient / frobenius if frobenius else math.inf
 
 
-def alignment_correlation(*, gradient: float, frobenius: float, sigma: float, noise: float = 0.0) -> float:
-    """Correlation of gain and alignment −ĝᵀz over candidates: r² = σ²‖g‖²/(σ²‖g‖² + σ⁴‖H‖_F²/2 + τ²); this is r (§10).
+def alignment_correlation(
+    *, gradient: float, frobenius: float, sigma: float, noise: float = 0.0
+) -> float:
+    """Correlation of gain and alignment −ĝᵀz over candidates: r² = σ²‖g‖²/(σ²‖g‖² + σ⁴‖H‖_F²/2 +
+    τ²); this is r (§10).
 
     Exact on a quadratic. 0 where there is no gradient.
 
@@ -167,7 +186,9 @@ def alignment_correlation(*, gradient: float, frobenius: float, sigma: float, no
     _checked("σ", sigma, above=0.0)
     _checked("evaluation noise", noise, least=0.0)
     signal = sigma * gradient
-    return signal / math.hypot(signal, sigma**2 * frobenius / math.sqrt(2), noise) if signal else 0.0
+    return (
+        signal / math.hypot(signal, sigma**2 * frobenius / math.sqrt(2), noise) if signal else 0.0
+    )
 
 
 def candidates_needed(
@@ -182,8 +203,8 @@ def candidates_needed(
 ) -> int | None:
     """Smallest N whose `best_of_n_gain` reaches a wished gain at this σ.
 
-    Where ĝᵀHĝ > 0 the gain rises with N to one peak and falls after it, because the best candidates go ever further along
-    the gradient; the search is up to that peak.
+    Where ĝᵀHĝ > 0 the gain rises with N to one peak and falls after it, because the best candidates
+    go ever further along the gradient; the search is up to that peak.
 
     Args:
         wished: gain in nats per answer token.
@@ -204,7 +225,9 @@ def candidates_needed(
     _checked("a number of candidates", most, least=1.0)
 
     def gain(n: int) -> float:
-        return best_of_n_gain(gradient=gradient, trace=trace, along=along, n=n, sigma=sigma, noise=noise)
+        return best_of_n_gain(
+            gradient=gradient, trace=trace, along=along, n=n, sigma=sigma, noise=noise
+        )
 
     peak = most
     if along > 0:
@@ -223,10 +246,11 @@ def candidates_needed(
 
 
 def folded_gradient_norm(pieces: Mapping[str, Tensor]) -> float:
-    """‖Σ_j (g_j, 0, …, 0)‖: what stands in the law for ‖g‖ when every tensor's noise starts the same stream (measures §10).
+    """‖Σ_j (g_j, 0, …, 0)‖: what stands in the law for ‖g‖ when every tensor's noise starts the
+    same stream (measures §10).
 
-    Tensor j's noise is the first numel_j numbers of one stream s, so g·z = Σ_j g_j·s[:numel_j] = (folded g)·s. The law's tr H,
-    ĝᵀHĝ and ‖H‖_F are those of the Hessian folded in the same way.
+    Tensor j's noise is the first numel_j numbers of one stream s, so g·z = Σ_j g_j·s[:numel_j] =
+    (folded g)·s. The law's tr H, ĝᵀHĝ and ‖H‖_F are those of the Hessian folded in the same way.
 
     Args:
         pieces: name of each tensor of the space and the gradient there, of any shape.
@@ -238,7 +262,9 @@ def folded_gradient_norm(pieces: Mapping[str, Tensor]) -> float:
     4.0
     """
     if not pieces:
-        raise LoclinError("expected the gradient of at least one tensor, found none: choose a space")
+        raise LoclinError(
+            "expected the gradient of at least one tensor, found none: choose a space"
+        )
     folded = torch.zeros(max(piece.numel() for piece in pieces.values()), dtype=torch.float64)
     for piece in pieces.values():
         folded[: piece.numel()] += (
@@ -264,14 +290,16 @@ def signal_density(energy: float, k: int) -> float:
 
 
 def lift(capture: float, dimension: int, k: int) -> float:
-    """Signal density over that of a random subspace: capture·D/k, capture = ‖P_S g‖²/‖g‖² (measures §10).
+    """Signal density over that of a random subspace: capture·D/k, capture = ‖P_S g‖²/‖g‖² (measures
+    §10).
 
     >>> lift(0.5, 1000, 10)
     50.0
     """
     if not (0 <= capture <= 1 and 1 <= k <= dimension):
         raise LoclinError(
-            f"expected a capture from 0 to 1 and k from 1 to D = {dimension}, found {capture} and {k}: give others"
+            f"expected a capture from 0 to 1 and k from 1 to D = {dimension}, found {capture} and "
+            f"{k}: give others"
         )
     return capture * dimension / k
 
@@ -288,7 +316,8 @@ def subspace_linear_gain(*, radius: float, n: int, density: float) -> float:
 
 
 def subspace_best_gain(*, energy: float, n: int, trace: float) -> float | None:
-    """Gain at a subspace's own best σ: ‖P_S g‖²m_N²/(2 tr(P_S H)); None where that trace is not positive (measures §10).
+    """Gain at a subspace's own best σ: ‖P_S g‖²m_N²/(2 tr(P_S H)); None where that trace is not
+    positive (measures §10).
 
     >>> round(subspace_best_gain(energy=1.0, n=100, trace=10.0), 4)
     0.3144

@@ -1,12 +1,12 @@
-"""A run folder: what was asked, what was measured, what was decided. Atomic writes, parts that survive an interruption.
+"""A run folder: what was asked, what was measured, what was decided. Atomic writes, parts that
+survive an interruption.
 
 ```
 runs/<name>/
-  run.json                     every study's configuration; every session's versions, commit, device, timings
-  claims.json                  the verdicts of all studies
-  <study>/results.json         tidy rows (docs/record.md)
-  <study>/arrays.safetensors   arrays by key
-  <study>/parts/               one independent run each, written as it ends; what a resumed run does not do again
+  run.json                     every study's configuration; every session's versions, commit,
+  device, timings claims.json                  the verdicts of all studies <study>/results.json
+  tidy rows (docs/record.md) <study>/arrays.safetensors   arrays by key <study>/parts/
+  one independent run each, written as it ends; what a resumed run does not do again
 ```
 """
 
@@ -74,7 +74,9 @@ def estimated(
     null: float | None = None,
     p: float | None = None,
 ) -> Row:
-    """The row of an estimate; without an interval where it has none, without a value where there is no estimate."""
+    """The row of an estimate; without an interval where it has none, without a value where there is
+    no estimate.
+    """
     if estimate is None:
         return Row(quantity=quantity, value=None, n=0, null=null, p=p, context=context)
     value, low, high = map(finite, (estimate.value, estimate.low, estimate.high))
@@ -157,22 +159,30 @@ class Record:
     def __init__(self, folder: Path, *, option: str = "--out") -> None:
         self.folder, self.option = folder, option
         if folder.exists() and not folder.is_dir():
-            raise LoclinError(f"expected a folder for the run, found the file {folder}: choose another {option}")
+            raise LoclinError(
+                f"expected a folder for the run, found the file {folder}: choose another {option}"
+            )
         if folder.is_dir() and any(folder.iterdir()) and not (folder / "run.json").exists():
             raise LoclinError(
-                f"expected an empty folder or an earlier run, found other files in {folder}: choose another {option}"
+                f"expected an empty folder or an earlier run, found other files in {folder}: "
+                f"choose another {option}"
             )
 
-    def open_study(self, study: str, config: Mapping[str, Any], *, device: str, kind: str | None = None) -> None:
-        """Enter a study's configuration, or check that it is the one already there; start a session.
+    def open_study(
+        self, study: str, config: Mapping[str, Any], *, device: str, kind: str | None = None
+    ) -> None:
+        """Enter a study's configuration, or check that it is the one already there; start a
+        session.
 
-        A configuration with which nothing was ever finished is replaced: a first try with a mistake in it claims no folder.
+        A configuration with which nothing was ever finished is replaced: a first try with a mistake
+        in it claims no folder.
 
         Args:
             study: its name in this record.
             config: its settings.
             device: what it runs on, in words.
-            kind: which study it is, where a record may hold it several times under other names (on several models).
+            kind: which study it is, where a record may hold it several times under other names (on
+                several models).
 
         Raises:
             LoclinError: the folder holds this study with another configuration.
@@ -184,19 +194,35 @@ class Record:
             name = next(k for k in {**held, **asked} if held.get(k) != asked.get(k))
             raise LoclinError(
                 f"{self.folder} belongs to another configuration of {study} "
-                f"({name} is {held.get(name)!r} there, {asked.get(name)!r} here): choose another {self.option} or the same settings"
+                f"({name} is {held.get(name)!r} there, {asked.get(name)!r} here): choose another "
+                f"{self.option} or the same settings"
             )
         run["studies"][study] = asked
         run["sessions"].append(
-            {"study": study, "started": _now(), "device": device, "commit": _commit(), **_versions()}
+            {
+                "study": study,
+                "started": _now(),
+                "device": device,
+                "commit": _commit(),
+                **_versions(),
+            }
         )
         self._write_json("run.json", run)
 
     def close_study(self, study: str, seconds: float, notes: Sequence[str] = ()) -> None:
-        """Note how long the session took, how long each independent run, and what the study says of its data."""
+        """Note how long the session took, how long each independent run, and what the study says of
+        its data.
+        """
         run = self.run()
-        parts = {p.stem: json.loads(p.read_text())["seconds"] for p in sorted(self._parts(study).glob("*.json"))}
-        run["sessions"][-1] |= {"ended": _now(), "seconds": round(seconds, 1), "part_seconds": parts}
+        parts = {
+            p.stem: json.loads(p.read_text())["seconds"]
+            for p in sorted(self._parts(study).glob("*.json"))
+        }
+        run["sessions"][-1] |= {
+            "ended": _now(),
+            "seconds": round(seconds, 1),
+            "part_seconds": parts,
+        }
         run["notes"][study] = list(notes)
         self._write_json("run.json", run)
 
@@ -208,7 +234,13 @@ class Record:
         """
         path = self.folder / "run.json"
         if not path.exists():
-            return {"format": FORMAT, "name": self.folder.resolve().name, "studies": {}, "notes": {}, "sessions": []}
+            return {
+                "format": FORMAT,
+                "name": self.folder.resolve().name,
+                "studies": {},
+                "notes": {},
+                "sessions": [],
+            }
         run: dict[str, Any] = self._read_json("run.json")
         if run.get("format") != FORMAT:
             raise LoclinError(
@@ -218,13 +250,20 @@ class Record:
         return run
 
     def part(self, study: str, name: str) -> Part | None:
-        """A finished part, or None. A part is finished when its JSON file exists; its arrays were written before."""
+        """A finished part, or None. A part is finished when its JSON file exists; its arrays were
+        written before.
+        """
         path = self._parts(study) / f"{name}.json"
         if not path.exists():
             return None
         data = self._read_json(str(path.relative_to(self.folder)))
         arrays = self._read_arrays(path.with_suffix(".safetensors"))
-        return Part(rows=[Row(**r) for r in data["rows"]], arrays=arrays, seconds=data["seconds"], notes=data["notes"])
+        return Part(
+            rows=[Row(**r) for r in data["rows"]],
+            arrays=arrays,
+            seconds=data["seconds"],
+            notes=data["notes"],
+        )
 
     def write_part(self, study: str, name: str, part: Part) -> None:
         """Keep a finished part: arrays first, then the JSON file that says they are whole."""
@@ -233,7 +272,9 @@ class Record:
         content = {"rows": rows, "seconds": round(part.seconds, 1), "notes": list(part.notes)}
         self._write_json(f"{study}/parts/{name}.json", content)
 
-    def write_results(self, study: str, rows: Sequence[Row], arrays: Mapping[str, np.ndarray]) -> None:
+    def write_results(
+        self, study: str, rows: Sequence[Row], arrays: Mapping[str, np.ndarray]
+    ) -> None:
         """Write a study's tidy rows and arrays."""
         self._write_arrays(f"{study}/arrays.safetensors", arrays)
         self._write_json(f"{study}/results.json", [dataclasses.asdict(r) for r in rows])
@@ -246,7 +287,8 @@ class Record:
         """
         if not (self.folder / study / "results.json").exists():
             raise LoclinError(
-                f"expected results of {study} in {self.folder}, found none: run `loclin run {study}` first"
+                f"expected results of {study} in {self.folder}, found none: run `loclin run "
+                f"{study}` first"
             )
         return [Row(**r) for r in self._read_json(f"{study}/results.json")]
 
@@ -257,7 +299,9 @@ class Record:
     def write_claims(self, study: str, claims: Sequence[Claim]) -> None:
         """Replace this study's claims, leaving those of other studies."""
         kept = [c for c in self._claim_entries() if c["study"] != study]
-        self._write_json("claims.json", [*kept, *({"study": study, **dataclasses.asdict(c)} for c in claims)])
+        self._write_json(
+            "claims.json", [*kept, *({"study": study, **dataclasses.asdict(c)} for c in claims)]
+        )
 
     def claims(self) -> list[tuple[str, Claim]]:
         """Every decided claim with the study that decided it."""
@@ -285,17 +329,24 @@ class Record:
         try:
             return dict(safetensors.numpy.load_file(path))
         except (OSError, SafetensorError) as error:
-            raise LoclinError(f"expected arrays in {path}, found {error}: delete it and run again") from error
+            raise LoclinError(
+                f"expected arrays in {path}, found {error}: delete it and run again"
+            ) from error
 
     def _write_json(self, name: str, content: Any) -> None:
         text = json.dumps(_plain(content), ensure_ascii=False, indent=1, allow_nan=False)
         self._write(name, text.encode())
 
     def _write_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        self._write(name, safetensors.numpy.save({k: np.ascontiguousarray(arrays[k]) for k in sorted(arrays)}))
+        self._write(
+            name,
+            safetensors.numpy.save({k: np.ascontiguousarray(arrays[k]) for k in sorted(arrays)}),
+        )
 
     def _write(self, name: str, content: bytes) -> Path:
-        """Temporary file, flushed to disk, then renamed: a reader sees the old file or the new one, never half of it."""
+        """Temporary file, flushed to disk, then renamed: a reader sees the old file or the new one,
+        never half of it.
+        """
         path = self.folder / name
         scratch = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -308,7 +359,8 @@ class Record:
         except OSError as error:
             scratch.unlink(missing_ok=True)
             raise LoclinError(
-                f"expected to write {path}, found {error.strerror or error}: make room or choose another {self.option}; "
+                f"expected to write {path}, found {error.strerror or error}: make room or choose "
+                f"another {self.option}; "
                 "everything finished so far is kept"
             ) from error
         return path
@@ -335,7 +387,9 @@ def _now() -> str:
 
 def _versions() -> dict[str, Any]:
     names = ("loclin", "torch", "transformers", "peft", "numpy", "scipy")
-    return {"versions": {"python": platform.python_version(), **{n: metadata.version(n) for n in names}}}
+    return {
+        "versions": {"python": platform.python_version(), **{n: metadata.version(n) for n in names}}
+    }
 
 
 def _commit() -> str:

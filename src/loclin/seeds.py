@@ -1,4 +1,6 @@
-"""Independent streams of randomness from one seed: each purpose has a name, and no stream depends on another."""
+"""Independent streams of randomness from one seed: each purpose has a name, and no stream depends
+on another.
+"""
 
 from __future__ import annotations
 

@@ -55,7 +55,10 @@ def minibatches(data: Batch, size: int, *, seed: int) -> Iterator[Batch]:
         LoclinError: a batch larger than the split.
     """
     if not 1 <= size <= len(data):
-        raise LoclinError(f"expected a batch size from 1 to the split's {len(data)} examples, found {size}: change it")
+        raise LoclinError(
+            f"expected a batch size from 1 to the split's {len(data)} examples, found {size}: "
+            "change it"
+        )
     return _shuffled(data, size, torch.Generator().manual_seed(seed))
 
 
@@ -67,7 +70,8 @@ def _shuffled(data: Batch, size: int, generator: torch.Generator) -> Iterator[Ba
 
 
 def make_optimiser(name: OptimiserName, space: ParameterSpace, lr: float) -> torch.optim.Optimizer:
-    """Plain SGD (no momentum), or AdamW with torch's moments and no weight decay (a decay is no recovery direction).
+    """Plain SGD (no momentum), or AdamW with torch's moments and no weight decay (a decay is no
+    recovery direction).
 
     Fused: one kernel for all tensors, which on small models saves a tenth of a step.
     """
@@ -114,11 +118,16 @@ def train(
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, schedule) if schedule else None
     losses = torch.zeros(steps)
     for t in range(1, steps + 1):
-        with nullcontext() if dropout_seed is None else adapter_dropout(model, seed=derived(dropout_seed, t)):
+        with (
+            nullcontext()
+            if dropout_seed is None
+            else adapter_dropout(model, seed=derived(dropout_seed, t))
+        ):
             value = loss(model, next(batches))
         if not torch.isfinite(value):
             raise LoclinError(
-                f"expected a finite loss, found {value.item()} at step {t} of {steps}: lower the learning rate"
+                f"expected a finite loss, found {value.item()} at step {t} of {steps}: lower the "
+                "learning rate"
             )
         optimiser.zero_grad()
         value.backward()
@@ -138,7 +147,8 @@ def train(
 
 
 class Recorder:
-    """Keeps the updates of a training that begins where the space stands: call `keep` after each step.
+    """Keeps the updates of a training that begins where the space stands: call `keep` after each
+    step.
 
     Args:
         space: the trained coordinates.
@@ -147,12 +157,18 @@ class Recorder:
         exactly: how many of the first updates are kept exactly even where the rest is sketched.
     """
 
-    def __init__(self, space: ParameterSpace, steps: int, *, keeping: Keeping | None = None, exactly: int = 0) -> None:
+    def __init__(
+        self, space: ParameterSpace, steps: int, *, keeping: Keeping | None = None, exactly: int = 0
+    ) -> None:
         self._space, self._keeping = space, keeping or Keeping()
         self._start, self._last = space.read(), space.read()
         self._updates = self._keeping.rows(space, steps)
         sketched = self._keeping.store == "sketch"
-        self._head = self._keeping.rows(space, min(exactly, steps), exact=True) if sketched else self._updates
+        self._head = (
+            self._keeping.rows(space, min(exactly, steps), exact=True)
+            if sketched
+            else self._updates
+        )
 
     def keep(self, t: int) -> None:
         """Keep u_t, t = 1..T."""
@@ -185,9 +201,9 @@ def record(
     """Train as `train` does and keep every update.
 
     Args:
-        model, space, batches, optimiser, steps, reset_at, dropout_seed, after_step: as in `train`, whose errors it raises.
-        keeping: where the updates go; memory by default.
-        exactly: how many of the first updates are kept exactly even where the rest is sketched.
+        model, space, batches, optimiser, steps, reset_at, dropout_seed, after_step: as in `train`,
+        whose errors it raises. keeping: where the updates go; memory by default. exactly: how many
+        of the first updates are kept exactly even where the rest is sketched.
     """
     recorder = Recorder(space, steps, keeping=keeping, exactly=exactly)
 
@@ -197,6 +213,13 @@ def record(
             after_step(t)
 
     losses = train(
-        model, space, batches, optimiser, steps, reset_at=reset_at, dropout_seed=dropout_seed, after_step=keep
+        model,
+        space,
+        batches,
+        optimiser,
+        steps,
+        reset_at=reset_at,
+        dropout_seed=dropout_seed,
+        after_step=keep,
     )
     return recorder.trajectory(losses)

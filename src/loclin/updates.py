@@ -20,7 +20,9 @@ from loclin.geometry.sketch import Sketch
 from loclin.parameters import ParameterSpace
 
 Store = Literal["auto", "memory", "disk", "sketch"]
-SHARE_OF_MEMORY = 0.25  # of what is free: a study holds a few families of vectors beside the updates
+SHARE_OF_MEMORY = (
+    0.25  # of what is free: a study holds a few families of vectors beside the updates
+)
 SHARE_OF_DISK = 0.5
 
 
@@ -31,14 +33,17 @@ class Keeping:
     Attributes:
         store: "memory", "disk" or "sketch"; "auto" takes what fits (`settled`).
         folder: of the mapped file; the system's temporary folder where None.
-        sketch: the map that sketched updates go through; all vectors they are held against must go through the same.
+        sketch: the map that sketched updates go through; all vectors they are held against must go
+            through the same.
     """
 
     store: Store = "memory"
     folder: Path | None = None
     sketch: Sketch = field(default_factory=lambda: Sketch(size=65536, seed=0))
 
-    def settled(self, space: ParameterSpace, steps: int, *, sharing: int = 1, exactly: bool = False) -> Keeping:
+    def settled(
+        self, space: ParameterSpace, steps: int, *, sharing: int = 1, exactly: bool = False
+    ) -> Keeping:
         """The same with "auto" decided: memory, else disk, else a sketch, by what is free here.
 
         Args:
@@ -67,8 +72,12 @@ class Keeping:
             return f"{full} do not fit or are not wanted: {self.sketch.size} sketched numbers of each, relative error about {error:.1%}"
         return f"{full} are kept {'in memory' if self.store == 'memory' else 'in a file'}"
 
-    def rows(self, space: ParameterSpace, count: int, *, exact: bool = False) -> Float[Tensor, "n columns"]:
-        """Room for `count` updates: D wide, or m wide where they are sketched and not asked for exactly."""
+    def rows(
+        self, space: ParameterSpace, count: int, *, exact: bool = False
+    ) -> Float[Tensor, "n columns"]:
+        """Room for `count` updates: D wide, or m wide where they are sketched and not asked for
+        exactly.
+        """
         like = space.parameters[0]
         if self.store == "sketch" and not exact:
             return torch.zeros(count, self.sketch.size, device=like.device)
@@ -88,18 +97,23 @@ class Keeping:
         return place
 
     def _mapped(self, numbers: int, dtype: torch.dtype) -> Tensor:
-        """A tensor in a file that has no name any more: it goes when the process does, however it ends."""
+        """A tensor in a file that has no name any more: it goes when the process does, however it
+        ends.
+        """
         size = numbers * torch.empty(0, dtype=dtype).element_size()
         file, name = tempfile.mkstemp(prefix=".updates-", dir=self._place())
         try:
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file, 0, size)  # a full disk is an error now, not a crash in the middle
+                os.posix_fallocate(
+                    file, 0, size
+                )  # a full disk is an error now, not a crash in the middle
             else:
                 os.ftruncate(file, size)
             return torch.from_file(name, shared=True, size=numbers, dtype=dtype)
         except OSError as error:
             raise LoclinError(
-                f"expected {_bytes(size)} of room in {self._place()} for the updates, found {error.strerror or error}: "
+                f"expected {_bytes(size)} of room in {self._place()} for the updates, found "
+                f"{error.strerror or error}: "
                 "make room, or choose --store sketch"
             ) from error
         finally:

@@ -1,7 +1,9 @@
-"""How far is the loss straight along a direction: the first-order window, its prediction from curvature, its round-off limit.
+"""How far is the loss straight along a direction: the first-order window, its prediction from
+curvature, its round-off limit.
 
-Steps are relative everywhere (measures §7): a step ε moves the point by ε‖θ‖ along a unit direction v, that is by εw with
-the ray w = ‖θ‖v/‖v‖ of `ray`. Slope and curvature are those in ε: gᵀw and wᵀHw. The paper's Figure 6 does the same.
+Steps are relative everywhere (measures §7): a step ε moves the point by ε‖θ‖ along a unit direction
+v, that is by εw with the ray w = ‖θ‖v/‖v‖ of `ray`. Slope and curvature are those in ε: gᵀw and
+wᵀHw. The paper's Figure 6 does the same.
 """
 
 from __future__ import annotations
@@ -27,13 +29,17 @@ GroupLosses = Callable[[], tuple[Float[np.ndarray, " groups"], Float[np.ndarray,
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """The steps from 0 along one side of a direction over which the first-order error stays within a tolerance τ.
+    """The steps from 0 along one side of a direction over which the first-order error stays within
+    a tolerance τ.
 
     Attributes:
         size: ε_τ, the largest such step; None where no step above round-off stays within τ.
-        open: whether no step that was tried goes beyond τ; `size` is then the last one tried, and the window at least that.
-        limit: the smallest step whose error can be told from round-off at this τ: floor/τ, or the unit round-off if larger.
-        bracket: the last step tried within τ and the first beyond it, for `bisected`; None where there is no crossing.
+        open: whether no step that was tried goes beyond τ; `size` is then the last one tried, and
+            the window at least that.
+        limit: the smallest step whose error can be told from round-off at this τ: floor/τ, or the
+            unit round-off if larger.
+        bracket: the last step tried within τ and the first beyond it, for `bisected`; None where
+            there is no crossing.
     """
 
     size: float | None
@@ -52,22 +58,32 @@ def ray(point: Float[Tensor, " D"], direction: Float[Tensor, " D"]) -> Float[Ten
     tensor([0., 5.])
     """
     if not torch.isfinite(direction).all():
-        raise LoclinError("expected a finite direction, found NaN or infinity: check where it comes from")
+        raise LoclinError(
+            "expected a finite direction, found NaN or infinity: check where it comes from"
+        )
     length, whole = float(direction.norm()), float(point.norm())
     if length == 0:
-        raise LoclinError("expected a direction that is not zero, found zeros: there is nothing to step along")
+        raise LoclinError(
+            "expected a direction that is not zero, found zeros: there is nothing to step along"
+        )
     if whole == 0:
-        raise LoclinError("expected a point that is not zero, found zeros: relative steps are not defined there")
+        raise LoclinError(
+            "expected a point that is not zero, found zeros: relative steps are not defined there"
+        )
     return direction * (whole / length)
 
 
 def along(
-    space: ParameterSpace, direction: Float[Tensor, " D"], steps: Sequence[float], measure: Callable[[], T]
+    space: ParameterSpace,
+    direction: Float[Tensor, " D"],
+    steps: Sequence[float],
+    measure: Callable[[], T],
 ) -> Iterator[T]:
-    """What `measure` gives at θ + εw for every ε in `steps`; the point is restored bit for bit whatever happens.
+    """What `measure` gives at θ + εw for every ε in `steps`; the point is restored bit for bit
+    whatever happens.
 
-    Every step starts from θ itself, so that no rounding adds up. One copy of θ is held. The space is moved while the iterator
-    runs: finish it, or close it.
+    Every step starts from θ itself, so that no rounding adds up. One copy of θ is held. The space
+    is moved while the iterator runs: finish it, or close it.
 
     Args:
         space: standing at θ.
@@ -86,20 +102,27 @@ def along(
 
 
 def losses_along(
-    space: ParameterSpace, losses: GroupLosses, direction: Float[Tensor, " D"], steps: Sequence[float]
+    space: ParameterSpace,
+    losses: GroupLosses,
+    direction: Float[Tensor, " D"],
+    steps: Sequence[float],
 ) -> tuple[Float[np.ndarray, "steps groups"], Float[np.ndarray, " groups"]]:
     """Summed losses of every group of examples at θ + εw, and the groups' numbers of items.
 
-    One sweep serves every group and every union of groups: sums add up. A loss that is not finite stays so.
+    One sweep serves every group and every union of groups: sums add up. A loss that is not finite
+    stays so.
 
     Args:
         space, direction, steps: as in `along`.
-        losses: the groups' summed losses and counts where the space stands; the counts do not change.
+        losses: the groups' summed losses and counts where the space stands; the counts do not
+            change.
     """
     found = list(along(space, direction, steps, losses))
     if not found:
         raise LoclinError("expected at least one step, found none: give a grid of steps")
-    return np.stack([sums for sums, _ in found]).astype(np.float64), np.asarray(found[0][1], dtype=np.float64)
+    return np.stack([sums for sums, _ in found]).astype(np.float64), np.asarray(
+        found[0][1], dtype=np.float64
+    )
 
 
 def relative_error(change: Array, step: Array, slope: float) -> Array:
@@ -114,19 +137,24 @@ def relative_error(change: Array, step: Array, slope: float) -> Array:
     return np.where(np.isfinite(error), error, np.inf)
 
 
-def first_order_window(steps: Array, errors: Array, tolerance: float, floor: float, *, unit: float = 0.0) -> Window:
-    """ε_τ: the largest step up to which the error stays within τ at every step tried above the round-off limit.
+def first_order_window(
+    steps: Array, errors: Array, tolerance: float, floor: float, *, unit: float = 0.0
+) -> Window:
+    """ε_τ: the largest step up to which the error stays within τ at every step tried above the
+    round-off limit.
 
-    That limit is max(floor/τ, u): below the unit round-off u of their dtype the weights themselves do not move.
+    That limit is max(floor/τ, u): below the unit round-off u of their dtype the weights themselves
+    do not move.
 
-    The crossing between the last step within τ and the first beyond it is interpolated in log ε and log error; where the
-    error is proportional to ε, as on a quadratic, that is exact.
+    The crossing between the last step within τ and the first beyond it is interpolated in log ε and
+    log error; where the error is proportional to ε, as on a quadratic, that is exact.
 
     Args:
         steps: lengths ε > 0 in rising order, all of one sign of the direction.
         errors: the relative error at each.
         tolerance: τ.
-        floor: step whose whole change is round-off (`round_off`); at ε, round-off alone makes an error of floor/ε.
+        floor: step whose whole change is round-off (`round_off`); at ε, round-off alone makes an
+            error of floor/ε.
         unit: u, relative as the steps are.
 
     >>> window = first_order_window(np.array([0.1, 1.0, 10.0]), np.array([0.01, 0.1, 1.0]), 0.2, 0.0)
@@ -158,7 +186,11 @@ def _crossing(steps: tuple[float, float], errors: tuple[float, float], tolerance
 
 
 def bisected(
-    error: Callable[[float], float], bracket: tuple[float, float], tolerance: float, *, precision: float = 1e-3
+    error: Callable[[float], float],
+    bracket: tuple[float, float],
+    tolerance: float,
+    *,
+    precision: float = 1e-3,
 ) -> float:
     """The step at which the error passes τ inside a bracket, by bisection in log ε.
 
@@ -187,7 +219,8 @@ def bisected(
 
 
 def predicted_window(slope: float, curvature: float, tolerance: float) -> float:
-    """ε_τ = 2τ|gᵀw|/|wᵀHw|: the window of the quadratic with this slope and curvature; infinite without curvature.
+    """ε_τ = 2τ|gᵀw|/|wᵀHw|: the window of the quadratic with this slope and curvature; infinite
+    without curvature.
 
     >>> predicted_window(1.0, -4.0, 0.1)
     0.05
@@ -196,12 +229,15 @@ def predicted_window(slope: float, curvature: float, tolerance: float) -> float:
 
 
 def predicted_additivity(slopes: tuple[float, float], mixed: float, tolerance: float) -> float:
-    """τ(|gᵀv| + |gᵀw|)/|vᵀHw|: the additivity window to first order in ε; infinite where vᵀHw is zero."""
+    """τ(|gᵀv| + |gᵀw|)/|vᵀHw|: the additivity window to first order in ε; infinite where vᵀHw is
+    zero.
+    """
     return tolerance * (abs(slopes[0]) + abs(slopes[1])) / abs(mixed) if mixed else math.inf
 
 
 def unit_round_off(dtype: torch.dtype) -> float:
-    """u, the largest relative error of one rounding: half the distance from 1 to the next number (measures §7).
+    """u, the largest relative error of one rounding: half the distance from 1 to the next number
+    (measures §7).
 
     >>> unit_round_off(torch.float32) == 2.0**-24
     True
@@ -212,8 +248,9 @@ def unit_round_off(dtype: torch.dtype) -> float:
 def round_off(loss: float, slope: float, dtype: torch.dtype, *, noise: float = 0.0) -> float:
     """max(u|L|, 4s)/|gᵀw|: the step at which the change of the loss drowns in its rounding.
 
-    u is the unit round-off of the dtype (measures §7), s the scatter that was measured (`evaluation_noise`): a change is the
-    difference of two losses, and 4s is nearly three of its standard deviations, √2·s.
+    u is the unit round-off of the dtype (measures §7), s the scatter that was measured
+    (`evaluation_noise`): a change is the difference of two losses, and 4s is nearly three of its
+    standard deviations, √2·s.
 
     >>> round_off(2.0, 4.0, torch.float64) == 0.5 * 2.0**-53
     True
@@ -222,11 +259,13 @@ def round_off(loss: float, slope: float, dtype: torch.dtype, *, noise: float = 0
 
 
 def evaluation_noise(plus: Array, minus: Array, steps: Array, curvature: float) -> float:
-    """s, how much the loss scatters for no reason but round-off, from steps too small to bend it otherwise than by curvature.
+    """s, how much the loss scatters for no reason but round-off, from steps too small to bend it
+    otherwise than by curvature.
 
-    L(ε) + L(−ε) − 2L(0) = ε²wᵀHw + noise of variance 6s² for independent errors of standard deviation s. A pass through a
-    network rounds at every operation, so that s may well exceed u|L|. From the median size of the rest, which a few steps that
-    do bend it further leave alone: for normal errors that is 0.6745 of a standard deviation.
+    L(ε) + L(−ε) − 2L(0) = ε²wᵀHw + noise of variance 6s² for independent errors of standard
+    deviation s. A pass through a network rounds at every operation, so that s may well exceed u|L|.
+    From the median size of the rest, which a few steps that do bend it further leave alone: for
+    normal errors that is 0.6745 of a standard deviation.
 
     Args:
         plus, minus: loss changes at +ε and −ε.
@@ -243,9 +282,11 @@ def evaluation_noise(plus: Array, minus: Array, steps: Array, curvature: float) 
 
 
 def additivity_error(both: Array, first: Array, second: Array) -> Array:
-    """|Δ(v+w) − Δ(v) − Δ(w)| / (|Δ(v)| + |Δ(w)|) of loss changes at equal ε along v, w and their sum.
+    """|Δ(v+w) − Δ(v) − Δ(w)| / (|Δ(v)| + |Δ(w)|) of loss changes at equal ε along v, w and their
+    sum.
 
-    The window of additivity is `first_order_window` of it. On a quadratic the numerator is ε²|vᵀHw|.
+    The window of additivity is `first_order_window` of it. On a quadratic the numerator is
+    ε²|vᵀHw|.
 
     >>> additivity_error(np.array([3.5]), np.array([1.0]), np.array([2.0])).round(3)
     array([0.167])

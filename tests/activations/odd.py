@@ -10,7 +10,9 @@ from loclin.tasks.batch import Batch
 
 
 class Odd(nn.Module):
-    """Blocks under a name of their own, which return tuples: h ← h + tanh(W h), then the mean of what came before."""
+    """Blocks under a name of their own, which return tuples: h ← h + tanh(W h), then the mean of
+    what came before.
+    """
 
     def __init__(self, *, count: int, width: int = 6, others: int = 0) -> None:
         super().__init__()

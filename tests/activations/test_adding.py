@@ -45,12 +45,16 @@ def read(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Both blocks' outputs and the logits, positions from the mask."""
     positions = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
     with captured(blocks(model), [0, 1]) as found:
-        said = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=positions)
+        said = model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=positions
+        )
     return found[0], found[1], said.logits
 
 
 @torch.no_grad()
-def spoken(model: PreTrainedModel, batch: Batch, *, cache: bool, **settings: object) -> list[list[int]]:
+def spoken(
+    model: PreTrainedModel, batch: Batch, *, cache: bool, **settings: object
+) -> list[list[int]]:
     """Eight greedy tokens after every prompt."""
     said = model.generate(
         batch.input_ids,
@@ -69,7 +73,9 @@ def spoken(model: PreTrainedModel, batch: Batch, *, cache: bool, **settings: obj
 def test_what_is_captured_is_the_output_and_the_vector(
     named: tuple[PreTrainedModel, Batch], start: int, left: bool
 ) -> None:
-    """h + v at real tokens from `start` on, h elsewhere; the same in whichever order the two contexts are entered."""
+    """h + v at real tokens from `start` on, h elsewhere; the same in whichever order the two
+    contexts are entered.
+    """
     model, right = named
     batch, v = left_padded(right) if left else right, drawn(1)
     first, second, logits = read(model, batch)
@@ -85,14 +91,22 @@ def test_what_is_captured_is_the_output_and_the_vector(
     with captured(blocks(model), [1]) as outer, added(model, {1: v}, start=start):
         read(model, batch)
         assert torch.equal(outer[1], torch.where(where, second + v, second))
-    assert all(torch.equal(a, b) for a, b in zip(read(model, batch), (first, second, logits), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(read(model, batch), (first, second, logits), strict=True)
+    )
 
 
 def test_adding_everywhere_is_a_bias_of_the_block(
     families: dict[str, PreTrainedModel], tokenizers: dict[str, PreTrainedTokenizerBase]
 ) -> None:
-    """A dense twin without hooks: what GPT-2's block adds last has a bias. Gradients and generations agree too."""
-    model, batch, v = families["gpt2"], prompts_batch(PROMPTS, tokenizers["gpt2"]), drawn(2).requires_grad_()
+    """A dense twin without hooks: what GPT-2's block adds last has a bias. Gradients and
+    generations agree too.
+    """
+    model, batch, v = (
+        families["gpt2"],
+        prompts_batch(PROMPTS, tokenizers["gpt2"]),
+        drawn(2).requires_grad_(),
+    )
     twin = copy.deepcopy(model)
     with torch.no_grad():
         twin.transformer.h[0].mlp.c_proj.bias += v
@@ -103,7 +117,9 @@ def test_adding_everywhere_is_a_bias_of_the_block(
     expected = twin(**asked).logits[real]
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     (slope,) = torch.autograd.grad(logits.square().mean(), [v])
-    (twins,) = torch.autograd.grad(expected.square().mean(), [twin.transformer.h[0].mlp.c_proj.bias])
+    (twins,) = torch.autograd.grad(
+        expected.square().mean(), [twin.transformer.h[0].mlp.c_proj.bias]
+    )
     torch.testing.assert_close(slope, twins, rtol=1e-3, atol=1e-4)
     left = left_padded(batch)
     with added(model, {0: v.detach()}):
@@ -127,11 +143,15 @@ def test_generation_is_the_same_with_and_without_cache(
     assert cached[int(fullest)] == alone[0]
 
 
-def test_rows_padded_on_the_left_go_on_as_they_do_alone(named: tuple[PreTrainedModel, Batch]) -> None:
+def test_rows_padded_on_the_left_go_on_as_they_do_alone(
+    named: tuple[PreTrainedModel, Batch],
+) -> None:
     model, batch = named
     with added(model, {0: drawn(5, 9.0)}, start=6):
         together = spoken(model, left_padded(batch), cache=True)
-        alone = [spoken(model, batch.rows(torch.tensor([i])), cache=True)[0] for i in range(len(batch))]
+        alone = [
+            spoken(model, batch.rows(torch.tensor([i])), cache=True)[0] for i in range(len(batch))
+        ]
     assert together == alone != spoken(model, left_padded(batch), cache=True)
 
 
@@ -140,16 +160,27 @@ def test_a_compiled_kind_of_cache_gives_the_same(named: tuple[PreTrainedModel, B
     model, batch = named
     with added(model, {0: drawn(6, 9.0)}, start=6):
         dynamic = spoken(model, left_padded(batch), cache=True)
-        static = spoken(model, left_padded(batch), cache=True, cache_implementation="static", disable_compile=True)
+        static = spoken(
+            model,
+            left_padded(batch),
+            cache=True,
+            cache_implementation="static",
+            disable_compile=True,
+        )
     assert static == dynamic != spoken(model, left_padded(batch), cache=True)
 
 
 @pytest.mark.parametrize("mask", ["none", "whole", "new"])
-def test_positions_go_on_after_what_is_cached(named: tuple[PreTrainedModel, Batch], mask: str) -> None:
+def test_positions_go_on_after_what_is_cached(
+    named: tuple[PreTrainedModel, Batch], mask: str
+) -> None:
     """A row read in two parts, with no mask, that of all its tokens, or that of the new ones alone."""
     model, batch = named
     row = batch.rows(batch.attention_mask.sum(1).argmax()[None])
-    ids, given = row.input_ids, {"none": None, "whole": row.attention_mask, "new": row.attention_mask[:, 3:]}[mask]
+    ids, given = (
+        row.input_ids,
+        {"none": None, "whole": row.attention_mask, "new": row.attention_mask[:, 3:]}[mask],
+    )
 
     def in_two() -> tuple[Tensor, Tensor]:
         cache = model(input_ids=ids[:, :3], use_cache=True).past_key_values
@@ -162,7 +193,9 @@ def test_positions_go_on_after_what_is_cached(named: tuple[PreTrainedModel, Batc
         with added(model, {0: drawn(7)}, start=5):
             moved, logits = in_two()
             whole = model(input_ids=ids).logits[:, 3:]
-    assert (moved - plain).norm(dim=-1)[0].gt(1).tolist() == [False, False] + [True] * (ids.shape[1] - 5)
+    assert (moved - plain).norm(dim=-1)[0].gt(1).tolist() == [False, False] + [True] * (
+        ids.shape[1] - 5
+    )
     if mask != "new":  # attention itself wants the mask of all tokens
         torch.testing.assert_close(logits, whole, rtol=1e-3, atol=1e-3)
 
@@ -177,7 +210,9 @@ def test_at_the_last_token_alone(named: tuple[PreTrainedModel, Batch], left: boo
     expected[rows, last] += v
     with added(model, {0: v}, only="last"):
         assert torch.equal(read(model, batch)[0], expected)
-        torch.testing.assert_close(activations(model, batch, layers=[0])[0], expected[rows, last], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            activations(model, batch, layers=[0])[0], expected[rows, last], rtol=1e-4, atol=1e-4
+        )
     with added(model, {0: v}, only="last", start=last.numel() + 100):
         assert torch.equal(read(model, batch)[0], plain)
 
@@ -232,21 +267,35 @@ def test_outputs_are_never_changed_in_place(named: tuple[PreTrainedModel, Batch]
     assert torch.equal(v, copied)
 
 
-def test_the_model_is_left_as_it_was_after_an_exception(named: tuple[PreTrainedModel, Batch]) -> None:
+def test_the_model_is_left_as_it_was_after_an_exception(
+    named: tuple[PreTrainedModel, Batch],
+) -> None:
     model, batch = named
     before, count = read(model, batch), hooks(model)
-    with pytest.raises(RuntimeError, match="shape"), added(model, {0: drawn(12)}), added(model, {1: drawn(13)}):
+    with (
+        pytest.raises(RuntimeError, match="shape"),
+        added(model, {0: drawn(12)}),
+        added(model, {1: drawn(13)}),
+    ):
         model.lm_head(read(model, batch)[0][..., :5])
     assert hooks(model) == count
     assert all(torch.equal(a, b) for a, b in zip(read(model, batch), before, strict=True))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # torch's own forward mode still uses it
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script`:DeprecationWarning"
+)  # torch's own forward mode still uses it
 def test_inside_functional_calls_and_forward_mode(named: tuple[PreTrainedModel, Batch]) -> None:
-    """d h₀ / dv along w is w at every real token; weights replaced by a call are those that are steered."""
+    """d h₀ / dv along w is w at every real token; weights replaced by a call are those that are
+    steered.
+    """
     model, batch = named
     v, w = drawn(14), drawn(15)
-    asked = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+    asked = {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "use_cache": False,
+    }
     theta = {n: p.detach() for n, p in model.named_parameters()}
     larger = {n: 1.01 * p for n, p in theta.items()}
     twin = copy.deepcopy(model)
@@ -284,13 +333,23 @@ def test_the_outputs_dtype_is_kept(
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen2"])
 def test_through_an_adapter(
-    families: dict[str, PreTrainedModel], tokenizers: dict[str, PreTrainedTokenizerBase], family: str
+    families: dict[str, PreTrainedModel],
+    tokenizers: dict[str, PreTrainedTokenizerBase],
+    family: str,
 ) -> None:
     """A new adapter does nothing yet: the steered model speaks as it does without."""
-    core, batch, v = families[family], left_padded(prompts_batch(PROMPTS, tokenizers[family])), drawn(17, 9.0)
+    core, batch, v = (
+        families[family],
+        left_padded(prompts_batch(PROMPTS, tokenizers[family])),
+        drawn(17, 9.0),
+    )
     model = attach(copy.deepcopy(core), Lora(rank=2), seed=0)
     with added(core, {0: v}, start=6), added(model, {0: v}, start=6):
-        assert spoken(core, batch, cache=True) == spoken(model, batch, cache=True) == spoken(model, batch, cache=False)
+        assert (
+            spoken(core, batch, cache=True)
+            == spoken(model, batch, cache=True)
+            == spoken(model, batch, cache=False)
+        )
         assert torch.equal(read(model, batch)[0], read(core, batch)[0])
 
 
@@ -304,7 +363,9 @@ def test_tuples_keep_their_other_parts() -> None:
     with added(model, {0: v}, start=2, path="cells"):
         assert model.cells[0](model.embed(ids))[1] == note
         torch.testing.assert_close(model(ids).logits, model.head(h))
-        torch.testing.assert_close(model(ids, torch.ones_like(ids)).logits, model.head(h))  # the mask by place
+        torch.testing.assert_close(
+            model(ids, torch.ones_like(ids)).logits, model.head(h)
+        )  # the mask by place
 
 
 def test_what_cannot_be_added_is_refused(families: dict[str, PreTrainedModel]) -> None:
@@ -318,9 +379,15 @@ def test_what_cannot_be_added_is_refused(families: dict[str, PreTrainedModel]) -
     ):
         with pytest.raises(LoclinError, match=said), added(model, vectors):
             pass
-    with pytest.raises(LoclinError, match="0 or more, found -1"), added(model, {0: torch.ones(32)}, start=-1):
+    with (
+        pytest.raises(LoclinError, match="0 or more, found -1"),
+        added(model, {0: torch.ones(32)}, start=-1),
+    ):
         pass
-    with pytest.raises(LoclinError, match="list of blocks at 'h'"), added(model, {0: torch.ones(32)}, path="h"):
+    with (
+        pytest.raises(LoclinError, match="list of blocks at 'h'"),
+        added(model, {0: torch.ones(32)}, path="h"),
+    ):
         pass
     with added(model, {}):
         assert hooks(model) == count
@@ -328,12 +395,19 @@ def test_what_cannot_be_added_is_refused(families: dict[str, PreTrainedModel]) -
 
 
 def test_a_state_that_counts_no_tokens_is_steered_from_the_start_alone() -> None:
-    """Mamba's cache does not say how many tokens it holds: a later start would be counted anew at every new token."""
-    config = MambaConfig(vocab_size=11, hidden_size=8, state_size=4, num_hidden_layers=2, use_mambapy=False)
+    """Mamba's cache does not say how many tokens it holds: a later start would be counted anew at
+    every new token.
+    """
+    config = MambaConfig(
+        vocab_size=11, hidden_size=8, state_size=4, num_hidden_layers=2, use_mambapy=False
+    )
     model, ids = MambaForCausalLM(config).eval(), torch.tensor([[1, 2, 3]])
     count = hooks(model)
     with (
-        pytest.raises(LoclinError, match=r"key-value cache to start at position 2, found MambaModel, .*: start at 0"),
+        pytest.raises(
+            LoclinError,
+            match=r"key-value cache to start at position 2, found MambaModel, .*: start at 0",
+        ),
         added(model, {0: torch.ones(8)}, start=2, path="backbone.layers"),
     ):
         pass

@@ -40,11 +40,13 @@ def test_the_one_list_of_the_right_length_is_taken() -> None:
 
 def test_lists_that_could_be_meant_are_named() -> None:
     with pytest.raises(
-        LoclinError, match=r"one list of 3 blocks, found 2: .*--layers-path.*cells \(3\), adapters \(3\)"
+        LoclinError,
+        match=r"one list of 3 blocks, found 2: .*--layers-path.*cells \(3\), adapters \(3\)",
     ):
         blocks(Odd(count=3, others=3))
     with pytest.raises(
-        LoclinError, match=r"list of blocks at 'cell', found none: use one of cells \(3\), adapters \(2\)"
+        LoclinError,
+        match=r"list of blocks at 'cell', found none: use one of cells \(3\), adapters \(2\)",
     ):
         blocks(Odd(count=3, others=2), "cell")
     short = Odd(count=3)

@@ -40,7 +40,9 @@ def same(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def one_by_one(model: PreTrainedModel, batch: Batch) -> list[torch.Tensor]:
-    """The slow twin: each row alone, without padding, every block's output by a plain list of hooks' results."""
+    """The slow twin: each row alone, without padding, every block's output by a plain list of
+    hooks' results.
+    """
     rows = []
     for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True):
         with torch.no_grad(), captured(blocks(model), range(len(blocks(model)))) as found:
@@ -49,12 +51,18 @@ def one_by_one(model: PreTrainedModel, batch: Batch) -> list[torch.Tensor]:
     return rows
 
 
-def test_outputs_are_hidden_states_and_the_last_is_before_the_final_norm(named: tuple[PreTrainedModel, Batch]) -> None:
+def test_outputs_are_hidden_states_and_the_last_is_before_the_final_norm(
+    named: tuple[PreTrainedModel, Batch],
+) -> None:
     model, batch = named
     norm = model.transformer.ln_f if hasattr(model, "transformer") else model.model.norm
     count = len(blocks(model))
     with torch.no_grad(), captured(blocks(model), range(count)) as found:
-        said = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True)
+        said = model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            output_hidden_states=True,
+        )
         assert list(found) == list(range(count))
         for layer in range(count - 1):
             assert torch.equal(found[layer], said.hidden_states[layer + 1])
@@ -63,7 +71,9 @@ def test_outputs_are_hidden_states_and_the_last_is_before_the_final_norm(named: 
 
 
 @pytest.mark.parametrize("rows", [1, 2, None])
-def test_ragged_rows_read_as_they_do_alone(named: tuple[PreTrainedModel, Batch], rows: int | None) -> None:
+def test_ragged_rows_read_as_they_do_alone(
+    named: tuple[PreTrainedModel, Batch], rows: int | None
+) -> None:
     model, batch = named
     alone = one_by_one(model, batch)
     last = torch.stack([h[:, -1] for h in alone], dim=1)
@@ -75,14 +85,19 @@ def test_ragged_rows_read_as_they_do_alone(named: tuple[PreTrainedModel, Batch],
     for padded in (batch, left_padded(batch)):
         same(activations(model, padded, rows_at_once=rows), last)
         same(activations(model, padded, position="every", rows_at_once=rows), every)
-        same(activations(model, padded, position="answer", rows_at_once=rows), torch.stack(answers, dim=1))
+        same(
+            activations(model, padded, position="answer", rows_at_once=rows),
+            torch.stack(answers, dim=1),
+        )
     assert torch.equal(
         activations(model, batch, layers=[-1, 0], rows_at_once=rows),
         activations(model, batch, rows_at_once=rows)[[1, 0]],
     )
 
 
-def test_left_padding_by_hand_with_positions_from_the_mask(named: tuple[PreTrainedModel, Batch]) -> None:
+def test_left_padding_by_hand_with_positions_from_the_mask(
+    named: tuple[PreTrainedModel, Batch],
+) -> None:
     model, batch = named
     left = left_padded(batch)
     positions = (left.attention_mask.cumsum(1) - 1).clamp(min=0)
@@ -109,7 +124,10 @@ def test_a_hole_in_a_row_is_closed(
 def test_half_precision_is_read_in_float32(
     families: dict[str, PreTrainedModel], tokenizers: dict[str, PreTrainedTokenizerBase]
 ) -> None:
-    model, batch = copy.deepcopy(families["qwen2"]).bfloat16(), collate(EXAMPLES, tokenizers["qwen2"])
+    model, batch = (
+        copy.deepcopy(families["qwen2"]).bfloat16(),
+        collate(EXAMPLES, tokenizers["qwen2"]),
+    )
     for position in ("last", "answer", "every"):
         found = activations(model, batch, position=position)
         assert found.dtype == torch.float32
@@ -126,7 +144,9 @@ def test_double_precision_is_kept(
         ("last", torch.stack([h[:, -1] for h in alone], dim=1)),
         ("every", torch.cat(alone, dim=1)),
     ):
-        torch.testing.assert_close(activations(model, batch, position=position), expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            activations(model, batch, position=position), expected, rtol=1e-12, atol=1e-12
+        )
     assert activations(model, batch, position="answer").dtype == torch.float64
 
 
@@ -155,18 +175,26 @@ def test_graph_and_choice_of_what_is_kept(named: tuple[PreTrainedModel, Batch]) 
     assert slope.abs().sum() > 0
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # torch's own forward mode still uses it
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script`:DeprecationWarning"
+)  # torch's own forward mode still uses it
 def test_the_derivative_along_a_weight_step(named: tuple[PreTrainedModel, Batch]) -> None:
-    """Dual numbers stay attached: torch.func.jvp against a central difference. Some families round to float32 inside."""
+    """Dual numbers stay attached: torch.func.jvp against a central difference. Some families round
+    to float32 inside.
+    """
     model, batch = copy.deepcopy(named[0]).double(), named[1]
     before = hooks(model)
     theta = {n: p.detach() for n, p in model.named_parameters()}
     generator = torch.Generator().manual_seed(1)
-    step = {n: torch.randn(p.shape, generator=generator, dtype=p.dtype) * 0.1 for n, p in theta.items()}
+    step = {
+        n: torch.randn(p.shape, generator=generator, dtype=p.dtype) * 0.1 for n, p in theta.items()
+    }
 
     def outputs(weights: dict[str, torch.Tensor]) -> torch.Tensor:
         with captured(blocks(model), [0, 1]) as found:
-            functional_call(model, weights, kwargs={"input_ids": batch.input_ids, "use_cache": False})
+            functional_call(
+                model, weights, kwargs={"input_ids": batch.input_ids, "use_cache": False}
+            )
         return torch.stack([found[0], found[1]])
 
     with twice_differentiable(model), torch.no_grad():
@@ -209,7 +237,9 @@ def test_what_cannot_be_read_is_refused(
         activations(model, batch, position="answer")
     with pytest.raises(LoclinError, match="layers from -2 to 1, found 2"):
         activations(model, batch, layers=[2])
-    empty = Batch(input_ids=batch.input_ids, attention_mask=batch.attention_mask * 0, labels=batch.labels)
+    empty = Batch(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask * 0, labels=batch.labels
+    )
     with pytest.raises(LoclinError, match="row of padding"):
         activations(model, empty)
     shorter = copy.deepcopy(model)

@@ -32,7 +32,9 @@ def test_gramian_equals_the_dense_product_over_several_blocks() -> None:
     rows = torch.randn(3, 200_000, generator=torch.Generator().manual_seed(0))
     others = torch.randn(2, 200_000, generator=torch.Generator().manual_seed(1))
     assert np.allclose(gramian(rows), (rows.double() @ rows.double().T).numpy(), rtol=1e-12)
-    assert np.allclose(gramian(rows, others), (rows.double() @ others.double().T).numpy(), rtol=1e-12)
+    assert np.allclose(
+        gramian(rows, others), (rows.double() @ others.double().T).numpy(), rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -52,7 +54,9 @@ def test_cross_capture_equals_the_dense_twin() -> None:
     products = gramian(torch.from_numpy(b), torch.from_numpy(u))
     d = u.astype(np.float64).sum(0)
     ks = [1, 4, 9]
-    assert np.allclose(cross_capture(basis, products, g, ks), [dense_capture(b[:k], d) for k in ks], atol=1e-6)
+    assert np.allclose(
+        cross_capture(basis, products, g, ks), [dense_capture(b[:k], d) for k in ks], atol=1e-6
+    )
     futures = [dense_capture(b[:k], u[k:].astype(np.float64).sum(0)) for k in ks]
     assert np.allclose(cross_capture(basis, products, g, ks, future=True), futures, atol=1e-6)
 
@@ -70,7 +74,9 @@ def test_overlap_of_spans_equals_that_of_their_subspaces(k: int) -> None:
     u = torch.from_numpy(curved(5))
     g = gramian(u)
     found = span_overlap(g[:k, :k], g[:k, k : 3 * k], g[k : 3 * k, k : 3 * k])
-    assert np.isclose(found, Subspace.spanned_by(u[:k]).overlap(Subspace.spanned_by(u[k : 3 * k])), atol=1e-5)
+    assert np.isclose(
+        found, Subspace.spanned_by(u[:k]).overlap(Subspace.spanned_by(u[k : 3 * k])), atol=1e-5
+    )
 
 
 def test_repeated_vectors_change_no_span() -> None:
@@ -85,13 +91,17 @@ def test_dependent_vectors_add_no_dimension() -> None:
     u = curved(0, steps=4)
     doubled = np.concatenate([u[:2], u[:2] * 3, u[2:]])
     target = np.random.default_rng(0).standard_normal(60)
-    energy = spanned_energy(gramian(torch.from_numpy(doubled)), doubled.astype(float) @ target[:, None])[:, 0]
+    energy = spanned_energy(
+        gramian(torch.from_numpy(doubled)), doubled.astype(float) @ target[:, None]
+    )[:, 0]
     assert np.isclose(energy[1], energy[3])
     assert np.isclose(energy[-1] / (target @ target), dense_capture(u, target), atol=1e-6)
 
 
 def test_quadratic_descent_spans_its_future_by_its_distinct_eigenvalues() -> None:
-    """A quadratic with m distinct eigenvalues moves in an m-dimensional Krylov space: m steps hold all of the future."""
+    """A quadratic with m distinct eigenvalues moves in an m-dimensional Krylov space: m steps hold
+    all of the future.
+    """
     spectrum = np.repeat([0.1, 0.5, 1.0], 20)
     u = quadratic_descent(spectrum, np.ones(60), 0.9, 30)
     held = future_capture(u @ u.T, [1, 2, 3])
@@ -111,13 +121,18 @@ def test_captures_lie_between_nought_and_one(seed: int, steps: int, dimension: i
 
 
 def test_updates_in_the_place_of_their_gramian_are_refused() -> None:
-    with pytest.raises(LoclinError, match=r"expected a T×T Gramian, found shape \(20, 30\): give gramian\(updates\)"):
+    with pytest.raises(
+        LoclinError,
+        match=r"expected a T×T Gramian, found shape \(20, 30\): give gramian\(updates\)",
+    ):
         _check(np.ones((20, 30)), [1])
 
 
 @pytest.mark.parametrize("ks", [[0], [21], []])
 def test_a_k_that_the_run_does_not_have_is_refused(ks: list[int]) -> None:
-    with pytest.raises(LoclinError, match=r"expected k from 1 to T = 20, found .*: choose smaller k"):
+    with pytest.raises(
+        LoclinError, match=r"expected k from 1 to T = 20, found .*: choose smaller k"
+    ):
         prefix_capture(gramian(torch.from_numpy(curved(0))), ks)
 
 

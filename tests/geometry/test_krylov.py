@@ -19,7 +19,9 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def quadratic(spectrum: Tensor, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """A dense Hessian with a spectrum, turned at random; and a gradient with a share in every eigenvector."""
+    """A dense Hessian with a spectrum, turned at random; and a gradient with a share in every
+    eigenvector.
+    """
     turn = rotation(len(spectrum), seed=seed).double()
     turn, _ = torch.linalg.qr(turn)
     return turn @ torch.diag(spectrum) @ turn.T, turn @ normal(len(spectrum), seed=seed + 1)
@@ -51,7 +53,9 @@ def test_the_first_rows_span_the_smaller_spaces_and_every_row_costs_one_product(
     assert len(calls) == space.k == 7
     for j in range(1, 8):
         dense = torch.from_numpy(dense_krylov(hessian.numpy(), g.numpy(), j))
-        assert Subspace(basis=space.basis[:j]).overlap(Subspace(basis=dense)) == pytest.approx(1, abs=1e-10)
+        assert Subspace(basis=space.basis[:j]).overlap(Subspace(basis=dense)) == pytest.approx(
+            1, abs=1e-10
+        )
     assert torch.allclose(space.basis[0], g / g.norm())
     assert math.isclose(space.norm, float(g.norm()))
 
@@ -61,7 +65,9 @@ def test_the_tridiagonal_is_the_hessian_seen_in_the_basis() -> None:
     space = lanczos(lambda v: hessian @ v, g, 6)
     seen = (space.basis @ hessian @ space.basis.T).numpy()
     assert np.allclose(space.tridiagonal, seen, atol=1e-12)
-    outside = hessian @ space.basis[-1] - space.basis.T @ (space.basis @ (hessian @ space.basis[-1]))
+    outside = hessian @ space.basis[-1] - space.basis.T @ (
+        space.basis @ (hessian @ space.basis[-1])
+    )
     assert math.isclose(space.residual, float(outside.norm()), rel_tol=1e-10)
     values, bounds = space.ritz()
     eigenvalues = torch.linalg.eigvalsh(hessian).numpy()
@@ -72,8 +78,12 @@ def test_the_tridiagonal_is_the_hessian_seen_in_the_basis() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-@pytest.mark.parametrize("spectrum", ["one large, the rest small", "over eight decades", "negative too"])
-def test_no_orthogonality_is_lost_on_ill_conditioned_spectra(dtype: torch.dtype, limit: float, spectrum: str) -> None:
+@pytest.mark.parametrize(
+    "spectrum", ["one large, the rest small", "over eight decades", "negative too"]
+)
+def test_no_orthogonality_is_lost_on_ill_conditioned_spectra(
+    dtype: torch.dtype, limit: float, spectrum: str
+) -> None:
     """The three-term recurrence alone loses it once its first Ritz value has converged."""
     values = {
         "one large, the rest small": torch.cat([torch.tensor([1e3]), torch.linspace(0.01, 1, 599)]),
@@ -101,7 +111,9 @@ def _three_term(values: Tensor, g: Tensor, k: int) -> Tensor:
 def test_an_invariant_space_ends_early(dtype: torch.dtype) -> None:
     """H of rank 3 and a gradient with a part outside its range: K is at most four-dimensional."""
     directions, _ = torch.linalg.qr(normal(40, 3))
-    hessian = (directions @ torch.diag(torch.tensor([3.0, 2.0, 1.0]).double()) @ directions.T).to(dtype)
+    hessian = (directions @ torch.diag(torch.tensor([3.0, 2.0, 1.0]).double()) @ directions.T).to(
+        dtype
+    )
     space = lanczos(lambda v: hessian @ v, normal(40, seed=1).to(dtype), 10)
     assert space.k == 4
     assert space.residual < 1e-5
@@ -144,7 +156,9 @@ def test_descent_beyond_the_space_is_exact_only_where_it_is_invariant() -> None:
         here = here - 0.4 * (g + hessian @ here)
     assert np.allclose(space.descent(0.4, [20])[0] @ space.basis.numpy(), here.numpy(), atol=1e-10)
     short = lanczos(lambda v: hessian @ v, g, 2)
-    assert not np.allclose(short.descent(0.4, [20])[0] @ short.basis.numpy(), here.numpy(), atol=1e-3)
+    assert not np.allclose(
+        short.descent(0.4, [20])[0] @ short.basis.numpy(), here.numpy(), atol=1e-3
+    )
 
 
 def test_the_preconditioned_space_is_that_of_the_scaled_hessian() -> None:
@@ -155,7 +169,9 @@ def test_the_preconditioned_space_is_that_of_the_scaled_hessian() -> None:
     assert len(calls) == 6
     for j in range(1, 7):
         dense = dense_krylov((hessian / m[:, None]).numpy(), (g / m).numpy(), j)
-        assert Subspace(basis=space.basis[:j]).overlap(Subspace(basis=torch.from_numpy(dense))) == pytest.approx(1)
+        assert Subspace(basis=space.basis[:j]).overlap(
+            Subspace(basis=torch.from_numpy(dense))
+        ) == pytest.approx(1)
     assert loss_of_orthogonality(space.basis) < 1e-12
     here = torch.zeros(12).double()
     for _ in range(6):  # descent with fixed preconditioner stays in it
@@ -167,7 +183,10 @@ def test_the_preconditioned_space_is_that_of_the_scaled_hessian() -> None:
 
 
 def test_half_precision_is_widened() -> None:
-    assert lanczos(lambda v: 2 * v, torch.ones(3, dtype=torch.bfloat16), 2).basis.dtype == torch.float32
+    assert (
+        lanczos(lambda v: 2 * v, torch.ones(3, dtype=torch.bfloat16), 2).basis.dtype
+        == torch.float32
+    )
 
 
 @pytest.mark.parametrize(
@@ -179,14 +198,18 @@ def test_half_precision_is_widened() -> None:
         (torch.ones(4), 5, "k from 1 to D = 4, found 5"),
     ],
 )
-def test_starts_and_sizes_that_make_no_space_are_refused(start: Tensor, k: int, message: str) -> None:
+def test_starts_and_sizes_that_make_no_space_are_refused(
+    start: Tensor, k: int, message: str
+) -> None:
     with pytest.raises(LoclinError, match=message):
         lanczos(lambda v: v, start, k)
 
 
 def test_products_scales_and_steps_that_make_no_sense_are_refused() -> None:
     steep = torch.tensor([1.0, 2.0, math.inf])
-    with pytest.raises(LoclinError, match="finite Hessian-vector products, found NaN or infinity in product 1 of 2"):
+    with pytest.raises(
+        LoclinError, match="finite Hessian-vector products, found NaN or infinity in product 1 of 2"
+    ):
         lanczos(lambda v: v * steep, torch.ones(3), 2)
     with pytest.raises(LoclinError, match="a positive finite scale in every coordinate"):
         preconditioned_lanczos(lambda v: v, torch.ones(3), torch.tensor([1.0, 0.0, 1.0]), 2)

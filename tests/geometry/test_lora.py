@@ -12,7 +12,9 @@ KS = [1, 3, 6]
 
 
 def walk(points: int, *shape: int, seed: int) -> Tensor:
-    """Factors on the way from a start: small steps, so that products of neighbouring points nearly cancel."""
+    """Factors on the way from a start: small steps, so that products of neighbouring points nearly
+    cancel.
+    """
     generator = torch.Generator().manual_seed(seed)
     steps = torch.randn(points, *shape, generator=generator, dtype=torch.float64) * 1e-3
     steps[0] = torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -28,7 +30,9 @@ def dense_steps(a: Tensor, b: Tensor, scale: float) -> Tensor:
 
 def test_secants_are_the_steps_of_the_product() -> None:
     steps = secants(A, B, scale=0.5)
-    assert torch.allclose((steps.left @ steps.right).flatten(1), dense_steps(A, B, 0.5), rtol=1e-9, atol=1e-13)
+    assert torch.allclose(
+        (steps.left @ steps.right).flatten(1), dense_steps(A, B, 0.5), rtol=1e-9, atol=1e-13
+    )
     assert steps.left.shape == (9, 20, 8)
 
 
@@ -56,7 +60,9 @@ def test_tangents_are_the_differential_of_the_product() -> None:
 
 def test_tangents_at_a_fresh_adapter_see_b_alone() -> None:
     """With B = 0 a direction in A changes no weight."""
-    found = tangents(A[0], torch.zeros_like(B[0]), walk(3, 4, 30, seed=4), torch.zeros(3, 20, 4), scale=1.0)
+    found = tangents(
+        A[0], torch.zeros_like(B[0]), walk(3, 4, 30, seed=4), torch.zeros(3, 20, 4), scale=1.0
+    )
     assert not low_rank_gramian([found]).any()
 
 
@@ -67,7 +73,8 @@ def test_a_change_of_gauge_moves_the_factors_and_not_the_weights() -> None:
     assert np.allclose(*weights, rtol=1e-8)
     assert np.allclose(*(prefix_capture(g, KS) for g in weights), atol=1e-8)
     factors = [
-        gramian(torch.cat([a.diff(dim=0).flatten(1), b.diff(dim=0).flatten(1)], dim=1)) for a, b in ((A, B), turned)
+        gramian(torch.cat([a.diff(dim=0).flatten(1), b.diff(dim=0).flatten(1)], dim=1))
+        for a, b in ((A, B), turned)
     ]
     assert np.abs(np.subtract(*(prefix_capture(g, KS) for g in factors))).max() > 0.01
 
@@ -81,10 +88,13 @@ def test_low_precision_factors_are_subtracted_exactly() -> None:
 def test_other_weights_on_the_two_sides_are_refused() -> None:
     steps = secants(A, B, scale=1.0)
     with pytest.raises(
-        LoclinError, match=r"the same adapted weights .* found shapes \[\(20, 30\)\] and \[\]: give one"
+        LoclinError,
+        match=r"the same adapted weights .* found shapes \[\(20, 30\)\] and \[\]: give one",
     ):
         low_rank_gramian([steps], [])
     with pytest.raises(LoclinError, match="expected the same adapted weights"):
         low_rank_gramian([])
-    with pytest.raises(LoclinError, match="factors at 2 points at least, found 1: record more steps"):
+    with pytest.raises(
+        LoclinError, match="factors at 2 points at least, found 1: record more steps"
+    ):
         secants(A[:1], B[:1], scale=1.0)

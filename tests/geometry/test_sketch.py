@@ -55,15 +55,21 @@ def test_a_sketch_depends_on_seed_and_name_alone() -> None:
     assert torch.equal(first, Sketch(size=SIZE, seed=0).of(u))
     assert not torch.equal(first, Sketch(size=SIZE, seed=1).of(u))
     assert not torch.equal(first, Sketch(size=SIZE, seed=0).of({"v": u["w"]}))
-    assert torch.equal(first, Sketch(size=SIZE, seed=0).of({"w": u["w"].bfloat16().reshape(50, 10)}))
+    assert torch.equal(
+        first, Sketch(size=SIZE, seed=0).of({"w": u["w"].bfloat16().reshape(50, 10)})
+    )
 
 
 @pytest.mark.parametrize("cosine", [0.0, 0.6, 1.0])
 def test_inner_products_have_their_stated_mean_and_spread(cosine: float) -> None:
     u, w = pieces(0), pieces(1)
     v = {n: cosine * u[n] + math.sqrt(1 - cosine**2) * w[n] for n in u}
-    products = gramian(torch.stack([torch.cat([x.reshape(-1) for x in p.values()]) for p in (u, v)]))
-    draws = np.array([float(s.of(u) @ s.of(v)) for s in (Sketch(size=SIZE, seed=i) for i in range(DRAWS))])
+    products = gramian(
+        torch.stack([torch.cat([x.reshape(-1) for x in p.values()]) for p in (u, v)])
+    )
+    draws = np.array(
+        [float(s.of(u) @ s.of(v)) for s in (Sketch(size=SIZE, seed=i) for i in range(DRAWS))]
+    )
     assert_within_error(draws, products[0, 1])
     stated = sketched_product_sd(products[0, 1], (products[0, 0], products[1, 1]), SIZE)
     assert math.isclose(draws.std(), stated, rel_tol=4 / math.sqrt(2 * DRAWS) + 0.03)
@@ -72,7 +78,10 @@ def test_inner_products_have_their_stated_mean_and_spread(cosine: float) -> None
 @pytest.mark.parametrize(("drift", "k"), [(0.0, 8), (1.0, 3), (3.0, 8)])
 def test_captures_have_their_stated_bias_and_spread(drift: float, k: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    shared, noise = torch.randn(1, 3000, generator=generator), torch.randn(20, 3000, generator=generator)
+    shared, noise = (
+        torch.randn(1, 3000, generator=generator),
+        torch.randn(20, 3000, generator=generator),
+    )
     updates = math.sqrt(drift) * shared + noise
     c = float(prefix_capture(gramian(updates), [k])[0])
     size, draws = 256, 150
@@ -98,9 +107,13 @@ def test_near_points_can_be_sketched_in_float64_and_subtracted() -> None:
 
 
 def test_bad_sizes_are_refused() -> None:
-    with pytest.raises(LoclinError, match="a sketch of at least 1 number, found 0: give a larger size"):
+    with pytest.raises(
+        LoclinError, match="a sketch of at least 1 number, found 0: give a larger size"
+    ):
         Sketch(size=0, seed=0)
-    with pytest.raises(LoclinError, match=r"a sketch of 4 numbers, found shape \(5,\): make it anew"):
+    with pytest.raises(
+        LoclinError, match=r"a sketch of 4 numbers, found shape \(5,\): make it anew"
+    ):
         Sketch(size=4, seed=0).add(torch.zeros(5), "w", torch.ones(3))
     with pytest.raises(LoclinError, match="at least one tensor to sketch, found none"):
         Sketch(size=4, seed=0).of({})

@@ -19,7 +19,9 @@ def gaussian(n: int, dimension: int, seed: int = 0) -> torch.Tensor:
 def test_ranks_equal_those_of_the_dense_singular_values() -> None:
     rows = gaussian(12, 300) * torch.linspace(1, 5, 12)[:, None]
     ranks = effective_ranks(gramian(rows))
-    assert np.allclose((ranks.stable, ranks.participation, ranks.entropy), dense_ranks(rows.numpy()), rtol=1e-6)
+    assert np.allclose(
+        (ranks.stable, ranks.participation, ranks.entropy), dense_ranks(rows.numpy()), rtol=1e-6
+    )
     middle = effective_ranks(centred(gramian(rows)))
     dense = dense_ranks((rows - rows.mean(0)).numpy())
     assert np.allclose((middle.stable, middle.participation, middle.entropy), dense, rtol=1e-5)
@@ -40,9 +42,13 @@ def test_isotropic_ranks_follow_their_closed_forms() -> None:
     n, dimension = 60, 240
     draws = [effective_ranks(gramian(gaussian(n, dimension, seed=s))) for s in range(20)]
     assert math.isclose(
-        float(np.mean([r.participation for r in draws])), isotropic_participation(n, dimension), rel_tol=0.02
+        float(np.mean([r.participation for r in draws])),
+        isotropic_participation(n, dimension),
+        rel_tol=0.02,
     )
-    assert math.isclose(float(np.mean([r.stable for r in draws])), isotropic_stable_rank(n, dimension), rel_tol=0.06)
+    assert math.isclose(
+        float(np.mean([r.stable for r in draws])), isotropic_stable_rank(n, dimension), rel_tol=0.06
+    )
 
 
 def test_principal_directions_are_the_top_right_singular_vectors() -> None:
@@ -61,13 +67,20 @@ def test_a_sketch_has_the_norms_it_was_given() -> None:
 
 def participation_of_sketches(n: int, size: int, draws: int = 200) -> np.ndarray:
     return np.array(
-        [effective_ranks(random_sketch(torch.ones(n, 1), [size], seed=s)).participation for s in range(draws)]
+        [
+            effective_ranks(random_sketch(torch.ones(n, 1), [size], seed=s)).participation
+            for s in range(draws)
+        ]
     )
 
 
 @pytest.mark.parametrize(("n", "size"), [(20, 12), (20, 20), (20, 21), (20, 500)])
-def test_a_sketch_drawn_without_its_vectors_follows_the_law_of_drawn_vectors(n: int, size: int) -> None:
-    """Fewer dimensions than vectors, as many, and more: the two ways of drawing agree with vectors of unit length."""
+def test_a_sketch_drawn_without_its_vectors_follows_the_law_of_drawn_vectors(
+    n: int, size: int
+) -> None:
+    """Fewer dimensions than vectors, as many, and more: the two ways of drawing agree with vectors
+    of unit length.
+    """
     dense = []
     for seed in range(200):
         rows = gaussian(n, size, seed=seed)
@@ -82,7 +95,9 @@ def test_the_sketch_of_a_large_network_needs_no_vector_of_its_size() -> None:
 
 def test_tensors_of_unequal_norm_lower_the_rank_by_themselves() -> None:
     small, large = torch.full((30, 1), 0.01), torch.ones(30, 1)
-    uneven = effective_ranks(random_sketch(torch.cat([large, small], 1), [5, 100_000], seed=0)).participation
+    uneven = effective_ranks(
+        random_sketch(torch.cat([large, small], 1), [5, 100_000], seed=0)
+    ).participation
     assert uneven < isotropic_participation(30, 5) * 1.3
 
 

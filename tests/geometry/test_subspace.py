@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from loclin.errors import LoclinError
 from loclin.geometry.subspace import Subspace, random_subspace
 from loclin.theory import random_capture, random_overlap
-from tests.properties import assert_follows, assert_invariant_to_rotation, assert_within_error, rotation
+from tests.properties import (
+    assert_follows,
+    assert_invariant_to_rotation,
+    assert_within_error,
+    rotation,
+)
 
 seeds = st.integers(0, 2**31 - 1)
 shapes = st.tuples(st.integers(1, 6), st.integers(8, 30))
@@ -23,7 +28,9 @@ def test_projection_is_idempotent_and_capture_a_share(seed: int, shape: tuple[in
     once = space.project(v)
     assert torch.allclose(space.project(once), once, atol=1e-5)
     assert 0 <= space.capture(v) <= 1
-    assert math.isclose(space.capture(v), float(once.square().sum() / v.square().sum()), abs_tol=1e-5)
+    assert math.isclose(
+        space.capture(v), float(once.square().sum() / v.square().sum()), abs_tol=1e-5
+    )
     assert math.isclose(space.capture(space.basis[0]), 1, abs_tol=1e-5)
 
 
@@ -34,7 +41,10 @@ def test_overlap_is_symmetric_and_invariant_to_rotation(seed: int, shape: tuple[
     assert math.isclose(a.overlap(b), b.overlap(a), abs_tol=1e-6)
     assert math.isclose(a.overlap(a), 1, abs_tol=1e-5)
     assert_invariant_to_rotation(
-        lambda x, y: Subspace.spanned_by(x).overlap(Subspace.spanned_by(y)), a.basis, b.basis, seed=seed
+        lambda x, y: Subspace.spanned_by(x).overlap(Subspace.spanned_by(y)),
+        a.basis,
+        b.basis,
+        seed=seed,
     )
 
 
@@ -59,7 +69,9 @@ def test_a_basis_keeps_the_order_of_its_vectors() -> None:
 
 def test_dependent_vectors_span_no_more_than_their_rank() -> None:
     vectors = torch.randn(3, 20, generator=torch.Generator().manual_seed(0))
-    space = Subspace.spanned_by(torch.cat([vectors, 2 * vectors[:1] - vectors[1:2], torch.zeros(1, 20)]))
+    space = Subspace.spanned_by(
+        torch.cat([vectors, 2 * vectors[:1] - vectors[1:2], torch.zeros(1, 20)])
+    )
     assert space.k == 3
     assert torch.allclose(space.basis @ space.basis.T, torch.eye(3), atol=1e-5)
     assert all(space.capture(v) > 1 - 1e-5 for v in vectors)

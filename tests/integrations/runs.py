@@ -31,7 +31,13 @@ DATA = [
 def tiny() -> PreTrainedModel:
     set_seed(0)
     config = GPT2Config(
-        vocab_size=40, n_positions=16, n_embd=32, n_layer=2, n_head=2, bos_token_id=None, eos_token_id=None
+        vocab_size=40,
+        n_positions=16,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        bos_token_id=None,
+        eos_token_id=None,
     )
     return GPT2LMHeadModel(config)
 
@@ -40,15 +46,25 @@ def tiny_lora(**change: Any) -> Any:
     model = tiny()
     set_seed(1)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft asks for the old name
+        warnings.filterwarnings(
+            "ignore", "`is_gradient_checkpointing` is deprecated"
+        )  # peft asks for the old name
         return get_peft_model(model, LoraConfig(fan_in_fan_out=True, **{**LORA, **change}))
 
 
 def trainer(model: Any, out: Path, *callbacks: TrainerCallback, **settings: Any) -> Trainer:
     arguments = {
-        "max_steps": STEPS, "per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-3,
-        "report_to": "none", "use_cpu": True, "disable_tqdm": True, "dataloader_pin_memory": False, **settings,
-    }  # fmt: skip
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 4,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "learning_rate": 1e-3,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        **settings,
+    }
     return Trainer(
         model=model,
         args=TrainingArguments(output_dir=str(out), **arguments),
@@ -58,7 +74,11 @@ def trainer(model: Any, out: Path, *callbacks: TrainerCallback, **settings: Any)
 
 
 def write(
-    folder: Path, tensors: Mapping[str, Tensor], *, step: int | None = None, name: str = "model.safetensors"
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    step: int | None = None,
+    name: str = "model.safetensors",
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file({n: t.contiguous() for n, t in tensors.items()}, folder / name)
@@ -68,7 +88,10 @@ def write(
 
 def weights(seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return {"wte.weight": torch.randn(30, 8, generator=generator), "h.0.attn.bias": torch.randn(8, generator=generator)}
+    return {
+        "wte.weight": torch.randn(30, 8, generator=generator),
+        "h.0.attn.bias": torch.randn(8, generator=generator),
+    }
 
 
 def hand_made(folder: Path, steps: tuple[int, ...] = (2, 10, 100)) -> Path:

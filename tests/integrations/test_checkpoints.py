@@ -17,7 +17,9 @@ def test_checkpoints_come_in_the_order_of_their_steps_as_numbers(tmp_path: Path)
     assert points.steps == (2, 10, 100)
     block = points.read("wte.weight", slice(3, 5))
     assert torch.equal(block, torch.stack([weights(s)["wte.weight"][3:5] for s in (2, 10, 100)]))
-    assert points.notes == ("the first point is checkpoint-2: what came before it is not known (--start gives it)",)
+    assert points.notes == (
+        "the first point is checkpoint-2: what came before it is not known (--start gives it)",
+    )
 
 
 def test_a_pattern_chooses_tensors(tmp_path: Path) -> None:
@@ -36,9 +38,17 @@ def test_the_finished_model_is_the_last_point_once(tmp_path: Path) -> None:
     assert read_run(tmp_path).steps == (2, 10, 100, 150)
     write(tmp_path, weights(150), step=50)
     assert read_run(tmp_path).steps == (2, 10, 100)
-    assert read_run(tmp_path).notes[0].endswith("itself is of step 50, before checkpoint-100, and is left out")
+    assert (
+        read_run(tmp_path)
+        .notes[0]
+        .endswith("itself is of step 50, before checkpoint-100, and is left out")
+    )
     write(tmp_path, {"merged": torch.ones(3)})
-    assert read_run(tmp_path).notes[0].endswith("itself holds other tensors than the checkpoints and is left out")
+    assert (
+        read_run(tmp_path)
+        .notes[0]
+        .endswith("itself holds other tensors than the checkpoints and is left out")
+    )
 
 
 def test_a_base_model_is_the_start_under_either_name_of_its_body(tmp_path: Path) -> None:
@@ -51,11 +61,17 @@ def test_a_base_model_is_the_start_under_either_name_of_its_body(tmp_path: Path)
         points = read_run(tmp_path / "run", start=tmp_path / base)
         assert points.labels == (base, "checkpoint-5", "checkpoint-6")
         assert points.steps == (0, 5, 6)
-        assert torch.equal(points.read("transformer.wte.weight", slice(None))[0], weights(0)["wte.weight"])
+        assert torch.equal(
+            points.read("transformer.wte.weight", slice(None))[0], weights(0)["wte.weight"]
+        )
 
 
 def rename(folder: Path) -> None:
-    write(folder / "checkpoint-10", {"wte.weight": weights(0)["wte.weight"], "other": torch.ones(2)}, step=10)
+    write(
+        folder / "checkpoint-10",
+        {"wte.weight": weights(0)["wte.weight"], "other": torch.ones(2)},
+        step=10,
+    )
 
 
 def reshape(folder: Path) -> None:
@@ -64,7 +80,9 @@ def reshape(folder: Path) -> None:
 
 def adapter(folder: Path) -> None:
     write(folder / "checkpoint-10", weights(0), name="adapter_model.safetensors")
-    (folder / "checkpoint-10" / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 4}))
+    (folder / "checkpoint-10" / "adapter_config.json").write_text(
+        json.dumps({"r": 2, "lora_alpha": 4})
+    )
 
 
 def twin(folder: Path) -> None:
@@ -80,17 +98,29 @@ def unsafe(folder: Path) -> None:
     ("change", "message"),
     [
         (lambda f: shutil.rmtree(f), "expected a folder of checkpoints, found none at"),
-        (lambda f: [shutil.rmtree(p) for p in f.iterdir()], "expected folders checkpoint-N in .*, found none: give the output"),
-        (lambda f: [shutil.rmtree(p) for p in f.iterdir()] and write(f, weights(0)), r"found a single model \(model\.safe"),
-        (lambda f: shutil.rmtree(f / "checkpoint-2"), r"at least 3 checkpoints \(2 updates\), found checkpoint-10, checkpoint-100"),
-        (rename, r"the same tensors in every checkpoint, found h\.0\.attn\.bias in checkpoint-2 but not in checkpoint-10"),
-        (reshape, r"one shape of wte\.weight, found \(30, 8\) in checkpoint-2 and \(31, 8\) in checkpoint-100"),
-        (adapter, "of one kind, found full weights in checkpoint-2 and an adapter in checkpoint-10"),
-        (twin, "expected one checkpoint of step 10, found checkpoint-010 and checkpoint-10: remove one"),
-        (unsafe, r"found model\.bin alone, a kind of file that runs code when it is loaded: convert to safetensors"),
+        (lambda f: [shutil.rmtree(p) for p in f.iterdir()], "expected folders checkpoint-N in .*, "
+                                                            "found none: give the output"),
+        (lambda f: [shutil.rmtree(p) for p in f.iterdir()] and write(f, weights(0)), r"found a "
+                                                                                     r"single "
+                                                                                     r"model "
+                                                                                     r"\(model\.safe"),
+        (lambda f: shutil.rmtree(f / "checkpoint-2"), r"at least 3 checkpoints \(2 updates\), "
+                                                      r"found checkpoint-10, checkpoint-100"),
+        (rename, r"the same tensors in every checkpoint, found h\.0\.attn\.bias in checkpoint-2 "
+                 r"but not in checkpoint-10"),
+        (reshape, r"one shape of wte\.weight, found \(30, 8\) in checkpoint-2 and \(31, 8\) in "
+                  r"checkpoint-100"),
+        (adapter, "of one kind, found full weights in checkpoint-2 and an adapter in "
+                  "checkpoint-10"),
+        (twin, "expected one checkpoint of step 10, found checkpoint-010 and checkpoint-10: remove "
+               "one"),
+        (unsafe, r"found model\.bin alone, a kind of file that runs code when it is loaded: "
+                 r"convert to safetensors"),
     ],
 )  # fmt: skip
-def test_folders_that_are_no_run_say_why(tmp_path: Path, change: Callable[[Path], object], message: str) -> None:
+def test_folders_that_are_no_run_say_why(
+    tmp_path: Path, change: Callable[[Path], object], message: str
+) -> None:
     folder = hand_made(tmp_path / "run")
     change(folder)
     with pytest.raises(LoclinError, match=message) as error:
@@ -103,10 +133,14 @@ def test_a_start_of_another_kind_or_place_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LoclinError, match="expected a folder for --start, found none at"):
         read_run(folder, start=tmp_path / "nowhere")
     write(tmp_path / "other", {"x": torch.ones(2)})
-    with pytest.raises(LoclinError, match=r"found h\.0\.attn\.bias in checkpoint-2 but not in other"):
+    with pytest.raises(
+        LoclinError, match=r"found h\.0\.attn\.bias in checkpoint-2 but not in other"
+    ):
         read_run(folder, start=tmp_path / "other")
     adapter(tmp_path)
-    with pytest.raises(LoclinError, match="found an adapter in checkpoint-10 and full weights in checkpoint-2"):
+    with pytest.raises(
+        LoclinError, match="found an adapter in checkpoint-10 and full weights in checkpoint-2"
+    ):
         read_run(folder, start=tmp_path / "checkpoint-10")
 
 
@@ -118,12 +152,19 @@ def adapters(folder: Path, **last: object) -> Path:
             "h.0.lora_B.weight": torch.randn(5, 2, generator=generator),
         }
         write(folder / f"checkpoint-{step}", factors, name="adapter_model.safetensors")
-        config = {"peft_type": "LORA", "r": 2, "lora_alpha": 8, **(last if step == 3 or "all" in last else {})}
+        config = {
+            "peft_type": "LORA",
+            "r": 2,
+            "lora_alpha": 8,
+            **(last if step == 3 or "all" in last else {}),
+        }
         (folder / f"checkpoint-{step}" / "adapter_config.json").write_text(json.dumps(config))
     return folder
 
 
-def test_adapters_that_are_not_scaled_products_are_measured_in_their_own_parameters(tmp_path: Path) -> None:
+def test_adapters_that_are_not_scaled_products_are_measured_in_their_own_parameters(
+    tmp_path: Path,
+) -> None:
     plain = read_run(adapters(tmp_path / "plain"))
     assert plain.adapted["h.0"].scale == 4
     for change, note in (
@@ -138,6 +179,7 @@ def test_adapters_that_are_not_scaled_products_are_measured_in_their_own_paramet
 
 def test_adapters_of_two_configurations_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        LoclinError, match="one configuration, found lora_alpha 8 in checkpoint-1 and 16 in checkpoint-3"
+        LoclinError,
+        match="one configuration, found lora_alpha 8 in checkpoint-1 and 16 in checkpoint-3",
     ):
         read_run(adapters(tmp_path, lora_alpha=16))

@@ -45,7 +45,9 @@ def change(before: nn.Module, after: nn.Module) -> dict[str, Tensor]:
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.allclose(one[n], other[n], atol=2e-6) for n in one)
+    return one.keys() == other.keys() and all(
+        torch.allclose(one[n], other[n], atol=2e-6) for n in one
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -67,7 +69,8 @@ def test_an_adapters_direction_is_what_merging_it_changes(tmp_path: Path, family
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"use_rslora": True, "alpha_pattern": {}}, {"rank_pattern": {r"h\.1\..*c_fc": 2}}]
+    "settings",
+    [{}, {"use_rslora": True, "alpha_pattern": {}}, {"rank_pattern": {r"h\.1\..*c_fc": 2}}],
 )
 def test_scales_and_ranks_are_those_of_peft(tmp_path: Path, settings: dict[str, object]) -> None:
     base = tiny()
@@ -91,7 +94,11 @@ def test_adapted_embeddings_and_square_weights_are_turned_the_right_way(tmp_path
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.table, self.conv, self.square = nn.Embedding(7, 4), nn.Conv2d(3, 5, 2), nn.Linear(4, 4)
+            self.table, self.conv, self.square = (
+                nn.Embedding(7, 4),
+                nn.Conv2d(3, 5, 2),
+                nn.Linear(4, 4),
+            )
 
     torch.random.default_generator.manual_seed(0)
     base = Net()
@@ -143,12 +150,16 @@ def test_tied_weights_move_once_and_never_apart(tmp_path: Path) -> None:
     assert model.tied == {"lm_head.weight": "transformer.wte.weight"}
     step, other = noise((40, 32), 0), noise((40, 32), 1)
     path = tmp_path / "delta.safetensors"
-    for held in ({"lm_head.weight": step}, {"lm_head.weight": step, "transformer.wte.weight": step.clone()}):
+    for held in (
+        {"lm_head.weight": step},
+        {"lm_head.weight": step, "transformer.wte.weight": step.clone()},
+    ):
         save_file(held, path)
         assert list(read_direction(str(path), model).tensors) == ["transformer.wte.weight"]
     save_file({"lm_head.weight": step, "transformer.wte.weight": other}, path)
     with pytest.raises(
-        LoclinError, match=r"lm_head\.weight that changes otherwise than transformer\.wte\.weight, which the"
+        LoclinError,
+        match=r"lm_head\.weight that changes otherwise than transformer\.wte\.weight, which the",
     ):
         read_direction(str(path), model)
     # a checkpoint may hold it once or twice
@@ -159,13 +170,23 @@ def test_tied_weights_move_once_and_never_apart(tmp_path: Path) -> None:
 
 
 def test_masks_of_old_checkpoints_are_no_mismatch_but_what_moved_is(tmp_path: Path) -> None:
-    before = {"wte.weight": noise((40, 32), 0), "h.0.attn.bias": torch.ones(1, 1, 4, 4), "old": torch.ones(2)}
+    before = {
+        "wte.weight": noise((40, 32), 0),
+        "h.0.attn.bias": torch.ones(1, 1, 4, 4),
+        "old": torch.ones(2),
+    }
     write(tmp_path / "base", before)
-    write(tmp_path / "tuned", {"wte.weight": noise((40, 32), 1), "h.0.attn.bias": torch.ones(1, 1, 4, 4)})
+    write(
+        tmp_path / "tuned",
+        {"wte.weight": noise((40, 32), 1), "h.0.attn.bias": torch.ones(1, 1, 4, 4)},
+    )
     text = f"{tmp_path / 'base'}..{tmp_path / 'tuned'}"
     found = read_direction(text, Tensors.of(tiny()))
     assert list(found.tensors) == ["transformer.wte.weight"]
-    assert found.notes[1] == "1 tensors that the model does not have stand in one of the two folders alone"
+    assert (
+        found.notes[1]
+        == "1 tensors that the model does not have stand in one of the two folders alone"
+    )
     write(tmp_path / "tuned", {**before, "wte.weight": noise((40, 32), 1), "old": torch.zeros(2)})
     with pytest.raises(LoclinError, match=r"found old \(no such tensor in the model\) in"):
         read_direction(text, Tensors.of(tiny()))
@@ -179,7 +200,9 @@ def test_paths_with_steps_up_are_cut_where_both_sides_are_folders(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     found = read_direction("../a..../b..c", Tensors.of(tiny()))
-    assert torch.equal(found.tensors["transformer.wte.weight"], noise((40, 32), 1) - noise((40, 32), 0))
+    assert torch.equal(
+        found.tensors["transformer.wte.weight"], noise((40, 32), 1) - noise((40, 32), 0)
+    )
 
 
 WHOLE = {"wte.weight": noise((40, 32), 0)}
@@ -234,30 +257,50 @@ TIED = {"lm_head.lora_A.weight": torch.ones(2, 32), "lm_head.lora_B.weight": tor
     ("make", "message"),
     [
         (lambda f: file_of(f, {**WHOLE, "h.0.new": ONES, "wpe.weight": torch.ones(3, 32), "y": ONES, "z": ONES}),
-         r"found h\.0\.new \(no such tensor in the model\), y \(no .*\), z \(no .*\) and 1 more in .*: give a direction of this"),
-        (lambda f: file_of(f, {"wpe.weight": ONES}), r"found wpe\.weight of shape \(1,\) \(the model's is \(16, 32\)\)"),
-        (lambda f: file_of(f, {"x": torch.zeros(2)}), "named and shaped as the model's, found none in"),
-        (lambda f: file_of(f, {"wte.weight": torch.zeros(40, 32)}), "a direction that moves something, found zeros in"),
-        (lambda f: file_of(f, {"wte.weight": WHOLE["wte.weight"] / 0}), r"found NaN or infinity in transformer\.wte\.weight of"),
-        (lambda f: file_of(f, LONE), "found the factors of an adapter in .*: give the adapter's folder"),
-        (pickled, r"a whole safetensors file, found .*delta\.pt .*: save the changes with .*; pickles are never loaded"),
+         r"found h\.0\.new \(no such tensor in the model\), y \(no .*\), z \(no .*\) and 1 more in "
+         r".*: give a direction of this"),
+        (lambda f: file_of(f, {"wpe.weight": ONES}), r"found wpe\.weight of shape \(1,\) \(the "
+                                                     r"model's is \(16, 32\)\)"),
+        (lambda f: file_of(f, {"x": torch.zeros(2)}), "named and shaped as the model's, found none "
+                                                      "in"),
+        (lambda f: file_of(f, {"wte.weight": torch.zeros(40, 32)}), "a direction that moves "
+                                                                    "something, found zeros in"),
+        (lambda f: file_of(f, {"wte.weight": WHOLE["wte.weight"] / 0}), r"found NaN or infinity in "
+                                                                        r"transformer\.wte\.weight "
+                                                                        r"of"),
+        (lambda f: file_of(f, LONE), "found the factors of an adapter in .*: give the adapter's "
+                                     "folder"),
+        (pickled, r"a whole safetensors file, found .*delta\.pt .*: save the changes with .*; "
+                  r"pickles are never loaded"),
         (lambda f: str(f / "none.safetensors"), "a file of changes, found nothing at"),
-        (lambda f: str(f / "none"), r"expected PATH\.safetensors, BASE\.\.TUNED or the folder of an adapter, found nothing at"),
+        (lambda f: str(f / "none"), r"expected PATH\.safetensors, BASE\.\.TUNED or the folder of "
+                                    r"an adapter, found nothing at"),
         (lambda f: f"{f}..{f / 'none'}", r"found nothing at .*none: check the path"),
         (lambda f: str(f), "found none of them: give a folder saved by"),
         (lambda f: folders_of(f, WHOLE, WHOLE), "found zeros in"),
-        (lambda f: folders_of(f, WHOLE, {"wte.weight": ONES}), r"one shape of wte\.weight, found \(40, 32\) in base and \(1,\) in"),
-        (lambda f: folders_of(f, WHOLE, {**WHOLE, "ln_f.bias": ONES}), r"found transformer\.ln_f\.bias in tuned but not in base"),
-        (lambda f: folders_of(f, WHOLE, WHOLE).split("..")[0], r"an adapter where one folder is given, found full weights in"),
-        (two_kinds, "two folders of one kind, found full weights in base and an adapter in adapter"),
+        (lambda f: folders_of(f, WHOLE, {"wte.weight": ONES}), r"one shape of wte\.weight, found "
+                                                               r"\(40, 32\) in base and \(1,\) in"),
+        (lambda f: folders_of(f, WHOLE, {**WHOLE, "ln_f.bias": ONES}), r"found "
+                                                                       r"transformer\.ln_f\.bias "
+                                                                       r"in tuned but not in base"),
+        (lambda f: folders_of(f, WHOLE, WHOLE).split("..")[0], r"an adapter where one folder is "
+                                                               r"given, found full weights in"),
+        (two_kinds, "two folders of one kind, found full weights in base and an adapter in "
+                    "adapter"),
         (two_scales, "adapters of one configuration, found lora_alpha 8 in first and 4 in adapter"),
-        (lambda f: adapter_of(f, {"peft_type": "IA3"}), "found one of kind IA3 in adapter: merge it"),
-        (lambda f: adapter_of(f, {"use_dora": True}), "found one of kind DoRA in adapter: merge it"),
-        (lambda f: adapter_of(f, {}, ln=ONES), r"LoRA factors alone in adapter, found ln beside them: merge"),
-        (lambda f: adapter_of(f, {}, **TIED), r"found lm_head\.weight in adapter, which the model ties to another one: untie"),
+        (lambda f: adapter_of(f, {"peft_type": "IA3"}), "found one of kind IA3 in adapter: merge "
+                                                        "it"),
+        (lambda f: adapter_of(f, {"use_dora": True}), "found one of kind DoRA in adapter: merge "
+                                                      "it"),
+        (lambda f: adapter_of(f, {}, ln=ONES), r"LoRA factors alone in adapter, found ln beside "
+                                               r"them: merge"),
+        (lambda f: adapter_of(f, {}, **TIED), r"found lm_head\.weight in adapter, which the model "
+                                              r"ties to another one: untie"),
     ],
 )  # fmt: skip
-def test_what_is_no_direction_of_the_model_says_why(tmp_path: Path, make: Callable[[Path], str], message: str) -> None:
+def test_what_is_no_direction_of_the_model_says_why(
+    tmp_path: Path, make: Callable[[Path], str], message: str
+) -> None:
     with pytest.raises(LoclinError, match=message) as error:
         read_direction(make(tmp_path), Tensors.of(tiny()))
     assert "\n" not in str(error.value)

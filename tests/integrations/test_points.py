@@ -14,8 +14,16 @@ NAMES = [
 
 
 def test_the_factors_of_a_pair_go_together() -> None:
-    assert chosen(NAMES, "h.0.lora_B*") == ["h.0.lora_A.weight", "h.0.lora_B.weight", "h.0.lora_B.bias"]
-    assert chosen(NAMES, "ln*, *embedding_A") == ["wte.lora_embedding_A", "wte.lora_embedding_B", "ln.weight"]
+    assert chosen(NAMES, "h.0.lora_B*") == [
+        "h.0.lora_A.weight",
+        "h.0.lora_B.weight",
+        "h.0.lora_B.bias",
+    ]
+    assert chosen(NAMES, "ln*, *embedding_A") == [
+        "wte.lora_embedding_A",
+        "wte.lora_embedding_B",
+        "ln.weight",
+    ]
 
 
 def test_pairs_are_found_whatever_their_order() -> None:
@@ -28,6 +36,7 @@ def test_pairs_are_found_whatever_their_order() -> None:
 
 def test_a_pattern_that_takes_nothing_lists_what_there_is() -> None:
     with pytest.raises(
-        LoclinError, match=r"a pattern that matches a tensor, found 'x': there are h\.0\.lora_A\.weight, "
+        LoclinError,
+        match=r"a pattern that matches a tensor, found 'x': there are h\.0\.lora_A\.weight, ",
     ):
         chosen(NAMES, "x")

@@ -1,4 +1,6 @@
-"""Real Trainer runs with the callback: the same training, and the same movement as its checkpoint folders tell."""
+"""Real Trainer runs with the callback: the same training, and the same movement as its checkpoint
+folders tell.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -51,7 +53,9 @@ def assert_same_movement(one: Run, other: Run) -> None:
         assert (movement.dimension, movement.still) == (twin.dimension, twin.still)
 
 
-def test_checkpoints_and_callback_tell_the_same_of_all_weights(full: tuple[Path, TrajectoryCallback]) -> None:
+def test_checkpoints_and_callback_tell_the_same_of_all_weights(
+    full: tuple[Path, TrajectoryCallback],
+) -> None:
     folder, callback = full
     run = callback.run()
     assert run.steps == tuple(range(STEPS + 1))
@@ -59,29 +63,43 @@ def test_checkpoints_and_callback_tell_the_same_of_all_weights(full: tuple[Path,
     assert_same_movement(run, run_of(read_run(folder, start=folder / "start")))
 
 
-def test_checkpoints_and_callback_tell_the_same_of_an_adapter(lora: tuple[Path, TrajectoryCallback]) -> None:
+def test_checkpoints_and_callback_tell_the_same_of_an_adapter(
+    lora: tuple[Path, TrajectoryCallback],
+) -> None:
     folder, callback = lora
     assert list(callback.run().spaces) == ["factors", "weights"]
     assert_same_movement(callback.run(), run_of(read_run(folder, start=folder / "start")))
 
 
-def test_the_weight_space_of_an_adapter_is_that_of_the_merged_weights(lora: tuple[Path, TrajectoryCallback]) -> None:
+def test_the_weight_space_of_an_adapter_is_that_of_the_merged_weights(
+    lora: tuple[Path, TrajectoryCallback],
+) -> None:
     """ΔW by peft's own merge, dense, from every checkpoint."""
     folder, callback = lora
     merged = []
     for step in range(STEPS + 1):
         model = tiny_lora()
-        model.load_adapter(folder / (f"checkpoint-{step}" if step else "start"), adapter_name="default")
+        model.load_adapter(
+            folder / (f"checkpoint-{step}" if step else "start"), adapter_name="default"
+        )
         layers = [m for m in model.modules() if hasattr(m, "get_delta_weight")]
-        merged.append(torch.cat([m.get_delta_weight("default").detach().reshape(-1) for m in layers]).double())
+        merged.append(
+            torch.cat([m.get_delta_weight("default").detach().reshape(-1) for m in layers]).double()
+        )
     steps = torch.stack(merged).diff(dim=0)
     found = callback.run().spaces["weights"]
-    assert np.allclose(found.gramian, (steps @ steps.T).numpy(), rtol=1e-3, atol=1e-6 * found.gramian.max())
+    assert np.allclose(
+        found.gramian, (steps @ steps.T).numpy(), rtol=1e-3, atol=1e-6 * found.gramian.max()
+    )
     factors = [(m.lora_A["default"].weight.shape, m.lora_B["default"].weight.shape) for m in layers]
-    assert found.dimension == sum(rank * (inner + outer - rank) for (rank, inner), (outer, _) in factors)
+    assert found.dimension == sum(
+        rank * (inner + outer - rank) for (rank, inner), (outer, _) in factors
+    )
 
 
-def final_weights(folder: Path, *callbacks: TrajectoryCallback, **settings: Any) -> dict[str, torch.Tensor]:
+def final_weights(
+    folder: Path, *callbacks: TrajectoryCallback, **settings: Any
+) -> dict[str, torch.Tensor]:
     model = tiny()
     trainer(model, folder, *callbacks, save_strategy="no", **settings).train()
     return model.state_dict()
@@ -94,7 +112,9 @@ def test_training_takes_the_same_steps_with_and_without_a_callback(tmp_path: Pat
         assert all(torch.equal(bare[n], watched[n]) for n in bare)
 
 
-def test_sketched_captures_lie_within_their_stated_error(full: tuple[Path, TrajectoryCallback], tmp_path: Path) -> None:
+def test_sketched_captures_lie_within_their_stated_error(
+    full: tuple[Path, TrajectoryCallback], tmp_path: Path
+) -> None:
     exact = full[1].run().spaces["weights"]
     size, within = 2048, []
     for seed in range(3):
@@ -105,7 +125,9 @@ def test_sketched_captures_lie_within_their_stated_error(full: tuple[Path, Traje
         sketched = run.spaces["weights"]
         assert np.allclose(sketched.norms, exact.norms, rtol=1e-5)
         for of in (prefix_capture, future_capture):
-            for k, c, found in zip(KS, of(exact.gramian, KS), of(sketched.gramian, KS), strict=True):
+            for k, c, found in zip(
+                KS, of(exact.gramian, KS), of(sketched.gramian, KS), strict=True
+            ):
                 bias, sd = sketched_capture(c, k, size)
                 within.append(abs(found - c - bias) / sd)
     assert max(within) < 4
@@ -115,11 +137,17 @@ def test_sketched_captures_lie_within_their_stated_error(full: tuple[Path, Traje
 def test_accumulated_batches_are_one_update(tmp_path: Path) -> None:
     callback = TrajectoryCallback()
     trainer(
-        tiny(), tmp_path, callback, max_steps=3, gradient_accumulation_steps=4, per_device_train_batch_size=1
+        tiny(),
+        tmp_path,
+        callback,
+        max_steps=3,
+        gradient_accumulation_steps=4,
+        per_device_train_batch_size=1,
     ).train()
     assert callback.run().steps == (0, 1, 2, 3)
     assert np.allclose(
-        callback.run().spaces["weights"].gramian[1:, 1:], run_of(read_run(tmp_path)).spaces["weights"].gramian
+        callback.run().spaces["weights"].gramian[1:, 1:],
+        run_of(read_run(tmp_path)).spaces["weights"].gramian,
     )
 
 
@@ -136,7 +164,9 @@ def test_a_resumed_run_starts_a_new_record_where_it_resumes(
 ) -> None:
     folder, whole = full
     callback = TrajectoryCallback()
-    trainer(tiny(), tmp_path, callback, save_strategy="no").train(resume_from_checkpoint=str(folder / "checkpoint-8"))
+    trainer(tiny(), tmp_path, callback, save_strategy="no").train(
+        resume_from_checkpoint=str(folder / "checkpoint-8")
+    )
     assert callback.run().steps == (8, 9, 10, 11, 12)
     later = whole.run().spaces["weights"].gramian[8:, 8:]
     assert np.allclose(callback.run().spaces["weights"].gramian, later, rtol=1e-4)
@@ -155,31 +185,44 @@ def test_adapters_without_a_plain_scale_say_so(tmp_path: Path) -> None:
     callback = TrajectoryCallback()
     trainer(tiny_lora(use_dora=True), tmp_path, callback, save_strategy="no", max_steps=3).train()
     assert list(callback.run().spaces) == ["weights"]
-    assert callback.run().notes == ("the scale of the adapters is not known: measured in their own parameters alone",)
+    assert callback.run().notes == (
+        "the scale of the adapters is not known: measured in their own parameters alone",
+    )
 
 
-def test_the_record_holds_what_was_kept(lora: tuple[Path, TrajectoryCallback], tmp_path: Path) -> None:
+def test_the_record_holds_what_was_kept(
+    lora: tuple[Path, TrajectoryCallback], tmp_path: Path
+) -> None:
     page = lora[1].record(tmp_path / "run", ks=(1, 3), shuffles=9)
     assert page == tmp_path / "run" / "report.html"
     arrays = Record(tmp_path / "run").arrays("trajectory")
     assert np.array_equal(arrays["update_gramian/weights"], lora[1].run().spaces["weights"].gramian)
     assert {
-        r.context["k"] for r in Record(tmp_path / "run").results("trajectory") if r.quantity == "prefix_capture"
+        r.context["k"]
+        for r in Record(tmp_path / "run").results("trajectory")
+        if r.quantity == "prefix_capture"
     } == {1, 3, 12}
 
 
 def test_bad_settings_and_empty_records_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LoclinError, match="every of at least 1 step, found 0: change it"):
         TrajectoryCallback(every=0)
-    with pytest.raises(LoclinError, match="at least 2 recorded updates, found 0: train first, or lower every"):
+    with pytest.raises(
+        LoclinError, match="at least 2 recorded updates, found 0: train first, or lower every"
+    ):
         TrajectoryCallback().record(tmp_path / "run")
-    with pytest.raises(LoclinError, match="a sketch longer than the run's 12 updates, found 12: raise size or every"):
+    with pytest.raises(
+        LoclinError,
+        match="a sketch longer than the run's 12 updates, found 12: raise size or every",
+    ):
         final_weights(tmp_path, TrajectoryCallback(budget=0, size=12))
     with pytest.raises(LoclinError, match="a pattern that matches a tensor, found 'nothing'"):
         final_weights(tmp_path, TrajectoryCallback(pattern="nothing"))
     still = TrajectoryCallback()
     final_weights(tmp_path, still, learning_rate=0.0)
-    with pytest.raises(LoclinError, match="points that differ, found the same weights at all of step 0 to step 12"):
+    with pytest.raises(
+        LoclinError, match="points that differ, found the same weights at all of step 0 to step 12"
+    ):
         still.run()
 
 

@@ -29,7 +29,9 @@ def test_the_statement_model_knows_facts_in_phrasings_it_never_saw(speaking: Pro
         assert speaking.score("test", task) >= 0.85
 
 
-def test_the_statement_model_is_one_whatever_the_seed_and_an_ordinary_folder(speaking: Problem, cache: Path) -> None:
+def test_the_statement_model_is_one_whatever_the_seed_and_an_ordinary_folder(
+    speaking: Problem, cache: Path
+) -> None:
     again = models.load("statements-small", seed=5)
     assert torch.equal(ParameterSpace(again.model).read(), ParameterSpace(speaking.model).read())
     (folder,) = cache.glob("statements-small-*")
@@ -38,7 +40,10 @@ def test_the_statement_model_is_one_whatever_the_seed_and_an_ordinary_folder(spe
 
 
 def test_no_input_is_in_two_splits_not_even_under_two_tasks(trained: Problem) -> None:
-    groups = {name: {e.group for t in tasks.values() for e in t} for name, tasks in trained.examples.items()}
+    groups = {
+        name: {e.group for t in tasks.values() for e in t}
+        for name, tasks in trained.examples.items()
+    }
     names = list(groups)
     assert all(not groups[a] & groups[b] for a in names for b in names if a < b)
 
@@ -60,7 +65,9 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("how", ["cut short", "one bit", "gone"])
-def test_a_damaged_cache_is_detected_and_rebuilt(quick: Path, how: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_cache_is_detected_and_rebuilt(
+    quick: Path, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = ParameterSpace(models.load("quick").model).read()
     (file,) = quick.glob("quick-*/model.safetensors")
     content = bytearray(file.read_bytes())
@@ -86,13 +93,24 @@ def test_an_interrupted_training_leaves_nothing_that_looks_finished(quick: Path)
 
 def test_another_seed_or_recipe_is_another_folder() -> None:
     recipe = BUILT_IN["sequences"]
-    names = {recipe.hash(0), recipe.hash(1), replace(recipe, width=65).hash(0), replace(recipe, version=99).hash(0)}
+    names = {
+        recipe.hash(0),
+        recipe.hash(1),
+        replace(recipe, width=65).hash(0),
+        replace(recipe, version=99).hash(0),
+    }
     assert len(names) == 4
 
 
-def test_training_that_misses_its_mark_is_an_error(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(models.BUILT_IN, "quick", replace(models.BUILT_IN["quick"], reach=1.1, rounds=2))
-    with pytest.raises(LoclinError, match=r"score of 1.1 on every task after training, found .* on copy"):
+def test_training_that_misses_its_mark_is_an_error(
+    quick: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        models.BUILT_IN, "quick", replace(models.BUILT_IN["quick"], reach=1.1, rounds=2)
+    )
+    with pytest.raises(
+        LoclinError, match=r"score of 1.1 on every task after training, found .* on copy"
+    ):
         models.load("quick")
     with pytest.raises(LoclinError, match="expected --data with the model 'gtp2', found none"):
         models.load("gtp2")
@@ -100,7 +118,10 @@ def test_training_that_misses_its_mark_is_an_error(quick: Path, monkeypatch: pyt
 
 def test_always_giving_the_commonest_answer_is_no_knowledge(speaking: Problem) -> None:
     shown = speaking.examples["test"]["town"]
-    skewed = tuple(e for e in shown if e.answer == " yes") + tuple(e for e in shown if e.answer == " no")[:10]
+    skewed = (
+        tuple(e for e in shown if e.answer == " yes")
+        + tuple(e for e in shown if e.answer == " no")[:10]
+    )
     problem = replace(speaking, examples={**speaking.examples, "test": {"town": skewed}})
     assert problem.chance("town") == speaking.without_reading("town") == 0.5
     assert problem.without_reading("town") == pytest.approx((len(skewed) - 10) / len(skewed))

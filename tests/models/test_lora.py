@@ -19,7 +19,9 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("init", ["default", "gaussian", "orthogonal", "pissa"])
-def test_an_adapter_starts_where_the_model_is_and_holds_factors_alone(family: str, init: str) -> None:
+def test_an_adapter_starts_where_the_model_is_and_holds_factors_alone(
+    family: str, init: str
+) -> None:
     model = random_model(family, 320)
     before = logits(model)
     adapted = attach(model, Lora(rank=2, init=init), seed=0)  # type: ignore[arg-type]
@@ -37,7 +39,9 @@ def test_the_factors_are_drawn_by_the_seed_alone() -> None:
     for seed, state in ((0, 1), (0, 2), (1, 1)):
         with torch.random.fork_rng():
             torch.default_generator.manual_seed(state)
-            drawn.append(ParameterSpace(attach(random_model("gpt2", 320), Lora(rank=2), seed=seed)).read())
+            drawn.append(
+                ParameterSpace(attach(random_model("gpt2", 320), Lora(rank=2), seed=seed)).read()
+            )
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
 
@@ -71,7 +75,8 @@ def test_targets_choose_and_a_missing_one_is_refused_with_those_that_exist() -> 
     named = {n.rpartition(".")[2] for n, m in adapted.named_modules() if isinstance(m, LoraLayer)}
     assert named == {"q_proj", "v_proj"}
     with pytest.raises(
-        LoclinError, match=r"LoRA targets among down_proj, gate_proj, .*, found 'query': change --targets"
+        LoclinError,
+        match=r"LoRA targets among down_proj, gate_proj, .*, found 'query': change --targets",
     ):
         attach(random_model("qwen2", 320), Lora(targets="q_proj,query"), seed=0)
     with pytest.raises(LoclinError, match="rank of at least 1, found 0"):

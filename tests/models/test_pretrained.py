@@ -7,7 +7,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loclin.errors import LoclinError
-from loclin.models.pretrained import How, context_of, device_named, missing_from_cache, read_pretrained
+from loclin.models.pretrained import (
+    How,
+    context_of,
+    device_named,
+    missing_from_cache,
+    read_pretrained,
+)
 from loclin.parameters import ParameterSpace
 from tests.conftest import FAMILIES
 
@@ -44,15 +50,21 @@ def test_a_folder_is_read_as_it_was_saved(
     assert half.dtype == torch.bfloat16
 
 
-def test_the_end_token_serves_where_there_is_no_padding_token(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_the_end_token_serves_where_there_is_no_padding_token(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
     copy = shutil.copytree(folders["llama"], tmp_path / "copy")
     file = copy / "tokenizer_config.json"
     settings = json.loads(file.read_text())
     file.write_text(json.dumps({k: v for k, v in settings.items() if k != "pad_token"}))
     _, tokenizer = read_pretrained(str(copy), How())
     assert tokenizer.pad_token == tokenizer.eos_token == "</s>"
-    file.write_text(json.dumps({k: v for k, v in settings.items() if k not in ("pad_token", "eos_token")}))
-    with pytest.raises(LoclinError, match="tokenizer with a padding or an end token, found neither in"):
+    file.write_text(
+        json.dumps({k: v for k, v in settings.items() if k not in ("pad_token", "eos_token")})
+    )
+    with pytest.raises(
+        LoclinError, match="tokenizer with a padding or an end token, found neither in"
+    ):
         read_pretrained(str(copy), How())
 
 
@@ -73,7 +85,10 @@ def broken(folder: Path, how: str) -> None:
         (folder / "config.json").write_text('{"model_type": "nothing-known"}')
     elif how == "own code":
         settings = json.loads((folder / "config.json").read_text())
-        settings |= {"model_type": "mine", "auto_map": {"AutoConfig": "c.C", "AutoModelForCausalLM": "m.M"}}
+        settings |= {
+            "model_type": "mine",
+            "auto_map": {"AutoConfig": "c.C", "AutoModelForCausalLM": "m.M"},
+        }
         (folder / "config.json").write_text(json.dumps(settings))
 
 
@@ -83,7 +98,10 @@ def broken(folder: Path, how: str) -> None:
         ("no config", "model folder with a config.json, found none in"),
         ("pickles", r"found pickled weights only \(pytorch_model.bin\): save the model again"),
         ("no weights", "found no weights"),
-        ("no tokenizer", "expected a tokenizer in .*, found none: save it there with tokenizer.save_pretrained"),
+        (
+            "no tokenizer",
+            "expected a tokenizer in .*, found none: save it there with tokenizer.save_pretrained",
+        ),
         ("cut", "expected a causal language model in .*, found SafetensorError"),
         ("other config", "expected a causal language model in .*, found ValueError"),
         ("own code", "brings code of its own: read it, then pass --trust-remote-code"),
@@ -124,12 +142,16 @@ def test_the_cache_is_asked_before_hours_of_work(
     assert not missing_from_cache("distilgpt2")
     assert missing_from_cache("google/boolq", dataset=True)
     (tmp_path / "datasets--google--boolq" / "snapshots" / "x" / "data").mkdir(parents=True)
-    (tmp_path / "datasets--google--boolq" / "snapshots" / "x" / "data" / "train.parquet").write_text("")
+    (
+        tmp_path / "datasets--google--boolq" / "snapshots" / "x" / "data" / "train.parquet"
+    ).write_text("")
     assert not missing_from_cache("google/boolq", dataset=True)
 
 
 def test_devices() -> None:
     assert device_named("auto", small=True) == device_named("cpu") == "cpu"
     missing = "mps" if not torch.backends.mps.is_available() else "cuda"
-    with pytest.raises(LoclinError, match=f"expected a device among .*cpu, found '{missing}': change --device"):
+    with pytest.raises(
+        LoclinError, match=f"expected a device among .*cpu, found '{missing}': change --device"
+    ):
         device_named(missing)

@@ -1,4 +1,6 @@
-"""The ranking of schedules: paired differences, Holm over the family, how often it errs, and what is recommended."""
+"""The ranking of schedules: paired differences, Holm over the family, how often it errs, and what
+is recommended.
+"""
 
 from collections.abc import Mapping
 
@@ -13,7 +15,10 @@ HERE = {"pair": "all", "optimiser": "adamw"}
 
 
 def rows_of(
-    scores: Mapping[str, np.ndarray], *, validated: Mapping[str, np.ndarray] | None = None, start: float = 0.0
+    scores: Mapping[str, np.ndarray],
+    *,
+    validated: Mapping[str, np.ndarray] | None = None,
+    start: float = 0.0,
 ) -> list[Row]:
     rows = []
     for name, values in scores.items():
@@ -32,10 +37,14 @@ def rows_of(
     return rows
 
 
-def drawn(means: Mapping[str, float], *, seed: int, runs: int = 6, scatter: float = 0.03) -> dict[str, np.ndarray]:
+def drawn(
+    means: Mapping[str, float], *, seed: int, runs: int = 6, scatter: float = 0.03
+) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     common = 0.1 * rng.standard_normal(runs)  # of a run: paired differences are free of it
-    return {name: mean + common + scatter * rng.standard_normal(runs) for name, mean in means.items()}
+    return {
+        name: mean + common + scatter * rng.standard_normal(runs) for name, mean in means.items()
+    }
 
 
 def test_differences_are_paired_and_adjusted_over_all_schedules() -> None:
@@ -44,7 +53,11 @@ def test_differences_are_paired_and_adjusted_over_all_schedules() -> None:
     assert [r.schedule for r in found] == sorted(scores, key=lambda n: -scores[n].mean())
     by_name = {r.schedule: r for r in found}
     assert by_name["joint mixed"].behind is None
-    tests = {n: stats.ttest_rel(scores[n], scores["joint mixed"]).pvalue for n in scores if n != "joint mixed"}
+    tests = {
+        n: stats.ttest_rel(scores[n], scores["joint mixed"]).pvalue
+        for n in scores
+        if n != "joint mixed"
+    }
     assert {n: by_name[n].p for n in tests} == pytest.approx(tests)
     order = sorted(tests, key=lambda n: tests[n])
     assert by_name[order[0]].p_holm == pytest.approx(3 * tests[order[0]])
@@ -72,12 +85,16 @@ def test_without_the_reference_the_first_takes_its_place_and_one_run_has_no_inte
     assert found[1].behind is None
     assert found[0].p == 1.0
     assert ranked([], **HERE) == []
-    table = ranking_table(rows_of({"a": np.array([0.5]), "b": np.array([0.6])}), "caption", (), **HERE)
+    table = ranking_table(
+        rows_of({"a": np.array([0.5]), "b": np.array([0.6])}), "caption", (), **HERE
+    )
     assert "worst task less a's" in table.header
     assert "0.6 (no interval)" in table.rows[0]
 
 
-def binomial(chances: Mapping[str, float], *, seed: int, runs: int, examples: int) -> dict[str, np.ndarray]:
+def binomial(
+    chances: Mapping[str, float], *, seed: int, runs: int, examples: int
+) -> dict[str, np.ndarray]:
     """Scores as they come: shares of a few examples, which tie."""
     rng = np.random.default_rng(seed)
     return {name: rng.binomial(examples, p, runs) / examples for name, p in chances.items()}
@@ -95,17 +112,24 @@ def test_scores_that_tie_are_no_certainty(runs: int, examples: int) -> None:
 
 def test_equal_schedules_recommend_the_plainest_and_a_clear_winner_itself() -> None:
     level = recommended(
-        rows_of(drawn({"raw sum": 0.8, "PCGrad": 0.8, "joint mixed": 0.8}, seed=1, scatter=0.005)), **HERE
+        rows_of(drawn({"raw sum": 0.8, "PCGrad": 0.8, "joint mixed": 0.8}, seed=1, scatter=0.005)),
+        **HERE,
     )
     assert level.schedule == "joint mixed"
-    clear = recommended(rows_of(drawn({"joint mixed": 0.5, "raw sum": 0.8, "PCGrad": 0.6}, seed=2)), **HERE)
+    clear = recommended(
+        rows_of(drawn({"joint mixed": 0.5, "raw sum": 0.8, "PCGrad": 0.6}, seed=2)), **HERE
+    )
     assert (clear.schedule, clear.best, clear.behind) == ("raw sum", "raw sum", None)
     assert clear.level == clear.better == ()
 
 
 def test_a_plain_schedule_has_to_be_shown_to_be_nearly_as_good() -> None:
-    wide = drawn({"joint mixed": 0.78, "PCGrad": 0.8}, seed=3, scatter=0.2)  # not told apart, not shown to be as good
-    found = recommended(rows_of(wide, validated={"joint mixed": np.zeros(6), "PCGrad": np.ones(6)}), **HERE)
+    wide = drawn(
+        {"joint mixed": 0.78, "PCGrad": 0.8}, seed=3, scatter=0.2
+    )  # not told apart, not shown to be as good
+    found = recommended(
+        rows_of(wide, validated={"joint mixed": np.zeros(6), "PCGrad": np.ones(6)}), **HERE
+    )
     assert found.schedule == "PCGrad"
     ((name, most),) = found.level
     assert name == "joint mixed"
@@ -137,7 +161,12 @@ def test_what_is_better_than_the_recommended_one_is_said() -> None:
 def test_where_nothing_was_learned_nothing_is_recommended() -> None:
     still = {"joint mixed": np.zeros(5), "PCGrad": np.zeros(5)}
     assert recommended(rows_of(still), **HERE).schedule is None
-    assert recommended(rows_of(drawn({"joint mixed": 0.5, "PCGrad": 0.5}, seed=6), start=0.5), **HERE).schedule is None
+    assert (
+        recommended(
+            rows_of(drawn({"joint mixed": 0.5, "PCGrad": 0.5}, seed=6), start=0.5), **HERE
+        ).schedule
+        is None
+    )
 
 
 def test_the_best_is_chosen_on_validation_examples_not_on_those_it_is_reported_on() -> None:

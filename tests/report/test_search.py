@@ -10,23 +10,45 @@ from loclin.report import build
 from loclin.report.search import ENTRY, KIND, forecast_lines, print_search, sections
 
 CONFIG: dict[str, Any] = {
-    "study": KIND, "n": 100, "sigma": [0.001, 0.01], "seeds": 1, "select": 128, "validate": 64, "test": 256,
-}  # fmt: skip
+    "study": KIND,
+    "n": 100,
+    "sigma": [0.001, 0.01],
+    "seeds": 1,
+    "select": 128,
+    "validate": 64,
+    "test": 256,
+}
 
 
-def row(quantity: str, value: float | None, low: float | None = None, high: float | None = None, **more: Any) -> Row:
+def row(
+    quantity: str,
+    value: float | None,
+    low: float | None = None,
+    high: float | None = None,
+    **more: Any,
+) -> Row:
     null = more.pop("null", None)
     return Row(quantity=quantity, value=value, low=low, high=high, null=null, context=more)
 
 
 FORECAST = [
-    row("gradient", 2.0), row("true_gradient", 1.5), row("dimension", 5000.0), row("loss", 1.25, 1.1, 1.4),
-    row("trace", 300.0, 250.0, 350.0), row("frobenius", 40.0, 30.0, 50.0), row("best_sigma", 0.0167), row("edge", 0.0707),
+    row("gradient", 2.0),
+    row("true_gradient", 1.5),
+    row("dimension", 5000.0),
+    row("loss", 1.25, 1.1, 1.4),
+    row("trace", 300.0, 250.0, 350.0),
+    row("frobenius", 40.0, 30.0, 50.0),
+    row("best_sigma", 0.0167),
+    row("edge", 0.0707),
     *(row("relative_sigma", 7 * s, sigma=s) for s in (0.001, 0.01)),
-    *(row("expected_gain", 5 * s, 4 * s, 6 * s, sigma=s, n=100, on="select") for s in (0.001, 0.01)),
+    *(
+        row("expected_gain", 5 * s, 4 * s, 6 * s, sigma=s, n=100, on="select")
+        for s in (0.001, 0.01)
+    ),
     *(row("expected_gain", 3 * s, 2 * s, 4 * s, sigma=s, n=100, on="other") for s in (0.001, 0.01)),
-    row("needed", 400.0, sigma=0.001, wish=0.004), row("needed", None, sigma=0.01, wish=0.004),
-]  # fmt: skip
+    row("needed", 400.0, sigma=0.001, wish=0.004),
+    row("needed", None, sigma=0.01, wish=0.004),
+]
 
 
 def arms() -> list[Row]:
@@ -36,7 +58,12 @@ def arms() -> list[Row]:
         ("best candidate", 0.56, 0.06),
         ("vote of the best", 0.6, 0.1),
     ):
-        here: dict[str, Any] = {"arm": arm, "passes": 5, "deployable": True, "note": "some candidates"}
+        here: dict[str, Any] = {
+            "arm": arm,
+            "passes": 5,
+            "deployable": True,
+            "note": "some candidates",
+        }
         made += [
             row("score", score, score - 0.05, score + 0.05, **here),
             row("gain", gain, gain - 0.04, gain + 0.04, **here),
@@ -47,14 +74,26 @@ def arms() -> list[Row]:
 
 OBSERVED = [
     *arms(),
-    *(row("winner", v, split=s, null=0.5) for s, v in (("select", 0.7), ("validate", 0.6), ("test", 0.56))),
-    *(row("best_of_n", 4 * s * n / 100, sigma=s, n=n, null=5 * s * n / 100) for s in (0.001, 0.01) for n in (1, 10, 100)),
+    *(
+        row("winner", v, split=s, null=0.5)
+        for s, v in (("select", 0.7), ("validate", 0.6), ("test", 0.56))
+    ),
+    *(
+        row("best_of_n", 4 * s * n / 100, sigma=s, n=n, null=5 * s * n / 100)
+        for s in (0.001, 0.01)
+        for n in (1, 10, 100)
+    ),
     *(row("pass_at", n / 200, sigma=s, n=n) for s in (0.001, 0.01) for n in (1, 10, 100)),
-    *(row("gain_density", 1.0 + g, sigma=s, gain=g / 100, null=1.0) for s in (0.001, 0.01) for g in range(5)),
-    row("not_finite", 0.0, sigma=0.001), row("not_finite", 3.0, sigma=0.01),
+    *(
+        row("gain_density", 1.0 + g, sigma=s, gain=g / 100, null=1.0)
+        for s in (0.001, 0.01)
+        for g in range(5)
+    ),
+    row("not_finite", 0.0, sigma=0.001),
+    row("not_finite", 3.0, sigma=0.01),
     row("realised_sigma", 0.4, sigma=0.001, tensor="h.0.ln.weight", size=4096),
     row("realised_sigma", 1.2, sigma=0.001, tensor="h.0.ln.bias", size=16),
-]  # fmt: skip
+]
 
 
 def flat(lines: Any) -> str:
@@ -64,14 +103,17 @@ def flat(lines: Any) -> str:
 def test_a_forecast_is_said_in_sentences() -> None:
     said = flat(forecast_lines(FORECAST, CONFIG))
     for words in (
-        "‖g‖ = 2 over 5000 coordinates (1.5 of it shared with other examples), tr H = 300 [250, 350], ‖H‖_F = 40 [30, 50]; ",
+        "‖g‖ = 2 over 5000 coordinates (1.5 of it shared with other examples), tr H = 300 [250, "
+        "350], ‖H‖_F = 40 [30, 50]; ",
         "loss 1.25 nats a token.",
-        "σ = 0.001 (‖δ‖/‖θ‖ = 0.007): the best of 100 is expected to gain 0.005 [0.004, 0.006] nats a token on the select examples, "
+        "σ = 0.001 (‖δ‖/‖θ‖ = 0.007): the best of 100 is expected to gain 0.005 [0.004, 0.006] "
+        "nats a token on the select examples, "
         "0.003 [0.002, 0.004] on others.",
         "A gain of 0.004 on other examples takes 400 candidates there.",
         "A gain of 0.004 on other examples takes no number up to a million there.",
         "The best σ for 100 candidates is 0.0167 by the law.",
-        "The law holds well below σ = 0.0707, where curvature's fluctuation is as large as the slope.",
+        "The law holds well below σ = 0.0707, where curvature's fluctuation is as large as the "
+        "slope.",
     ):
         assert words in said
     assert list(forecast_lines([], CONFIG)) == []
@@ -103,21 +145,29 @@ def test_the_page_says_what_the_rows_hold() -> None:
     ]
     assert len(listing.header) == 6
     assert "Best candidate: some candidates." in said
-    assert "scores 0.7 on select (the model itself 0.5), 0.6 on validate (the model itself 0.5), 0.56 on test" in said
+    assert (
+        "scores 0.7 on select (the model itself 0.5), 0.6 on validate (the model itself 0.5), 0.56 "
+        "on test" in said
+    )
     assert "of the 0.2 that it gained where it was selected, 0.06 is left" in said
     assert "over the 256 test examples" in said
     told = flat(second.sees)
     assert (
-        "σ = 0.01: on the select examples the best of 100 candidates by loss gained 0.04 nats a token; the law says 0.05."
-        in told
+        "σ = 0.01: on the select examples the best of 100 candidates by loss gained 0.04 nats a "
+        "token; the law says 0.05." in told
     )
     assert "σ = 0.01: 3 candidates have a loss that is not finite" in told
-    assert "changes the noise of 1 tensors; h.0.ln.weight moves by 0.4 σ" in told  # 16 numbers are 1.2 by chance
+    assert (
+        "changes the noise of 1 tensors; h.0.ln.weight moves by 0.4 σ" in told
+    )  # 16 numbers are 1.2 by chance
     assert "pass@100 on the select examples is 0.5" in told
 
 
 def test_without_a_forecast_and_with_several_searches_other_things_are_said() -> None:
-    bare = [Row(**{**vars(r), "null": None}) if r.quantity in ("best_of_n", "gain_density") else r for r in OBSERVED]
+    bare = [
+        Row(**{**vars(r), "null": None}) if r.quantity in ("best_of_n", "gain_density") else r
+        for r in OBSERVED
+    ]
     first, second = sections(bare, CONFIG | {"seeds": 4})
     assert "over 4 searches with other candidates on the same splits" in flat(first.sees)
     assert len(first.tables[0].header) == len(first.tables[0].rows[0]) == 5
@@ -126,14 +176,20 @@ def test_without_a_forecast_and_with_several_searches_other_things_are_said() ->
 
 
 def test_numbers_of_single_searches_do_not_reach_the_page() -> None:
-    strange = [row("score", 0.99, search=3, arm="one search alone", deployable=True, passes=1, note="")]
+    strange = [
+        row("score", 0.99, search=3, arm="one search alone", deployable=True, passes=1, note="")
+    ]
     first, _ = sections([*strange, *OBSERVED], CONFIG)
     assert "one search alone" not in flat(first.sees)
 
 
-def test_a_record_becomes_a_page_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_record_becomes_a_page_and_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     record = Record(tmp_path / "run")
-    record.open_study(ENTRY, {k: v for k, v in CONFIG.items() if k != "study"}, device="test", kind=KIND)
+    record.open_study(
+        ENTRY, {k: v for k, v in CONFIG.items() if k != "study"}, device="test", kind=KIND
+    )
     print_search(record.folder)  # begun, and not finished
     assert capsys.readouterr().out == ""
     record.write_results(ENTRY, [*FORECAST, *OBSERVED], {})
@@ -143,7 +199,12 @@ def test_a_record_becomes_a_page_and_a_table(tmp_path: Path, capsys: pytest.Capt
     assert "What was found?" in text
     print_search(record.folder)
     said = capsys.readouterr().out
-    for words in ("best candidate", "0.1 [0.06, 0.14]", "0.012", "Candidates go through the model one at a time."):
+    for words in (
+        "best candidate",
+        "0.1 [0.06, 0.14]",
+        "0.012",
+        "Candidates go through the model one at a time.",
+    ):
         assert words in said
     other = Record(tmp_path / "other")
     other.open_study("recovery", {}, device="test")

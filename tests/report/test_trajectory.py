@@ -18,9 +18,15 @@ SETTINGS = {"pattern": "*"}
 
 def movement(updates: np.ndarray) -> Movement:
     half = updates.shape[1] // 2
-    norms = np.stack([np.linalg.norm(part, axis=1) for part in (updates[:, :half], updates[:, half:])], axis=1)
+    norms = np.stack(
+        [np.linalg.norm(part, axis=1) for part in (updates[:, :half], updates[:, half:])], axis=1
+    )
     return Movement(
-        gramian=updates @ updates.T, norms=norms, names=("h.attn.w", "h.mlp.w"), sizes=(half, half), still=3
+        gramian=updates @ updates.T,
+        norms=norms,
+        names=("h.attn.w", "h.mlp.w"),
+        sizes=(half, half),
+        still=3,
     )
 
 
@@ -38,7 +44,9 @@ def run(spaces: dict[str, np.ndarray], **change: Any) -> Run:
 
 def sentences(found: Run) -> str:
     rows = list(run_rows(found, (1, 2, 3, 5), 19, seed=0))
-    return "\n".join(line for section in trajectory.sections(rows, SETTINGS) for line in section.sees)
+    return "\n".join(
+        line for section in trajectory.sections(rows, SETTINGS) for line in section.sees
+    )
 
 
 DRIFT = drifting_steps(12, 400, 4.0, np.random.default_rng(0))
@@ -53,14 +61,19 @@ def test_one_run_has_no_interval_and_says_so() -> None:
     assert "attention 0." in text
     assert "Note: the first point is a guess." in text
     assert "The first 3 segments hold 0." in text
-    assert "The future-only capture differs by less than 0.05 from what a constant drift gives." in text
+    assert (
+        "The future-only capture differs by less than 0.05 from what a constant drift gives."
+        in text
+    )
     assert "[" not in text
 
 
 def test_segments_of_unequal_or_unknown_length_are_pointed_out() -> None:
     steps = tuple(range(12))
     assert "from 1 to 4 optimiser steps" in sentences(run({"weights": WHITE}, steps=(*steps, 15)))
-    assert "is not written down in every checkpoint" in sentences(run({"weights": WHITE}, steps=(*steps, None)))
+    assert "is not written down in every checkpoint" in sentences(
+        run({"weights": WHITE}, steps=(*steps, None))
+    )
 
 
 def test_two_spaces_that_disagree_are_told_apart() -> None:
@@ -77,14 +90,19 @@ def test_the_error_of_a_sketch_is_stated() -> None:
 
 def test_a_run_that_bends_is_said_to_hold_less_of_its_future() -> None:
     bent = np.concatenate(
-        [DRIFT[:6], drifting_steps(6, 400, 4.0, np.random.default_rng(2)) @ np.roll(np.eye(400), 7, 1)]
+        [
+            DRIFT[:6],
+            drifting_steps(6, 400, 4.0, np.random.default_rng(2)) @ np.roll(np.eye(400), 7, 1),
+        ]
     )
     assert "less of the future than a constant drift explains." in sentences(run({"weights": bent}))
 
 
 def test_the_shortest_run_has_a_page(tmp_path: Path) -> None:
     record = Record(tmp_path / "run")
-    write_record(record, run({"weights": WHITE[:2]}), SETTINGS, ks=(1, 2), shuffles=5, seed=0, device="test")
+    write_record(
+        record, run({"weights": WHITE[:2]}), SETTINGS, ks=(1, 2), shuffles=5, seed=0, device="test"
+    )
     record.close_study("trajectory", 0.0)
     page = build(record.folder).read_text()
     assert page.count("<figure>") == len(list((record.folder / "figures").rglob("*.svg"))) == 8
@@ -93,12 +111,16 @@ def test_the_shortest_run_has_a_page(tmp_path: Path) -> None:
     assert "| claim |" not in (record.folder / "report.md").read_text()
 
 
-def test_findings_are_printed_for_folders_that_have_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_findings_are_printed_for_folders_that_have_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     record = Record(tmp_path / "run")
     record.open_study("recovery", {}, device="test")
     print_findings(record.folder, "trajectory")
     assert capsys.readouterr().out == ""
-    write_record(record, run({"weights": WHITE}), SETTINGS, ks=(1, 2), shuffles=5, seed=0, device="test")
+    write_record(
+        record, run({"weights": WHITE}), SETTINGS, ks=(1, 2), shuffles=5, seed=0, device="test"
+    )
     print_findings(record.folder, "trajectory")
     assert "Do the first segments span the way?" in capsys.readouterr().out
 

@@ -1,4 +1,6 @@
-"""Contests of schedules on a small model: equal budgets, equal starts, the sequential one step by step, rows, determinism."""
+"""Contests of schedules on a small model: equal budgets, equal starts, the sequential one step by
+step, rows, determinism.
+"""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -25,17 +27,32 @@ from loclin.training import make_optimiser
 from loclin.updates import Keeping
 
 TERMS = Terms(
-    evaluations=12, batch=4, points=3, curve_examples=8, test_examples=12, fisher_examples=6, old_gradients=2, scales=(0.5, 1.0)
-)  # fmt: skip
+    evaluations=12,
+    batch=4,
+    points=3,
+    curve_examples=8,
+    test_examples=12,
+    fisher_examples=6,
+    old_gradients=2,
+    scales=(0.5, 1.0),
+)
 TASKS = ("copy", "swap")
 
 
 def contest(problem: Problem, **changed: Any) -> Contest:
     space = changed.pop("space", None) or ParameterSpace(problem.model)
     settings: dict[str, Any] = {
-        "problem": problem, "space": space, "tasks": TASKS, "start": space.read() + 0.05 * space.noise(seed=1), "terms": TERMS,
-        "optimiser": "adamw", "rate": 1e-3, "lessons": "recovery", "seed": 5, "context": {"run": 0},
-    }  # fmt: skip
+        "problem": problem,
+        "space": space,
+        "tasks": TASKS,
+        "start": space.read() + 0.05 * space.noise(seed=1),
+        "terms": TERMS,
+        "optimiser": "adamw",
+        "rate": 1e-3,
+        "lessons": "recovery",
+        "seed": 5,
+        "context": {"run": 0},
+    }
     return Contest(**{**settings, **changed})
 
 
@@ -51,12 +68,17 @@ def found(trained: Problem) -> tuple[Contest, list[Row]]:
 
 def values(rows: list[Row], quantity: str, **context: Any) -> list[float]:
     return [
-        float(r.value) for r in rows
-        if r.quantity == quantity and r.value is not None and all(r.context.get(k) == v for k, v in context.items())
-    ]  # fmt: skip
+        float(r.value)
+        for r in rows
+        if r.quantity == quantity
+        and r.value is not None
+        and all(r.context.get(k) == v for k, v in context.items())
+    ]
 
 
-def test_every_schedule_takes_the_same_number_of_gradients(found: tuple[Contest, list[Row]]) -> None:
+def test_every_schedule_takes_the_same_number_of_gradients(
+    found: tuple[Contest, list[Row]],
+) -> None:
     _, rows = found
     for name in TERMS.named:
         assert values(rows, "evaluations", schedule=name) == [12]
@@ -68,7 +90,9 @@ def test_every_schedule_takes_the_same_number_of_gradients(found: tuple[Contest,
     assert steps["average"] == []
 
 
-def test_gradients_taken_are_gradients_counted(trained: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_taken_are_gradients_counted(
+    trained: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
     taken: list[int] = []
 
     def counted(model: Any, batch: Any) -> Any:
@@ -102,7 +126,9 @@ def test_every_step_is_asked_of_the_tasks_of_its_schedule(
     letters = {int(trained.tokenizer.convert_tokens_to_ids(task)): task[0] for task in TASKS}
 
     def watched(model: Any, batch: Any) -> Any:
-        seen.append("".join(letters[int(row[0])] for row in batch.input_ids))  # the task is the first word of a prompt
+        seen.append(
+            "".join(letters[int(row[0])] for row in batch.input_ids)
+        )  # the task is the first word of a prompt
         return answer_loss(model, batch)
 
     monkeypatch.setattr("loclin.schedules.contest.answer_loss", watched)
@@ -134,13 +160,17 @@ def test_examples_that_choose_scales_do_not_choose_schedules(trained: Problem) -
         assert sum(map(len, rows)) == len(trained.examples["validate"][task])
 
 
-def test_one_after_the_other_is_training_on_the_second_from_where_the_first_ended(trained: Problem) -> None:
+def test_one_after_the_other_is_training_on_the_second_from_where_the_first_ended(
+    trained: Problem,
+) -> None:
     made = contest(trained)
     first = made.specialist("copy")
     space, streams = made.space, {"swap": made.stream("swap")}
     with space.restored():
         space.write(first.end)
-        train_tasks(space, streams, made.loss(), make_optimiser("adamw", space, 1e-3), [("swap",)] * 6)
+        train_tasks(
+            space, streams, made.loss(), make_optimiser("adamw", space, 1e-3), [("swap",)] * 6
+        )
         by_hand = space.read()
     assert torch.equal(by_schedule(made, "sequential").end, by_hand)
     reverse = by_schedule(made, "sequential reversed")
@@ -149,7 +179,12 @@ def test_one_after_the_other_is_training_on_the_second_from_where_the_first_ende
 
 
 def test_a_step_of_the_raw_sum_is_one_on_the_sum_of_the_losses(trained: Problem) -> None:
-    made = contest(trained, optimiser="sgd", rate=0.1, terms=replace(TERMS, evaluations=2, points=1, old_gradients=1))
+    made = contest(
+        trained,
+        optimiser="sgd",
+        rate=0.1,
+        terms=replace(TERMS, evaluations=2, points=1, old_gradients=1),
+    )
     end = by_schedule(made, "raw sum").end
     space = made.space
     with space.restored():
@@ -179,13 +214,17 @@ def test_consolidation_holds_back_what_the_old_task_needs(trained: Problem) -> N
     needed = fisher > fisher.quantile(0.99)
     ways = {}
     for strength in (1e-6, 30.0):
-        strong = replace(made, terms=replace(TERMS, consolidation=strength, fisher_examples=4, evaluations=48))
+        strong = replace(
+            made, terms=replace(TERMS, consolidation=strength, fisher_examples=4, evaluations=48)
+        )
         moved = by_schedule(strong, "consolidation").end - strong.specialist("copy").end
         ways[strength] = float(moved[needed].norm() / moved.norm())
     assert ways[30.0] < 0.9 * ways[1e-6]
 
 
-def test_curves_have_every_mark_and_lines_end_at_the_specialists(found: tuple[Contest, list[Row]]) -> None:
+def test_curves_have_every_mark_and_lines_end_at_the_specialists(
+    found: tuple[Contest, list[Row]],
+) -> None:
     made, rows = found
     for name in set(TERMS.named) - set(MERGED):
         marks = [
@@ -197,7 +236,9 @@ def test_curves_have_every_mark_and_lines_end_at_the_specialists(found: tuple[Co
     losses = {r.context["alpha"]: r.value for r in rows if r.quantity == "line_loss"}
     assert len(losses) == 11
     for alpha, task in ((0.0, "copy"), (1.0, "swap")):
-        assert losses[alpha] == pytest.approx(made.at(made.specialist(task).end, made.quick)[:, 0].mean())
+        assert losses[alpha] == pytest.approx(
+            made.at(made.specialist(task).end, made.quick)[:, 0].mean()
+        )
     chord = [(1 - a) * losses[0.0] + a * losses[1.0] for a in losses]  # type: ignore[operator]
     rise = max(v - c for v, c in zip(losses.values(), chord, strict=True))  # type: ignore[operator]
     assert values(rows, "barrier") == [pytest.approx(rise)]
@@ -219,14 +260,18 @@ def test_worst_and_mean_are_those_of_the_tasks(found: tuple[Contest, list[Row]])
     assert values(rows, "merge_scale", schedule="average") == [0.5]
 
 
-def test_the_same_seed_gives_the_same_rows(trained: Problem, found: tuple[Contest, list[Row]]) -> None:
+def test_the_same_seed_gives_the_same_rows(
+    trained: Problem, found: tuple[Contest, list[Row]]
+) -> None:
     again, _ = contest_rows(contest(trained), lambda stage, share: None)
     assert again == found[1]
 
 
 def test_three_tasks_go_through_every_schedule(trained: Problem) -> None:
     terms = replace(TERMS, schedules=("all",), evaluations=13, batch=6)
-    rows, _ = contest_rows(contest(trained, tasks=("copy", "swap", "reverse"), terms=terms), lambda stage, share: None)
+    rows, _ = contest_rows(
+        contest(trained, tasks=("copy", "swap", "reverse"), terms=terms), lambda stage, share: None
+    )
     scored = {r.context["schedule"] for r in rows if r.quantity == "worst_score"}
     assert scored == set(EVERY)
     for name in EVERY:  # 13 gradients are 4 for each of 3 tasks
@@ -254,14 +299,23 @@ def test_lora_and_its_dropout_are_trained_and_kept_updates_sum_to_the_way(traine
 @pytest.mark.parametrize(
     ("changed", "text"),
     [
-        ({"schedules": ("alternating", "pcgrad")}, "expected schedules among all, alternating, .* found 'pcgrad'"),
+        (
+            {"schedules": ("alternating", "pcgrad")},
+            "expected schedules among all, alternating, .* found 'pcgrad'",
+        ),
         ({"schedules": ()}, "found none: change --schedules"),
-        ({"batch": 1}, "expected a batch of at least 2 examples, one a task, found 1: raise --batch"),
+        (
+            {"batch": 1},
+            "expected a batch of at least 2 examples, one a task, found 1: raise --batch",
+        ),
         ({"replay_share": 1.0}, "between 0 and 1, found 1.0: change --replay-share"),
         ({"consolidation": 0.0}, "expected a consolidation above 0"),
         ({"scales": ()}, r"expected scales above 0, found \[\]"),
         ({"points": 0}, "expected points of at least 1"),
-        ({"evaluations": 8}, r"expected at least 18 gradient evaluations for 2 tasks.* found 8: raise --evaluations"),
+        (
+            {"evaluations": 8},
+            r"expected at least 18 gradient evaluations for 2 tasks.* found 8: raise --evaluations",
+        ),
     ],
 )
 def test_terms_that_cannot_be_met_are_refused(changed: dict[str, Any], text: str) -> None:
@@ -270,6 +324,10 @@ def test_terms_that_cannot_be_met_are_refused(changed: dict[str, Any], text: str
 
 
 def test_schedules_are_named_once() -> None:
-    assert len(set(EVERY)) == len(EVERY) == len(SIMULTANEOUS) + 2 + len(REMEDIES) + len(MERGED) + len(LIBRARY)
+    assert (
+        len(set(EVERY))
+        == len(EVERY)
+        == len(SIMULTANEOUS) + 2 + len(REMEDIES) + len(MERGED) + len(LIBRARY)
+    )
     assert Terms(schedules=("all",)).named == EVERY
     assert Terms(schedules=("sequential", "alternating")).named == ("alternating", "sequential")

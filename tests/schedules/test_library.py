@@ -1,4 +1,6 @@
-"""Weights by torchjd: the condition that defines each method, their common scale, and a package that is missing."""
+"""Weights by torchjd: the condition that defines each method, their common scale, and a package
+that is missing.
+"""
 
 import sys
 
@@ -27,11 +29,16 @@ def test_equal_orthogonal_gradients_are_added(name: str) -> None:
 @pytest.mark.parametrize("name", ["MGDA", "UPGrad", "IMTL-G", "Aligned-MTL", "CAGrad"])
 def test_weights_are_the_librarys_times_the_number_of_tasks(name: str) -> None:
     own = {
-        "MGDA": aggregation.MGDAWeighting(), "UPGrad": aggregation.UPGradWeighting(), "IMTL-G": aggregation.IMTLGWeighting(),
-        "Aligned-MTL": aggregation.AlignedMTLWeighting(), "CAGrad": aggregation.CAGradWeighting(c=CAGRAD_RADIUS),
-    }  # fmt: skip
+        "MGDA": aggregation.MGDAWeighting(),
+        "UPGrad": aggregation.UPGradWeighting(),
+        "IMTL-G": aggregation.IMTLGWeighting(),
+        "Aligned-MTL": aggregation.AlignedMTLWeighting(),
+        "CAGrad": aggregation.CAGradWeighting(c=CAGRAD_RADIUS),
+    }
     g = gram(0)
-    assert library_weights(name, 3)(g) == pytest.approx(3 * own[name](torch.from_numpy(g)).numpy(), rel=1e-3, abs=1e-3)
+    assert library_weights(name, 3)(g) == pytest.approx(
+        3 * own[name](torch.from_numpy(g)).numpy(), rel=1e-3, abs=1e-3
+    )
 
 
 @pytest.mark.parametrize("name", ["IMTL-G", "Nash-MTL", "UPGrad"])
@@ -64,18 +71,24 @@ def test_the_unit_of_the_losses_does_not_matter() -> None:
         assert weights[0] == pytest.approx(weights[1], rel=1e-3, abs=1e-3)
 
 
-@pytest.mark.parametrize(("package", "name"), [("torchjd", "MGDA"), ("cvxpy", "CAGrad"), ("quadprog", "UPGrad")])
+@pytest.mark.parametrize(
+    ("package", "name"), [("torchjd", "MGDA"), ("cvxpy", "CAGrad"), ("quadprog", "UPGrad")]
+)
 def test_a_package_that_is_missing_is_named_in_one_line(
     package: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in [m for m in sys.modules if m.split(".")[0] in ("torchjd", package)]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, package, None)  # an import of it fails
-    with pytest.raises(LoclinError, match=r"packages behind the schedule .*pip install 'loclin\[schedules\]'") as told:
+    with pytest.raises(
+        LoclinError, match=r"packages behind the schedule .*pip install 'loclin\[schedules\]'"
+    ) as told:
         library_weights(name, 2)(np.eye(2))
     assert "\n" not in str(told.value)
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(LoclinError, match="unknown schedule 'GradDrop' of torchjd: expected one of MGDA"):
+    with pytest.raises(
+        LoclinError, match="unknown schedule 'GradDrop' of torchjd: expected one of MGDA"
+    ):
         library_weights("GradDrop", 2)

@@ -1,4 +1,6 @@
-"""The loop: what a step is, what is counted, what is refused, and that every schedule reaches a minimum that tasks share."""
+"""The loop: what a step is, what is counted, what is refused, and that every schedule reaches a
+minimum that tasks share.
+"""
 
 from collections.abc import Callable, Iterator
 from itertools import repeat
@@ -46,7 +48,11 @@ def tasks() -> dict[str, Quadratic]:
 
 
 def descent(
-    point: Point, tasks: dict[str, Quadratic], plan: list[tuple[str, ...]], rate: float = 0.1, **how: object
+    point: Point,
+    tasks: dict[str, Quadratic],
+    plan: list[tuple[str, ...]],
+    rate: float = 0.1,
+    **how: object,
 ) -> ParameterSpace:
     space = ParameterSpace(point)
     streams = {name: repeat(task) for name, task in tasks.items()}
@@ -57,11 +63,16 @@ def descent(
 
 def solved(point: Point, start: Tensor, tasks: dict[str, Quadratic]) -> bool:
     """Whether every loss is a thousandth of what it was, or less."""
-    return all(point.loss(task)[0].detach() < 1e-3 * Point(start).loss(task)[0].detach() for task in tasks.values())
+    return all(
+        point.loss(task)[0].detach() < 1e-3 * Point(start).loss(task)[0].detach()
+        for task in tasks.values()
+    )
 
 
 @pytest.mark.parametrize("name", [*SUMMED, *LIBRARY])
-def test_every_sum_reaches_a_minimum_that_tasks_share(name: str, start: Tensor, tasks: dict[str, Quadratic]) -> None:
+def test_every_sum_reaches_a_minimum_that_tasks_share(
+    name: str, start: Tensor, tasks: dict[str, Quadratic]
+) -> None:
     point = Point(start)
     descent(point, tasks, [tuple(tasks)] * 150, weigh=weighing(name, 3))
     assert solved(point, start, tasks)
@@ -75,7 +86,9 @@ def test_every_sum_reaches_a_minimum_that_tasks_share(name: str, start: Tensor, 
     ],
     ids=["alternating", "sequential"],
 )
-def test_so_does_every_order(plan: list[tuple[str, ...]], start: Tensor, tasks: dict[str, Quadratic]) -> None:
+def test_so_does_every_order(
+    plan: list[tuple[str, ...]], start: Tensor, tasks: dict[str, Quadratic]
+) -> None:
     point = Point(start)
     descent(point, tasks, plan)
     assert solved(point, start, tasks)
@@ -92,7 +105,9 @@ def test_a_step_goes_along_the_weighted_sum(start: Tensor, tasks: dict[str, Quad
     assert torch.allclose(point.at, start - 0.1 * (each.sum(0) + 1))
 
 
-def test_what_schedules_are_told_is_what_is_there(start: Tensor, tasks: dict[str, Quadratic]) -> None:
+def test_what_schedules_are_told_is_what_is_there(
+    start: Tensor, tasks: dict[str, Quadratic]
+) -> None:
     point, told = Point(start), []
 
     def watch(moment: object) -> np.ndarray:
@@ -103,7 +118,9 @@ def test_what_schedules_are_told_is_what_is_there(start: Tensor, tasks: dict[str
     g = torch.stack([tasks[n][0] @ (start - tasks[n][1]) for n in "ab"])
     first, second = told
     assert np.allclose(first.gramian, (g @ g.T).numpy())
-    assert first.losses == pytest.approx([float(Point(start).loss(tasks[n])[0].detach()) for n in "ab"])
+    assert first.losses == pytest.approx(
+        [float(Point(start).loss(tasks[n])[0].detach()) for n in "ab"]
+    )
     assert first.losses == pytest.approx(first.first)
     assert second.first == pytest.approx(first.losses)
     assert (second.losses < first.losses).all()
@@ -118,7 +135,9 @@ def test_updates_are_kept_out_of_a_subspace(start: Tensor, tasks: dict[str, Quad
     assert moved[2:].abs().min() > 0.01
 
 
-def test_gradients_are_counted_as_they_are_taken(start: Tensor, tasks: dict[str, Quadratic]) -> None:
+def test_gradients_are_counted_as_they_are_taken(
+    start: Tensor, tasks: dict[str, Quadratic]
+) -> None:
     point, calls = Point(start), []
 
     def counted(task: Quadratic) -> tuple[Tensor, int]:
@@ -129,9 +148,13 @@ def test_gradients_are_counted_as_they_are_taken(start: Tensor, tasks: dict[str,
     plan = [("a", "b"), ("c",), ("a", "b", "c")]
     seen: list[int] = []
     course = train_tasks(
-        space, {n: repeat(t) for n, t in tasks.items()}, counted, torch.optim.SGD(space.parameters, lr=0.1), plan,
+        space,
+        {n: repeat(t) for n, t in tasks.items()},
+        counted,
+        torch.optim.SGD(space.parameters, lr=0.1),
+        plan,
         after_step=seen.append,
-    )  # fmt: skip
+    )
     assert course.evaluations == len(calls) == 6
     assert course.steps == 3
     assert seen == [1, 2, 3]
@@ -139,12 +162,19 @@ def test_gradients_are_counted_as_they_are_taken(start: Tensor, tasks: dict[str,
     assert point.at.grad is None
 
 
-def refuses(loss: Callable[[Point, Quadratic], Tensor], text: str, start: Tensor, tasks: dict[str, Quadratic]) -> None:
+def refuses(
+    loss: Callable[[Point, Quadratic], Tensor],
+    text: str,
+    start: Tensor,
+    tasks: dict[str, Quadratic],
+) -> None:
     point = Point(start)
     space, streams = ParameterSpace(point), {n: repeat(t) for n, t in tasks.items()}
     optimiser = torch.optim.SGD(space.parameters, lr=0.1)
     with pytest.raises(LoclinError, match=text):
-        train_tasks(space, streams, lambda task: (loss(point, task), 1), optimiser, [("a",), ("b", "c")])
+        train_tasks(
+            space, streams, lambda task: (loss(point, task), 1), optimiser, [("a",), ("b", "c")]
+        )
 
 
 def test_what_is_not_finite_names_task_and_step(start: Tensor, tasks: dict[str, Quadratic]) -> None:
@@ -169,8 +199,12 @@ def test_what_is_not_finite_names_task_and_step(start: Tensor, tasks: dict[str, 
     )
 
 
-def test_weights_that_are_not_finite_are_refused(start: Tensor, tasks: dict[str, Quadratic]) -> None:
-    with pytest.raises(LoclinError, match="expected finite weights of the gradients at step 1 of 1"):
+def test_weights_that_are_not_finite_are_refused(
+    start: Tensor, tasks: dict[str, Quadratic]
+) -> None:
+    with pytest.raises(
+        LoclinError, match="expected finite weights of the gradients at step 1 of 1"
+    ):
         descent(Point(start), tasks, [("a", "b")], weigh=lambda m: np.array([np.nan, 1.0]))
 
 

@@ -8,7 +8,11 @@ from loclin.schedules.merging import arithmetic, barrier, soup, ties
 
 
 def test_a_soup_of_two_is_their_midpoint_and_arithmetic_at_one_is_the_sum() -> None:
-    start, first, second = torch.tensor([1.0, 0.0]), torch.tensor([2.0, 0.0]), torch.tensor([1.0, 4.0])
+    start, first, second = (
+        torch.tensor([1.0, 0.0]),
+        torch.tensor([2.0, 0.0]),
+        torch.tensor([1.0, 4.0]),
+    )
     assert torch.equal(soup(start, [first, second]), torch.tensor([1.5, 2.0]))
     assert torch.equal(arithmetic(start, [first, second], 1.0), torch.tensor([2.0, 4.0]))
 
@@ -20,7 +24,10 @@ def test_ties_trims_elects_and_averages_those_that_agree() -> None:
     two[:4] = torch.tensor([3.0, 6.0, 0.2, 0.2])
     merged = ties(start, [start + one, start + two], 0.5)
     moved = torch.zeros(10)
-    moved[0], moved[1] = (5 + 3) / 2, 6.0  # both agree; −4 + 6 > 0, so the sign is + and −4 takes no part
+    moved[0], moved[1] = (
+        (5 + 3) / 2,
+        6.0,
+    )  # both agree; −4 + 6 > 0, so the sign is + and −4 takes no part
     assert torch.allclose(merged, start + 0.5 * moved)
 
 

@@ -1,4 +1,6 @@
-"""Weights of gradients against closed forms of two tasks, against torchjd, and under the symmetries that theory gives them."""
+"""Weights of gradients against closed forms of two tasks, against torchjd, and under the symmetries
+that theory gives them.
+"""
 
 from collections.abc import Callable
 from itertools import permutations
@@ -12,8 +14,11 @@ from loclin.errors import LoclinError
 from loclin.schedules.weights import equal_decrease, loss_balanced, norm_balanced, pcgrad, raw_sum
 
 OWN: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "raw sum": raw_sum, "norm-balanced": norm_balanced, "PCGrad": pcgrad, "equal decrease": equal_decrease,
-}  # fmt: skip
+    "raw sum": raw_sum,
+    "norm-balanced": norm_balanced,
+    "PCGrad": pcgrad,
+    "equal decrease": equal_decrease,
+}
 COSINES = (-0.99, -0.5, 0.0, 0.3, 0.9)
 
 
@@ -24,7 +29,9 @@ def products(first: float, second: float, cosine: float) -> np.ndarray:
 
 
 def gradients(tasks: int, *, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((tasks, 6)) * np.arange(1, tasks + 1)[:, None]
+    return (
+        np.random.default_rng(seed).standard_normal((tasks, 6)) * np.arange(1, tasks + 1)[:, None]
+    )
 
 
 @pytest.mark.parametrize("cosine", COSINES)
@@ -36,7 +43,9 @@ def test_norm_balanced_gradients_pull_alike(cosine: float) -> None:
 
 @pytest.mark.parametrize("cosine", COSINES)
 @pytest.mark.parametrize("lengths", [(1.0, 1.0), (0.3, 4.0)])
-def test_pcgrad_is_the_projection_of_each_on_the_others_plane(lengths: tuple[float, float], cosine: float) -> None:
+def test_pcgrad_is_the_projection_of_each_on_the_others_plane(
+    lengths: tuple[float, float], cosine: float
+) -> None:
     a, b = lengths
     g = np.array([[a, 0.0], [b * cosine, b * np.sqrt(1 - cosine**2)]])
     g1, g2 = g
@@ -79,7 +88,9 @@ def test_equal_decrease_of_two_is_the_closed_form_or_the_shorter_one(
         assert w == pytest.approx(2 * closed / closed.sum())
         assert np.ptp(g @ w) == pytest.approx(0, abs=1e-9 * g.max())
     else:
-        assert w[int(np.argmin(lengths))] == pytest.approx(2)  # whatever weight the longer has, its loss falls more
+        assert w[int(np.argmin(lengths))] == pytest.approx(
+            2
+        )  # whatever weight the longer has, its loss falls more
     mgda = aggregation.MGDAWeighting(max_iters=20000, epsilon=1e-9)(torch.from_numpy(g)).numpy()
     assert w == pytest.approx(2 * mgda, abs=1e-6)
 
@@ -134,7 +145,9 @@ def test_the_unit_of_the_losses_does_not_matter(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["norm-balanced", "equal decrease"])
-def test_the_direction_does_not_depend_on_one_tasks_unit_where_the_method_removes_it(name: str) -> None:
+def test_the_direction_does_not_depend_on_one_tasks_unit_where_the_method_removes_it(
+    name: str,
+) -> None:
     g = gradients(2, seed=3)
     scaled = g * [[1.0], [7.0]]
     if name == "norm-balanced":
@@ -154,10 +167,14 @@ def test_equal_orthogonal_gradients_are_added(name: str) -> None:
 @pytest.mark.parametrize("name", ["norm-balanced", "PCGrad", "equal decrease"])
 @pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
 def test_gradients_that_are_zero_or_not_finite_are_refused(name: str, bad: float) -> None:
-    with pytest.raises(LoclinError, match="expected finite gradients that are not zero, found squared lengths"):
+    with pytest.raises(
+        LoclinError, match="expected finite gradients that are not zero, found squared lengths"
+    ):
         OWN[name](np.diag([1.0, bad]))
 
 
 def test_a_first_loss_of_zero_is_refused() -> None:
-    with pytest.raises(LoclinError, match=r"expected losses above zero at the first step, found \[1.0, 0.0\]"):
+    with pytest.raises(
+        LoclinError, match=r"expected losses above zero at the first step, found \[1.0, 0.0\]"
+    ):
         loss_balanced(np.ones(2), np.array([1.0, 0.0]))

@@ -1,4 +1,6 @@
-"""A search whose outcomes are a function of the candidates alone, without any model; for worker processes, which import it by name."""
+"""A search whose outcomes are a function of the candidates alone, without any model; for worker
+processes, which import it by name.
+"""
 
 import hashlib
 import math
@@ -29,7 +31,9 @@ def outcome(candidate: Candidate) -> Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Planted:
-    """What travels to workers. Each leaves a file named by its process id in `folder`; `deadly` kills whoever scores that index."""
+    """What travels to workers. Each leaves a file named by its process id in `folder`; `deadly`
+    kills whoever scores that index.
+    """
 
     folder: Path
     seconds: float = 0.0

@@ -1,4 +1,6 @@
-"""Greedy answers against decoding by the model itself; draws at a temperature against the distribution they come from."""
+"""Greedy answers against decoding by the model itself; draws at a temperature against the
+distribution they come from.
+"""
 
 import copy
 from dataclasses import replace
@@ -22,17 +24,25 @@ from tests.search.test_scoring import moved
 
 def test_options_are_drawn_as_often_as_their_softmax_says(speaking: Problem) -> None:
     examples = next(iter(speaking.examples["test"].values()))[:6]
-    scores = option_log_probabilities(speaking.model, collate_choices(examples, speaking.tokenizer)).detach().double()
+    scores = (
+        option_log_probabilities(speaking.model, collate_choices(examples, speaking.tokenizer))
+        .detach()
+        .double()
+    )
     temperature = 5.0
     expected = (scores / temperature).softmax(1)[:, 0].numpy()
     drawn = sampled(speaking, examples, 4000, temperature=temperature, seed=0)
-    share = np.mean([[a == e.options[0] for a, e in zip(row, examples, strict=True)] for row in drawn], axis=0)
+    share = np.mean(
+        [[a == e.options[0] for a, e in zip(row, examples, strict=True)] for row in drawn], axis=0
+    )
     assert np.abs(share - expected).max() < 4.5 * np.sqrt(0.25 / 4000)
     assert 0.02 < expected.min() < expected.max() < 0.98  # or there would be nothing to draw
 
 
 @pytest.mark.parametrize("kind", ["trained", "speaking"])
-def test_without_temperature_the_greedy_answer_is_drawn(kind: str, request: pytest.FixtureRequest) -> None:
+def test_without_temperature_the_greedy_answer_is_drawn(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
     problem: Problem = request.getfixturevalue(kind)
     examples = [e for part in problem.examples["test"].values() for e in part[:8]]
     greedy = answers(problem, examples)
@@ -46,7 +56,9 @@ def test_free_answers_vary_and_repeat_by_seed(trained: Problem) -> None:
     assert drawn[0] != drawn[1]
     assert drawn != sampled(trained, examples, 3, temperature=5.0, seed=1)
     cold = sampled(trained, examples, 1, temperature=0.1, seed=0)[0]
-    assert [a == e.answer for a, e in zip(cold, examples, strict=True)].count(True) > 0.9 * len(examples)
+    assert [a == e.answer for a, e in zip(cold, examples, strict=True)].count(True) > 0.9 * len(
+        examples
+    )
 
 
 def test_broken_logits_give_no_answer(trained: Problem, speaking: Problem) -> None:
@@ -66,7 +78,9 @@ def test_broken_logits_give_no_answer(trained: Problem, speaking: Problem) -> No
 
 
 @pytest.mark.parametrize("name", ["trained", "speaking"])
-def test_answers_are_right_where_the_score_says_so(name: str, request: pytest.FixtureRequest) -> None:
+def test_answers_are_right_where_the_score_says_so(
+    name: str, request: pytest.FixtureRequest
+) -> None:
     problem: Problem = request.getfixturevalue(name)
     task = problem.tasks[0]
     examples = problem.examples["damage"][task]
@@ -91,7 +105,9 @@ def decoded(model: PreTrainedModel, ids: list[int], count: int) -> list[int]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_free_answers_are_greedy_decoding(
-    family: str, families: dict[str, PreTrainedModel], tokenizers: dict[str, PreTrainedTokenizerBase]
+    family: str,
+    families: dict[str, PreTrainedModel],
+    tokenizers: dict[str, PreTrainedTokenizerBase],
 ) -> None:
     model, tokenizer = families[family], tokenizers[family]
     examples = [
@@ -108,10 +124,16 @@ def test_free_answers_are_greedy_decoding(
         tokens = tokens[: tokens.index(end)] if end in tokens else tokens
         expected.append(tokenizer.decode(tokens, skip_special_tokens=True))
     assert answers(problem, examples) == expected
-    own = [replace(e, answer=text) for e, text in zip(examples, expected, strict=True) if text.isascii() and text]
+    own = [
+        replace(e, answer=text)
+        for e, text in zip(examples, expected, strict=True)
+        if text.isascii() and text
+    ]
     right = exact_match(model, collate(own, tokenizer)).tolist() if own else []
     given = answers(replace(problem, examples={"test": {"t": tuple(own)}}), own) if own else []
-    for e, text, exact in zip(own, given, right, strict=True):  # where the text is read back as the same tokens
+    for e, text, exact in zip(
+        own, given, right, strict=True
+    ):  # where the text is read back as the same tokens
         assert text == e.answer or not exact
 
 

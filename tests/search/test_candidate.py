@@ -29,7 +29,9 @@ class Net(nn.Module):
 
 
 def bytes_of(module: nn.Module) -> str:
-    data = b"".join(p.detach().reshape(-1).view(torch.uint8).numpy().tobytes() for p in module.parameters())
+    data = b"".join(
+        p.detach().reshape(-1).view(torch.uint8).numpy().tobytes() for p in module.parameters()
+    )
     return hashlib.sha256(data).hexdigest()
 
 
@@ -76,7 +78,9 @@ def test_antithetic_candidates_are_mirror_images() -> None:
         (2, [float("inf")], False, "expected a positive, finite σ, found inf"),
     ],
 )
-def test_impossible_candidates_are_refused(n: int, sigmas: list[float], antithetic: bool, told: str) -> None:
+def test_impossible_candidates_are_refused(
+    n: int, sigmas: list[float], antithetic: bool, told: str
+) -> None:
     with pytest.raises(LoclinError, match=told):
         candidates(n, sigmas, seed=0, antithetic=antithetic)
 
@@ -94,7 +98,9 @@ def test_weights_are_the_base_and_a_step_rounded_once(noise: str, dtype: torch.d
         z = values(draw(Noise.parse(noise), 3, name, tuple(placed.shape)))
         expected = (before.to(wide) - 0.01 * z.to(wide)).to(dtype)
         # one unit in the last place: the sum may be fused or not
-        torch.testing.assert_close(placed.detach(), expected.detach(), rtol=torch.finfo(dtype).eps, atol=1e-7)
+        torch.testing.assert_close(
+            placed.detach(), expected.detach(), rtol=torch.finfo(dtype).eps, atol=1e-7
+        )
     torch.testing.assert_close(
         perturbed.vector(one(0.01, sign=-1)),
         torch.cat(
@@ -121,7 +127,9 @@ def test_the_base_is_there_bit_for_bit_after_200_candidates(dtype: torch.dtype) 
     for c in candidates(200, [1e-3], seed=0):  # the usual way, which this test must tell from ours
         for scale in (c.sigma, -c.sigma):
             for name, p in drifting.named_parameters():
-                p.data.add_(values(draw(Noise(), c.seed, name, tuple(p.shape))).to(dtype), alpha=scale)
+                p.data.add_(
+                    values(draw(Noise(), c.seed, name, tuple(p.shape))).to(dtype), alpha=scale
+                )
     assert bytes_of(drifting) != before
 
 
@@ -161,7 +169,9 @@ def test_only_the_chosen_tensors_move() -> None:
     moved = {n for n, p in net.named_parameters() if not torch.equal(p, before[n])}
     assert moved == {"second.weight", "second.bias"}
     whole = Perturbed(ParameterSpace(Net()), Noise())
-    assert torch.equal(perturbed.vector(one()), whole.vector(one())[-72:])  # the same noise in a smaller space
+    assert torch.equal(
+        perturbed.vector(one()), whole.vector(one())[-72:]
+    )  # the same noise in a smaller space
 
 
 def test_half_precision_rounds_small_steps_away_and_says_so() -> None:
@@ -177,7 +187,8 @@ def test_half_precision_rounds_small_steps_away_and_says_so() -> None:
     norm = Perturbed(ParameterSpace(net, "norm.weight"), Noise())
     norm.check_sigma(0.02)
     with pytest.raises(
-        LoclinError, match=r"expected a σ that moves a weight, found 0\.0005, which bfloat16 rounds away"
+        LoclinError,
+        match=r"expected a σ that moves a weight, found 0\.0005, which bfloat16 rounds away",
     ):
         norm.check_sigma(5e-4)
     for sigma in (0.0, -1.0, float("nan"), float("inf")):
@@ -194,7 +205,9 @@ def drawn_size(name: str) -> float:
 def test_candidates_of_a_basis_stay_in_its_span() -> None:
     net = Net().double()
     space = ParameterSpace(net)
-    basis = torch.linalg.qr(normals(space.dimension * 5, 0, "basis").view(-1, 5).double())[0].T.contiguous()
+    basis = torch.linalg.qr(normals(space.dimension * 5, 0, "basis").view(-1, 5).double())[
+        0
+    ].T.contiguous()
     perturbed = Perturbed(space, Noise(), basis=basis)
     before = space.read()
     with perturbed:
@@ -209,7 +222,9 @@ def test_candidates_of_a_basis_stay_in_its_span() -> None:
 
 def test_an_impossible_basis_is_refused() -> None:
     space = ParameterSpace(Net(), "norm.*")
-    with pytest.raises(LoclinError, match=r"expected a basis of rows of 16 numbers, found shape \(2, 15\)"):
+    with pytest.raises(
+        LoclinError, match=r"expected a basis of rows of 16 numbers, found shape \(2, 15\)"
+    ):
         Perturbed(space, Noise(), basis=torch.eye(2, 15))
     with pytest.raises(LoclinError, match="expected orthonormal rows, found products off by 3"):
         Perturbed(space, Noise(), basis=2 * torch.eye(2, 16))

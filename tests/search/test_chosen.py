@@ -1,4 +1,6 @@
-"""What is selected, by hand: ranks, pools over σ, what validate prefers; and what a candidate answers."""
+"""What is selected, by hand: ranks, pools over σ, what validate prefers; and what a candidate
+answers.
+"""
 
 import math
 
@@ -30,11 +32,17 @@ def said(*words: str, loss: float = 1.0) -> Asked:
 
 def test_candidates_rank_by_score_then_loss_then_index_and_never_without_a_finite_loss() -> None:
     found = [
-        outcome(0, 2), outcome(1, 3, 2.0), outcome(2, 3, 1.5), outcome(3, 4, math.nan), outcome(4, 4, math.inf), outcome(5, 2),
-    ]  # fmt: skip
+        outcome(0, 2),
+        outcome(1, 3, 2.0),
+        outcome(2, 3, 1.5),
+        outcome(3, 4, math.nan),
+        outcome(4, 4, math.inf),
+        outcome(5, 2),
+    ]
     assert [o.candidate.index for o in ranking(found)] == [2, 1, 0, 5]
     with pytest.raises(
-        LoclinError, match=r"a candidate with a finite loss, found none among 2: choose a smaller --sigma"
+        LoclinError,
+        match=r"a candidate with a finite loss, found none among 2: choose a smaller --sigma",
     ):
         ranking(found[3:5])
 
@@ -53,7 +61,9 @@ def test_pools_are_over_every_sigma_and_of_each() -> None:
 
 
 def test_validate_chooses_the_single_best_and_the_ensemble_apart() -> None:
-    """Selected first is the worst on validate; three others are each right half of the time, and together always."""
+    """Selected first is the worst on validate; three others are each right half of the time, and
+    together always.
+    """
     candidates = [Candidate(index=i, seed=i, sigma=0.1 if i < 4 else 0.2) for i in range(6)]
     validated = {
         0: said("no", "no", "no", "no"),
@@ -74,7 +84,9 @@ def test_validate_chooses_the_single_best_and_the_ensemble_apart() -> None:
     assert {c.sigma for c in chosen.strangers} == {0.1}
     again = choose(found, validated, EXAMPLES, [3, 1], every=every, seed=0)
     assert again == chosen
-    others = {choose(found, validated, EXAMPLES, [1, 3], every=every, seed=s).strangers for s in range(8)}
+    others = {
+        choose(found, validated, EXAMPLES, [1, 3], every=every, seed=s).strangers for s in range(8)
+    }
     assert len(others) > 1
 
 
@@ -82,11 +94,18 @@ def test_of_equal_ensembles_the_smaller_and_then_the_one_over_every_sigma_is_cho
     candidates = [Candidate(index=i, seed=i, sigma=0.1) for i in range(3)]
     validated = {i: said("yes", "yes", "yes", "no") for i in range(3)}
     every = [outcome(i, 2) for i in range(3)]
-    chosen = choose({None: candidates, 0.1: candidates}, validated, EXAMPLES, [1, 3], every=every, seed=0)
+    chosen = choose(
+        {None: candidates, 0.1: candidates}, validated, EXAMPLES, [1, 3], every=every, seed=0
+    )
     assert (chosen.k, chosen.sigma) == (1, None)
     assert [c.index for c in chosen.candidates if c not in chosen.strangers] in ([0], [])
     one = choose(
-        {None: candidates}, {**validated, 0: said("", "", "", "", loss=math.nan)}, EXAMPLES, [9], every=every, seed=0
+        {None: candidates},
+        {**validated, 0: said("", "", "", "", loss=math.nan)},
+        EXAMPLES,
+        [9],
+        every=every,
+        seed=0,
     )
     assert one.k == 3  # fewer than nine there are
     assert one.best.index == 1

@@ -1,4 +1,6 @@
-"""`loclin search` from the command line to the record: what it leaves, that it goes on, and that test is asked once."""
+"""`loclin search` from the command line to the record: what it leaves, that it goes on, and that
+test is asked once.
+"""
 
 import copy
 import io
@@ -23,12 +25,38 @@ from loclin.record import Record, Row
 from loclin.search import ledger
 from loclin.search.splits import PARTS, askable, divided
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
 
 TINY = [
-    "--data", "sequences-small", "--task", "swap", "--n", "12", "--sigma", "5e-3", "3e-2", "--select", "24", "--validate", "16",
-    "--test", "32", "--k", "1", "3", "--probes", "2", "--workers", "1", "--group", "4", "--batched", "no",
-]  # fmt: skip
+    "--data",
+    "sequences-small",
+    "--task",
+    "swap",
+    "--n",
+    "12",
+    "--sigma",
+    "5e-3",
+    "3e-2",
+    "--select",
+    "24",
+    "--validate",
+    "16",
+    "--test",
+    "32",
+    "--k",
+    "1",
+    "3",
+    "--probes",
+    "2",
+    "--workers",
+    "1",
+    "--group",
+    "4",
+    "--batched",
+    "no",
+]
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +91,17 @@ def lines(path: Path) -> list[str]:
 
 
 def one(rows: list[Row], quantity: str, **context: Any) -> Row:
-    (found,) = (r for r in rows if r.quantity == quantity and all(r.context.get(k) == v for k, v in context.items()))
+    (found,) = (
+        r
+        for r in rows
+        if r.quantity == quantity and all(r.context.get(k) == v for k, v in context.items())
+    )
     return found
 
 
-def test_a_search_leaves_ledger_forecast_choice_test_and_page(finished: tuple[Path, str], model: Path) -> None:
+def test_a_search_leaves_ledger_forecast_choice_test_and_page(
+    finished: tuple[Path, str], model: Path
+) -> None:
     out, said = finished
     settings, outcomes = ledger.read(out / "ledger.jsonl")
     assert [o.candidate.index for o in outcomes] == list(range(24))
@@ -96,17 +130,24 @@ def test_a_search_leaves_ledger_forecast_choice_test_and_page(finished: tuple[Pa
     assert own is not None
     best = one(rows, "best_of_n", search=0, sigma=0.005, n=12)
     assert best.value == pytest.approx(own - gains.min(), abs=1e-6)
-    assert one(rows, "best_of_n", search=0, sigma=0.005, n=1).value == pytest.approx(own - gains.mean(), abs=1e-6)
+    assert one(rows, "best_of_n", search=0, sigma=0.005, n=1).value == pytest.approx(
+        own - gains.mean(), abs=1e-6
+    )
     assert best.null == pytest.approx(one(rows, "expected_gain", sigma=0.005, on="select").value)
     page = (out / "report.html").read_text()
     assert page.count("<figure>") == 6
     assert "Was it foretold?" in page
-    held = [json.loads((out / "search" / f"{name}.json").read_text()) for name in ("locked", "test", "prepared")]
+    held = [
+        json.loads((out / "search" / f"{name}.json").read_text())
+        for name in ("locked", "test", "prepared")
+    ]
     assert held[0]["hash"] == held[1]["lock"]
     assert held[0]["test"] == held[2]["splits"]["test"]
 
 
-def test_the_winner_s_scores_are_those_of_its_exported_weights(finished: tuple[Path, str], model: Path) -> None:
+def test_the_winner_s_scores_are_those_of_its_exported_weights(
+    finished: tuple[Path, str], model: Path
+) -> None:
     """A slow twin: the delta is added to the model by hand, and the examples are asked one by one."""
     out, _ = finished
     problem = load(str(model), data="sequences-small")
@@ -132,16 +173,26 @@ def test_the_winner_s_scores_are_those_of_its_exported_weights(finished: tuple[P
     outcomes = ledger.read(out / "ledger.jsonl")[1]
     choice = json.loads((out / "search" / "locked.json").read_text())["choice"]
     pool = sorted(outcomes, key=lambda o: (-o.score, o.loss, o.candidate.index))
-    firsts = [[o.candidate.index for o in pool if s in (None, o.candidate.sigma)][:3] for s in (None, 0.005, 0.03)]
+    firsts = [
+        [o.candidate.index for o in pool if s in (None, o.candidate.sigma)][:3]
+        for s in (None, 0.005, 0.03)
+    ]
     assert choice["best"]["index"] in {i for first in firsts for i in first}
-    assert [m["index"] for m in choice["members"]] in [first[:k] for first in firsts for k in (1, 3)]
+    assert [m["index"] for m in choice["members"]] in [
+        first[:k] for first in firsts for k in (1, 3)
+    ]
 
 
 def test_the_same_command_again_reports_and_asks_nothing(
     finished: tuple[Path, str], model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, said = finished
-    kept = [out / "ledger.jsonl", out / "search/test.json", out / "search/locked.json", out / "best/delta.safetensors"]
+    kept = [
+        out / "ledger.jsonl",
+        out / "search/test.json",
+        out / "search/locked.json",
+        out / "best/delta.safetensors",
+    ]
     times = [p.stat().st_mtime_ns for p in kept]
     monkeypatch.setattr("loclin.search.command.load", None)  # nothing is loaded
     again = search(model, out, "--wish", "0.001")
@@ -234,7 +285,10 @@ def test_a_ledger_of_another_model_or_other_settings_is_refused_and_stays_whole(
     before = (out / "ledger.jsonl").read_bytes()
     capsys.readouterr()
     said = refused(capsys, *command, "--n", "14")
-    assert "belongs to another configuration of search (n is 12 there, 14 here): choose another --out" in said
+    assert (
+        "belongs to another configuration of search (n is 12 there, 14 here): choose another --out"
+        in said
+    )
     problem = load(str(mine), data="sequences-small")
     with torch.no_grad():
         next(problem.model.parameters()).mul_(1.01)
@@ -255,7 +309,9 @@ def test_a_choice_that_was_changed_after_it_was_locked_is_refused(
     held["choice"]["best"]["index"] = (held["choice"]["best"]["index"] + 1) % 24
     path.write_text(json.dumps(held))
     command = ["search", "--model", str(model), *TINY, "--wish", "0.001", "--out", str(out)]
-    assert "expected the choice that was locked before test was asked, found " in refused(capsys, *command)
+    assert "expected the choice that was locked before test was asked, found " in refused(
+        capsys, *command
+    )
     shutil.copy(finished[0] / "search" / "locked.json", path)
     answers = json.loads((out / "search" / "test.json").read_text())
     (out / "search" / "test.json").write_text(json.dumps(answers | {"lock": "other"}))
@@ -283,18 +339,28 @@ def twice(model: Path) -> tuple[Path, str]:
     return out, search(model, out, *more, "--batched", "yes")
 
 
-def test_several_searches_share_splits_and_have_intervals_over_searches(twice: tuple[Path, str], model: Path) -> None:
+def test_several_searches_share_splits_and_have_intervals_over_searches(
+    twice: tuple[Path, str], model: Path
+) -> None:
     out, said = twice
     first, second = (ledger.read(out / name)[1] for name in ("ledger.jsonl", "ledger-1.jsonl"))
     assert not {o.candidate.seed for o in first} & {o.candidate.seed for o in second}
     assert [
-        (o.candidate.seed == first[i - 1].candidate.seed, o.candidate.sign) for i, o in enumerate(first) if i % 2
+        (o.candidate.seed == first[i - 1].candidate.seed, o.candidate.sign)
+        for i, o in enumerate(first)
+        if i % 2
     ] == [(True, -1)] * 4
-    locks = [json.loads((out / "search" / name).read_text()) for name in ("locked.json", "locked-1.json")]
+    locks = [
+        json.loads((out / "search" / name).read_text()) for name in ("locked.json", "locked-1.json")
+    ]
     assert locks[0]["test"] == locks[1]["test"]
     rows = Record(out).results("search")
     over = next(
-        r for r in rows if r.quantity == "gain" and "search" not in r.context and r.context["arm"] == "best candidate"
+        r
+        for r in rows
+        if r.quantity == "gain"
+        and "search" not in r.context
+        and r.context["arm"] == "best candidate"
     )
     each = [one(rows, "gain", search=s, arm="best candidate").value for s in (0, 1)]
     assert over.n == 2
@@ -311,10 +377,24 @@ def test_several_searches_share_splits_and_have_intervals_over_searches(twice: t
     assert (Path(text) / "adapter_config.json").exists()
 
 
-def test_candidates_in_the_span_of_a_prefix_and_losses_that_are_not_finite(model: Path, tmp_path: Path) -> None:
+def test_candidates_in_the_span_of_a_prefix_and_losses_that_are_not_finite(
+    model: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     said = search(
-        model, out, "--space", "prefix:2", "--sigma", "0.05", "1e30", "--n", "4", "--probes", "2", "--batched", "auto"
+        model,
+        out,
+        "--space",
+        "prefix:2",
+        "--sigma",
+        "0.05",
+        "1e30",
+        "--n",
+        "4",
+        "--probes",
+        "2",
+        "--batched",
+        "auto",
     )
     rows = Record(out).results("search")
     assert one(rows, "dimension").value == 2
@@ -333,30 +413,50 @@ def test_candidates_in_the_span_of_a_prefix_and_losses_that_are_not_finite(model
         (["--sigma", "0"], "expected σ above 0, found 0.0: change --sigma"),
         (["--sigma", "nan"], "expected σ above 0, found nan"),
         (["--sigma", "1e-3", "1e-3"], "expected different σ, at least one, found [0.001, 0.001]"),
-        (["--sigma", "1e-30"], "expected a σ that moves a weight, found 1e-30, which float32 rounds away everywhere: raise --sigma"),
-        (["--sigma", "1e-20", "--dtype", "bfloat16"], "which bfloat16 rounds away everywhere: raise --sigma"),
-        (["--k", "20"], "expected ensembles of 1 to N = 12 candidates, found k = [20]: change --k or raise --n"),
-        (["--test", "100000"], "expected 100040 examples for select, validate and test, found 2000 in 2000 groups: give more data"),
+        (["--sigma", "1e-30"], "expected a σ that moves a weight, found 1e-30, which float32 "
+                               "rounds away everywhere: raise --sigma"),
+        (["--sigma", "1e-20", "--dtype", "bfloat16"], "which bfloat16 rounds away everywhere: "
+                                                      "raise --sigma"),
+        (["--k", "20"], "expected ensembles of 1 to N = 12 candidates, found k = [20]: change --k "
+                        "or raise --n"),
+        (["--test", "100000"], "expected 100040 examples for select, validate and test, found 2000 "
+                               "in 2000 groups: give more data"),
         (["--task", "divide"], "unknown task 'divide': expected one of copy, "),
-        (["--noise", "uniform"], "expected noise gaussian, lowrank:R with a rank R of at least 1, or tied, found 'uniform'"),
-        (["--space", "nowhere"], "expected a pattern that matches a trainable tensor, found 'nowhere'"),
+        (["--noise", "uniform"], "expected noise gaussian, lowrank:R with a rank R of at least 1, "
+                                 "or tied, found 'uniform'"),
+        (["--space", "nowhere"], "expected a pattern that matches a trainable tensor, found "
+                                 "'nowhere'"),
         (["--space", "prefix:x"], "expected prefix:K with K of at least 1, found --space prefix:x"),
-        (["--space", "prefix:2", "--noise", "tied"], "expected gaussian noise inside a basis, found tied"),
+        (["--space", "prefix:2", "--noise", "tied"], "expected gaussian noise inside a basis, "
+                                                     "found tied"),
         (["--adapter", "somewhere"], "expected --space lora with an adapter, found --space full"),
-        (["--space", "lora", "--adapter", "nowhere"], "expected a trained adapter with adapter_config.json in nowhere, found none"),
-        (["--antithetic", "--n", "13"], "expected an even number of candidates for pairs, found 13"),
-        (["--data", "nothing.jsonl"], "expected a file of task data, found nothing at nothing.jsonl"),
+        (["--space", "lora", "--adapter", "nowhere"], "expected a trained adapter with "
+                                                      "adapter_config.json in nowhere, found none"),
+        (["--antithetic", "--n", "13"], "expected an even number of candidates for pairs, found "
+                                        "13"),
+        (["--data", "nothing.jsonl"], "expected a file of task data, found nothing at "
+                                      "nothing.jsonl"),
         (["--model", "nowhere/at/all"], "expected a model folder, found nothing at nowhere/at/all"),
         (["--workers", "-1"], "expected workers from 0 (every core), found -1"),
         (["--wish", "0"], "expected a wished gain above 0, found 0.0"),
         (["--temperature", "0"], "expected a temperature above 0, found 0.0"),
-        (["--batched", "yes", "--space", "prefix:2"], "expected candidates that can go through the model together, found a basis"),
+        (["--batched", "yes", "--space", "prefix:2"], "expected candidates that can go through the "
+                                                      "model together, found a basis"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_exit_code_2(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: list[str], message: str
 ) -> None:
-    command = ["search", "--model", str(model), *TINY, "--no-forecast", "--out", str(tmp_path / "run"), *change]
+    command = [
+        "search",
+        "--model",
+        str(model),
+        *TINY,
+        "--no-forecast",
+        "--out",
+        str(tmp_path / "run"),
+        *change,
+    ]
     assert message in refused(capsys, *command)
     assert not (tmp_path / "run" / "ledger.jsonl").exists()
 
@@ -370,10 +470,25 @@ def test_data_that_repeat_a_prompt_in_two_groups_are_refused(
         for i in range(120):
             prompt = " ".join(words[i // 6**p % 6] for p in range(4)) + " ="
             for task in ("one", "two"):
-                record = {"prompt": prompt, "answer": f" {words[i % 5]}", "group": f"{task} {i}", "task": task}
+                record = {
+                    "prompt": prompt,
+                    "answer": f" {words[i % 5]}",
+                    "group": f"{task} {i}",
+                    "task": task,
+                }
                 file.write(json.dumps(record) + "\n")
     more = ["--data", str(path), "--task", "one"]
-    sizes = ["--select", "40", "--validate", "40", "--test", "60", "--no-forecast", "--out", str(tmp_path / "run")]
+    sizes = [
+        "--select",
+        "40",
+        "--validate",
+        "40",
+        "--test",
+        "60",
+        "--no-forecast",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     assert "found 120 in 120 groups: give more data" in refused(
         capsys, "search", "--model", str(model), *TINY, *more, *sizes
     )
@@ -387,7 +502,17 @@ def test_ray_that_is_missing_is_said_and_the_ledger_stays(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
     out = tmp_path / "run"
-    command = ["search", "--model", str(model), *TINY, "--no-forecast", "--out", str(out), "--ray", "local"]
+    command = [
+        "search",
+        "--model",
+        str(model),
+        *TINY,
+        "--no-forecast",
+        "--out",
+        str(out),
+        "--ray",
+        "local",
+    ]
     assert "pip install 'loclin[ray]'" in refused(capsys, *command)
     assert len(lines(out / "ledger.jsonl")) == 1
 
@@ -419,7 +544,9 @@ def test_replay_rebuilds_what_was_found_bit_for_bit(
     assert f"candidate {other} (σ = 0.0" in capsys.readouterr().out
 
 
-def test_replay_of_batched_pairs_of_another_search(twice: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_replay_of_batched_pairs_of_another_search(
+    twice: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     main(["search", "replay", str(twice[0]), "--search", "1"])
     assert "weights as they were, bit for bit; 24 of 24 outcomes" in capsys.readouterr().out
 
@@ -440,8 +567,8 @@ def test_replay_refuses_another_model_another_index_and_what_is_no_search(
     (out / "ledger.jsonl").write_text("\n".join(text) + "\n")
     said = refused(capsys, "search", "replay", str(out), "--index", str(entry["index"]))
     assert (
-        f"expected the outcomes of the ledger, found others for candidate {entry['index']}, from the same weights"
-        in said
+        f"expected the outcomes of the ledger, found others for candidate {entry['index']}, from "
+        "the same weights" in said
     )
     run = json.loads((out / "run.json").read_text())
     run["studies"]["search"]["model"] = str(another)
@@ -449,4 +576,6 @@ def test_replay_refuses_another_model_another_index_and_what_is_no_search(
     said = refused(capsys, "search", "replay", str(out))
     assert "expected the model and data of the search, found others (searched weights is " in said
     (out / "search" / "results.json").unlink()
-    assert "expected the folder of a finished search, found none in" in refused(capsys, "search", "replay", str(out))
+    assert "expected the folder of a finished search, found none in" in refused(
+        capsys, "search", "replay", str(out)
+    )

@@ -28,7 +28,10 @@ def one(answers: list[str]) -> str | None:
         (["a"], "a"),
         (["a", "b", "b"], "b"),
         (["a", "b"], "a"),  # a tie: the better-ranked candidate's answer
-        (["c", "a", "b", "b", "a"], "a"),  # a tie among those that lead, not with whoever ranks best
+        (
+            ["c", "a", "b", "b", "a"],
+            "a",
+        ),  # a tie among those that lead, not with whoever ranks best
         (["b", "a", "a", "b"], "b"),
         (["", "a"], "a"),
         (["", "", "a", "b", ""], "a"),  # however many give none
@@ -43,7 +46,11 @@ def test_votes_by_hand(answers: list[str], elected: str | None) -> None:
 
 def test_every_example_is_voted_on_alone() -> None:
     answers = [["a", "x", ""], ["b", "x", ""], ["b", "y", ""]]
-    assert vote(answers) == ["b", "x", None] == [one(list(given)) for given in zip(*answers, strict=True)]
+    assert (
+        vote(answers)
+        == ["b", "x", None]
+        == [one(list(given)) for given in zip(*answers, strict=True)]
+    )
 
 
 @given(st.lists(st.sampled_from(["", "a", "b"]), max_size=6))
@@ -57,14 +64,18 @@ def leaders(answers: list[str]) -> set[str]:
 
 
 @given(ANSWERS)
-def test_the_elected_answer_has_most_votes_and_of_those_the_best_ranked_one(answers: list[str]) -> None:
+def test_the_elected_answer_has_most_votes_and_of_those_the_best_ranked_one(
+    answers: list[str],
+) -> None:
     lead = leaders(answers)
     assert one(answers) == next((a for a in answers if a in lead), None)
 
 
 @given(ANSWERS, st.randoms(use_true_random=False))
 def test_exchanging_losers_changes_nothing(answers: list[str], random) -> None:
-    """The order among those whose answer does not lead does not matter; with one leader no order matters."""
+    """The order among those whose answer does not lead does not matter; with one leader no order
+    matters.
+    """
     lead = leaders(answers)
     losers = [i for i, a in enumerate(answers) if a not in lead]
     moved = list(answers)
@@ -157,7 +168,11 @@ def test_pass_at_is_the_share_of_draws_that_hold_a_solver(total: int, bits: int)
     outcomes = np.array([bool(bits >> i & 1) for i in range(2 * total)]).reshape(total, 2)
     ks = list(range(1, total + 1))
     by_hand = [
-        np.mean([outcomes[list(draw)].any(0) for draw in itertools.combinations(range(total), k)], axis=0) for k in ks
+        np.mean(
+            [outcomes[list(draw)].any(0) for draw in itertools.combinations(range(total), k)],
+            axis=0,
+        )
+        for k in ks
     ]
     found = pass_at(outcomes, ks)
     assert np.allclose(found, by_hand)
@@ -167,7 +182,9 @@ def test_pass_at_is_the_share_of_draws_that_hold_a_solver(total: int, bits: int)
 
 
 def test_pass_at_is_unbiased_where_any_of_k_seen_ones_is_not_asked() -> None:
-    """1 − (1−p)^k from N = 20 outcomes of solve rate p; the plug-in 1 − (1−c/N)^k falls short of it."""
+    """1 − (1−p)^k from N = 20 outcomes of solve rate p; the plug-in 1 − (1−c/N)^k falls short of
+    it.
+    """
     rng = np.random.default_rng(2)
     rates = rng.beta(0.5, 3, 400)
     found = np.array([pass_at(rng.random((20, 400)) < rates, [10])[0] for _ in range(200)])
@@ -179,7 +196,9 @@ def test_pass_at_of_thousands_neither_overflows_nor_rounds_away() -> None:
     outcomes = np.zeros((5000, 2), dtype=bool)
     outcomes[:1, 1] = True
     assert np.allclose(pass_at(outcomes, [1, 2500, 5000]), [[0, 1 / 5000], [0, 0.5], [0, 1]])
-    with pytest.raises(LoclinError, match=r"expected numbers of candidates from 1 to 5000, found \[5001\]"):
+    with pytest.raises(
+        LoclinError, match=r"expected numbers of candidates from 1 to 5000, found \[5001\]"
+    ):
         pass_at(outcomes, [5001])
     assert pass_at(outcomes, []).shape == (0, 2)
 
@@ -218,7 +237,11 @@ def test_the_table_holds_every_arm_against_the_base() -> None:
         assert row.score.n == 200
         assert row.gain == paired_difference(arm.right, base.right, seed=7)
         assert row.p == mcnemar(arm.right, base.right)
-        assert (row.forward_passes, row.deployable, row.note) == (arm.forward_passes, arm.deployable, arm.note)
+        assert (row.forward_passes, row.deployable, row.note) == (
+            arm.forward_passes,
+            arm.deployable,
+            arm.note,
+        )
     # the base tests nothing and an oracle cannot be deployed: neither is in the family
     assert [row.p_holm for row in rows] == [None, *holm([rows[1].p, rows[2].p]), None]
     assert (rows[0].gain.value, rows[0].gain.low, rows[0].gain.high, rows[0].p) == (0, 0, 0, 1)
@@ -229,21 +252,31 @@ def test_the_table_holds_every_arm_against_the_base() -> None:
 def test_groups_reach_the_intervals() -> None:
     base, others = arms(np.random.default_rng(4), 60)
     repeated = [
-        Arm(name=arm.name, right=np.repeat(arm.right, 4), forward_passes=1, deployable=arm.deployable)
+        Arm(
+            name=arm.name,
+            right=np.repeat(arm.right, 4),
+            forward_passes=1,
+            deployable=arm.deployable,
+        )
         for arm in (base, *others)
     ]
     alone, grouped = (
-        table(repeated[1:], repeated[0], groups=groups, seed=0) for groups in (None, [i // 4 for i in range(240)])
+        table(repeated[1:], repeated[0], groups=groups, seed=0)
+        for groups in (None, [i // 4 for i in range(240)])
     )
     for a, g in zip(alone[1:], grouped[1:], strict=True):
         assert math.isclose((g.gain.high - g.gain.low) / (a.gain.high - a.gain.low), 2, rel_tol=0.2)
-        assert math.isclose((g.score.high - g.score.low) / (a.score.high - a.score.low), 2, rel_tol=0.2)
+        assert math.isclose(
+            (g.score.high - g.score.low) / (a.score.high - a.score.low), 2, rel_tol=0.2
+        )
 
 
 def test_arms_over_other_examples_or_of_one_name_are_refused() -> None:
     base = Arm(name="base", right=np.zeros(3, dtype=bool), forward_passes=1)
     short = Arm(name="short", right=np.zeros(2, dtype=bool), forward_passes=1)
-    with pytest.raises(LoclinError, match="of the same 3 examples, found 2 of short: answer all of them"):
+    with pytest.raises(
+        LoclinError, match="of the same 3 examples, found 2 of short: answer all of them"
+    ):
         table([short], base, seed=0)
     with pytest.raises(LoclinError, match=r"different names, found \['base'\] more than once"):
         table([base], base, seed=0)
@@ -254,15 +287,17 @@ def test_arms_over_other_examples_or_of_one_name_are_refused() -> None:
 
 
 def test_a_winner_of_pure_noise_gains_on_the_split_that_chose_it_and_nowhere_else() -> None:
-    """64 candidates that all answer at random like the base: chosen on select, reported on test, over 400 searches.
+    """64 candidates that all answer at random like the base: chosen on select, reported on test,
+    over 400 searches.
 
-    On select the winner seems to gain m_N standard deviations of a score; on test its gain is zero within its interval as
-    often as the interval says.
+    On select the winner seems to gain m_N standard deviations of a score; on test its gain is zero
+    within its interval as often as the interval says.
     """
     rng, searches, total, n, chance = np.random.default_rng(5), 400, 64, 400, 0.5
     selected, tested = [], []
     for search in range(searches):
-        # scores on select are sums over examples; outcomes on test are drawn for the winner and the base
+        # scores on select are sums over examples; outcomes on test are drawn for the winner and the
+        # base
         scores = rng.binomial(n, chance, total) / n
         winner = int(ranked(scores)[0])
         outcomes = rng.random((2, n)) < chance
@@ -273,5 +308,6 @@ def test_a_winner_of_pure_noise_gains_on_the_split_that_chose_it_and_nowhere_els
     values = np.array([e.value for e in tested])
     assert abs(values.mean()) < 4 * values.std() / math.sqrt(searches)
     assert 0.92 <= np.mean([e.low <= 0 <= e.high for e in tested]) <= 0.98
-    # and an honest reader of the select split would have believed it: what the interval covers there is almost never zero
+    # and an honest reader of the select split would have believed it: what the interval covers
+    # there is almost never zero
     assert np.mean(np.array(selected) > 1.96 * spread) > 0.6

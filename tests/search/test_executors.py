@@ -1,4 +1,6 @@
-"""Planted candidates, in real worker processes; one real model. Ctrl-C is a SIGINT that the test sends to itself."""
+"""Planted candidates, in real worker processes; one real model. Ctrl-C is a SIGINT that the test
+sends to itself.
+"""
 
 import multiprocessing
 import os
@@ -58,9 +60,13 @@ def test_every_group_is_scored_once_whoever_scores_it(tmp_path: Path, workers: i
     assert len(found) == len(set(found))
     assert set(found) == expected_lines(GROUPS)
     assert shares == [i / 8 for i in range(9)]
-    assert sorted(told) == sorted(["the same of all", *(f"scored {3 * i}" for i in range(8))])  # each once
+    assert sorted(told) == sorted(
+        ["the same of all", *(f"scored {3 * i}" for i in range(8))]
+    )  # each once
     here = str(os.getpid()) in os.listdir(tmp_path)
-    assert 1 <= len(os.listdir(tmp_path)) <= workers  # one may have done it all before the other was ready
+    assert (
+        1 <= len(os.listdir(tmp_path)) <= workers
+    )  # one may have done it all before the other was ready
     assert here == (workers == 1)
 
 
@@ -72,8 +78,12 @@ def test_every_worker_on_the_cpu_has_one_thread(tmp_path: Path, workers: int) ->
         list(scores(Planted(folder=tmp_path), GROUPS, workers=workers, tell=lambda _: None))
         assert torch.get_num_threads() == 3
         assert {p.read_text() for p in tmp_path.iterdir()} == {"1"}
-        list(scores(Planted(folder=tmp_path, device="cuda"), GROUPS, workers=1, tell=lambda _: None))
-        assert (tmp_path / str(os.getpid())).read_text() == "3"  # an accelerator computes: threads are the noise's
+        list(
+            scores(Planted(folder=tmp_path, device="cuda"), GROUPS, workers=1, tell=lambda _: None)
+        )
+        assert (
+            tmp_path / str(os.getpid())
+        ).read_text() == "3"  # an accelerator computes: threads are the noise's
     finally:
         torch.set_num_threads(before)
 
@@ -104,7 +114,14 @@ def test_by_default_an_accelerator_has_one_worker_and_the_cpu_one_for_each_core(
 
 
 def test_no_more_workers_start_than_there_are_groups(tmp_path: Path, started: list[int]) -> None:
-    assert len(found_lines(scores(Planted(folder=tmp_path), GROUPS[:2], workers=5, tell=lambda _: None))) == 6
+    assert (
+        len(
+            found_lines(
+                scores(Planted(folder=tmp_path), GROUPS[:2], workers=5, tell=lambda _: None)
+            )
+        )
+        == 6
+    )
     assert started == [1, 2]
     assert list(scores(Planted(folder=tmp_path), [], workers=5)) == []
 
@@ -113,7 +130,9 @@ def test_a_worker_that_is_killed_loses_nothing(tmp_path: Path, started: list[int
     made = groups(40)
     found: list[str] = []
     killed: list[int] = []
-    with closing(scores(Planted(folder=tmp_path, seconds=0.05), made, workers=2, tell=lambda _: None)) as given:
+    with closing(
+        scores(Planted(folder=tmp_path, seconds=0.05), made, workers=2, tell=lambda _: None)
+    ) as given:
         for place, outcomes in enumerate(given):
             found += [line(o).rstrip("\n") for o in outcomes]
             if place in (3, 15):
@@ -129,7 +148,10 @@ def test_a_worker_that_is_killed_loses_nothing(tmp_path: Path, started: list[int
 def test_what_kills_every_worker_ends_it_after_all_else_is_scored(tmp_path: Path) -> None:
     found: list[str] = []
     given = scores(Planted(folder=tmp_path, deadly=4), GROUPS, workers=2, tell=lambda _: None)
-    with pytest.raises(LoclinError, match=r"found 5 dead one after the other \(the last one: killed.*fewer --workers"):
+    with pytest.raises(
+        LoclinError,
+        match=r"found 5 dead one after the other \(the last one: killed.*fewer --workers",
+    ):
         collect(given, found)
     assert set(found) == expected_lines([g for g in GROUPS if g is not GROUPS[1]])
 
@@ -147,10 +169,16 @@ def test_an_error_in_a_worker_ends_all(
     tmp_path: Path, workers: int, planted: dict[str, Any], error: type[Exception], text: str
 ) -> None:
     with pytest.raises(error, match=text):
-        list(scores(Planted(folder=tmp_path, **planted), GROUPS, workers=workers, tell=lambda _: None))
+        list(
+            scores(
+                Planted(folder=tmp_path, **planted), GROUPS, workers=workers, tell=lambda _: None
+            )
+        )
 
 
-def interrupted(given: Generator[list[Outcome], None, None], kept: list[int], after: Callable[[int], None]) -> None:
+def interrupted(
+    given: Generator[list[Outcome], None, None], kept: list[int], after: Callable[[int], None]
+) -> None:
     """As a search keeps them, with something happening in the middle."""
     with closing(given):
         for place, outcomes in enumerate(given):
@@ -164,9 +192,13 @@ def ctrl_c() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_ctrl_c_while_outcomes_are_kept_lets_them_be_kept_and_stops(tmp_path: Path, workers: int) -> None:
+def test_ctrl_c_while_outcomes_are_kept_lets_them_be_kept_and_stops(
+    tmp_path: Path, workers: int
+) -> None:
     kept: list[int] = []
-    given = scores(Planted(folder=tmp_path, seconds=0.05), groups(100), workers=workers, tell=lambda _: None)
+    given = scores(
+        Planted(folder=tmp_path, seconds=0.05), groups(100), workers=workers, tell=lambda _: None
+    )
     with pytest.raises(KeyboardInterrupt):
         interrupted(given, kept, lambda place: ctrl_c() if place == 2 else None)
     assert 9 <= len(kept) < 300
@@ -177,7 +209,9 @@ def test_ctrl_c_while_workers_work_stops_them(tmp_path: Path) -> None:
     began = time.monotonic()
     threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
-        interrupted(scores(Planted(folder=tmp_path, seconds=600), GROUPS, workers=2), [], lambda _: None)
+        interrupted(
+            scores(Planted(folder=tmp_path, seconds=600), GROUPS, workers=2), [], lambda _: None
+        )
     assert time.monotonic() - began < 60
 
 
@@ -208,7 +242,9 @@ class FakeCrew:
             if self.draw.random() < self.deaths:
                 found.append((worker, None))
             else:
-                found.append((worker, Reply(outcomes=None if group is None else [outcome(c) for c in group])))
+                found.append(
+                    (worker, Reply(outcomes=None if group is None else [outcome(c) for c in group]))
+                )
                 self.resting.add(worker)
         busy = {worker for worker, _ in found}
         for worker in sorted(self.resting - busy):
@@ -222,11 +258,15 @@ class FakeCrew:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_whichever_workers_die_every_group_is_scored_once(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+def test_whichever_workers_die_every_group_is_scored_once(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
     monkeypatch.setattr(executors, "DEATHS", 1000)
     crew = FakeCrew(random.Random(seed), deaths=0.3)
     made = groups(25)
-    given = executors._dispatched(crew, made, 4, lambda *_: None, lambda _: None, executors.Interruption())
+    given = executors._dispatched(
+        crew, made, 4, lambda *_: None, lambda _: None, executors.Interruption()
+    )
     found = found_lines(given)
     assert len(found) == len(set(found))
     assert set(found) == expected_lines(made)
@@ -236,4 +276,8 @@ def test_whichever_workers_die_every_group_is_scored_once(monkeypatch: pytest.Mo
 def test_workers_that_never_come_alive_end_it() -> None:
     crew = FakeCrew(random.Random(0), deaths=1.0)
     with pytest.raises(LoclinError, match=r"found 7 dead one after the other .*a throw of dice"):
-        list(executors._dispatched(crew, GROUPS, 4, lambda *_: None, lambda _: None, executors.Interruption()))
+        list(
+            executors._dispatched(
+                crew, GROUPS, 4, lambda *_: None, lambda _: None, executors.Interruption()
+            )
+        )

@@ -1,4 +1,6 @@
-"""The forecast against dense derivatives of a small space, against planted gradients, and against real candidates."""
+"""The forecast against dense derivatives of a small space, against planted gradients, and against
+real candidates.
+"""
 
 import copy
 import math
@@ -35,7 +37,9 @@ def silent(text: str) -> None:
 def damaged(trained: Problem) -> Problem:
     """The small model some way off its minimum, in float64: there is a gradient to search along."""
     problem = Problem(
-        model=copy.deepcopy(trained.model).double(), tokenizer=trained.tokenizer, examples=trained.examples
+        model=copy.deepcopy(trained.model).double(),
+        tokenizer=trained.tokenizer,
+        examples=trained.examples,
     )
     space = ParameterSpace(problem.model)
     space.add(space.noise(seed=11), scale=0.05)
@@ -46,7 +50,9 @@ def some(problem: Problem, count: int = 24) -> list[Example]:
     return [e for task in problem.tasks for e in problem.examples["test"][task]][: 8 * count : 8]
 
 
-def dense(problem: Problem, space: ParameterSpace, examples: list[Example]) -> tuple[Tensor, Tensor]:
+def dense(
+    problem: Problem, space: ParameterSpace, examples: list[Example]
+) -> tuple[Tensor, Tensor]:
     """Gradient and Hessian, row by row."""
     exam = Exam.of(problem, examples)
     with twice_differentiable(problem.model):
@@ -67,11 +73,24 @@ def lifted(space: ParameterSpace, noise: Noise, basis: Tensor | None) -> Tensor:
     return torch.cat(rows)
 
 
-@pytest.mark.parametrize(("noise", "k"), [("gaussian", 0), ("lowrank:2", 0), ("tied", 0), ("gaussian", 3)])
-def test_the_law_s_numbers_are_those_of_dense_derivatives(damaged: Problem, noise: str, k: int) -> None:
+@pytest.mark.parametrize(
+    ("noise", "k"), [("gaussian", 0), ("lowrank:2", 0), ("tied", 0), ("gaussian", 3)]
+)
+def test_the_law_s_numbers_are_those_of_dense_derivatives(
+    damaged: Problem, noise: str, k: int
+) -> None:
     space, examples = ParameterSpace(damaged.model, NORMS), some(damaged, 12)
     basis = random_subspace(k, space.dimension, seed=0).basis.double() if k else None
-    found = foretold(damaged, space, examples, noise=Noise.parse(noise), basis=basis, probes=100, seed=0, told=silent)
+    found = foretold(
+        damaged,
+        space,
+        examples,
+        noise=Noise.parse(noise),
+        basis=basis,
+        probes=100,
+        seed=0,
+        told=silent,
+    )
     g, h = dense(damaged, space, examples)
     lift = lifted(space, Noise.parse(noise), basis)
     g, h = lift.T @ g, lift.T @ h @ lift
@@ -101,7 +120,10 @@ def test_lifting_and_folding_are_transposes() -> None:
     space = ParameterSpace(module)
     tied = Coordinates.of(space, Noise.parse("tied"), None)
     rng = torch.Generator().manual_seed(0)
-    s, v = (torch.randn(n, generator=rng, dtype=torch.float64) for n in (tied.dimension, space.dimension))
+    s, v = (
+        torch.randn(n, generator=rng, dtype=torch.float64)
+        for n in (tied.dimension, space.dimension)
+    )
     assert float(tied.lift(s) @ v) == pytest.approx(float(s @ tied.fold(v)))
     assert tied.dimension == 12
     pieces = space.by_tensor(v)
@@ -115,7 +137,9 @@ def test_the_shared_part_of_a_gradient_is_without_bias() -> None:
     for _ in range(4000):
         groups = shared + rng.standard_normal((4, 4)) / np.sqrt(20 * shares)[:, None]
         weighted = shares[:, None] * groups
-        squares.append(shared_square(float((weighted.sum(0) ** 2).sum()), float((weighted**2).sum()), shares))
+        squares.append(
+            shared_square(float((weighted.sum(0) ** 2).sum()), float((weighted**2).sum()), shares)
+        )
     error = float(np.std(squares)) / math.sqrt(len(squares))
     assert np.mean(squares) == pytest.approx(float((shared**2).sum()), abs=4 * error)
     assert error < 0.01 < 0.2  # a norm that keeps its noise would be off by 4/20
@@ -124,9 +148,19 @@ def test_the_shared_part_of_a_gradient_is_without_bias() -> None:
 def plain(**change: object) -> Forecast:
     known = Estimate(value=10.0, low=8.0, high=12.0, n=16)
     settings: dict[str, object] = {
-        "dimension": 100, "weights": 5.0, "coordinates": 100, "loss": 2.0, "loss_sd": 0.1, "gradient": 1.0, "true_gradient": 0.6,
-        "trace": known, "frobenius": Estimate(value=2.0, low=1.5, high=2.5, n=16), "along": 0.5, "notes": (), **change,
-    }  # fmt: skip
+        "dimension": 100,
+        "weights": 5.0,
+        "coordinates": 100,
+        "loss": 2.0,
+        "loss_sd": 0.1,
+        "gradient": 1.0,
+        "true_gradient": 0.6,
+        "trace": known,
+        "frobenius": Estimate(value=2.0, low=1.5, high=2.5, n=16),
+        "along": 0.5,
+        "notes": (),
+        **change,
+    }
     return Forecast(**settings)  # type: ignore[arg-type]
 
 
@@ -141,21 +175,30 @@ def test_gains_come_from_the_law_and_other_examples_gain_less() -> None:
     linear = 0.1 * 0.36 * law.expected_maximum(100)  # m_N σ‖ḡ‖²/‖g‖
     bent = 0.005 * (10.0 + 0.36 * (law.expected_squared_maximum(100) - 1) * 0.5)
     assert fresh == pytest.approx(linear - bent)
-    assert plain(trace=Estimate(value=1.0, low=-math.inf, high=math.inf, n=1)).gain(10, 0.1).low == -math.inf
+    assert (
+        plain(trace=Estimate(value=1.0, low=-math.inf, high=math.inf, n=1)).gain(10, 0.1).low
+        == -math.inf
+    )
 
 
 def test_the_price_of_a_wish_pays_for_it_and_no_less_does() -> None:
     found = plain(true_gradient=1.0)
     needed = found.needed(0.05, 0.05)
     assert needed is not None
-    assert found.gain(needed, 0.05, fresh=True).value >= 0.05 > found.gain(needed - 1, 0.05, fresh=True).value
+    assert (
+        found.gain(needed, 0.05, fresh=True).value
+        >= 0.05
+        > found.gain(needed - 1, 0.05, fresh=True).value
+    )
     assert found.needed(10.0, 0.05) is None
     assert found.best_sigma(100) == law.best_sigma(gradient=1.0, trace=10.0, n=100, along=0.5)
     assert found.effective_rank == 25.0
 
 
 def test_real_candidates_gain_what_was_foretold(damaged: Problem) -> None:
-    """Inside the edge, over all draws of n of 400; within the spread of a mean of maxima and the probes'."""
+    """Inside the edge, over all draws of n of 400; within the spread of a mean of maxima and the
+    probes'.
+    """
     space, examples = ParameterSpace(damaged.model, NORMS), some(damaged, 12)
     found = foretold(damaged, space, examples, noise=Noise(), probes=100, seed=1, told=silent)
     sigma = 0.05 * found.edge
@@ -180,21 +223,38 @@ def test_no_curvature_is_no_refusal(damaged: Problem, monkeypatch: pytest.Monkey
     assert differences.trace is not None
     assert differences.trace.value == pytest.approx(exact.trace.value, rel=1e-4)
     half = Problem(
-        model=copy.deepcopy(damaged.model).bfloat16(), tokenizer=damaged.tokenizer, examples=damaged.examples
+        model=copy.deepcopy(damaged.model).bfloat16(),
+        tokenizer=damaged.tokenizer,
+        examples=damaged.examples,
     )
-    without = foretold(half, ParameterSpace(half.model, NORMS), examples, noise=Noise(), probes=2, seed=0, told=silent)
+    without = foretold(
+        half,
+        ParameterSpace(half.model, NORMS),
+        examples,
+        noise=Noise(),
+        probes=2,
+        seed=0,
+        told=silent,
+    )
     assert (without.trace, without.frobenius, without.along) == (None, None, None)
     assert without.best_sigma(10) is None
     assert without.effective_rank is None
     assert without.edge == math.inf
-    assert without.gain(10, 0.1).value == pytest.approx(0.1 * without.gradient * law.expected_maximum(10))
+    assert without.gain(10, 0.1).value == pytest.approx(
+        0.1 * without.gradient * law.expected_maximum(10)
+    )
     assert "the forecast is of first order" in without.notes[0]
 
 
 def test_a_loss_that_is_not_finite_is_refused(damaged: Problem) -> None:
-    broken = Problem(model=copy.deepcopy(damaged.model), tokenizer=damaged.tokenizer, examples=damaged.examples)
+    broken = Problem(
+        model=copy.deepcopy(damaged.model), tokenizer=damaged.tokenizer, examples=damaged.examples
+    )
     with torch.no_grad():
         next(broken.model.parameters()).fill_(torch.nan)
     space = ParameterSpace(broken.model, NORMS)
-    with pytest.raises(LoclinError, match="a finite loss at the model's own weights, found nan: check model and data"):
+    with pytest.raises(
+        LoclinError,
+        match="a finite loss at the model's own weights, found nan: check model and data",
+    ):
         foretold(broken, space, some(damaged, 4), noise=Noise(), probes=1, seed=0, told=silent)

@@ -22,7 +22,12 @@ from loclin.search.ledger import Ledger, line, read
 from loclin.search.scoring import Outcome
 from tests.search.planted import EXAMPLES, expected_lines, groups, lines, outcome
 
-SETTINGS: dict[str, Any] = {"searched weights": "ab12", "sigma": [0.1], "noise": "gaussian", "examples": EXAMPLES}
+SETTINGS: dict[str, Any] = {
+    "searched weights": "ab12",
+    "sigma": [0.1],
+    "noise": "gaussian",
+    "examples": EXAMPLES,
+}
 GROUPS = groups(5)
 
 
@@ -54,7 +59,9 @@ def test_what_is_appended_is_read_back_and_gone_on_with(tmp_path: Path) -> None:
     assert settings == SETTINGS
     wanted = [outcome(c) for group in GROUPS for c in group]
     for outcomes in (held, found):
-        assert [o.candidate.index for o in outcomes] == list(range(15))  # by index, in whatever order they came
+        assert [o.candidate.index for o in outcomes] == list(
+            range(15)
+        )  # by index, in whatever order they came
         assert all(map(same, outcomes, wanted))
     assert lines(path) == {path.read_text().splitlines()[0]} | expected_lines(GROUPS)
 
@@ -88,7 +95,12 @@ def test_every_outcome_has_one_line_and_comes_back_from_it(
     assert entry["finite"] == math.isfinite(loss)
     assert entry["loss"] == (loss if math.isfinite(loss) else None)
     assert entry["score"] == sum(right) / len(right)
-    assert np.unpackbits(np.frombuffer(bytes.fromhex(entry["right"]), np.uint8), count=len(right)).tolist() == right
+    assert (
+        np.unpackbits(
+            np.frombuffer(bytes.fromhex(entry["right"]), np.uint8), count=len(right)
+        ).tolist()
+        == right
+    )
 
 
 def test_a_loss_that_is_no_number_is_kept_as_such(tmp_path: Path) -> None:
@@ -96,7 +108,9 @@ def test_a_loss_that_is_no_number_is_kept_as_such(tmp_path: Path) -> None:
         path = tmp_path / str(loss)
         candidate = GROUPS[0][0]
         with Ledger.open(path, SETTINGS) as ledger:
-            ledger.append([Outcome(candidate=candidate, loss=loss, right=np.zeros(EXAMPLES, dtype=bool))])
+            ledger.append(
+                [Outcome(candidate=candidate, loss=loss, right=np.zeros(EXAMPLES, dtype=bool))]
+            )
             (now,) = ledger.outcomes()
         (later,) = read(path)[1]
         assert math.isnan(now.loss)  # as after an interruption
@@ -162,7 +176,8 @@ def test_a_wrong_line_in_the_middle_is_named(tmp_path: Path, wrong: str, found: 
     path.write_text("\n".join(rows) + "\n")
     before = path.read_bytes()
     with pytest.raises(
-        LoclinError, match=f"expected the outcome of a candidate in line 5 of .*{found}.*restore the file"
+        LoclinError,
+        match=f"expected the outcome of a candidate in line 5 of .*{found}.*restore the file",
     ):
         Ledger.open(path, SETTINGS)
     assert path.read_bytes() == before
@@ -181,7 +196,8 @@ def test_a_ledger_of_another_format_is_not_read(tmp_path: Path) -> None:
     path = filled(tmp_path / "ledger.jsonl")
     path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
     with pytest.raises(
-        LoclinError, match=r"expected a ledger of format 1 .*, found 2: read it with the loclin that wrote it"
+        LoclinError,
+        match=r"expected a ledger of format 1 .*, found 2: read it with the loclin that wrote it",
     ):
         read(path)
 
@@ -190,7 +206,10 @@ def test_a_ledger_of_another_format_is_not_read(tmp_path: Path) -> None:
     ("changed", "named"),
     [
         ({"noise": "tied", "sigma": [0.2]}, r"sigma is \[0.1\] there, \[0.2\] here"),
-        ({"searched weights": "cd34", "noise": "tied"}, "searched weights is 'ab12' there, 'cd34' here"),
+        (
+            {"searched weights": "cd34", "noise": "tied"},
+            "searched weights is 'ab12' there, 'cd34' here",
+        ),
         ({"antithetic": True}, "antithetic is None there, True here"),
     ],
 )
@@ -198,7 +217,9 @@ def test_a_ledger_of_another_search_is_refused_by_the_first_setting_that_differs
     tmp_path: Path, changed: dict[str, Any], named: str
 ) -> None:
     path = filled(tmp_path / "ledger.jsonl")
-    with pytest.raises(LoclinError, match=f"belongs to another search \\({named}\\): choose another --out"):
+    with pytest.raises(
+        LoclinError, match=f"belongs to another search \\({named}\\): choose another --out"
+    ):
         Ledger.open(path, {**SETTINGS, **changed})
     fewer = {name: value for name, value in SETTINGS.items() if name != "noise"}
     with pytest.raises(LoclinError, match="noise is 'gaussian' there, None here"):
@@ -238,7 +259,10 @@ def test_without_room_what_is_written_stays_whole_and_goes_on_later(tmp_path: Pa
     before = path.read_bytes()
     with Ledger.open(path, SETTINGS) as ledger:
         for more in (0, 1, 100, 300):
-            with files_up_to(len(before) + more), pytest.raises(LoclinError, match="make room or choose another --out"):
+            with (
+                files_up_to(len(before) + more),
+                pytest.raises(LoclinError, match="make room or choose another --out"),
+            ):
                 ledger.append(map(outcome, GROUPS[2]))
             assert path.read_bytes() == before
             assert ledger.done == set(range(6))
@@ -257,7 +281,10 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_two_searches_do_not_write_to_one_ledger(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
-    with Ledger.open(path, SETTINGS), pytest.raises(LoclinError, match="found another process writing to it"):
+    with (
+        Ledger.open(path, SETTINGS),
+        pytest.raises(LoclinError, match="found another process writing to it"),
+    ):
         Ledger.open(path, SETTINGS)
     with pytest.raises(LoclinError, match="another search"):
         Ledger.open(path, {**SETTINGS, "noise": "tied"})
@@ -281,7 +308,9 @@ with Ledger.open(folder / "ledger.jsonl", SETTINGS) as ledger:
 """
 
 
-def test_killed_and_gone_on_with_it_ends_with_the_lines_of_an_uninterrupted_one(tmp_path: Path) -> None:
+def test_killed_and_gone_on_with_it_ends_with_the_lines_of_an_uninterrupted_one(
+    tmp_path: Path,
+) -> None:
     path, made = tmp_path / "ledger.jsonl", groups(200)
     root = Path(__file__).parent.parent.parent
     child = subprocess.Popen(

@@ -7,7 +7,13 @@ from loclin.errors import LoclinError
 from loclin.search.noise import Drawing, LowRankNoise, Noise, draw, values
 from loclin.search.normals import BLOCK
 
-SHAPES = {"a.weight": (24, 16), "a.bias": (16,), "b.weight": (24, 16), "norm": (5,), "long": (BLOCK + 3, 2)}
+SHAPES = {
+    "a.weight": (24, 16),
+    "a.bias": (16,),
+    "b.weight": (24, 16),
+    "norm": (5,),
+    "long": (BLOCK + 3, 2),
+}
 
 
 def drawn(noise: Noise, seed: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -20,11 +26,23 @@ def test_a_noise_is_read_and_written_alike(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "Gaussian", "lowrank", "lowrank:", "lowrank:0", "lowrank:-1", "lowrank:²", "tied:2", "gaussian:"]
+    "text",
+    [
+        "",
+        "Gaussian",
+        "lowrank",
+        "lowrank:",
+        "lowrank:0",
+        "lowrank:-1",
+        "lowrank:²",
+        "tied:2",
+        "gaussian:",
+    ],
 )
 def test_other_noise_is_refused(text: str) -> None:
     with pytest.raises(
-        LoclinError, match="expected noise gaussian, lowrank:R with a rank R of at least 1, or tied, found"
+        LoclinError,
+        match="expected noise gaussian, lowrank:R with a rank R of at least 1, or tied, found",
     ):
         Noise.parse(text)
 
@@ -35,7 +53,11 @@ def test_the_noise_of_a_tensor_depends_on_seed_and_name_alone(text: str) -> None
     noise, before = Noise.parse(text), torch.get_num_threads()
     expected = {n: values(draw(noise, 7, n, shape)) for n, shape in SHAPES.items()}
     turned = dict(reversed(SHAPES.items()))
-    ways = [drawn(noise, 7, SHAPES), drawn(noise, 7, turned), drawn(noise, 7, {"b.weight": SHAPES["b.weight"]})]
+    ways = [
+        drawn(noise, 7, SHAPES),
+        drawn(noise, 7, turned),
+        drawn(noise, 7, {"b.weight": SHAPES["b.weight"]}),
+    ]
     drawing = Drawing(noise, SHAPES)
     list(drawing.of(8))
     ways.append({n: values(z).clone() for n, z in drawing.of(7)})

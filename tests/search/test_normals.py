@@ -33,7 +33,9 @@ def test_no_two_streams_are_correlated() -> None:
 
 def test_the_stream_stays_what_it_was() -> None:
     """Seeds of old searches give the same weights: another stream would need another name."""
-    assert normals(4, 0, "pinned").tolist() == pytest.approx([0.533758, -0.688104, -1.811877, 0.101023], abs=1e-5)
+    assert normals(4, 0, "pinned").tolist() == pytest.approx(
+        [0.533758, -0.688104, -1.811877, 0.101023], abs=1e-5
+    )
 
 
 def test_whole_blocks_do_not_depend_on_how_many_follow() -> None:
@@ -52,7 +54,9 @@ def test_any_number_of_numbers_is_finite_and_can_be_had_again(size: int) -> None
 
 
 @pytest.mark.parametrize("bits", [-(2**31), -(2**31) + 1, -1, 0, 1, 2**31 - 65, 2**31 - 1])
-def test_no_bits_give_a_number_that_is_not_finite(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_bits_give_a_number_that_is_not_finite(
+    bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     numbers = Normals()
 
     class Fixed:

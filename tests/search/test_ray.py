@@ -46,7 +46,9 @@ def test_a_ray_of_its_own_ends_with_the_search(tmp_path: Path) -> None:
 def test_a_worker_that_is_killed_loses_nothing(
     cluster: None, trained: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The ledger of a real model, in process and on Ray with a worker killed in the middle: the same lines."""
+    """The ledger of a real model, in process and on Ray with a worker killed in the middle: the
+    same lines.
+    """
     started: list[int] = []
     start = Actors.start
     monkeypatch.setattr(Actors, "start", lambda self: (started.append(1), start(self))[1])
@@ -72,7 +74,11 @@ def kill_one_worker() -> None:
     """SIGKILL for a process of Ray's that serves as one of ours."""
     import psutil
 
-    ours = [p.pid for p in psutil.process_iter(["cmdline"]) if "ray::Station" in " ".join(p.info["cmdline"] or ())]
+    ours = [
+        p.pid
+        for p in psutil.process_iter(["cmdline"])
+        if "ray::Station" in " ".join(p.info["cmdline"] or ())
+    ]
     mine = {p.pid for p in psutil.Process().children(recursive=True)}
     pid = min(set(ours) & mine)
     os.kill(pid, signal.SIGKILL)
@@ -83,15 +89,27 @@ def test_what_kills_every_worker_ends_it_after_all_else_is_scored(
 ) -> None:
     monkeypatch.setattr(executors, "DEATHS", 1)
     found: list[str] = []
-    given = scores(Planted(folder=tmp_path, deadly=4), groups(4), workers=1, ray="local", tell=lambda _: None)
-    with pytest.raises(LoclinError, match=r"found 2 dead one after the other \(the last one: .*actor"):
+    given = scores(
+        Planted(folder=tmp_path, deadly=4), groups(4), workers=1, ray="local", tell=lambda _: None
+    )
+    with pytest.raises(
+        LoclinError, match=r"found 2 dead one after the other \(the last one: .*actor"
+    ):
         collect(given, found)
     assert set(found) == expected_lines([g for g in groups(4) if g[0].index != 3])
 
 
 def test_an_error_in_a_worker_is_one_line(cluster: None, tmp_path: Path) -> None:
     with pytest.raises(LoclinError, match=r"^expected a score, found none: try again$"):
-        list(scores(Planted(folder=tmp_path, fails=4), groups(4), workers=1, ray="local", tell=lambda _: None))
+        list(
+            scores(
+                Planted(folder=tmp_path, fails=4),
+                groups(4),
+                workers=1,
+                ray="local",
+                tell=lambda _: None,
+            )
+        )
 
 
 def test_a_cluster_without_room_is_said_then_an_error(
@@ -100,15 +118,25 @@ def test_a_cluster_without_room_is_said_then_an_error(
     monkeypatch.setattr(module, "PATIENCE", 0.5)
     monkeypatch.setattr(module, "PLACED_WITHIN", 1.5)
     told: list[str] = []
-    with pytest.raises(LoclinError, match="expected Ray to place a worker on 1 GPU within 2 seconds, found no room"):
-        list(scores(Planted(folder=tmp_path, device="cuda"), groups(4), ray="local", tell=told.append))
-    assert told == ["waiting for Ray to place a worker on 1 GPU: 2 CPU and 0 GPU in the cluster, or others hold them"]
+    with pytest.raises(
+        LoclinError, match="expected Ray to place a worker on 1 GPU within 2 seconds, found no room"
+    ):
+        list(
+            scores(
+                Planted(folder=tmp_path, device="cuda"), groups(4), ray="local", tell=told.append
+            )
+        )
+    assert told == [
+        "waiting for Ray to place a worker on 1 GPU: 2 CPU and 0 GPU in the cluster, or others "
+        "hold them"
+    ]
 
 
 def test_the_exception_behind_a_death_is_told() -> None:
     text = "The actor died because of an error, \x1b[36mray::A()\x1b[39m\n  File ...\n\nModuleNotFoundError: No module named 'loclin'"
     assert module._short(text) == (
-        "The actor died because of an error, ray::A() ... ModuleNotFoundError: No module named 'loclin'"
+        "The actor died because of an error, ray::A() ... ModuleNotFoundError: No module named "
+        "'loclin'"
     )
     assert module._short("one line") == "one line"
 
@@ -119,7 +147,9 @@ def test_a_cluster_that_answers_is_reached(cluster: None) -> None:
 
 def test_ray_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(LoclinError, match=r"^expected Ray for --ray, .* run pip install 'loclin\[ray\]'$"):
+    with pytest.raises(
+        LoclinError, match=r"^expected Ray for --ray, .* run pip install 'loclin\[ray\]'$"
+    ):
         list(scores(Planted(folder=tmp_path), groups(2), ray="local"))
 
 
@@ -129,9 +159,13 @@ def not_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
 
 
-@pytest.mark.parametrize("address", ["ray://here:10001", "here", "here:", "http://here:80", "", "local "])
+@pytest.mark.parametrize(
+    "address", ["ray://here:10001", "here", "here:", "http://here:80", "", "local "]
+)
 def test_an_address_that_is_none_is_named(not_started: None, tmp_path: Path, address: str) -> None:
-    with pytest.raises(LoclinError, match=f"^expected local, auto or HOST:PORT, found --ray {address}: "):
+    with pytest.raises(
+        LoclinError, match=f"^expected local, auto or HOST:PORT, found --ray {address}: "
+    ):
         list(scores(Planted(folder=tmp_path), groups(2), ray=address))
 
 
@@ -139,9 +173,13 @@ def test_where_nothing_listens_there_is_no_cluster(not_started: None, tmp_path: 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # no one else takes it, and no one listens
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(LoclinError, match=f"^expected a Ray cluster for --ray {address}, found none .*refused"):
+        with pytest.raises(
+            LoclinError, match=f"^expected a Ray cluster for --ray {address}, found none .*refused"
+        ):
             list(scores(Planted(folder=tmp_path), groups(2), ray=address))
-    with pytest.raises(LoclinError, match=r"^expected a Ray cluster for --ray 127\.0\.0\.1:99999, found none"):
+    with pytest.raises(
+        LoclinError, match=r"^expected a Ray cluster for --ray 127\.0\.0\.1:99999, found none"
+    ):
         list(scores(Planted(folder=tmp_path), groups(2), ray="127.0.0.1:99999"))
 
 
@@ -152,6 +190,8 @@ def test_where_something_else_listens_it_is_given_up(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         began = time.monotonic()
-        with pytest.raises(LoclinError, match=f"--ray {address}, found none .no answer within 3 seconds"):
+        with pytest.raises(
+            LoclinError, match=f"--ray {address}, found none .no answer within 3 seconds"
+        ):
             list(scores(Planted(folder=tmp_path), groups(2), ray=address))
         assert time.monotonic() - began < 30

@@ -1,4 +1,6 @@
-"""The rows of a search against numbers by hand: ladder, histogram beside the law, means over searches."""
+"""The rows of a search against numbers by hand: ladder, histogram beside the law, means over
+searches.
+"""
 
 import math
 
@@ -43,26 +45,38 @@ def outcomes(count: int, sigma: float, *, seed: int = 0) -> list[Outcome]:
     sd = math.hypot(sigma, sigma**2 * 2.0 / math.sqrt(2))
     gains = -(sigma**2) * 5.0 + sd * rng.standard_normal(count)
     return [
-        Outcome(candidate=Candidate(index=i, seed=i, sigma=sigma), loss=2.0 - gain, right=rng.random(8) < 0.3)
+        Outcome(
+            candidate=Candidate(index=i, seed=i, sigma=sigma),
+            loss=2.0 - gain,
+            right=rng.random(8) < 0.3,
+        )
         for i, gain in enumerate(gains)
     ]
 
 
 def found(rows: list[Row], quantity: str, **context: object) -> list[Row]:
-    return [r for r in rows if r.quantity == quantity and all(r.context.get(k) == v for k, v in context.items())]
+    return [
+        r
+        for r in rows
+        if r.quantity == quantity and all(r.context.get(k) == v for k, v in context.items())
+    ]
 
 
 def test_a_forecast_says_gain_length_and_price_at_every_sigma() -> None:
     rows = forecast_rows(KNOWN, n=100, sigmas=[0.01, 0.02], k=None, wish=0.01)
     for sigma in (0.01, 0.02):
-        (own,), (other,) = (found(rows, "expected_gain", sigma=sigma, on=on) for on in ("select", "other"))
+        (own,), (other,) = (
+            found(rows, "expected_gain", sigma=sigma, on=on) for on in ("select", "other")
+        )
         assert own.value == KNOWN.gain(100, sigma).value
         assert (own.low, own.high) == (KNOWN.gain(100, sigma).low, KNOWN.gain(100, sigma).high)
         assert other.value == KNOWN.gain(100, sigma, fresh=True).value
         assert found(rows, "relative_sigma", sigma=sigma)[0].value == pytest.approx(sigma * 20 / 5)
         assert found(rows, "needed", sigma=sigma)[0].value == KNOWN.needed(0.01, sigma)
     assert found(rows, "edge")[0].value == pytest.approx(math.sqrt(2) / 2)
-    assert found(rows, "best_sigma")[0].value == law.best_sigma(gradient=1.0, trace=10.0, n=100, along=0.5)
+    assert found(rows, "best_sigma")[0].value == law.best_sigma(
+        gradient=1.0, trace=10.0, n=100, along=0.5
+    )
     inside = forecast_rows(KNOWN, n=10, sigmas=[0.01], k=4, wish=None)
     assert found(inside, "relative_sigma")[0].value == pytest.approx(0.01 * 2 / 5)
     assert not found(inside, "needed")
@@ -91,16 +105,22 @@ def test_the_histogram_is_a_density_beside_the_normal_law() -> None:
     assert sum(r.value * width for r in rows if r.value is not None) == pytest.approx(1)
     assert sum(r.null * width for r in rows if r.null is not None) == pytest.approx(1, abs=0.01)
     for r in rows:
-        assert r.value == pytest.approx(r.null, abs=5 * math.sqrt((r.null or 0) / (5000 * width)) + 0.05)
+        assert r.value == pytest.approx(
+            r.null, abs=5 * math.sqrt((r.null or 0) / (5000 * width)) + 0.05
+        )
     assert not list(histogram_rows(outcomes(1, 0.05), loss=2.0, sigmas=[0.05], forecast=None))
 
 
 def test_losses_that_are_not_finite_are_counted_and_gain_nothing() -> None:
     every = outcomes(4, 0.05)
     broken = [Outcome(candidate=o.candidate, loss=math.nan, right=o.right) for o in every]
-    rows = list(observed_rows([*every[:3], broken[3]], loss=2.0, sigmas=[0.05], forecast=None, search=1))
+    rows = list(
+        observed_rows([*every[:3], broken[3]], loss=2.0, sigmas=[0.05], forecast=None, search=1)
+    )
     assert found(rows, "not_finite")[0].value == 1
-    assert found(rows, "best_of_n", n=4)[0].value == pytest.approx(2.0 - min(o.loss for o in every[:3]))
+    assert found(rows, "best_of_n", n=4)[0].value == pytest.approx(
+        2.0 - min(o.loss for o in every[:3])
+    )
     assert found(rows, "best_of_n", n=4)[0].null is None
     none = list(observed_rows(broken, loss=2.0, sigmas=[0.05], forecast=KNOWN, search=1))
     assert found(none, "not_finite")[0].value == 4
@@ -110,7 +130,12 @@ def test_losses_that_are_not_finite_are_counted_and_gain_nothing() -> None:
 
 def compared(search: int, right: int) -> list[Row]:
     base = Arm(name="the model itself", right=np.arange(40) < 10, forward_passes=1)
-    best = Arm(name="best candidate", right=np.arange(40) < right, forward_passes=1 + search, note=f"search {search}")
+    best = Arm(
+        name="best candidate",
+        right=np.arange(40) < right,
+        forward_passes=1 + search,
+        note=f"search {search}",
+    )
     rows = list(compared_rows(table([best], base, seed=0), search=search))
     return [*rows, *winner_rows([("select", right / 40, 0.25)], search=search)]
 
@@ -119,7 +144,12 @@ def test_one_search_keeps_its_intervals_and_several_have_them_over_searches() ->
     single = over_searches(compared(0, 20))
     (gain,) = found(single, "gain", arm="best candidate")
     original = found(compared(0, 20), "gain", arm="best candidate")[0]
-    assert (gain.value, gain.low, gain.high, gain.p) == (0.25, original.low, original.high, original.p)
+    assert (gain.value, gain.low, gain.high, gain.p) == (
+        0.25,
+        original.low,
+        original.high,
+        original.p,
+    )
     assert found(single, "p_holm", arm="best candidate")[0].value == original.p
     assert all("search" not in r.context for r in single)
     several = over_searches([*compared(0, 20), *compared(1, 30), *compared(2, 25)])

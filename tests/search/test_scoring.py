@@ -29,14 +29,18 @@ def asked(problem: Problem, *, whole: bool = False) -> Exam:
 
 
 @contextmanager
-def moved(problem: Problem, noise: str = "gaussian", *, sigma: float) -> Iterator[tuple[Perturbed, list[Candidate]]]:
+def moved(
+    problem: Problem, noise: str = "gaussian", *, sigma: float
+) -> Iterator[tuple[Perturbed, list[Candidate]]]:
     """Three candidates far enough out that some answers are wrong."""
     with Perturbed(ParameterSpace(problem.model), Noise.parse(noise)) as perturbed:
         yield perturbed, candidates(3, [sigma], seed=1)
 
 
 @pytest.mark.parametrize("noise", NOISES)
-@pytest.mark.parametrize(("name", "whole"), [("trained", False), ("speaking", False), ("speaking", True)])
+@pytest.mark.parametrize(
+    ("name", "whole"), [("trained", False), ("speaking", False), ("speaking", True)]
+)
 def test_outcomes_are_those_of_the_exam_at_each_candidate(
     name: str, whole: bool, noise: str, request: pytest.FixtureRequest
 ) -> None:
@@ -64,7 +68,9 @@ def test_groups_do_not_matter(trained: Problem, batched: bool) -> None:
     exam = asked(trained)
     with moved(trained, sigma=0.1) as (perturbed, group):
         whole = score(perturbed, exam, group, batched=batched)
-        parts = score(perturbed, exam, group[:1], batched=batched) + score(perturbed, exam, group[1:], batched=batched)
+        parts = score(perturbed, exam, group[:1], batched=batched) + score(
+            perturbed, exam, group[1:], batched=batched
+        )
     for one, other in zip(whole, parts, strict=True):
         assert one.loss == pytest.approx(other.loss, rel=1e-4)
         assert np.array_equal(one.right, other.right)
@@ -92,7 +98,9 @@ def test_the_base_comes_back_when_scoring_fails(
 
 
 @pytest.mark.parametrize("batched", [False, True])
-def test_weights_that_give_no_numbers_answer_nothing_right(speaking: Problem, batched: bool) -> None:
+def test_weights_that_give_no_numbers_answer_nothing_right(
+    speaking: Problem, batched: bool
+) -> None:
     exam = asked(speaking)
     with moved(speaking, sigma=1e30) as (perturbed, group):
         for outcome in score(perturbed, exam, group, batched=batched):
@@ -108,7 +116,9 @@ def test_a_basis_is_not_scored_in_a_batch(trained: Problem) -> None:
         group = candidates(2, [0.1], seed=0)
         assert not faster(perturbed, asked(trained), group)
         assert len(score(perturbed, asked(trained), group, batched=False)) == 2
-        with pytest.raises(LoclinError, match="expected noise of the tensors for batched candidates, found a basis"):
+        with pytest.raises(
+            LoclinError, match="expected noise of the tensors for batched candidates, found a basis"
+        ):
             score(perturbed, asked(trained), group, batched=True)
 
 
@@ -120,7 +130,9 @@ def test_the_faster_way_is_taken_if_it_gives_the_same(
 ) -> None:
     """Stacked passes that take less time, that take more, and that come to something else."""
 
-    def timed(_: Perturbed, exam: Exam, group: Sequence[Candidate], *, batched: bool) -> list[Outcome]:
+    def timed(
+        _: Perturbed, exam: Exam, group: Sequence[Candidate], *, batched: bool
+    ) -> list[Outcome]:
         time.sleep(0.02 if batched == slow else 0.001)
         right = np.ones(len(exam.batch), dtype=bool)
         return [Outcome(candidate=c, loss=0.5, right=right) for c in group]
@@ -137,7 +149,9 @@ def test_the_faster_way_is_taken_if_it_gives_the_same(
 
 
 def test_noise_that_a_stack_would_miss_is_placed(trained: Problem) -> None:
-    """A model that reads a weight outside its module's own forward: low-rank noise is added to the weights then, stacked never."""
+    """A model that reads a weight outside its module's own forward: low-rank noise is added to the
+    weights then, stacked never.
+    """
     model = copy.deepcopy(trained.model)
     head = model.transformer.h[0].mlp.c_fc
 
@@ -155,7 +169,9 @@ def test_noise_that_a_stack_would_miss_is_placed(trained: Problem) -> None:
         assert found.loss == float(losses.sum()) / float(exam.tokens.sum())
 
 
-def test_a_stack_too_large_for_memory_is_not_tried(trained: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stack_too_large_for_memory_is_not_tried(
+    trained: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
     space = ParameterSpace(trained.model)
     tried: list[Any] = []
     monkeypatch.setattr(scoring, "score", lambda *a, **_: tried.append(a))

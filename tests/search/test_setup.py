@@ -93,7 +93,10 @@ def test_statements_are_asked_by_their_options(speaking: Problem) -> None:
     worker = asked.build()
     assert worker.exam.choices is not None
     with Perturbed(ParameterSpace(speaking.model), Noise()) as perturbed:
-        assert same(worker.score(GROUP), score(perturbed, Exam.of(speaking, asked.examples), GROUP, batched=False))
+        assert same(
+            worker.score(GROUP),
+            score(perturbed, Exam.of(speaking, asked.examples), GROUP, batched=False),
+        )
 
 
 def test_a_prefix_is_the_span_of_the_first_updates_and_leaves_the_model_where_it_was(
@@ -122,10 +125,13 @@ def test_a_prefix_is_the_span_of_the_first_updates_and_leaves_the_model_where_it
 
 
 def test_the_seed_draws_the_prefix_and_the_factors(trained: Problem, speaking: Problem) -> None:
-    asked = Setup(model="statements-small", examples=examples(speaking, "recovery", 4))  # one model, whatever the seed
+    asked = Setup(
+        model="statements-small", examples=examples(speaking, "recovery", 4)
+    )  # one model, whatever the seed
     lessons = examples(speaking, "train", 16)
     prefix = [
-        replace(asked, space="prefix:2", lessons=lessons, prefix_batch=4, seed=s).fingerprint() for s in (0, 0, 1)
+        replace(asked, space="prefix:2", lessons=lessons, prefix_batch=4, seed=s).fingerprint()
+        for s in (0, 0, 1)
     ]
     assert prefix[0] == prefix[1]
     assert {k for k in prefix[0] if prefix[0][k] != prefix[2][k]} == {"basis"}
@@ -134,7 +140,9 @@ def test_the_seed_draws_the_prefix_and_the_factors(trained: Problem, speaking: P
     assert {k for k in factors[0] if factors[0][k] != factors[2][k]} == {"searched weights"}
 
 
-@pytest.mark.parametrize("space", ["prefix:0", "prefix:", "prefix:-1", "prefix", "prefix:two", "prefix:²"])
+@pytest.mark.parametrize(
+    "space", ["prefix:0", "prefix:", "prefix:-1", "prefix", "prefix:two", "prefix:²"]
+)
 def test_a_prefix_needs_a_number(plain: Setup, space: str) -> None:
     with pytest.raises(LoclinError, match="expected prefix:K with K of at least 1, found --space"):
         replace(plain, space=space).build()
@@ -151,7 +159,9 @@ def test_a_prefix_needs_lessons_of_its_own(trained: Problem, plain: Setup) -> No
         replace(plain, space="prefix:2", lessons=lessons, how=How(dtype="bfloat16")).build()
 
 
-def test_the_fingerprint_names_what_is_another(trained: Problem, plain: Setup, tmp_path: Path) -> None:
+def test_the_fingerprint_names_what_is_another(
+    trained: Problem, plain: Setup, tmp_path: Path
+) -> None:
     base = plain.fingerprint()
     assert base["examples"] == len(plain.examples)
     folder = tmp_path / "copied"
@@ -175,8 +185,12 @@ def test_the_fingerprint_names_what_is_another(trained: Problem, plain: Setup, t
         network.transformer.h[0].ln_1.weight[0] += 1e-6
     network.save_pretrained(folder)
     assert differing(moved) == {"searched weights"}
-    assert differing(replace(moved, space="*attn*")) == part  # the other weights are others than all but these were
-    scales = [replace(plain, space="lora", lora=Lora(alpha=alpha)).fingerprint() for alpha in (8, 16)]
+    assert (
+        differing(replace(moved, space="*attn*")) == part
+    )  # the other weights are others than all but these were
+    scales = [
+        replace(plain, space="lora", lora=Lora(alpha=alpha)).fingerprint() for alpha in (8, 16)
+    ]
     assert {k for k in scales[0] if scales[0][k] != scales[1][k]} == {"configuration"}
 
 
@@ -200,16 +214,23 @@ def test_a_trained_adapter_is_searched_around_as_it_is(plain: Setup, adapter: Pa
     state = torch.get_rng_state()
     worker = setup.build()
     assert torch.equal(torch.get_rng_state(), state)
-    factors = dict(zip(worker.perturbed.space.names, worker.perturbed.space.parameters, strict=True))
+    factors = dict(
+        zip(worker.perturbed.space.names, worker.perturbed.space.parameters, strict=True)
+    )
     assert all(".lora_" in n for n in factors)
     assert any(p.any() for n, p in factors.items() if ".lora_B." in n)  # it is no new one
     assert worker.score(GROUP)[0].loss != replace(setup, adapter=None).build().score(GROUP)[0].loss
     assert setup.fingerprint() == worker.fingerprint()
 
 
-def test_what_is_no_adapter_of_the_model_is_named(plain: Setup, adapter: Path, tmp_path: Path) -> None:
+def test_what_is_no_adapter_of_the_model_is_named(
+    plain: Setup, adapter: Path, tmp_path: Path
+) -> None:
     def refused(folder: Path, text: str, **changes: Any) -> None:
-        asked = replace(plain, **{"model": str(tmp_path / "base"), "space": "lora", "adapter": folder, **changes})
+        asked = replace(
+            plain,
+            **{"model": str(tmp_path / "base"), "space": "lora", "adapter": folder, **changes},
+        )
         with pytest.raises(LoclinError, match=text):
             asked.build()
 
@@ -235,14 +256,18 @@ class Small:
     def __init__(self, room: int) -> None:
         self.room, self.calls = room, 0
 
-    def __call__(self, perturbed: Perturbed, exam: Exam, group: Sequence[Candidate], *, batched: bool) -> list[Outcome]:
+    def __call__(
+        self, perturbed: Perturbed, exam: Exam, group: Sequence[Candidate], *, batched: bool
+    ) -> list[Outcome]:
         self.calls += 1
         if len(exam.batch) * (len(group) if batched else 1) > self.room:
             raise torch.OutOfMemoryError("tried to allocate 2.00 GiB")
         return score(perturbed, exam, group, batched=batched)
 
 
-@pytest.mark.parametrize(("batched", "room"), [(True, 80), (True, 40), (True, 7), (False, 20), (False, 1)])
+@pytest.mark.parametrize(
+    ("batched", "room"), [(True, 80), (True, 40), (True, 7), (False, 20), (False, 1)]
+)
 def test_out_of_memory_takes_smaller_batches_and_says_so_once(
     plain: Setup, monkeypatch: pytest.MonkeyPatch, batched: bool, room: int
 ) -> None:
@@ -263,11 +288,14 @@ def test_out_of_memory_takes_smaller_batches_and_says_so_once(
     assert small.calls - tried <= tried  # it stays with what fits
 
 
-def test_no_room_for_a_single_example_is_an_error(plain: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room_for_a_single_example_is_an_error(
+    plain: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
     worker = replace(plain, batched=True).build()
     monkeypatch.setattr(module, "score", Small(0))
     with pytest.raises(
-        LoclinError, match=r"expected room for one candidate and one example on cpu, found too little \(tried"
+        LoclinError,
+        match=r"expected room for one candidate and one example on cpu, found too little \(tried",
     ):
         worker.score(GROUP)
 
@@ -281,7 +309,9 @@ def test_a_candidate_that_gives_nothing_finite_is_an_outcome(plain: Setup) -> No
     assert same(found[1:], worker.score(GROUP[1:2]))
 
 
-def test_a_model_that_does_not_come_back_is_noticed(plain: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_does_not_come_back_is_noticed(
+    plain: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
     worker = plain.build()
     monkeypatch.setattr(worker.perturbed, "restore", lambda: None)
     with pytest.raises(LoclinError, match="at its base, found other bytes"):
@@ -293,7 +323,9 @@ def test_a_worker_that_finds_another_model_is_refused(plain: Setup) -> None:
     own = plain.build().fingerprint()
     replace(plain, expected=own).build()
     with pytest.raises(
-        LoclinError, match=r"found others \(other weights is 'x' in the record, .*: score with what the search began"
+        LoclinError,
+        match=r"found others \(other weights is 'x' in the record, .*: score with what the search "
+        r"began",
     ):
         replace(plain, expected={**own, "other weights": "x"}).build()
 
@@ -302,6 +334,8 @@ def test_a_basis_that_was_made_is_taken(trained: Problem, plain: Setup) -> None:
     asked = replace(plain, space="prefix:3", lessons=examples(trained, "train", 4))
     made = asked.build().perturbed.basis
     assert made is not None
-    taken = replace(asked, lessons=(), basis=made).build().perturbed.basis  # without lessons none could be made
+    taken = (
+        replace(asked, lessons=(), basis=made).build().perturbed.basis
+    )  # without lessons none could be made
     assert taken is not None
     assert torch.equal(taken, made)

@@ -1,4 +1,6 @@
-"""Three parts that share nothing, drawn by the seed alone; what is too few or repeats itself is refused."""
+"""Three parts that share nothing, drawn by the seed alone; what is too few or repeats itself is
+refused.
+"""
 
 import random
 
@@ -51,7 +53,8 @@ def test_prompts_are_groups_where_none_is_given() -> None:
 def test_too_few_examples_say_how_many_are_needed_and_what_would_fit() -> None:
     with pytest.raises(
         LoclinError,
-        match=r"expected 60 examples for select, validate and test, found 40 in 14 groups: give more data, or fewer of each, such "
+        match=r"expected 60 examples for select, validate and test, found 40 in 14 groups: give "
+        r"more data, or fewer of each, such "
         r"as --select 12 --validate 6 --test 18",
     ):
         divided(POOL[:40], SIZES, seed=0)
@@ -59,18 +62,30 @@ def test_too_few_examples_say_how_many_are_needed_and_what_would_fit() -> None:
 
 
 def test_splits_that_overlap_are_refused() -> None:
-    twice = [*POOL, *(Example(prompt=e.prompt, answer=" y", group=f"other {e.group}") for e in POOL)]
-    with pytest.raises(LoclinError, match=r"splits that share no prompt, found '\d+ =' in (select|validate|test) and "):
+    twice = [
+        *POOL,
+        *(Example(prompt=e.prompt, answer=" y", group=f"other {e.group}") for e in POOL),
+    ]
+    with pytest.raises(
+        LoclinError,
+        match=r"splits that share no prompt, found '\d+ =' in (select|validate|test) and ",
+    ):
         divided(twice, {"select": 60, "validate": 60, "test": 60}, seed=0)
-    with pytest.raises(LoclinError, match="splits that share no group, found 'g0' in select and test"):
-        check_disjoint(Splits(select=tuple(POOL[:1]), validate=tuple(POOL[30:31]), test=tuple(POOL[1:2])))
+    with pytest.raises(
+        LoclinError, match="splits that share no group, found 'g0' in select and test"
+    ):
+        check_disjoint(
+            Splits(select=tuple(POOL[:1]), validate=tuple(POOL[30:31]), test=tuple(POOL[1:2]))
+        )
 
 
 def test_hashes_tell_every_word_and_the_order() -> None:
     first = examples_hash(POOL[:2])
     assert first == examples_hash(POOL[:2])
     assert first != examples_hash(POOL[1::-1])
-    assert first != examples_hash([POOL[0], Example(prompt=POOL[1].prompt, answer=" y", group=POOL[1].group)])
+    assert first != examples_hash(
+        [POOL[0], Example(prompt=POOL[1].prompt, answer=" y", group=POOL[1].group)]
+    )
     assert set(divided(POOL, SIZES, seed=0).hashes()) == set(PARTS)
 
 

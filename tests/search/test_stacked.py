@@ -20,7 +20,11 @@ from tests.conftest import FAMILIES
 
 Families = dict[str, PreTrainedModel]
 Tokenizers = dict[str, PreTrainedTokenizerBase]
-RAGGED = [("the cat", " sat on the mat"), ("do cats purr? yes, they do.", " (A)"), ("a", " dog ran")]
+RAGGED = [
+    ("the cat", " sat on the mat"),
+    ("do cats purr? yes, they do.", " (A)"),
+    ("a", " dog ran"),
+]
 NOISES = ["gaussian", "lowrank:2", "tied"]
 
 
@@ -29,12 +33,16 @@ def ragged(tokenizer: PreTrainedTokenizerBase) -> Batch:
 
 
 def logits_of(model: nn.Module, batch: Batch) -> Tensor:
-    found = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+    found = model(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+    ).logits
     return torch.where(batch.attention_mask[..., None] > 0, found, 0.0)
 
 
 @torch.no_grad()
-def compare(model: nn.Module, pattern: str, noise: Noise, batch: Batch, *, close: float = 1e-9) -> None:
+def compare(
+    model: nn.Module, pattern: str, noise: Noise, batch: Batch, *, close: float = 1e-9
+) -> None:
     """Logits of four candidates, two of them mirror images, in one pass and one at a time."""
     space = ParameterSpace(model, pattern)
     group = [*candidates(2, [0.05], seed=0, antithetic=True), *candidates(2, [0.2], seed=1)]
@@ -57,7 +65,12 @@ def compare(model: nn.Module, pattern: str, noise: Noise, batch: Batch, *, close
 def test_stacked_candidates_are_those_placed_one_at_a_time(
     family: str, noise: str, families: Families, tokenizers: Tokenizers
 ) -> None:
-    compare(copy.deepcopy(families[family]).double(), "*", Noise.parse(noise), ragged(tokenizers[family]))
+    compare(
+        copy.deepcopy(families[family]).double(),
+        "*",
+        Noise.parse(noise),
+        ragged(tokenizers[family]),
+    )
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -70,16 +83,27 @@ def test_stacked_adapters_are_those_placed_one_at_a_time(
 
 
 @pytest.mark.parametrize("noise", ["gaussian", "lowrank:2"])
-@pytest.mark.parametrize("pattern", ["*bias", "*c_attn.weight", "*wpe*", "*wte*", "*ln_1.weight,*ln_f.bias"])
+@pytest.mark.parametrize(
+    "pattern", ["*bias", "*c_attn.weight", "*wpe*", "*wte*", "*ln_1.weight,*ln_f.bias"]
+)
 def test_parts_of_a_model_are_stacked_alone(
     pattern: str, noise: str, families: Families, tokenizers: Tokenizers
 ) -> None:
-    compare(copy.deepcopy(families["gpt2"]).double(), pattern, Noise.parse(noise), ragged(tokenizers["gpt2"]))
+    compare(
+        copy.deepcopy(families["gpt2"]).double(),
+        pattern,
+        Noise.parse(noise),
+        ragged(tokenizers["gpt2"]),
+    )
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma"])
-def test_half_precision_is_rounded_as_if_placed(family: str, families: Families, tokenizers: Tokenizers) -> None:
-    """The same bfloat16 weights: the difference is that of one product's rounding, far below a step of σ."""
+def test_half_precision_is_rounded_as_if_placed(
+    family: str, families: Families, tokenizers: Tokenizers
+) -> None:
+    """The same bfloat16 weights: the difference is that of one product's rounding, far below a step
+    of σ.
+    """
     model = copy.deepcopy(families[family]).bfloat16()
     space, batch = ParameterSpace(model), ragged(tokenizers[family])
     group = candidates(2, [0.05], seed=0)
@@ -110,7 +134,9 @@ def test_one_candidate_is_a_stack_too(families: Families, tokenizers: Tokenizers
             torch.testing.assert_close(found, logits_of(model, rows), rtol=1e-9, atol=1e-9)
 
 
-def test_nothing_is_left_behind_when_a_pass_fails(families: Families, tokenizers: Tokenizers) -> None:
+def test_nothing_is_left_behind_when_a_pass_fails(
+    families: Families, tokenizers: Tokenizers
+) -> None:
     model, batch = families["llama"], ragged(tokenizers["llama"])
     space, group = ParameterSpace(model), candidates(2, [0.1], seed=0)
     with torch.no_grad():
@@ -166,7 +192,9 @@ def test_the_first_tensor_that_cannot_be_stacked_is_named(inner: nn.Module, told
     assert found is not None
     assert found.startswith(told)
     with (
-        pytest.raises(LoclinError, match=r"expected tensors that can be stacked, found that inner\.weight"),
+        pytest.raises(
+            LoclinError, match=r"expected tensors that can be stacked, found that inner\.weight"
+        ),
         stacked(model, space, Noise(), group),
     ):
         pass
@@ -198,7 +226,10 @@ class Folding(nn.Module):
 def test_rows_that_a_module_regroups_are_refused() -> None:
     model = Folding()
     with (
-        pytest.raises(LoclinError, match="expected 4 rows in every module, found 12: score one candidate at a time"),
+        pytest.raises(
+            LoclinError,
+            match="expected 4 rows in every module, found 12: score one candidate at a time",
+        ),
         torch.no_grad(),
         stacked(model, ParameterSpace(model), Noise(), candidates(2, [0.1], seed=0)),
     ):

@@ -1,4 +1,6 @@
-"""Cosines between routes: their intervals cover, their parts add up to the whole, their null has no side."""
+"""Cosines between routes: their intervals cover, their parts add up to the whole, their null has no
+side.
+"""
 
 import math
 from dataclasses import replace
@@ -27,7 +29,11 @@ def quiet(share: float) -> None:
 
 
 def noisy(
-    centre: np.ndarray, groups: int, each: int, rng: np.random.Generator, labels: np.ndarray | None = None
+    centre: np.ndarray,
+    groups: int,
+    each: int,
+    rng: np.random.Generator,
+    labels: np.ndarray | None = None,
 ) -> Averaged:
     """Vectors around a centre whose noise is shared within groups; with labels, ± half the centre."""
     shared = rng.standard_normal((groups, len(centre))).repeat(each, axis=0)
@@ -41,8 +47,8 @@ def noisy(
 def test_intervals_cover(width: int) -> None:
     """Two routes with group noise, with labels and without, and one of batches and prompts.
 
-    In few dimensions the planted cosine is covered. In many, noise lowers every cosine of vectors made from few examples, and what
-    is covered is their mean.
+    In few dimensions the planted cosine is covered. In many, noise lowers every cosine of vectors
+    made from few examples, and what is covered is their mean.
     """
     rng, trials = np.random.default_rng(0), 120
     a, b = np.zeros(width), np.zeros(width)
@@ -61,13 +67,17 @@ def test_intervals_cover(width: int) -> None:
     planted = float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
     for estimates in found.values():
         covered = planted if width == 4 else float(np.mean([e.value for e in estimates]))
-        assert np.mean([e.low <= covered <= e.high for e in estimates]) > 0.87  # 95 % less four standard errors
+        assert (
+            np.mean([e.low <= covered <= e.high for e in estimates]) > 0.87
+        )  # 95 % less four standard errors
         assert all(e.low < e.value < e.high for e in estimates)
     assert (found["logits"][0].n, found["gradient"][0].n) == (40, 8)
 
 
 def test_prompts_of_one_group_are_drawn_together() -> None:
-    """Every prompt written twice says no more than once: the interval is as wide, unless the copies are given groups of their own."""
+    """Every prompt written twice says no more than once: the interval is as wide, unless the copies
+    are given groups of their own.
+    """
     rng = np.random.default_rng(1)
     once = {
         "labels": noisy(np.array([1.0, 0.0, 0.0]), 30, 1, rng),
@@ -84,7 +94,9 @@ def test_prompts_of_one_group_are_drawn_together() -> None:
             for name, m in once.items()
         }
         directions = {name: m.direction() for name, m in made.items()}
-        (estimate,) = agreement(directions, Resampled(prompts=made, batches=()), seed=0)["labels", "logits"]
+        (estimate,) = agreement(directions, Resampled(prompts=made, batches=()), seed=0)[
+            "labels", "logits"
+        ]
         return estimate.high - estimate.low
 
     assert width(4, own=False) == pytest.approx(width(1, own=False), rel=0.2)
@@ -95,22 +107,43 @@ def test_a_route_that_cannot_be_drawn_again_has_no_interval() -> None:
     rng = np.random.default_rng(0)
     labels = noisy(np.ones(3), 20, 1, rng)
     directions = {"search": torch.ones(1, 3, dtype=torch.float64), "labels": labels.direction()}
-    (estimate,) = agreement(directions, Resampled(prompts={"labels": labels}, batches=()), seed=0)["search", "labels"]
+    (estimate,) = agreement(directions, Resampled(prompts={"labels": labels}, batches=()), seed=0)[
+        "search", "labels"
+    ]
     assert (estimate.low, estimate.high) == (-math.inf, math.inf)
     assert estimate.value == pytest.approx(float(cosines(*directions.values())))
-    assert agreement({"labels": labels.direction()}, Resampled(prompts={"labels": labels}, batches=()), seed=0) == {}
+    assert (
+        agreement(
+            {"labels": labels.direction()},
+            Resampled(prompts={"labels": labels}, batches=()),
+            seed=0,
+        )
+        == {}
+    )
 
 
 @pytest.mark.parametrize("estimand", ["E1", "E3"])
-def test_gradient_batches_add_up_to_the_gradient_step(speaking: Problem, estimand: Estimand) -> None:
+def test_gradient_batches_add_up_to_the_gradient_step(
+    speaking: Problem, estimand: Estimand
+) -> None:
     some = examples(speaking)
-    step, read = ask(some[:32], speaking.tokenizer, device="cpu"), ask(some[32:], speaking.tokenizer, device="cpu")
+    step, read = (
+        ask(some[:32], speaking.tokenizer, device="cpu"),
+        ask(some[32:], speaking.tokenizer, device="cpu"),
+    )
     space = ParameterSpace(speaking.model)
     before = space.read()
     toward = step_direction(speaking.model, space, step, loss=loss_of(estimand))
     there, back = (
         step_averaged(
-            speaking.model, space, toward, read, estimand=estimand, eta=eta, layers=[0, 1], path=None
+            speaking.model,
+            space,
+            toward,
+            read,
+            estimand=estimand,
+            eta=eta,
+            layers=[0, 1],
+            path=None,
         ).direction()
         for eta in (module.SMALL, -module.SMALL)
     )
@@ -129,7 +162,9 @@ def test_groups_are_in_one_gradient_batch_each(speaking: Problem) -> None:
     home = np.arange(20) % 3 == 0
     two = replace(asked, groups=tuple("ab"[i] for i in home.astype(int)))
     space = ParameterSpace(speaking.model)
-    found = gradient_batches(speaking.model, space, two, asked, estimand="E1", layers=[0], path=None, told=quiet)
+    found = gradient_batches(
+        speaking.model, space, two, asked, estimand="E1", layers=[0], path=None, told=quiet
+    )
     assert len(found) == 2
     for batch, rows in zip(found, (home, ~home), strict=True):
         alone = step_direction(speaking.model, space, asked.rows(rows), loss="fixed")
@@ -143,14 +178,27 @@ def test_the_null_is_a_function_of_its_seed_and_has_both_signs(speaking: Problem
     space = ParameterSpace(speaking.model)
     before = space.read()
     like = step_direction(speaking.model, space, asked, loss="fixed")
-    against = labels_averaged(speaking.model, asked, form="auto", layers=[0, 1], path=None).direction()
+    against = labels_averaged(
+        speaking.model, asked, form="auto", layers=[0, 1], path=None
+    ).direction()
     origin = activations(speaking.model, asked.batch, layers=[0, 1])
 
     def null(seed: int) -> np.ndarray:
         return null_cosines(
-            speaking.model, space, like, asked, against, estimand="E1", eta=1e-3, count=5, layers=[0, 1], path=None,
-            origin=origin, seed=seed, told=quiet,
-        )  # fmt: skip
+            speaking.model,
+            space,
+            like,
+            asked,
+            against,
+            estimand="E1",
+            eta=1e-3,
+            count=5,
+            layers=[0, 1],
+            path=None,
+            origin=origin,
+            seed=seed,
+            told=quiet,
+        )
 
     found = null(0)
     assert found.shape == (10, 2)

@@ -30,8 +30,12 @@ def spoken_by(problem: Problem, layers: tuple[int, ...] = (0, 1)) -> SteeringVec
     return random(0, layers, d=48, model="statements-small")
 
 
-def stepwise(model: PreTrainedModel, ids: list[int], count: int, moved: dict[int, Tensor], start: int) -> list[int]:
-    """Greedy, without a cache, one whole pass for each token, vectors added by plain hooks at positions from `start` on."""
+def stepwise(
+    model: PreTrainedModel, ids: list[int], count: int, moved: dict[int, Tensor], start: int
+) -> list[int]:
+    """Greedy, without a cache, one whole pass for each token, vectors added by plain hooks at
+    positions from `start` on.
+    """
 
     def hook(vector: Tensor) -> Any:
         def add(module: Any, inputs: Any, out: Any) -> Any:
@@ -57,12 +61,17 @@ def stepwise(model: PreTrainedModel, ids: list[int], count: int, moved: dict[int
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "gemma"])
 @pytest.mark.parametrize("start", [0, 3, 9])
 def test_generations_are_those_of_whole_passes_without_a_cache(
-    family: str, start: int, families: dict[str, PreTrainedModel], tokenizers: dict[str, PreTrainedTokenizerBase]
+    family: str,
+    start: int,
+    families: dict[str, PreTrainedModel],
+    tokenizers: dict[str, PreTrainedTokenizerBase],
 ) -> None:
     model, tokenizer = families[family], tokenizers[family]
     vector = random(5, model_type=family)
     made = generations(model, tokenizer, vector, PROMPTS, [0.0, 2.0, -1.5], tokens=8, start=start)
-    assert [(g.prompt, g.strength) for g in made] == [(p, s) for p in PROMPTS for s in (0.0, 2.0, -1.5)]
+    assert [(g.prompt, g.strength) for g in made] == [
+        (p, s) for p in PROMPTS for s in (0.0, 2.0, -1.5)
+    ]
     for g in made:
         moved = {n: g.strength * v for n, v in vector.directions.items()}
         new = stepwise(model, tokenizer(g.prompt)["input_ids"], 8, moved, start)
@@ -75,21 +84,31 @@ def test_strength_0_is_the_plain_model_and_weights_stay(speaking: Problem) -> No
     prompt = speaking.examples["test"][speaking.tasks[0]][0].prompt
     before = ParameterSpace(model).read()
     ids = torch.tensor([tokenizer(prompt)["input_ids"]])
-    plain = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False)
+    plain = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False
+    )
     made = generations(model, tokenizer, spoken_by(speaking), [prompt], [0.0, 40.0], tokens=3)
-    assert made[0].text == tokenizer.decode(plain[0, ids.shape[1] :], skip_special_tokens=True) != made[1].text
+    assert (
+        made[0].text
+        == tokenizer.decode(plain[0, ids.shape[1] :], skip_special_tokens=True)
+        != made[1].text
+    )
     assert torch.equal(ParameterSpace(model).read(), before)
 
 
 def test_a_planted_direction_makes_the_model_say_its_word(
     families: dict[str, PreTrainedModel], tokenizers: dict[str, PreTrainedTokenizerBase]
 ) -> None:
-    """Far along a word's row of the output matrix, after the last block, nothing else is left of the final norm's input."""
+    """Far along a word's row of the output matrix, after the last block, nothing else is left of
+    the final norm's input.
+    """
     model, tokenizer = families["llama"], tokenizers["llama"]
     rows = model.get_output_embeddings().weight.detach()
     for word in (70, 71):
         assert int((rows @ rows[word]).argmax()) == word
-        vector = SteeringVector(**{**vars(random(0, (1,), model_type="llama")), "directions": {1: rows[word]}})
+        vector = SteeringVector(
+            **{**vars(random(0, (1,), model_type="llama")), "directions": {1: rows[word]}}
+        )
         made = generations(model, tokenizer, vector, PROMPTS, [1e4], tokens=5)
         assert {g.text for g in made} == {tokenizer.decode([word] * 5)}
 
@@ -101,7 +120,9 @@ def test_drawn_tokens_depend_on_seed_and_prompt_alone(
     state = torch.get_rng_state()
 
     def drawn(prompts: list[str], strengths: list[float], seed: int = 0) -> list[str]:
-        made = generations(model, tokenizer, vector, prompts, strengths, tokens=8, temperature=0.8, seed=seed)
+        made = generations(
+            model, tokenizer, vector, prompts, strengths, tokens=8, temperature=0.8, seed=seed
+        )
         return [g.text for g in made]
 
     both = drawn(PROMPTS, [0.0, 1.0])
@@ -109,7 +130,9 @@ def test_drawn_tokens_depend_on_seed_and_prompt_alone(
     assert drawn(PROMPTS, [0.0, 1.0], seed=1) != both
     assert drawn(PROMPTS[:1], [0.0, 0.0]) == [both[0], both[0]]
     cold = generations(model, tokenizer, vector, PROMPTS, [0.0], tokens=8, temperature=1e-4)
-    assert [g.text for g in cold] == [g.text for g in generations(model, tokenizer, vector, PROMPTS, [0.0], tokens=8)]
+    assert [g.text for g in cold] == [
+        g.text for g in generations(model, tokenizer, vector, PROMPTS, [0.0], tokens=8)
+    ]
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -123,13 +146,19 @@ def test_new_tokens_stay_within_the_context(
     assert 0 < room < 10
     (made,) = generations(model, tokenizer, vector, [long], [0.0])
     ids = tokenizer(long)["input_ids"]
-    assert made.text == tokenizer.decode(stepwise(model, ids, room, {}, 0), skip_special_tokens=True)
+    assert made.text == tokenizer.decode(
+        stepwise(model, ids, room, {}, 0), skip_special_tokens=True
+    )
     for tokens, text in ((room + 1, long), (None, long + " mat" * 9)):
         with pytest.raises(
-            LoclinError, match="expected prompt and new tokens within the model's context of 64, found a prompt of"
+            LoclinError,
+            match="expected prompt and new tokens within the model's context of 64, found a prompt "
+            "of",
         ):
             generations(model, tokenizer, vector, [PROMPTS[0], text], [0.0], tokens=tokens)
-    with pytest.raises(LoclinError, match="expected a prompt of at least one token, found '': fill it in"):
+    with pytest.raises(
+        LoclinError, match="expected a prompt of at least one token, found '': fill it in"
+    ):
         generations(model, tokenizer, vector, [""], [0.0])
     with pytest.raises(LoclinError, match="expected at least one prompt, found none"):
         generations(model, tokenizer, vector, [], [0.0])
@@ -155,7 +184,9 @@ def test_generations_stand_side_by_side_where_there_is_room() -> None:
     out, console = printed(30)
     show(made, console)
     lines = [line.split() for line in out.getvalue().splitlines()]
-    assert [lines.count(x) for x in (["-2", "less", "[b]x"], ["0", "plain"], ["+0.5", "(nothing)"])] == [2, 2, 2]
+    assert [
+        lines.count(x) for x in (["-2", "less", "[b]x"], ["0", "plain"], ["+0.5", "(nothing)"])
+    ] == [2, 2, 2]
     out, console = printed(30)
     show([replace(made[0], text="word " * 20 + "end")], console)
     assert out.getvalue().split().count("word") == 20
@@ -180,7 +211,9 @@ def test_a_vector_is_applied_from_either_file(speaking: Problem, tmp_path: Path)
     out, console = printed(100)
     made = apply(config, console=console)
     assert [g.prompt for g in made[::2]] == prompts
-    wanted = generations(speaking.model, speaking.tokenizer, vector.at([1]), prompts, [0.0, 30.0], tokens=2)
+    wanted = generations(
+        speaking.model, speaking.tokenizer, vector.at([1]), prompts, [0.0, 30.0], tokens=2
+    )
     assert made == wanted
     text = " ".join(out.getvalue().split())
     assert "v.safetensors: made with statements-small by labels, added at block 1" in text
@@ -204,7 +237,11 @@ def test_a_folder_is_read_without_data(
     vector = random(0, (0, 1), blocks=3)
     vector.save(tmp_path / "v.safetensors")
     config = ApplyConfig(
-        vector=tmp_path / "v.safetensors", model=str(tmp_path / "gpt2"), prompt=("the cat",), device="cpu", tokens=4
+        vector=tmp_path / "v.safetensors",
+        model=str(tmp_path / "gpt2"),
+        prompt=("the cat",),
+        device="cpu",
+        tokens=4,
     )
     with pytest.raises(LoclinError, match=r"one of another \(made with 3 blocks, not 2\)"):
         apply(config)
@@ -214,8 +251,14 @@ def test_a_folder_is_read_without_data(
     assert [g.strength for g in made] == [-1, 0, 1]
     for bad, message in (
         ({"layer": (7,)}, "expected layers from -2 to 1, found 7"),
-        ({"layers_path": "model.layers"}, r"expected a list of blocks at 'model.layers', found none: .*transformer\.h"),
-        ({"vector": tmp_path / "w.safetensors"}, "found nothing at .*w.safetensors: check the path"),
+        (
+            {"layers_path": "model.layers"},
+            r"expected a list of blocks at 'model.layers', found none: .*transformer\.h",
+        ),
+        (
+            {"vector": tmp_path / "w.safetensors"},
+            "found nothing at .*w.safetensors: check the path",
+        ),
         ({"vector": tmp_path / "w.gguf"}, "found nothing at .*w.gguf: check the path"),
         ({"model": "./nowhere"}, "expected a model folder, found nothing at"),
         ({"device": "abacus"}, "expected a device among"),
@@ -224,7 +267,9 @@ def test_a_folder_is_read_without_data(
         with pytest.raises(LoclinError, match=message):
             apply(replace(config, force=True, **bad))
     random(0, d=16).save(tmp_path / "v.safetensors")
-    with pytest.raises(LoclinError, match="expected a vector of the model's width 32, found one of width 16"):
+    with pytest.raises(
+        LoclinError, match="expected a vector of the model's width 32, found one of width 16"
+    ):
         apply(replace(config, force=True))
     for content, message in (
         (b" \n\n", "found blank lines only"),
@@ -239,11 +284,17 @@ def test_a_folder_is_read_without_data(
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"prompt": ()}, "expected at least one prompt, found none: give --prompt or --prompts FILE"),
+        (
+            {"prompt": ()},
+            "expected at least one prompt, found none: give --prompt or --prompts FILE",
+        ),
         ({"prompt": ("x", "")}, "expected prompts with text, found an empty one"),
         ({"prompts": Path("nowhere")}, "expected a file of prompts, found nothing at nowhere"),
         ({"strength": ()}, "expected at least one strength, found none"),
-        ({"strength": (0.0, float("nan"))}, "expected a finite strength, found nan: change --strength"),
+        (
+            {"strength": (0.0, float("nan"))},
+            "expected a finite strength, found nan: change --strength",
+        ),
         ({"strength": (float("inf"),)}, "expected a finite strength, found inf"),
         ({"tokens": 0}, "expected at least 1 new token, found 0: change --tokens"),
         ({"start": -1}, "expected a first token from 0, found -1: change --start"),
@@ -262,10 +313,14 @@ def test_settings_that_cannot_be_are_refused(bad: dict[str, Any], message: str) 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_logits_that_are_not_finite_are_refused(
-    families: dict[str, PreTrainedModel], tokenizers: dict[str, PreTrainedTokenizerBase], temperature: float
+    families: dict[str, PreTrainedModel],
+    tokenizers: dict[str, PreTrainedTokenizerBase],
+    temperature: float,
 ) -> None:
     model, tokenizer, vector = families["llama"], tokenizers["llama"], random(5, model_type="llama")
-    with pytest.raises(LoclinError, match="expected finite logits, found NaN or infinity: take a smaller strength"):
+    with pytest.raises(
+        LoclinError, match="expected finite logits, found NaN or infinity: take a smaller strength"
+    ):
         generations(model, tokenizer, vector, PROMPTS, [1e38], tokens=2, temperature=temperature)
     broken = copy.deepcopy(model)
     with torch.no_grad():
@@ -276,7 +331,9 @@ def test_logits_that_are_not_finite_are_refused(
 
 @pytest.mark.parametrize("temperature", [-1.0, 1e-300, 9e-6, float("nan"), float("inf")])
 def test_temperatures_that_nothing_can_be_divided_by_are_refused(
-    families: dict[str, PreTrainedModel], tokenizers: dict[str, PreTrainedTokenizerBase], temperature: float
+    families: dict[str, PreTrainedModel],
+    tokenizers: dict[str, PreTrainedTokenizerBase],
+    temperature: float,
 ) -> None:
     model, tokenizer, vector = families["llama"], tokenizers["llama"], random(5, model_type="llama")
     with pytest.raises(LoclinError, match="expected a temperature of 0 or from 1e-05, found"):

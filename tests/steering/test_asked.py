@@ -18,14 +18,26 @@ from tests.conftest import FAMILIES
 Models = dict[str, PreTrainedModel]
 Tokenizers = dict[str, PreTrainedTokenizerBase]
 
-PROMPTS = ("do cats purr?", "x", "the cat sat on the mat and the dog ran after it?", "(A) or (B)?", "it sat on it?")
+PROMPTS = (
+    "do cats purr?",
+    "x",
+    "the cat sat on the mat and the dog ran after it?",
+    "(A) or (B)?",
+    "it sat on it?",
+)
 CLASSES = [
     Example(
-        prompt=p, answer=(" yes", " no")[i % 2], options=(" yes", " no") if i % 3 else (" no", " yes"), group=f"g{i}"
+        prompt=p,
+        answer=(" yes", " no")[i % 2],
+        options=(" yes", " no") if i % 3 else (" no", " yes"),
+        group=f"g{i}",
     )
     for i, p in enumerate(PROMPTS)
 ]
-LETTERS = [Example(prompt=p, answer=(" (A)", " (B)")[i % 2], options=(" (A)", " (B)")) for i, p in enumerate(PROMPTS)]
+LETTERS = [
+    Example(prompt=p, answer=(" (A)", " (B)")[i % 2], options=(" (A)", " (B)"))
+    for i, p in enumerate(PROMPTS)
+]
 
 
 def dense_logits(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
@@ -34,7 +46,9 @@ def dense_logits(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_class_form_of_one_token_options(families: Models, tokenizers: Tokenizers, family: str) -> None:
+def test_class_form_of_one_token_options(
+    families: Models, tokenizers: Tokenizers, family: str
+) -> None:
     tokenizer = tokenizers[family]
     asked = ask(CLASSES, tokenizer, device="cpu")
     yes, no = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in (" yes", " no"))
@@ -47,19 +61,25 @@ def test_class_form_of_one_token_options(families: Models, tokenizers: Tokenizer
     assert asked.gold.tolist() == [yes[shared], no[shared]] * 2 + [yes[shared]]
     assert asked.groups == ("g0", "g1", "g2", "g3", "g4")
     assert (asked.batch.labels == IGNORED).all()
-    for row, mask, prompt in zip(asked.batch.input_ids, asked.batch.attention_mask, PROMPTS, strict=True):
+    for row, mask, prompt in zip(
+        asked.batch.input_ids, asked.batch.attention_mask, PROMPTS, strict=True
+    ):
         assert row[mask > 0].tolist() == tokenizer(prompt)["input_ids"] + yes[:shared]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_common_beginning_goes_to_the_prompt(families: Models, tokenizers: Tokenizers, family: str) -> None:
+def test_a_common_beginning_goes_to_the_prompt(
+    families: Models, tokenizers: Tokenizers, family: str
+) -> None:
     tokenizer = tokenizers[family]
     asked = ask(LETTERS, tokenizer, device="cpu")
     assert (asked.form, asked.positive, asked.labels) == ("paired", None, None)
     assert torch.equal(asked.gold, asked.toward)
     assert tokenizer.convert_ids_to_tokens(asked.toward.tolist()) == ["A", "B", "A", "B", "A"]
     assert tokenizer.convert_ids_to_tokens(asked.away.tolist()) == ["B", "A", "B", "A", "B"]
-    for row, mask, prompt in zip(asked.batch.input_ids, asked.batch.attention_mask, PROMPTS, strict=True):
+    for row, mask, prompt in zip(
+        asked.batch.input_ids, asked.batch.attention_mask, PROMPTS, strict=True
+    ):
         assert tokenizer.decode(row[mask > 0], skip_special_tokens=True) == prompt + " ("
     named = ask(LETTERS, tokenizer, positive=" (B)", device="cpu")
     assert named.form == "class"
@@ -87,7 +107,9 @@ def test_what_is_read_after_a_prompt_is_what_one_prompt_alone_gives(
         ids = asked.batch.input_ids[i][asked.batch.attention_mask[i] > 0].tolist()
         expected = dense_logits(model, ids)
         assert torch.allclose(found[i], expected, rtol=1e-4, atol=1e-4)
-        assert torch.isclose(joint[i], expected.log_softmax(-1)[asked.away[i]], rtol=1e-4, atol=1e-4)
+        assert torch.isclose(
+            joint[i], expected.log_softmax(-1)[asked.away[i]], rtol=1e-4, atol=1e-4
+        )
 
 
 def test_answered_rows_equal_collated_ones(speaking: Problem) -> None:
@@ -99,7 +121,9 @@ def test_answered_rows_equal_collated_ones(speaking: Problem) -> None:
     assert torch.equal(ours.input_ids * ours.attention_mask, plain.input_ids * plain.attention_mask)
 
 
-def test_rows_and_pieces(families: Models, tokenizers: Tokenizers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_and_pieces(
+    families: Models, tokenizers: Tokenizers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, asked = families["gpt2"], ask(CLASSES, tokenizers["gpt2"], device="cpu")
     for index in (np.array([3, 1]), torch.tensor([3, 1]), [3, 1]):
         part = asked.rows(index)
@@ -109,7 +133,11 @@ def test_rows_and_pieces(families: Models, tokenizers: Tokenizers, monkeypatch: 
         assert part.labels is not None
         assert not part.labels.any()
         assert part.batch.input_ids.shape[1] == int(asked.batch.attention_mask[[3, 1]].sum(1).max())
-    assert len(asked.rows(np.array([True, False, True, False, False]))) == len(asked.rows(slice(0, 2))) == 2
+    assert (
+        len(asked.rows(np.array([True, False, True, False, False])))
+        == len(asked.rows(slice(0, 2)))
+        == 2
+    )
     lengths = asked.batch.attention_mask.sum(1)
     for tokens, logits, rows, most in (
         (1 << 11, 1 << 26, None, 5),
@@ -126,7 +154,10 @@ def test_rows_and_pieces(families: Models, tokenizers: Tokenizers, monkeypatch: 
 
 
 def refused(
-    message: str, examples: list[Example], tokenizer: PreTrainedTokenizerBase, positive: str | None = None
+    message: str,
+    examples: list[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    positive: str | None = None,
 ) -> None:
     with pytest.raises(LoclinError, match=message):
         ask(examples, tokenizer, positive=positive, device="cpu")
@@ -144,13 +175,21 @@ def test_what_cannot_be_compared_is_refused(tokenizers: Tokenizers) -> None:
     refused("both classes, found 3 whose answer is always ' yes'", CLASSES[::2], tokenizer)
     refused("both classes, found 2 whose answer is never ' yes'", CLASSES[1::2], tokenizer)
     refused("positive option ' cat' in every example", CLASSES, tokenizer, positive=" cat")
-    refused("positive option ' yes' in every example", [*CLASSES, *LETTERS], tokenizer, positive=" yes")
+    refused(
+        "positive option ' yes' in every example", [*CLASSES, *LETTERS], tokenizer, positive=" yes"
+    )
     other = replace(first, options=(" yes", " cat"))
     refused("same two options in every example", [*CLASSES, other], tokenizer, positive=" yes")
     refused(
-        "differ in one token", [Example(prompt="x", answer=" cat sat", options=(" cat sat", " dog ran"))], tokenizer
+        "differ in one token",
+        [Example(prompt="x", answer=" cat sat", options=(" cat sat", " dog ran"))],
+        tokenizer,
     )
-    refused("differ in one token", [Example(prompt="x", answer=" cat", options=(" cat", " cat sat"))], tokenizer)
+    refused(
+        "differ in one token",
+        [Example(prompt="x", answer=" cat", options=(" cat", " cat sat"))],
+        tokenizer,
+    )
     refused("prompts of at least one token", [replace(e, prompt="") for e in CLASSES], bare)
     with pytest.raises(LoclinError, match="found an index that chooses none"):
         some_asked(tokenizer).rows([])

@@ -1,4 +1,6 @@
-"""Comparing directions: closed forms, invariances, and null p-values that are uniform where nothing is planted."""
+"""Comparing directions: closed forms, invariances, and null p-values that are uniform where nothing
+is planted.
+"""
 
 import itertools
 
@@ -12,7 +14,14 @@ from loclin.activations.capture import activations
 from loclin.errors import LoclinError
 from loclin.parameters import ParameterSpace
 from loclin.stats import permutation_p
-from loclin.steering.compare import cosines, disattenuated, random_directions, reliability, without, without_outliers
+from loclin.steering.compare import (
+    cosines,
+    disattenuated,
+    random_directions,
+    reliability,
+    without,
+    without_outliers,
+)
 from loclin.steering.contrast import class_contrast
 from loclin.steering.gradient import class_shift, shift, step_direction
 from loclin.steering.readout import logit_gradient
@@ -40,7 +49,9 @@ def test_a_vector_without_direction_is_named() -> None:
     broken[0, 1, 3] = torch.nan
     with pytest.raises(LoclinError, match="found zeros: the first one at 1, 2 has no angle"):
         cosines(zero, a)
-    with pytest.raises(LoclinError, match="found NaN or infinity: the second one at 0, 1 has no angle"):
+    with pytest.raises(
+        LoclinError, match="found NaN or infinity: the second one at 0, 1 has no angle"
+    ):
         cosines(a, broken)
 
 
@@ -85,7 +96,9 @@ def test_random_directions_are_unit_seeded_and_matched() -> None:
         assert float(direction.norm()) == pytest.approx(1, abs=1e-6)
     for direction in matched:
         for name, piece in space.by_tensor(direction).items():
-            assert float(piece.norm()) == pytest.approx(float(pieces[name].norm() / like.norm()), rel=1e-5)
+            assert float(piece.norm()) == pytest.approx(
+                float(pieces[name].norm() / like.norm()), rel=1e-5
+            )
     again = list(random_directions(space, 2, seed=1, matched="tensor", like=-3 * like))
     assert all(torch.allclose(x, y, atol=1e-7) for x, y in zip(again, matched[:2], strict=True))
     other = next(random_directions(space, 1, seed=2, matched="all"))
@@ -93,13 +106,20 @@ def test_random_directions_are_unit_seeded_and_matched() -> None:
     with pytest.raises(LoclinError, match="direction to match tensor by tensor, found none"):
         next(random_directions(space, 1, seed=0, matched="tensor"))
     with pytest.raises(LoclinError, match="found zeros: the matched one has no angle"):
-        next(random_directions(space, 1, seed=0, matched="tensor", like=torch.zeros(space.dimension)))
+        next(
+            random_directions(space, 1, seed=0, matched="tensor", like=torch.zeros(space.dimension))
+        )
 
 
 def test_isotropic_directions_follow_their_law() -> None:
     space = ParameterSpace(nn.Linear(10, 5))
     fixed = space.noise(seed=9)
-    draws = np.array([float(v @ fixed / fixed.norm()) for v in random_directions(space, 400, seed=0, matched="all")])
+    draws = np.array(
+        [
+            float(v @ fixed / fixed.norm())
+            for v in random_directions(space, 400, seed=0, matched="all")
+        ]
+    )
     n = space.dimension
     assert_follows((draws + 1) / 2, stats.beta((n - 1) / 2, (n - 1) / 2))
 
@@ -111,14 +131,18 @@ def test_reliability_and_its_correction() -> None:
     r = 2**-0.5
     assert found.tolist() == pytest.approx([2 * r / (1 + r), 0, 0])
     corrected = disattenuated(
-        torch.tensor([0.4, 0.4, 0.4]), torch.tensor([0.64, 0.0, torch.nan]), torch.tensor([1.0, 1, 1])
+        torch.tensor([0.4, 0.4, 0.4]),
+        torch.tensor([0.64, 0.0, torch.nan]),
+        torch.tensor([1.0, 1, 1]),
     )
     assert float(corrected[0]) == pytest.approx(0.5)
     assert torch.isnan(corrected[1:]).all()
 
 
 def test_reliability_foretells_the_agreement_of_whole_samples() -> None:
-    """A planted vector in white noise: halves foretell how two vectors from all of the data agree, and the truth is regained."""
+    """A planted vector in white noise: halves foretell how two vectors from all of the data agree,
+    and the truth is regained.
+    """
     rng, d, n, truth = np.random.default_rng(0), 2000, 8, torch.zeros(2000)
     truth[0] = 2000**0.5 / 2
 
@@ -134,7 +158,9 @@ def test_reliability_foretells_the_agreement_of_whole_samples() -> None:
 
 
 def unknowing(rng: np.random.Generator, *, words: int, width: int) -> LinearModel:
-    """Random tokens of very unequal scale by coordinate, and a readout that has nothing to do with them."""
+    """Random tokens of very unequal scale by coordinate, and a readout that has nothing to do with
+    them.
+    """
     scale = torch.from_numpy(np.geomspace(0.1, 10, width))
     embedding = torch.from_numpy(rng.standard_normal((words, width))) * scale
     weights = torch.from_numpy(rng.standard_normal((2, width, width))) * 0.3 / width**0.5
@@ -151,7 +177,9 @@ def test_labels_that_activations_do_not_know_give_uniform_p_values() -> None:
         h = activations(model, asked.batch, layers=[1])
         readout = logit_gradient(model, asked, layers=[1]).to(h)
         observed = float(cosines(class_contrast(h, asked.labels), readout))
-        shuffled = torch.stack([class_contrast(h, rng.permutation(asked.labels)) for _ in range(99)])
+        shuffled = torch.stack(
+            [class_contrast(h, rng.permutation(asked.labels)) for _ in range(99)]
+        )
         ps.append(permutation_p(abs(observed), cosines(shuffled, readout).abs().flatten().numpy()))
     assert_follows(np.array(ps), stats.uniform())
 

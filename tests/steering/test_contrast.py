@@ -53,7 +53,9 @@ def test_one_class_has_no_contrast(labels: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_paired_differences_equal_two_plain_passes(families: Models, tokenizers: Tokenizers, family: str) -> None:
+def test_paired_differences_equal_two_plain_passes(
+    families: Models, tokenizers: Tokenizers, family: str
+) -> None:
     model, asked = families[family], ask(LETTERS, tokenizers[family], device="cpu")
     found = paired_differences(model, asked, layers=[0])
     for i in range(len(asked)):
@@ -61,7 +63,9 @@ def test_paired_differences_equal_two_plain_passes(families: Models, tokenizers:
         ends = []
         for token in (int(asked.toward[i]), int(asked.away[i])):
             with torch.no_grad():
-                states = model(input_ids=torch.tensor([[*prompt, token]]), output_hidden_states=True).hidden_states
+                states = model(
+                    input_ids=torch.tensor([[*prompt, token]]), output_hidden_states=True
+                ).hidden_states
             ends.append(states[1][0, -1])  # the output of the first block
         assert torch.allclose(found[0, i], ends[0] - ends[1], rtol=1e-4, atol=1e-4)
 

@@ -15,7 +15,13 @@ from loclin.tasks.batch import prompts_batch
 from loclin.tasks.example import Example
 from tests.conftest import FAMILIES
 
-PROMPTS = ["the cat", "do cats purr? yes, they do.", "the dog ran after it and sat", "no one knows", "the mat"]
+PROMPTS = [
+    "the cat",
+    "do cats purr? yes, they do.",
+    "the dog ran after it and sat",
+    "no one knows",
+    "the mat",
+]
 
 
 def posed(tokenizer: PreTrainedTokenizerBase, prompts: list[str] = PROMPTS) -> Asked:
@@ -43,7 +49,9 @@ def direction(model: PreTrainedModel, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_differences_are_those_of_every_prompt_alone(
-    family: str, families: dict[str, PreTrainedModel], tokenizers: dict[str, PreTrainedTokenizerBase]
+    family: str,
+    families: dict[str, PreTrainedModel],
+    tokenizers: dict[str, PreTrainedTokenizerBase],
 ) -> None:
     model, tokenizer = families[family], tokenizers[family]
     asked, alone = posed(tokenizer), []
@@ -66,7 +74,8 @@ def test_a_vector_at_the_last_block_goes_through_the_final_norm_and_the_readout(
         with torch.no_grad():
             twin = torch.stack([model.lm_head(norm(h + a * v)) for a in (-2.0, 0.0, 1.0)])
         wanted = (
-            twin.gather(2, asked.toward.expand(3, -1)[..., None]) - twin.gather(2, asked.away.expand(3, -1)[..., None])
+            twin.gather(2, asked.toward.expand(3, -1)[..., None])
+            - twin.gather(2, asked.away.expand(3, -1)[..., None])
         )[..., 0]
         for only in ("every", "last"):  # nothing attends to the last block
             found = dose_response(model, asked, {1: v}, [-2, 0, 1], only=only)
@@ -98,7 +107,9 @@ def test_last_and_every_differ_below_the_last_block(
 ) -> None:
     model, asked = families["qwen2"], posed(tokenizers["qwen2"])
     v = direction(model)
-    every, last = (dose_response(model, asked, {0: v}, [1], only=only)[0] for only in ("every", "last"))
+    every, last = (
+        dose_response(model, asked, {0: v}, [1], only=only)[0] for only in ("every", "last")
+    )
     assert np.abs(every - last).max() > 0.01
     with added(model, {0: v}):
         assert np.array_equal(logit_differences(model, asked), every)

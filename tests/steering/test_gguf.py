@@ -19,8 +19,12 @@ from loclin.steering.vector import SteeringVector
 from tests.steering.test_vector import TOLD, logits, random, same
 
 
-def raw(path: Path) -> tuple[dict[str, Any], dict[str, tuple[list[int], int]], dict[str, list[float]]]:
-    """Keys, and shape, type and numbers of every tensor, read byte by byte as GGUF 3 lays them out (strings, u32 and i32 alone)."""
+def raw(
+    path: Path,
+) -> tuple[dict[str, Any], dict[str, tuple[list[int], int]], dict[str, list[float]]]:
+    """Keys, and shape, type and numbers of every tensor, read byte by byte as GGUF 3 lays them out
+    (strings, u32 and i32 alone).
+    """
     data, at = path.read_bytes(), 24
 
     def take(code: str) -> Any:
@@ -49,12 +53,19 @@ def raw(path: Path) -> tuple[dict[str, Any], dict[str, tuple[list[int], int]], d
         shapes[name] = (shape, take("I"))
         places[name] = take("Q")
     base = -(-at // 32) * 32
-    numbers = {n: list(struct.unpack_from(f"<{shapes[n][0][0]}f", data, base + o)) for n, o in places.items()}
+    numbers = {
+        n: list(struct.unpack_from(f"<{shapes[n][0][0]}f", data, base + o))
+        for n, o in places.items()
+    }
     return told, shapes, numbers
 
 
 def others(
-    path: Path, directions: dict[str, np.ndarray], *, kind: str = "controlvector", hint: str | None = "llama"
+    path: Path,
+    directions: dict[str, np.ndarray],
+    *,
+    kind: str = "controlvector",
+    hint: str | None = "llama",
 ) -> Path:
     """A file as another program would write it: no keys of loclin's."""
     writer = gguf.GGUFWriter(path, kind)
@@ -76,7 +87,12 @@ def numbers(seed: int) -> np.ndarray:
 
 def test_the_round_trip_gives_everything_back(tmp_path: Path) -> None:
     vector = random(
-        0, (1, 2, 5), blocks=6, revision="main", layers_path="transformer.h", about={"η": "0.01", "zwei\nZeilen": "ja"}
+        0,
+        (1, 2, 5),
+        blocks=6,
+        revision="main",
+        layers_path="transformer.h",
+        about={"η": "0.01", "zwei\nZeilen": "ja"},
     )
     path = tmp_path / "new" / "v.gguf"
     write_gguf(random(1, (1,)), path)
@@ -101,14 +117,25 @@ def test_the_bytes_are_what_llama_cpp_reads(tmp_path: Path) -> None:
         assert torch.equal(torch.tensor(found[f"direction.{n}"]), vector.directions[n])
 
 
-def test_a_file_of_repeng_is_added_where_repeng_adds_it(tmp_path: Path, families: dict[str, PreTrainedModel]) -> None:
-    """repeng counts blocks from 0, writes them from the last to the first, and adds to block i what it read at block i's output."""
+def test_a_file_of_repeng_is_added_where_repeng_adds_it(
+    tmp_path: Path, families: dict[str, PreTrainedModel]
+) -> None:
+    """repeng counts blocks from 0, writes them from the last to the first, and adds to block i what
+    it read at block i's output.
+    """
     path = others(tmp_path / "v.gguf", {"direction.1": numbers(1), "direction.0": numbers(0)})
     vector = read_gguf(path)
-    assert (vector.layers, vector.blocks, vector.model_type, vector.route) == ((0, 1), None, "llama", "another program")
+    assert (vector.layers, vector.blocks, vector.model_type, vector.route) == (
+        (0, 1),
+        None,
+        "llama",
+        "another program",
+    )
     model = families["llama"]
     hooks = [
-        block.register_forward_hook(lambda module, inputs, out, i=i: out + 0.7 * torch.from_numpy(numbers(i)))
+        block.register_forward_hook(
+            lambda module, inputs, out, i=i: out + 0.7 * torch.from_numpy(numbers(i))
+        )
         for i, block in enumerate(model.model.layers)
     ]
     wanted = logits(model)
@@ -134,11 +161,17 @@ def test_a_file_of_cvector_generator_is_put_back_to_where_it_was_read(tmp_path: 
 
 def test_block_0_cannot_be_written_and_a_shift_is_for_others(tmp_path: Path) -> None:
     path = tmp_path / "v.gguf"
-    with pytest.raises(LoclinError, match=r"found one at block 0, which llama.cpp refuses: leave it out with --layer"):
+    with pytest.raises(
+        LoclinError,
+        match=r"found one at block 0, which llama.cpp refuses: leave it out with --layer",
+    ):
         write_gguf(random(0), path)
     assert not path.exists()
     write_gguf(random(0).at([1]), path)
-    with pytest.raises(LoclinError, match="expected a shift of 0 for a file that loclin wrote, found 1: leave it out"):
+    with pytest.raises(
+        LoclinError,
+        match="expected a shift of 0 for a file that loclin wrote, found 1: leave it out",
+    ):
         read_gguf(path, shift=1)
     others(path, {"direction.0": numbers(0)})
     with pytest.raises(LoclinError, match="expected directions from 1 with a shift of 1, found 0"):
@@ -151,16 +184,28 @@ F16 = numbers(0).astype(np.float16)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"kind": "llama"}, "found GGUF of architecture 'llama' where a control vector has 'controlvector'"),
+        (
+            {"kind": "llama"},
+            "found GGUF of architecture 'llama' where a control vector has 'controlvector'",
+        ),
         ({"hint": None}, "found no 'controlvector.model_hint' in it"),
         (
             {"directions": {"direction.1": F16}},
             r"found direction.1 of type F16 and shape \[32\] where one dimension of F32",
         ),
-        ({"directions": {"direction.1": np.ones((2, 3), np.float32)}}, "found direction.1 of type F32 and shape"),
+        (
+            {"directions": {"direction.1": np.ones((2, 3), np.float32)}},
+            "found direction.1 of type F32 and shape",
+        ),
         ({"directions": {"direction.x": numbers(0)}}, "invalid literal"),
-        ({"directions": {"other.1": numbers(0)}}, "found expected a direction for at least one block, found none"),
-        ({"directions": {"direction.1": 0 * numbers(0)}}, "found expected a direction at block 1, found zeros"),
+        (
+            {"directions": {"other.1": numbers(0)}},
+            "found expected a direction for at least one block, found none",
+        ),
+        (
+            {"directions": {"direction.1": 0 * numbers(0)}},
+            "found expected a direction at block 1, found zeros",
+        ),
         (
             {"directions": {"direction.1": numbers(0) + np.float32(math.nan)}},
             "found expected finite numbers at block 1",
@@ -175,7 +220,9 @@ def test_what_is_no_control_vector_is_refused_in_one_line(
     tmp_path: Path, content: dict[str, Any], message: str
 ) -> None:
     path = others(tmp_path / "v.gguf", **{"directions": {"direction.1": numbers(1)}, **content})
-    with pytest.raises(LoclinError, match=f"expected a steering vector in .*v.gguf, .*{message}") as error:
+    with pytest.raises(
+        LoclinError, match=f"expected a steering vector in .*v.gguf, .*{message}"
+    ) as error:
         read_gguf(path)
     assert "\n" not in str(error.value)
 
@@ -207,18 +254,23 @@ def test_vectors_that_nobody_can_use_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(LoclinError, match="expected finite numbers at block 1"):
         write_gguf(SteeringVector(directions={1: broken}, **TOLD), tmp_path / "v.gguf")
     (tmp_path / "file").write_text("")
-    with pytest.raises(LoclinError, match=r"expected to write .*: make room or choose another file"):
+    with pytest.raises(
+        LoclinError, match=r"expected to write .*: make room or choose another file"
+    ):
         write_gguf(random(0).at([1]), tmp_path / "file" / "v.gguf")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_without_the_package_one_line_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_one_line_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
     for refused in (
         lambda: write_gguf(random(0), tmp_path / "v.gguf"),
         lambda: read_gguf(tmp_path / "v.gguf"),
     ):
         with pytest.raises(
-            LoclinError, match=r"expected the gguf package .*, found none: pip install 'loclin\[gguf\]'"
+            LoclinError,
+            match=r"expected the gguf package .*, found none: pip install 'loclin\[gguf\]'",
         ):
             refused()

@@ -1,4 +1,6 @@
-"""Weight steps: against hand-written gradients, at the predicted order of convergence, on a planted model, without a trace."""
+"""Weight steps: against hand-written gradients, at the predicted order of convergence, on a planted
+model, without a trace.
+"""
 
 import copy
 from typing import Literal
@@ -16,7 +18,14 @@ from loclin.parameters import ParameterSpace
 from loclin.steering.asked import ask
 from loclin.steering.compare import cosines
 from loclin.steering.contrast import class_contrast
-from loclin.steering.gradient import centred_shift, class_shift, mean_shift, shift, shift_per_size, step_direction
+from loclin.steering.gradient import (
+    centred_shift,
+    class_shift,
+    mean_shift,
+    shift,
+    shift_per_size,
+    step_direction,
+)
 from loclin.steering.readout import logit_gradient
 from tests.activations.odd import hooks
 from tests.conftest import FAMILIES
@@ -34,22 +43,30 @@ def test_step_is_downhill_of_a_hand_written_loss(
     families: Models, tokenizers: Tokenizers, family: str, loss: Literal["fixed", "gold", "given"]
 ) -> None:
     model, asked = families[family], ask(CLASSES, tokenizers[family], device="cpu")
-    tokens = {"fixed": asked.toward, "gold": asked.gold, "given": torch.tensor([7, 90, 8, 33, 7])}[loss]
+    tokens = {"fixed": asked.toward, "gold": asked.gold, "given": torch.tensor([7, 90, 8, 33, 7])}[
+        loss
+    ]
     total = torch.zeros(())
     for i, token in enumerate(tokens):
         ids = asked.batch.input_ids[i][asked.batch.attention_mask[i] > 0]
-        total = total - model(input_ids=ids[None]).logits[0, -1].log_softmax(-1)[token] / len(tokens)
+        total = total - model(input_ids=ids[None]).logits[0, -1].log_softmax(-1)[token] / len(
+            tokens
+        )
     space = ParameterSpace(model, "*attn*,*mlp*")
     gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(total, space.parameters)])
     found = step_direction(model, space, asked, loss=tokens if loss == "given" else loss)
     assert float(found.norm()) == pytest.approx(1, abs=1e-6)
     assert torch.allclose(found, -gradient / gradient.norm(), atol=1e-6)
     for rows in (1, 2):
-        cut = step_direction(model, space, asked, loss=tokens if loss == "given" else loss, rows_at_once=rows)
+        cut = step_direction(
+            model, space, asked, loss=tokens if loss == "given" else loss, rows_at_once=rows
+        )
         assert torch.allclose(cut, found, atol=1e-6)
 
 
-def test_fixed_and_gold_are_one_loss_in_the_paired_form(families: Models, tokenizers: Tokenizers) -> None:
+def test_fixed_and_gold_are_one_loss_in_the_paired_form(
+    families: Models, tokenizers: Tokenizers
+) -> None:
     model, asked = families["gpt2"], ask(LETTERS, tokenizers["gpt2"], device="cpu")
     space = ParameterSpace(model)
     fixed, gold = (step_direction(model, space, asked, loss=name) for name in ("fixed", "gold"))
@@ -57,7 +74,9 @@ def test_fixed_and_gold_are_one_loss_in_the_paired_form(families: Models, tokeni
 
 
 def test_finite_steps_converge_to_the_jacobian_at_the_predicted_order(speaking: Problem) -> None:
-    """‖Δh/η − Jv‖ = O(η); for central differences O(η²). In float64, along the gradient of the fixed loss (E1)."""
+    """‖Δh/η − Jv‖ = O(η); for central differences O(η²). In float64, along the gradient of the
+    fixed loss (E1).
+    """
     model = copy.deepcopy(speaking.model).double()
     asked = asked_statements(speaking, 8)
     space, layers = ParameterSpace(model), range(speaking.model.config.n_layer)
@@ -88,7 +107,10 @@ def test_the_limit_is_that_of_central_differences_in_every_family(
     limit = shift_per_size(model, space, direction, asked.batch, layers=[-1, 0])
     assert model.config._attn_implementation == attention
     assert torch.equal(limit, shift_per_size(model, space, direction, asked.batch, layers=[-1, 0]))
-    ends = [shift(model, space, 5 * direction, asked.batch, size=s, layers=[-1, 0]) for s in (1e-3, -1e-3)]
+    ends = [
+        shift(model, space, 5 * direction, asked.batch, size=s, layers=[-1, 0])
+        for s in (1e-3, -1e-3)
+    ]
     assert ((ends[0] - ends[1]) / 2e-3 - limit).norm() < 5e-3 * limit.norm()
     alone = shift_per_size(model, space, direction, asked.batch, layers=[-1, 0], rows_at_once=1)
     assert torch.allclose(alone, limit, rtol=1e-4, atol=1e-4 * float(limit.abs().max()))
@@ -105,7 +127,9 @@ def test_an_adapter_steps_alone(families: Models, tokenizers: Tokenizers) -> Non
     space.write(space.noise(seed=3) / 8)
     direction = step_direction(model, space, asked, loss="gold")
     limit = shift_per_size(model, space, direction, asked.batch, layers=[0, 1])
-    ends = [shift(model, space, direction, asked.batch, size=s, layers=[0, 1]) for s in (1e-3, -1e-3)]
+    ends = [
+        shift(model, space, direction, asked.batch, size=s, layers=[0, 1]) for s in (1e-3, -1e-3)
+    ]
     assert ((ends[0] - ends[1]) / 2e-3 - limit).norm() < 1e-2 * limit.norm()
 
 
@@ -120,7 +144,9 @@ def test_tensors_that_ask_for_no_gradient_stay(speaking: Problem) -> None:
     space = ParameterSpace(model)
     assert space.names == full.names
     assert torch.allclose(step_direction(model, space, asked, loss="fixed"), expected, atol=1e-6)
-    assert torch.allclose(shift_per_size(model, space, expected, asked.batch, layers=[1]), moved, atol=1e-5)
+    assert torch.allclose(
+        shift_per_size(model, space, expected, asked.batch, layers=[1]), moved, atol=1e-5
+    )
 
 
 def test_weights_are_bit_for_bit_what_they_were_also_after_a_failure(speaking: Problem) -> None:
@@ -130,7 +156,9 @@ def test_weights_are_bit_for_bit_what_they_were_also_after_a_failure(speaking: P
     origin = activations(model, asked.batch, layers=[0])
     direction = step_direction(model, space, asked, loss="gold")
     step = shift(model, space, direction, asked.batch, size=1e-2, layers=[0])
-    assert torch.equal(step, shift(model, space, direction, asked.batch, size=1e-2, layers=[0], origin=origin))
+    assert torch.equal(
+        step, shift(model, space, direction, asked.batch, size=1e-2, layers=[0], origin=origin)
+    )
     shift_per_size(model, space, direction, asked.batch, layers=[0])
 
     def fail(*_: object) -> None:
@@ -172,11 +200,15 @@ def test_planted_truth_is_found_by_labels_gradient_and_readout() -> None:
 
 
 def test_planted_shift_has_its_closed_form() -> None:
-    """One step of the last block alone: ΔW = η‖W‖ (Σ_j c_j a h_jᵀ)/‖·‖ with c_j = 1 − p_yes + p_no, and Δh = ΔW h."""
+    """One step of the last block alone: ΔW = η‖W‖ (Σ_j c_j a h_jᵀ)/‖·‖ with c_j = 1 − p_yes + p_no,
+    and Δh = ΔW h.
+    """
     model, asked, a = truth_world(layers=2, width=9, facts=5, seed=3)
     space = ParameterSpace(model, "layers.1.*")
     weight = model.layers[1].weight.detach()
-    last = asked.batch.input_ids.gather(1, asked.batch.attention_mask.sum(1, keepdim=True) - 1)[:, 0]
+    last = asked.batch.input_ids.gather(1, asked.batch.attention_mask.sum(1, keepdim=True) - 1)[
+        :, 0
+    ]
     h = model.embedding.detach()[last]
     h = h + h @ model.layers[0].weight.detach().T
     odds = ((h + h @ weight.T) @ model.readout.detach().T).softmax(-1)
@@ -185,7 +217,9 @@ def test_planted_shift_has_its_closed_form() -> None:
     direction = step_direction(model, space, asked, loss="fixed")
     assert torch.allclose(direction, step.reshape(-1), atol=1e-10)
     expected = weight.norm() * h @ step.T
-    assert torch.allclose(shift_per_size(model, space, direction, asked.batch, layers=[1])[0], expected, atol=1e-10)
+    assert torch.allclose(
+        shift_per_size(model, space, direction, asked.batch, layers=[1])[0], expected, atol=1e-10
+    )
     for size in (0.3, -0.01):  # linear in the last block: exact for any step
         found = shift(model, space, direction, asked.batch, size=size, layers=[0, 1])
         assert torch.allclose(found[1], size * expected, atol=1e-10)
@@ -201,19 +235,31 @@ def test_what_has_no_direction_is_refused(families: Models, tokenizers: Tokenize
     with torch.no_grad():
         silent.transformer.ln_f.weight.zero_()
         silent.transformer.ln_f.bias.zero_()
-    with pytest.raises(LoclinError, match="a gradient of the fixed loss that is finite and not zero, found zeros"):
+    with pytest.raises(
+        LoclinError, match="a gradient of the fixed loss that is finite and not zero, found zeros"
+    ):
         step_direction(silent, ParameterSpace(silent, "*h.*"), asked, loss="fixed")
-    for wrong, found in ((torch.zeros_like(direction), "zeros"), (direction / 0, "NaN or infinity")):
-        with pytest.raises(LoclinError, match=f"a direction of the weights that is finite and not zero, found {found}"):
+    for wrong, found in (
+        (torch.zeros_like(direction), "zeros"),
+        (direction / 0, "NaN or infinity"),
+    ):
+        with pytest.raises(
+            LoclinError,
+            match=f"a direction of the weights that is finite and not zero, found {found}",
+        ):
             shift(model, space, wrong, asked.batch, size=1e-3, layers=[0])
-        with pytest.raises(LoclinError, match=f"a direction of the weights that is finite and not zero, found {found}"):
+        with pytest.raises(
+            LoclinError,
+            match=f"a direction of the weights that is finite and not zero, found {found}",
+        ):
             shift_per_size(model, space, wrong, asked.batch, layers=[0])
     with pytest.raises(LoclinError, match=r"expected a vector of .* coordinates"):
         shift(model, unused, direction, asked.batch, size=1e-3, layers=[0])
     with pytest.raises(LoclinError, match="expected a space of this model"):
         shift(silent, space, direction, asked.batch, size=1e-3, layers=[0])
     with pytest.raises(
-        LoclinError, match=r"finite values in the activations of a step of 1e\+38, found NaN or infinity"
+        LoclinError,
+        match=r"finite values in the activations of a step of 1e\+38, found NaN or infinity",
     ):
         shift(model, space, direction, asked.batch, size=1e38, layers=[0])
     half = copy.deepcopy(model).bfloat16()
@@ -221,13 +267,19 @@ def test_what_has_no_direction_is_refused(families: Models, tokenizers: Tokenize
         shift(half, ParameterSpace(half), direction.bfloat16(), asked.batch, size=1e-3, layers=[0])
 
 
-def test_a_step_forward_and_back_is_half_their_difference_and_leaves_the_weights(speaking: Problem) -> None:
+def test_a_step_forward_and_back_is_half_their_difference_and_leaves_the_weights(
+    speaking: Problem,
+) -> None:
     model, asked = speaking.model, asked_statements(speaking, 8)
     space = ParameterSpace(model)
     before = space.read()
     direction = step_direction(model, space, asked, loss="gold")
-    forward, back = (shift(model, space, direction, asked.batch, size=s * 1e-2, layers=[0, 1]) for s in (1, -1))
+    forward, back = (
+        shift(model, space, direction, asked.batch, size=s * 1e-2, layers=[0, 1]) for s in (1, -1)
+    )
     found = centred_shift(model, space, direction, asked.batch, size=1e-2, layers=[0, 1])
     assert torch.allclose(found, (forward - back) / 2, atol=1e-5)
-    assert float((found - forward).norm() / forward.norm()) > 1e-3  # the even part is there, and is gone
+    assert (
+        float((found - forward).norm() / forward.norm()) > 1e-3
+    )  # the even part is there, and is gone
     assert torch.equal(space.read(), before)

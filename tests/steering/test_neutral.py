@@ -17,7 +17,14 @@ from loclin.steering.neutral import Neutral, amount_at_kl, damage, neutral_text,
 from loclin.tasks import batch as batching
 from tests.steering.test_effect import direction
 
-LINES = ["the cat sat on the mat", "do cats purr?", "the dog ran after it", "", "no one knows", "yes, they do. or not"]
+LINES = [
+    "the cat sat on the mat",
+    "do cats purr?",
+    "the dog ran after it",
+    "",
+    "no one knows",
+    "yes, they do. or not",
+]
 
 
 @pytest.fixture
@@ -45,10 +52,15 @@ def by_hand(model: PreTrainedModel, neutral: Neutral) -> list[torch.Tensor]:
 
 
 def said(neutral: Neutral) -> list[torch.Tensor]:
-    return [ids[mask > 0][1:] for ids, mask in zip(neutral.batch.input_ids, neutral.batch.attention_mask, strict=True)]
+    return [
+        ids[mask > 0][1:]
+        for ids, mask in zip(neutral.batch.input_ids, neutral.batch.attention_mask, strict=True)
+    ]
 
 
-def test_kl_and_perplexity_are_those_of_a_loop_over_tokens(spoken: tuple[PreTrainedModel, Neutral]) -> None:
+def test_kl_and_perplexity_are_those_of_a_loop_over_tokens(
+    spoken: tuple[PreTrainedModel, Neutral],
+) -> None:
     model, neutral = spoken
     v = direction(model)
     before = by_hand(model, neutral)
@@ -58,20 +70,28 @@ def test_kl_and_perplexity_are_those_of_a_loop_over_tokens(spoken: tuple[PreTrai
     kl = [float((p.exp() * (p - q)).sum(-1).mean()) for p, q in zip(before, after, strict=True)]
     assert np.allclose(found.kl, kl, rtol=1e-4)
     for log_p, perplexity in ((before, found.perplexity_before), (after, found.perplexity)):
-        each = torch.cat([p.gather(1, t[:, None])[:, 0] for p, t in zip(log_p, said(neutral), strict=True)])
+        each = torch.cat(
+            [p.gather(1, t[:, None])[:, 0] for p, t in zip(log_p, said(neutral), strict=True)]
+        )
         assert math.isclose(perplexity, math.exp(-float(each.mean())), rel_tol=1e-4)
 
 
-def test_no_change_does_no_damage_and_small_ones_grow_as_their_square(spoken: tuple[PreTrainedModel, Neutral]) -> None:
+def test_no_change_does_no_damage_and_small_ones_grow_as_their_square(
+    spoken: tuple[PreTrainedModel, Neutral],
+) -> None:
     model, neutral = spoken
     none = damage(model, neutral, nullcontext)
     assert not none.kl.any()
     assert none.perplexity == none.perplexity_before
     model, v = copy.deepcopy(model).double(), direction(model)
-    small, twice = (damage(model, neutral, lambda a=a: added(model, {0: a * v})).kl for a in (1e-4, 2e-4))
+    small, twice = (
+        damage(model, neutral, lambda a=a: added(model, {0: a * v})).kl for a in (1e-4, 2e-4)
+    )
     assert (small > 0).all()
     assert np.allclose(twice / small, 4, rtol=0.01)
-    tiny = damage(spoken[0], neutral, lambda: added(spoken[0], {0: 1e-7 * v})).kl  # below float32's round-off
+    tiny = damage(
+        spoken[0], neutral, lambda: added(spoken[0], {0: 1e-7 * v})
+    ).kl  # below float32's round-off
     assert (tiny >= 0).all()
     assert tiny.max() < 1e-6
 
@@ -83,7 +103,9 @@ def test_memory_is_kept_within_the_limit_and_chunks_change_nothing(
     v = direction(model)
     whole = damage(model, neutral, lambda: added(model, {1: v}))
     strength = strength_at_kl(model, neutral, {1: v}, 0.1)
-    limit = 4 * 8 * model.config.vocab_size  # 4 rows of 8 predicting places: 2 before the change and 2 after it
+    limit = (
+        4 * 8 * model.config.vocab_size
+    )  # 4 rows of 8 predicting places: 2 before the change and 2 after it
     monkeypatch.setattr(batching, "LOGITS_AT_ONCE", limit)
     sizes: list[int] = []
     hook = model.lm_head.register_forward_hook(lambda _m, _i, out: sizes.append(out.numel()))
@@ -116,13 +138,20 @@ def test_a_strength_reaches_its_kl(layer: int, spoken: tuple[PreTrainedModel, Ne
     assert strength is not None
     reached = damage(model, neutral, lambda: added(model, {layer: strength * v})).kl.mean()
     assert reached == pytest.approx(0.1, rel=0.03)
-    # a vector twice as long needs half of it; where the search began does not matter, from either side
-    assert strength_at_kl(model, neutral, {layer: 2 * v}, 0.1) == pytest.approx(strength / 2, rel=0.01)
+    # a vector twice as long needs half of it; where the search began does not matter, from either
+    # side
+    assert strength_at_kl(model, neutral, {layer: 2 * v}, 0.1) == pytest.approx(
+        strength / 2, rel=0.01
+    )
     for smallest in (1e-4, 2 * strength):
-        assert strength_at_kl(model, neutral, {layer: v}, 0.1, smallest=smallest) == pytest.approx(strength, rel=0.01)
+        assert strength_at_kl(model, neutral, {layer: v}, 0.1, smallest=smallest) == pytest.approx(
+            strength, rel=0.01
+        )
 
 
-def test_an_amount_of_a_weight_step_reaches_its_kl_and_leaves_no_trace(spoken: tuple[PreTrainedModel, Neutral]) -> None:
+def test_an_amount_of_a_weight_step_reaches_its_kl_and_leaves_no_trace(
+    spoken: tuple[PreTrainedModel, Neutral],
+) -> None:
     model, neutral = spoken
     space = ParameterSpace(model, "*mlp*")
     point, step = space.read(), space.noise(seed=0)
@@ -135,14 +164,17 @@ def test_an_amount_of_a_weight_step_reaches_its_kl_and_leaves_no_trace(spoken: t
 
     amount = amount_at_kl(model, neutral, stepped, 0.05)
     assert amount is not None
-    assert damage(model, neutral, lambda: stepped(amount)).kl.mean() == pytest.approx(0.05, rel=0.03)
+    assert damage(model, neutral, lambda: stepped(amount)).kl.mean() == pytest.approx(
+        0.05, rel=0.03
+    )
     assert torch.equal(space.read(), point)
 
 
 def test_a_kl_that_is_never_reached_gives_none(spoken: tuple[PreTrainedModel, Neutral]) -> None:
     model, neutral = spoken
     assert strength_at_kl(model, neutral, {0: torch.zeros(32)}, 0.1) is None
-    # the final norm: in the limit every vector says the same, which is only so far from what was said
+    # the final norm: in the limit every vector says the same, which is only so far from what was
+    # said
     assert strength_at_kl(model, neutral, {1: direction(model)}, 1e4) is None
     for target, smallest in ((0.0, 1.0), (math.nan, 1.0), (0.1, 0.0), (0.1, math.inf)):
         with pytest.raises(LoclinError, match="positive, finite"):
@@ -166,8 +198,12 @@ def test_passages_come_from_the_file_in_its_order(
     model, tokenizer = families["llama"], tokenizers["llama"]
 
     def read(count: int, tokens: int, seed: int) -> list[str]:
-        rows = neutral_text(model, tokenizer, file=text, count=count, tokens=tokens, seed=seed).batch
-        assert torch.equal(rows.labels, rows.input_ids.masked_fill(rows.attention_mask == 0, batching.IGNORED))
+        rows = neutral_text(
+            model, tokenizer, file=text, count=count, tokens=tokens, seed=seed
+        ).batch
+        assert torch.equal(
+            rows.labels, rows.input_ids.masked_fill(rows.attention_mask == 0, batching.IGNORED)
+        )
         return [
             tokenizer.decode(i[m > 0], skip_special_tokens=True)
             for i, m in zip(rows.input_ids, rows.attention_mask, strict=True)
@@ -175,7 +211,9 @@ def test_passages_come_from_the_file_in_its_order(
 
     lines = [line for line in LINES if line]
     assert read(5, 40, 0) == lines
-    assert all(line.startswith(cut) and cut != line for line, cut in zip(lines, read(5, 3, 0), strict=True))
+    assert all(
+        line.startswith(cut) and cut != line for line, cut in zip(lines, read(5, 3, 0), strict=True)
+    )
     drawn = {seed: read(2, 40, seed) for seed in range(8)}
     assert all(d == read(2, 40, s) and sorted(d, key=lines.index) == d for s, d in drawn.items())
     assert len({tuple(d) for d in drawn.values()}) > 2
@@ -186,7 +224,9 @@ def test_passages_come_from_the_file_in_its_order(
 
 
 def test_files_that_hold_no_text_are_refused(
-    tmp_path: Path, families: dict[str, PreTrainedModel], tokenizers: dict[str, PreTrainedTokenizerBase]
+    tmp_path: Path,
+    families: dict[str, PreTrainedModel],
+    tokenizers: dict[str, PreTrainedTokenizerBase],
 ) -> None:
     model, tokenizer = families["gpt2"], tokenizers["gpt2"]
 
@@ -212,7 +252,8 @@ def test_files_that_hold_no_text_are_refused(
 def test_the_model_speaks_for_itself_where_there_is_no_file(speaking: Problem) -> None:
     model, tokenizer = speaking.model, speaking.tokenizer
     one, again, other = (
-        neutral_text(model, tokenizer, file=None, count=6, tokens=500, seed=seed) for seed in (0, 0, 1)
+        neutral_text(model, tokenizer, file=None, count=6, tokens=500, seed=seed)
+        for seed in (0, 0, 1)
     )
     assert torch.equal(one.batch.input_ids, again.batch.input_ids)
     assert not torch.equal(one.batch.input_ids, other.batch.input_ids)
@@ -223,7 +264,9 @@ def test_the_model_speaks_for_itself_where_there_is_no_file(speaking: Problem) -
 
 
 def test_where_an_answer_is_due_nothing_counts_as_damage(speaking: Problem) -> None:
-    """Against a loop over positions; raising an answer where the model gives it anyway is the effect, not damage."""
+    """Against a loop over positions; raising an answer where the model gives it anyway is the
+    effect, not damage.
+    """
     model, tokenizer = speaking.model, speaking.tokenizer
     yes, no = (tokenizer(w, add_special_tokens=False)["input_ids"][0] for w in (" yes", " no"))
     told = {"file": None, "count": 12, "tokens": 15, "seed": 0}

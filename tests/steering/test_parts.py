@@ -26,7 +26,12 @@ def test_parts_share_nothing_and_leave_out_what_the_model_learned(speaking: Prob
     assert len(set(prompts)) == len(prompts)
     groups = [{e.group for e in part} for part in examples.values()]
     assert sum(map(len, groups)) == len(set().union(*groups))
-    taught = {e.prompt for name in ("train", "validate") for part in speaking.examples[name].values() for e in part}
+    taught = {
+        e.prompt
+        for name in ("train", "validate")
+        for part in speaking.examples[name].values()
+        for e in part
+    }
     assert not taught & set(prompts)
     assert {getattr(parts, name).form for name in PARTS} == {"class"}
     assert parts.hash() == parted(speaking, config()).hash()
@@ -70,7 +75,9 @@ def test_without_a_positive_option_the_right_answer_counts(speaking: Problem) ->
     assert {getattr(parts, name).form for name in PARTS} == {"paired"}
     assert (parts.test.toward == parts.test.gold).all()
     for more, name in (({"form": "class"}, "form"), ({"estimand": "E3"}, "estimand")):
-        with pytest.raises(LoclinError, match=f"expected examples with a positive option for --{name}"):
+        with pytest.raises(
+            LoclinError, match=f"expected examples with a positive option for --{name}"
+        ):
             parted(problem, config(**more))
     named = parted(problem, config(task="colour", positive=" green"))
     assert named.test.form == "class"
@@ -86,7 +93,9 @@ def test_a_part_of_one_class_is_named(speaking: Problem) -> None:
         }
         for name, tasks in speaking.examples.items()
     }
-    with pytest.raises(LoclinError, match=r"in the \w+ part: expected examples of both classes, found"):
+    with pytest.raises(
+        LoclinError, match=r"in the \w+ part: expected examples of both classes, found"
+    ):
         parted(dataclasses.replace(speaking, examples=lopsided), config(choose=4))
 
 
@@ -94,7 +103,8 @@ def test_a_part_of_one_pair_of_options_is_not_asked_in_another_form(speaking: Pr
     some = speaking.examples["test"][speaking.tasks[0]][:12]
     assert part_asked("choose", some, speaking.tokenizer, " yes", "cpu").form == "class"
     with pytest.raises(
-        LoclinError, match=r"in the choose part: expected the options of all the data, found those with ' yes'"
+        LoclinError,
+        match=r"in the choose part: expected the options of all the data, found those with ' yes'",
     ):
         part_asked("choose", some, speaking.tokenizer, None, "cpu")
 

@@ -1,4 +1,6 @@
-"""The logit gradient against finite differences of states moved by hand, and against a planted readout."""
+"""The logit gradient against finite differences of states moved by hand, and against a planted
+readout.
+"""
 
 import copy
 
@@ -25,11 +27,15 @@ Tokenizers = dict[str, PreTrainedTokenizerBase]
 def differences(model: PreTrainedModel, asked: Asked) -> torch.Tensor:
     with torch.no_grad():
         logits = next_logits(model, asked.batch)
-    return (logits.gather(1, asked.toward[:, None]) - logits.gather(1, asked.away[:, None])).squeeze(1)
+    return (
+        logits.gather(1, asked.toward[:, None]) - logits.gather(1, asked.away[:, None])
+    ).squeeze(1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_equals_finite_differences_at_the_last_token(families: Models, tokenizers: Tokenizers, family: str) -> None:
+def test_equals_finite_differences_at_the_last_token(
+    families: Models, tokenizers: Tokenizers, family: str
+) -> None:
     model = copy.deepcopy(families[family]).double()
     asked = ask(LETTERS, tokenizers[family], device="cpu")
     each = logit_gradient(model, asked, layers=[0, -1], per_prompt=True)
@@ -40,7 +46,9 @@ def test_equals_finite_differences_at_the_last_token(families: Models, tokenizer
     assert torch.allclose(each.mean(1), mean, atol=1e-12)
     for place, layer in enumerate((0, 1)):
         for seed in range(3):
-            way = torch.randn(32, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+            way = torch.randn(
+                32, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+            )
             ends = []
             for step in (size, -size):
                 with added(model, {layer: step * way}, only="last"):
@@ -49,16 +57,27 @@ def test_equals_finite_differences_at_the_last_token(families: Models, tokenizer
             assert torch.allclose(each[place] @ way, slopes, rtol=error, atol=error)
 
 
-def test_the_answers_gradients_differ_by_the_logit_gradient_and_equal_finite_differences(speaking: Problem) -> None:
+def test_the_answers_gradients_differ_by_the_logit_gradient_and_equal_finite_differences(
+    speaking: Problem,
+) -> None:
     asked, model = asked_statements(speaking), copy.deepcopy(speaking.model).double()
-    toward, away = (answer_gradient(model, asked, tokens=t, layers=[0, 1]) for t in (asked.toward, asked.away))
+    toward, away = (
+        answer_gradient(model, asked, tokens=t, layers=[0, 1]) for t in (asked.toward, asked.away)
+    )
     assert torch.allclose(toward - away, logit_gradient(model, asked, layers=[0, 1]), atol=1e-10)
 
     def said() -> torch.Tensor:
         with torch.no_grad():
-            return next_logits(model, asked.batch).log_softmax(-1).gather(1, asked.toward[:, None]).mean()
+            return (
+                next_logits(model, asked.batch)
+                .log_softmax(-1)
+                .gather(1, asked.toward[:, None])
+                .mean()
+            )
 
-    way = torch.randn(toward.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    way = torch.randn(
+        toward.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     ends = []
     for step in (1e-5, -1e-5):
         with added(model, {0: step * way}, only="last"):
@@ -66,7 +85,9 @@ def test_the_answers_gradients_differ_by_the_logit_gradient_and_equal_finite_dif
     assert float(toward[0] @ way) == pytest.approx(float(ends[0] - ends[1]) / 2e-5, rel=1e-6)
 
 
-def test_rows_at_once_frozen_weights_and_the_order_of_layers_change_nothing(speaking: Problem) -> None:
+def test_rows_at_once_frozen_weights_and_the_order_of_layers_change_nothing(
+    speaking: Problem,
+) -> None:
     asked = asked_statements(speaking)
     frozen = copy.deepcopy(speaking.model)
     count = hooks(frozen)  # not 0: transformers leaves its own, once hidden states were asked for
@@ -95,7 +116,9 @@ def test_planted_readout_is_found_with_its_length() -> None:
     assert torch.allclose(cosines(found, a.expand(3, -1)), torch.ones(3).double(), atol=1e-12)
 
 
-def test_what_has_no_direction_is_refused_by_layer(families: Models, tokenizers: Tokenizers) -> None:
+def test_what_has_no_direction_is_refused_by_layer(
+    families: Models, tokenizers: Tokenizers
+) -> None:
     asked = ask(CLASSES, tokenizers["gpt2"], device="cpu")
     same = copy.deepcopy(families["gpt2"])
     with torch.no_grad():

@@ -1,4 +1,6 @@
-"""Three routes to a vector: against plain passes and loops, on a planted model, as long as they say, without a trace."""
+"""Three routes to a vector: against plain passes and loops, on a planted model, as long as they
+say, without a trace.
+"""
 
 import copy
 import inspect  # the types that tests check would refuse before the functions do
@@ -47,17 +49,31 @@ def state(problem: Problem, example: Example, block: int) -> torch.Tensor:
     """h of a block that is not the last, at the last prompt token, by a pass of its own."""
     ids = torch.tensor([problem.tokenizer(example.prompt)["input_ids"]])
     with torch.no_grad():
-        found: torch.Tensor = problem.model(input_ids=ids, output_hidden_states=True).hidden_states[block + 1][0, -1]
+        found: torch.Tensor = problem.model(input_ids=ids, output_hidden_states=True).hidden_states[
+            block + 1
+        ][0, -1]
     return found
 
 
 def test_labels_give_the_difference_of_the_class_means(speaking: Problem) -> None:
     some = examples(speaking)
     vector = from_labels(speaking.model, speaking.tokenizer, some, layers=[0])
-    means = [torch.stack([state(speaking, e, 0) for e in some if e.answer == side]).mean(0) for side in (" yes", " no")]
+    means = [
+        torch.stack([state(speaking, e, 0) for e in some if e.answer == side]).mean(0)
+        for side in (" yes", " no")
+    ]
     assert torch.allclose(vector.directions[0], means[0] - means[1], atol=1e-5)
-    assert (vector.route, vector.position, vector.model_type, vector.blocks) == ("labels", "last", "gpt2", 2)
-    assert vector.norm == "the mean activation of prompts whose answer is ' yes' less that of the others (64 prompts)"
+    assert (vector.route, vector.position, vector.model_type, vector.blocks) == (
+        "labels",
+        "last",
+        "gpt2",
+        2,
+    )
+    assert (
+        vector.norm
+        == "the mean activation of prompts whose answer is ' yes' less that of the others (64 "
+        "prompts)"
+    )
     assert "/" not in vector.model
     assert dict(vector.about) == {"form": "class", "positive": " yes"}
     turned = from_labels(speaking.model, speaking.tokenizer, some, layers=[0], positive=" no")
@@ -67,14 +83,19 @@ def test_labels_give_the_difference_of_the_class_means(speaking: Problem) -> Non
 def test_the_paired_form_is_a_mean_over_answers(speaking: Problem) -> None:
     some = examples(speaking)
     vector = from_labels(speaking.model, speaking.tokenizer, some, layers=[0], form="paired")
-    words = {side: speaking.tokenizer(side, add_special_tokens=False)["input_ids"] for side in (" yes", " no")}
+    words = {
+        side: speaking.tokenizer(side, add_special_tokens=False)["input_ids"]
+        for side in (" yes", " no")
+    }
     differences = []
     for e in some:
         both = []
         for side in (" yes", " no"):
             ids = torch.tensor([speaking.tokenizer(e.prompt)["input_ids"] + words[side]])
             with torch.no_grad():
-                both.append(speaking.model(input_ids=ids, output_hidden_states=True).hidden_states[1][0, -1])
+                both.append(
+                    speaking.model(input_ids=ids, output_hidden_states=True).hidden_states[1][0, -1]
+                )
         differences.append(both[0] - both[1])
     assert torch.allclose(vector.directions[0], torch.stack(differences).mean(0), atol=1e-5)
     assert vector.position == "answer"
@@ -82,7 +103,9 @@ def test_the_paired_form_is_a_mean_over_answers(speaking: Problem) -> None:
 
 
 @pytest.mark.parametrize("estimand", ["E1", "E2", "E3"])
-def test_a_gradient_step_is_read_on_the_half_that_did_not_make_it(speaking: Problem, estimand: Estimand) -> None:
+def test_a_gradient_step_is_read_on_the_half_that_did_not_make_it(
+    speaking: Problem, estimand: Estimand
+) -> None:
     some = examples(speaking)
     space = ParameterSpace(speaking.model)
     before = space.read()
@@ -98,37 +121,74 @@ def test_a_gradient_step_is_read_on_the_half_that_did_not_make_it(speaking: Prob
             sides.append({e: state(speaking, e, 0) for e in parts["read"]})
     moved = {e: (sides[0][e] - sides[1][e]) / 2 for e in parts["read"]}
     by_answer = {
-        side: torch.stack([m for e, m in moved.items() if e.answer == side]).mean(0) for side in (" yes", " no")
+        side: torch.stack([m for e, m in moved.items() if e.answer == side]).mean(0)
+        for side in (" yes", " no")
     }
-    expected = by_answer[" yes"] - by_answer[" no"] if estimand == "E3" else torch.stack(list(moved.values())).mean(0)
+    expected = (
+        by_answer[" yes"] - by_answer[" no"]
+        if estimand == "E3"
+        else torch.stack(list(moved.values())).mean(0)
+    )
     assert torch.cosine_similarity(vector.directions[0], expected, dim=0) > 0.9999
     labels = from_labels(speaking.model, speaking.tokenizer, parts["read"])
     for layer in (0, 1):
-        assert float(vector.directions[layer].norm()) == pytest.approx(float(labels.directions[layer].norm()), rel=1e-4)
+        assert float(vector.directions[layer].norm()) == pytest.approx(
+            float(labels.directions[layer].norm()), rel=1e-4
+        )
     assert vector.route == f"gradient step, {estimand}"
-    assert dict(vector.about) == {"eta": "0.001", "space": "full", "form": "class", "positive": " yes", "seed": "0"}
+    assert dict(vector.about) == {
+        "eta": "0.001",
+        "space": "full",
+        "form": "class",
+        "positive": " yes",
+        "seed": "0",
+    }
 
 
 def test_the_search_takes_its_winners_and_leaves_the_weights(speaking: Problem) -> None:
     some, space = examples(speaking), ParameterSpace(speaking.model)
     before = space.read()
-    found = [from_search(speaking.model, speaking.tokenizer, some, count=6, winners=2, seed=s) for s in (0, 0, 1)]
+    found = [
+        from_search(speaking.model, speaking.tokenizer, some, count=6, winners=2, seed=s)
+        for s in (0, 0, 1)
+    ]
     assert torch.equal(space.read(), before)
     assert all(torch.equal(found[0].directions[n], found[1].directions[n]) for n in (0, 1))
     assert found[0].cosine(found[2])[1] < 0.99
     parts = split(some, {"step": 0.5, "read": 0.5}, seed=0)
     search, read = (ask(parts[n], speaking.tokenizer, device="cpu") for n in ("step", "read"))
-    raw = searched(speaking.model, space, search, read, count=6, winners=2, size=SIZE, layers=[0, 1], seed=0, path=None)
-    assert torch.allclose(cosines(raw, torch.stack(list(found[0].directions.values()))), torch.ones(2), atol=1e-5)
+    raw = searched(
+        speaking.model,
+        space,
+        search,
+        read,
+        count=6,
+        winners=2,
+        size=SIZE,
+        layers=[0, 1],
+        seed=0,
+        path=None,
+    )
+    assert torch.allclose(
+        cosines(raw, torch.stack(list(found[0].directions.values()))), torch.ones(2), atol=1e-5
+    )
     assert dict(found[2].about) == {
-        "n": "6", "k": "2", "size": f"{SIZE:g}", "space": "full", "form": "class", "positive": " yes", "seed": "1",
-    }  # fmt: skip
+        "n": "6",
+        "k": "2",
+        "size": f"{SIZE:g}",
+        "space": "full",
+        "form": "class",
+        "positive": " yes",
+        "seed": "1",
+    }
     with pytest.raises(LoclinError, match="expected 1 to 6 winners, found 7"):
         from_search(speaking.model, speaking.tokenizer, some, count=6, winners=7)
 
 
 def test_all_routes_find_a_planted_direction() -> None:
-    """Cosine 1 by closed form: labels, logits, and one step in each estimand that is defined by the common shift or the contrast."""
+    """Cosine 1 by closed form: labels, logits, and one step in each estimand that is defined by the
+    common shift or the contrast.
+    """
     model, asked, a = truth_world(layers=3, width=12, facts=40, seed=3)
     layers = [0, 1, 2]
     planted = a.expand(3, -1)
@@ -139,13 +199,18 @@ def test_all_routes_find_a_planted_direction() -> None:
     assert cosines(logits.direction().double(), planted).min() > 0.999
     space = ParameterSpace(model, "layers*")
     step = step_direction(model, space, asked, loss="fixed")
-    moved = step_averaged(model, space, step, asked, estimand="E1", eta=1e-3, layers=layers, path=None)
+    moved = step_averaged(
+        model, space, step, asked, estimand="E1", eta=1e-3, layers=layers, path=None
+    )
     assert (moved.direction().double() @ a).min() > 0
 
 
 def test_an_average_with_other_weights_is_that_of_repeated_prompts() -> None:
     rng = np.random.default_rng(0)
-    each, labels = torch.from_numpy(rng.standard_normal((2, 7, 3))), np.array([1, 0, 0, 1, 1, 0, 1], bool)
+    each, labels = (
+        torch.from_numpy(rng.standard_normal((2, 7, 3))),
+        np.array([1, 0, 0, 1, 1, 0, 1], bool),
+    )
     counts = np.array([[1, 1, 1, 1, 1, 1, 1], [2, 0, 1, 3, 1, 1, 0], [1, 0, 0, 2, 1, 0, 3]], float)
     for given in (labels, None):
         made = Averaged(each=each, labels=given, groups=tuple("abcdefg"))
@@ -154,10 +219,14 @@ def test_an_average_with_other_weights_is_that_of_repeated_prompts() -> None:
             assert np.allclose(found[0], made.direction()[layer].numpy())
             again = np.repeat(np.arange(7), counts[1].astype(int))
             twice = Averaged(
-                each=each[:, again], labels=None if given is None else given[again], groups=("",) * len(again)
+                each=each[:, again],
+                labels=None if given is None else given[again],
+                groups=("",) * len(again),
             )
             assert np.allclose(found[1], twice.direction()[layer].numpy())
-            assert np.isnan(found[2]).all() == (given is not None)  # no prompt of the other class is left
+            assert np.isnan(found[2]).all() == (
+                given is not None
+            )  # no prompt of the other class is left
 
 
 def test_lengths_are_set_layer_by_layer_and_nothing_has_none() -> None:
@@ -165,11 +234,15 @@ def test_lengths_are_set_layer_by_layer_and_nothing_has_none() -> None:
     found = as_long_as(v, torch.tensor([10.0, 1.0], dtype=torch.float64), [4, 7])
     assert torch.allclose(found, torch.tensor([[6.0, 8.0], [0.0, 1.0]]))
     with pytest.raises(LoclinError, match="found lengths of 0 and 1 at block 7"):
-        as_long_as(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.ones(2, dtype=torch.float64), [4, 7])
+        as_long_as(
+            torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.ones(2, dtype=torch.float64), [4, 7]
+        )
 
 
 def test_what_cannot_be_asked_is_refused(
-    speaking: Problem, families: dict[str, PreTrainedModel], tokenizers: dict[str, PreTrainedTokenizerBase]
+    speaking: Problem,
+    families: dict[str, PreTrainedModel],
+    tokenizers: dict[str, PreTrainedTokenizerBase],
 ) -> None:
     some = examples(speaking)
     with pytest.raises(LoclinError, match="found 2"):
@@ -178,9 +251,13 @@ def test_what_cannot_be_asked_is_refused(
     with pytest.raises(LoclinError, match="expected examples of both classes, found"):
         from_gradient(speaking.model, speaking.tokenizer, yes)
     model, tokenizer = families["gpt2"], tokenizers["gpt2"]
-    with pytest.raises(LoclinError, match="expected examples with a positive option for the class form, found none"):
+    with pytest.raises(
+        LoclinError, match="expected examples with a positive option for the class form, found none"
+    ):
         from_labels(model, tokenizer, LETTERS, form="class")
-    with pytest.raises(LoclinError, match="expected examples with a positive option for E3, found none"):
+    with pytest.raises(
+        LoclinError, match="expected examples with a positive option for E3, found none"
+    ):
         from_gradient(model, tokenizer, LETTERS, estimand="E3")
     lettered = from_gradient(model, tokenizer, LETTERS, layers=[-1])
     assert lettered.layers == (1,)
@@ -196,7 +273,9 @@ def test_what_cannot_be_asked_is_refused(
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_prompts_beyond_the_context_are_refused(
-    family: str, families: dict[str, PreTrainedModel], tokenizers: dict[str, PreTrainedTokenizerBase]
+    family: str,
+    families: dict[str, PreTrainedModel],
+    tokenizers: dict[str, PreTrainedTokenizerBase],
 ) -> None:
     model, tokenizer = families[family], tokenizers[family]
     context = model.config.max_position_embeddings
@@ -215,7 +294,8 @@ def test_prompts_beyond_the_context_are_refused(
     long = padded(context)
     for route in (from_labels, from_gradient, from_search):
         with pytest.raises(
-            LoclinError, match=f"within the model's context of {context} tokens, found one of {context + 1}"
+            LoclinError,
+            match=f"within the model's context of {context} tokens, found one of {context + 1}",
         ):
             route(model, tokenizer, long)
 
@@ -223,12 +303,19 @@ def test_prompts_beyond_the_context_are_refused(
 def test_both_halves_have_the_form_of_all_the_examples(
     families: dict[str, PreTrainedModel], tokenizers: dict[str, PreTrainedTokenizerBase]
 ) -> None:
-    """Two pairs of options, of which one half happens to hold one alone: asked by itself it would be of the class form."""
+    """Two pairs of options, of which one half happens to hold one alone: asked by itself it would
+    be of the class form.
+    """
     model, tokenizer = families["gpt2"], tokenizers["gpt2"]
-    pool = [Example(prompt=f"{i} cats ?", answer=" no", options=(" no", " cat"), group=str(i)) for i in range(12)]
+    pool = [
+        Example(prompt=f"{i} cats ?", answer=" no", options=(" no", " cat"), group=str(i))
+        for i in range(12)
+    ]
     parts = split(pool, {"step": 0.5, "read": 0.5}, seed=0)
     mixed = [
-        replace(e, answer=(" yes", " no")[i % 2], options=(" yes", " no")) if e in parts["read"] else e
+        replace(e, answer=(" yes", " no")[i % 2], options=(" yes", " no"))
+        if e in parts["read"]
+        else e
         for i, e in enumerate(pool)
     ]
     step, read = halves(mixed, tokenizer, model, positive=None, seed=0)

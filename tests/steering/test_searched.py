@@ -34,12 +34,17 @@ def parts(problem: Problem, size: int) -> list[Asked]:
     examples = [e for task in problem.tasks for e in problem.examples["gradients"][task]]
     order = np.random.default_rng(0).permutation(len(examples))
     return [
-        ask([examples[i] for i in order[size * j : size * (j + 1)]], problem.tokenizer, device="cpu") for j in range(3)
+        ask(
+            [examples[i] for i in order[size * j : size * (j + 1)]], problem.tokenizer, device="cpu"
+        )
+        for j in range(3)
     ]
 
 
 def digest(model: PreTrainedModel) -> str:
-    return hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
+    return hashlib.sha256(
+        b"".join(p.detach().numpy().tobytes() for p in model.parameters())
+    ).hexdigest()
 
 
 def planted(count: int, width: int, known: float, seed: int) -> Found:
@@ -61,13 +66,17 @@ def test_the_score_is_the_log_probability_of_the_token_toward(speaking: Problem)
     with torch.no_grad():
         twin = answer_log_probabilities(speaking.model, asked.answered(asked.toward)).numpy()
     for rows in (None, 1, 5):
-        assert np.allclose(toward_log_probability(speaking.model, asked, rows_at_once=rows), twin, atol=1e-5)
+        assert np.allclose(
+            toward_log_probability(speaking.model, asked, rows_at_once=rows), twin, atol=1e-5
+        )
 
 
 def test_shifts_are_those_of_the_weights_moved_by_hand(speaking: Problem) -> None:
     model, (search, extract, _) = speaking.model, parts(speaking, 16)
     space = ParameterSpace(model)
-    found = perturbed_shifts(model, space, search, extract, count=3, size=0.03, layers=[0, 1], seed=4)
+    found = perturbed_shifts(
+        model, space, search, extract, count=3, size=0.03, layers=[0, 1], seed=4
+    )
     lengths = []
     for i, step in enumerate(candidates(3, [found.sigma], seed=derived(4, "steering"))):
         delta = Perturbed(space, Noise()).vector(step)
@@ -110,7 +119,9 @@ def test_a_search_is_a_function_of_its_seed_and_leaves_the_model_alone(speaking:
 
 
 def test_the_winners_of_a_linear_model_move_along_its_gradient() -> None:
-    """E[mean of the k best of N along ĝ] = (mean of the k largest of N standard normals); elsewhere nothing, by sd 1/√k."""
+    """E[mean of the k best of N along ĝ] = (mean of the k largest of N standard normals); elsewhere
+    nothing, by sd 1/√k.
+    """
     count, width, k = 200, 30, 20
     found = [winners_vector(planted(count, width, 1.0, seed), k)[0].numpy() for seed in range(200)]
     quantiles = stats.norm.ppf((np.arange(count - k, count) + 1 - 0.375) / (count + 0.25))  # Blom
@@ -119,18 +130,23 @@ def test_the_winners_of_a_linear_model_move_along_its_gradient() -> None:
     at_chance = chance_vectors(planted(count, width, 1.0, 0), k, draws=300, seed=0)
     assert at_chance.shape == (300, 1, width)
     # k of N without replacement
-    spread = planted(count, width, 1.0, 0).shifts[:, 0].std(0).mean() * math.sqrt((1 - k / count) / k)
+    spread = planted(count, width, 1.0, 0).shifts[:, 0].std(0).mean() * math.sqrt(
+        (1 - k / count) / k
+    )
     assert math.isclose(float(at_chance[:, 0].std(0).mean()), float(spread), rel_tol=0.1)
 
 
 @pytest.mark.parametrize(("known", "uniform"), [(0.0, True), (0.3, False)])
-def test_p_is_uniform_where_scores_know_nothing_and_small_where_they_do(known: float, uniform: bool) -> None:
+def test_p_is_uniform_where_scores_know_nothing_and_small_where_they_do(
+    known: float, uniform: bool
+) -> None:
     p = []
     for seed in range(300):
         found = planted(60, 4, known, seed)
         chance = chance_vectors(found, 6, draws=99, seed=seed)[:, 0, 0]
         p.append(permutation_p(float(winners_vector(found, 6)[0, 0]), chance.numpy()))
-    # p takes the values 1/100 to 1: spread over the steps before it is held against the continuous law
+    # p takes the values 1/100 to 1: spread over the steps before it is held against the continuous
+    # law
     spread = np.array(p) - np.random.default_rng(0).uniform(0, 0.01, len(p))
     distance = stats.kstest(spread, "uniform").pvalue
     assert (distance > 0.01) == uniform
@@ -141,20 +157,30 @@ def test_winners_steer_further_than_chance_on_prompts_of_their_own(speaking: Pro
     model, (search, extract, test) = speaking.model, parts(speaking, 48)
     space = ParameterSpace(model)
     found = perturbed_shifts(model, space, search, extract, count=60, layers=[1], seed=0)
-    # at the default size scores are as linear as the law wants them: their spread is σ‖g‖, to 3 Monte-Carlo errors
+    # at the default size scores are as linear as the law wants them: their spread is σ‖g‖, to 3
+    # Monte-Carlo errors
     gradient = space.gradient(partial(answer_loss, model), [search.answered(search.toward)])
-    assert found.scores.std(ddof=1) == pytest.approx(found.sigma * float(gradient.norm()), rel=3 / math.sqrt(2 * 60))
+    assert found.scores.std(ddof=1) == pytest.approx(
+        found.sigma * float(gradient.norm()), rel=3 / math.sqrt(2 * 60)
+    )
     vectors = [winners_vector(found, 8), *chance_vectors(found, 8, draws=39, seed=0)]
-    steered = [slopes(dose_response(model, test, {1: v[0] / v[0].norm()}, [-1, 1]), [-1, 1]).mean() for v in vectors]
+    steered = [
+        slopes(dose_response(model, test, {1: v[0] / v[0].norm()}, [-1, 1]), [-1, 1]).mean()
+        for v in vectors
+    ]
     assert permutation_p(steered[0], steered[1:]) < 0.05
     assert steered[0] > 0
 
 
-def test_searches_that_cannot_be_made_are_refused(speaking: Problem, families: dict[str, PreTrainedModel]) -> None:
+def test_searches_that_cannot_be_made_are_refused(
+    speaking: Problem, families: dict[str, PreTrainedModel]
+) -> None:
     model, (search, extract, _) = speaking.model, parts(speaking, 4)
     space = ParameterSpace(model)
 
-    def refused(match: str, model: PreTrainedModel = model, space: ParameterSpace = space, **changed: object) -> None:
+    def refused(
+        match: str, model: PreTrainedModel = model, space: ParameterSpace = space, **changed: object
+    ) -> None:
         settings = {"count": 2, "layers": [1], "seed": 0} | changed
         with pytest.raises(LoclinError, match=match):
             perturbed_shifts(model, space, search, extract, **settings)

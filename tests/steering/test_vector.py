@@ -39,7 +39,9 @@ def made(directions: dict[int, Tensor], **other: Any) -> SteeringVector:
     return SteeringVector(directions=directions, **(TOLD | other))
 
 
-def random(seed: int, layers: tuple[int, ...] = (0, 1), d: int = 32, **other: Any) -> SteeringVector:
+def random(
+    seed: int, layers: tuple[int, ...] = (0, 1), d: int = 32, **other: Any
+) -> SteeringVector:
     generator = torch.Generator().manual_seed(seed)
     return made({n: torch.randn(d, generator=generator) for n in layers}, **other)
 
@@ -82,7 +84,14 @@ def test_a_block_of_one_side_counts_as_zero_in_the_other() -> None:
 
 def test_what_a_vector_was_made_of_is_added_up_too() -> None:
     a = random(0, about={"layer": "chosen", "seed": "1"}, revision="main")
-    b = random(1, route="gradient", data="def", layers_path="transformer.h", about={"seed": "2"}, revision="other")
+    b = random(
+        1,
+        route="gradient",
+        data="def",
+        layers_path="transformer.h",
+        about={"seed": "2"},
+        revision="other",
+    )
     both = (a + b) + a
     assert (both.route, both.data, both.model, both.position) == (
         "labels + gradient",
@@ -137,7 +146,14 @@ def test_what_is_no_number_does_not_scale() -> None:
     for bad in (0, 0.0, math.nan):
         with pytest.raises(LoclinError, match="expected a finite divisor other than 0"):
             a / bad
-    for wrong in (lambda: a * "x", lambda: a + 1, lambda: 1 + a, lambda: a * a, lambda: a / a, lambda: a - 1):
+    for wrong in (
+        lambda: a * "x",
+        lambda: a + 1,
+        lambda: 1 + a,
+        lambda: a * a,
+        lambda: a / a,
+        lambda: a - 1,
+    ):
         with pytest.raises(TypeError):
             wrong()
 
@@ -187,12 +203,16 @@ def test_blocks_are_chosen_from_both_ends() -> None:
     assert a.at([-1, 0]).layers == (0, 3)
     assert torch.equal(a.at([-2]).directions[2], a.directions[2])
     for bad in (1, -3, 4, -5):
-        with pytest.raises(LoclinError, match=rf"has a direction for \(0, 2, 3\), found {bad}: change --layer"):
+        with pytest.raises(
+            LoclinError, match=rf"has a direction for \(0, 2, 3\), found {bad}: change --layer"
+        ):
             a.at([bad])
 
 
 def test_a_file_gives_everything_back_and_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
-    vector = random(0, about={"η": "0.01\nrelative", "rows": "12"}, revision="main", layers_path="transformer.h")
+    vector = random(
+        0, about={"η": "0.01\nrelative", "rows": "12"}, revision="main", layers_path="transformer.h"
+    )
     path = tmp_path / "new" / "vector.safetensors"
     random(1).save(path)
     vector.save(str(path))
@@ -218,9 +238,18 @@ def test_a_file_gives_everything_back_and_takes_the_place_of_an_older_one(tmp_pa
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (torch.zeros(3), "expected a direction at block 1, found zeros: leave the block out with --layer"),
-        (torch.tensor([1.0, math.nan, 1.0]), "expected finite numbers at block 1, found NaN or infinity"),
-        (torch.tensor([1.0, math.inf, 1.0]), "expected finite numbers at block 1, found NaN or infinity"),
+        (
+            torch.zeros(3),
+            "expected a direction at block 1, found zeros: leave the block out with --layer",
+        ),
+        (
+            torch.tensor([1.0, math.nan, 1.0]),
+            "expected finite numbers at block 1, found NaN or infinity",
+        ),
+        (
+            torch.tensor([1.0, math.inf, 1.0]),
+            "expected finite numbers at block 1, found NaN or infinity",
+        ),
     ],
 )
 def test_zero_and_infinite_vectors_are_neither_kept_nor_read_nor_used(
@@ -291,20 +320,28 @@ def damaged(path: Path, how: str) -> None:
         ("name", "found invalid literal"),
     ],
 )
-def test_a_file_of_something_else_is_refused_in_one_line(how: str, message: str, tmp_path: Path) -> None:
+def test_a_file_of_something_else_is_refused_in_one_line(
+    how: str, message: str, tmp_path: Path
+) -> None:
     path = tmp_path / "v.safetensors"
     random(0).save(path)
     damaged(path, how)
-    with pytest.raises(LoclinError, match=f"expected a steering vector in .*v.safetensors, {message}") as error:
+    with pytest.raises(
+        LoclinError, match=f"expected a steering vector in .*v.safetensors, {message}"
+    ) as error:
         SteeringVector.load(path)
     assert "\n" not in str(error.value)
 
 
 def test_places_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(LoclinError, match=r"expected a steering vector, found nothing at .*nowhere: check the path"):
+    with pytest.raises(
+        LoclinError, match=r"expected a steering vector, found nothing at .*nowhere: check the path"
+    ):
         SteeringVector.load(tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
-    with pytest.raises(LoclinError, match=r"expected to write .*v, found .*: make room or choose another file"):
+    with pytest.raises(
+        LoclinError, match=r"expected to write .*v, found .*: make room or choose another file"
+    ):
         random(0).save(tmp_path / "file" / "v")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
@@ -314,12 +351,16 @@ def logits(model: PreTrainedModel) -> Tensor:
         return model(input_ids=torch.tensor([[5, 6, 7, 8, 9]])).logits
 
 
-def test_steering_adds_strength_times_the_vector_and_the_model_is_back(families: dict[str, PreTrainedModel]) -> None:
+def test_steering_adds_strength_times_the_vector_and_the_model_is_back(
+    families: dict[str, PreTrainedModel],
+) -> None:
     model = families["gpt2"]
     before, weights = logits(model), {n: p.clone() for n, p in model.named_parameters()}
     vector = random(4, (1,))
     seen: list[Tensor] = []
-    hook = model.transformer.ln_f.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    hook = model.transformer.ln_f.register_forward_pre_hook(
+        lambda module, args: seen.append(args[0])
+    )
     try:
         logits(model)
         with vector.applied(model, strength=2.5):
@@ -331,7 +372,9 @@ def test_steering_adds_strength_times_the_vector_and_the_model_is_back(families:
     plain, every, late = seen
     assert torch.allclose(every - plain, 2.5 * vector.directions[1].expand(1, 5, 32), atol=1e-4)
     assert torch.equal(late[:, :3], plain[:, :3])
-    assert torch.allclose(late[:, 3:] - plain[:, 3:], -vector.directions[1].expand(1, 2, 32), atol=1e-4)
+    assert torch.allclose(
+        late[:, 3:] - plain[:, 3:], -vector.directions[1].expand(1, 2, 32), atol=1e-4
+    )
     with pytest.raises(RuntimeError, match="mine"), vector.applied(model):
         raise RuntimeError("mine")
     assert torch.equal(logits(model), before)
@@ -350,7 +393,8 @@ def test_a_vector_of_another_model_is_refused_and_force_says_what_it_ignores(
     vector, model = random(0), families["llama"]
     with pytest.raises(
         LoclinError,
-        match=r"expected a vector of this model, found one of another \(made with a model of type gpt2, not llama\): give a vector "
+        match=r"expected a vector of this model, found one of another \(made with a model of type "
+        r"gpt2, not llama\): give a vector "
         "of this model, or ignore it with --force",
     ):
         vector.applied(model)
@@ -363,7 +407,8 @@ def test_a_vector_of_another_model_is_refused_and_force_says_what_it_ignores(
     told = capsys.readouterr().err
     assert (
         told
-        == "loclin: ignored that the vector was made with a model of type gpt2, not llama; made with 9 blocks, not 2\n"
+        == "loclin: ignored that the vector was made with a model of type gpt2, not llama; made "
+        "with 9 blocks, not 2\n"
     )
     fit = longer.fitted(model, force=True)
     assert (fit.model_type, fit.blocks) == ("llama", 2)
@@ -376,11 +421,15 @@ def test_a_vector_of_another_model_is_refused_and_force_says_what_it_ignores(
     assert capsys.readouterr().err == ""
     for forced in (False, True):
         with pytest.raises(
-            LoclinError, match="expected a vector of the model's width 32, found one of width 16, made with some/model"
+            LoclinError,
+            match="expected a vector of the model's width 32, found one of width 16, made with "
+            "some/model",
         ):
             random(0, d=16).applied(model, force=forced)
     with pytest.raises(
-        LoclinError, match="expected a vector for blocks 0 to 1, found one for block 4: choose others with --layer"
+        LoclinError,
+        match="expected a vector for blocks 0 to 1, found one for block 4: choose others with "
+        "--layer",
     ):
         random(0, (1, 4), blocks=None, model_type="llama").applied(model)
 
@@ -394,13 +443,17 @@ def test_strength_start_and_path_are_checked(families: dict[str, PreTrainedModel
         pass
     with pytest.raises(LoclinError, match=r"transformer\.h"):
         replace(vector, layers_path="model.layers").applied(model)
-    model.flipped = torch.nn.ModuleList(reversed(model.transformer.h))  # a list that numbers the blocks from the end
+    model.flipped = torch.nn.ModuleList(
+        reversed(model.transformer.h)
+    )  # a list that numbers the blocks from the end
     try:
         with replace(vector.at([0]), layers_path="flipped").applied(model):
             found = logits(model)
     finally:
         del model.flipped
-    with replace(vector, directions={1: vector.directions[0]}, layers_path="transformer.h").applied(model):
+    with replace(vector, directions={1: vector.directions[0]}, layers_path="transformer.h").applied(
+        model
+    ):
         assert torch.equal(logits(model), found)
 
 

@@ -1,7 +1,8 @@
-"""Calibration: on planted nulls at most 5 % of verdicts say "supported", on planted structure at least 95 %.
+"""Calibration: on planted nulls at most 5 % of verdicts say "supported", on planted structure at
+least 95 %.
 
-Every planted world goes through the code that measures real runs. Verdicts are taken before Holm's correction, which can
-only lower them further.
+Every planted world goes through the code that measures real runs. Verdicts are taken before Holm's
+correction, which can only lower them further.
 """
 
 from collections.abc import Callable
@@ -29,7 +30,16 @@ NULL_DRAWS, DRAWS = 200, 60
 def trajectory(make: Callable[[np.random.Generator], np.ndarray]) -> World:
     def world(rng: np.random.Generator, run: int) -> list[Row]:
         u = make(rng)
-        return list(prefix_rows(u @ u.T, (5,), 400, 1, {"run": run, "optimiser": "sgd", "space": "weights"}, seed=run))
+        return list(
+            prefix_rows(
+                u @ u.T,
+                (5,),
+                400,
+                1,
+                {"run": run, "optimiser": "sgd", "space": "weights"},
+                seed=run,
+            )
+        )
 
     return world
 
@@ -46,12 +56,17 @@ def fading(rng: np.random.Generator) -> np.ndarray:
     [
         (lambda rng: white_steps(40, 400, rng), False),
         (lambda rng: white_steps(40, 400, rng, np.geomspace(1, 0.01, 40)), False),
-        (lambda rng: drifting_steps(40, 400, 0.6, rng), False),  # captures 0.78 of d at k = 5, but is stationary
+        (
+            lambda rng: drifting_steps(40, 400, 0.6, rng),
+            False,
+        ),  # captures 0.78 of d at k = 5, but is stationary
         (fading, True),
     ],
     ids=["white", "white, fading norms", "stationary drift", "fading plane"],
 )
-def test_prefix_captures(make: Callable[[np.random.Generator], np.ndarray], structured: bool) -> None:
+def test_prefix_captures(
+    make: Callable[[np.random.Generator], np.ndarray], structured: bool
+) -> None:
     def rule(rows: list[Row]) -> Claim:
         return claims.prefix_captures(CONFIG, rows, "sgd")
 
@@ -94,14 +109,24 @@ def recovery_rows(rng: np.random.Generator, run: int, *, static_share: float) ->
     """A drifting recovery; every fixed basis is five of its own later steps mixed with noise."""
     u = drifting_steps(40, 400, 0.3, rng)
     g = u @ u.T
-    rows = list(prefix_rows(g, (5,), 400, 1, {"run": run, "optimiser": "sgd", "space": "weights"}, seed=run))
+    rows = list(
+        prefix_rows(g, (5,), 400, 1, {"run": run, "optimiser": "sgd", "space": "weights"}, seed=run)
+    )
     for name in claims.STATIC:
-        b = np.sqrt(static_share) * u[rng.permutation(40)[:5]] + np.sqrt(1 - static_share) * white_steps(5, 400, rng)
+        b = np.sqrt(static_share) * u[rng.permutation(40)[:5]] + np.sqrt(
+            1 - static_share
+        ) * white_steps(5, 400, rng)
         context = {"run": run, "optimiser": "sgd", "basis": name, "space": "weights"}
         rows += family_rows(b @ b.T, b @ u.T, g, (5,), 400, context)
     for k, score in ((5, 0.5 + 0.1 * rng.standard_normal()), (10, 0.95)):
         here = {"run": run, "optimiser": "sgd", "basis": "prefix", "k": k}
-        rows.append(Row(quantity="regained_by_capture", value=0.7 + 0.02 * k, context={**here, "space": "weights"}))
+        rows.append(
+            Row(
+                quantity="regained_by_capture",
+                value=0.7 + 0.02 * k,
+                context={**here, "space": "weights"},
+            )
+        )
         rows.append(Row(quantity="regained_score", value=score, context=here))
     full = {"run": run, "optimiser": "sgd", "basis": "full"}
     lost = {"run": run, "task": "a", "on": "a", "point": "damaged"}
@@ -133,10 +158,15 @@ def test_prefix_predicts_recovery(related: bool, monkeypatch: pytest.MonkeyPatch
         scores = captures + 0.2 * rng.standard_normal(10) if related else rng.uniform(size=10)
         return [
             Row(
-                quantity=quantity, value=float(value), context={"run": run, "optimiser": "sgd", "k": 5, "basis": str(i)}
+                quantity=quantity,
+                value=float(value),
+                context={"run": run, "optimiser": "sgd", "k": 5, "basis": str(i)},
             )
             for i in range(10)
-            for quantity, value in (("regained_by_capture", captures[i]), ("regained_score", scores[i]))
+            for quantity, value in (
+                ("regained_by_capture", captures[i]),
+                ("regained_score", scores[i]),
+            )
         ]
 
     def rule(rows: list[Row]) -> Claim:
@@ -147,8 +177,12 @@ def test_prefix_predicts_recovery(related: bool, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(("related", "runs"), [(False, 6), (False, 20), (True, 20)])
-def test_prefix_predicts_over_runs(related: bool, runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both optimisers of a run share what makes the run easy, so they are not independent: the run is the unit."""
+def test_prefix_predicts_over_runs(
+    related: bool, runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both optimisers of a run share what makes the run easy, so they are not independent: the run
+    is the unit.
+    """
     monkeypatch.setattr(claims, "PERMUTATIONS", 99)
 
     def world(rng: np.random.Generator, run: int) -> list[Row]:
@@ -158,7 +192,13 @@ def test_prefix_predicts_over_runs(related: bool, runs: int, monkeypatch: pytest
             capture = shared[0] + 0.1 * rng.standard_normal()
             score = (shared[0] if related else shared[1]) + 0.1 * rng.standard_normal()
             here = {"run": run, "optimiser": optimiser, "k": 5, "basis": "prefix"}
-            rows.append(Row(quantity="regained_by_capture", value=capture, context={**here, "space": "weights"}))
+            rows.append(
+                Row(
+                    quantity="regained_by_capture",
+                    value=capture,
+                    context={**here, "space": "weights"},
+                )
+            )
             rows.append(Row(quantity="regained_score", value=score, context=here))
         return rows
 
@@ -179,10 +219,16 @@ def lora_rows(run: int, factors: float) -> list[Row]:
     return rows
 
 
-@pytest.mark.parametrize(("factors", "said"), [(0.9, "they disagree"), (0.597, "they do not disagree")])
-def test_lora_is_decided_in_the_weights_and_a_disagreement_is_said(factors: float, said: str) -> None:
+@pytest.mark.parametrize(
+    ("factors", "said"), [(0.9, "they disagree"), (0.597, "they do not disagree")]
+)
+def test_lora_is_decided_in_the_weights_and_a_disagreement_is_said(
+    factors: float, said: str
+) -> None:
     config = replace(CONFIG, space="lora")
-    claim = claims.prefix_captures(config, [row for run in range(6) for row in lora_rows(run, factors)], "sgd")
+    claim = claims.prefix_captures(
+        config, [row for run in range(6) for row in lora_rows(run, factors)], "sgd"
+    )
     assert claim.value == pytest.approx(0.625)
     assert claim.setting == "sequences, LoRA, SGD"
     assert said in claim.note
@@ -190,9 +236,21 @@ def test_lora_is_decided_in_the_weights_and_a_disagreement_is_said(factors: floa
 
 def test_a_support_that_does_not_survive_holm_is_withdrawn() -> None:
     claim = Claim(
-        id="c", statement="", setting="", paper="", measured="", value=1.0, low=0.5, high=1.5, n=6, null="", p=0.04,
-        p_holm=0.2, rule="", verdict="supported",
-    )  # fmt: skip
+        id="c",
+        statement="",
+        setting="",
+        paper="",
+        measured="",
+        value=1.0,
+        low=0.5,
+        high=1.5,
+        n=6,
+        null="",
+        p=0.04,
+        p_holm=0.2,
+        rule="",
+        verdict="supported",
+    )
     assert confirmed(claim).verdict == "inconclusive"
     assert confirmed(replace(claim, p_holm=0.01)).verdict == "supported"
     assert confirmed(replace(claim, verdict="refuted")).verdict == "refuted"

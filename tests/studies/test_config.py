@@ -19,12 +19,18 @@ def test_every_profile_can_be_run(profile: Any) -> None:
 
 def test_the_paper_profile_names_the_papers_models_and_data() -> None:
     asked = {(c.model, c.data) for c in settings("paper")}
-    assert {("distilgpt2", "google/boolq"), ("gpt2", "sequences"), ("Qwen/Qwen2.5-0.5B", "google/boolq")} <= asked
+    assert {
+        ("distilgpt2", "google/boolq"),
+        ("gpt2", "sequences"),
+        ("Qwen/Qwen2.5-0.5B", "google/boolq"),
+    } <= asked
 
 
 def test_defaults_depend_on_the_model() -> None:
     assert preset("standard").space == "full"
-    assert preset("standard", "statements").space == preset("standard", "some/model").space == "lora"
+    assert (
+        preset("standard", "statements").space == preset("standard", "some/model").space == "lora"
+    )
     assert [c.model for c in settings("smoke")] == ["sequences-small", "statements-small"]
     assert preset("smoke").model == "sequences-small"
     assert preset("smoke", "statements").model == "statements"
@@ -50,13 +56,22 @@ def test_lora_is_measured_in_the_weights_first() -> None:
     ("change", "message"),
     [
         ({"seeds": 0}, "at least one seed, found 0"),
-        ({"model": "gpt2"}, "expected --data with the model 'gpt2', found none: give a JSON Lines file"),
+        (
+            {"model": "gpt2"},
+            "expected --data with the model 'gpt2', found none: give a JSON Lines file",
+        ),
         ({"model": "statments"}, "did you mean the built-in --model statements?"),
-        ({"model": "gpt2", "data": "nowhere.jsonl"}, "expected a file of task data, found nothing at nowhere.jsonl"),
+        (
+            {"model": "gpt2", "data": "nowhere.jsonl"},
+            "expected a file of task data, found nothing at nowhere.jsonl",
+        ),
         ({"ranks": (8, 0)}, r"LoRA ranks of at least 1, found \[8, 0\]: change --ranks"),
         ({"lr_factors": (1.0, -1.0)}, "factors above 0"),
         ({"dropout": 1.0}, "dropout from 0 to below 1, found 1.0"),
-        ({"sketch_size": 100}, "sketch of at least 4 T = 800 numbers, found 100: raise --sketch-size"),
+        (
+            {"sketch_size": 100},
+            "sketch of at least 4 T = 800 numbers, found 100: raise --sketch-size",
+        ),
         ({"workers": -1}, "workers from 0"),
         ({"batch": 0}, "batch of at least 1, found 0: change --batch"),
         ({"sgd_lr": 0.0}, "learning rate above 0, found 0.0: change --sgd-lr"),
@@ -77,5 +92,7 @@ def test_bad_settings_are_named_with_their_remedy(change: dict[str, Any], messag
 def test_help_imports_nothing_heavy() -> None:
     heavy = ("torch", "transformers", "scipy", "matplotlib")
     code = f"import sys, loclin.cli, loclin.studies.recovery.config; print([m for m in {heavy} if m in sys.modules])"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert answer.stdout.strip() == "[]"

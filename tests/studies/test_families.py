@@ -1,4 +1,6 @@
-"""The smoke profile of every study on every family of models, from folders, with the user's own data."""
+"""The smoke profile of every study on every family of models, from folders, with the user's own
+data.
+"""
 
 import dataclasses
 import json
@@ -23,7 +25,8 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("data") / "animals.jsonl"
     words, options = list(ANSWERS), sorted(ANSWERS.values())
     records = (
-        {"prompt": f"{i} the {words[i % 4]} is", "options": options, "label": ANSWERS[words[i % 4]]} for i in range(480)
+        {"prompt": f"{i} the {words[i % 4]} is", "options": options, "label": ANSWERS[words[i % 4]]}
+        for i in range(480)
     )
     file.write_text("".join(json.dumps(r) + "\n" for r in records))
     return file
@@ -39,11 +42,17 @@ def test_recovery_by_lora(
 ) -> None:
     families[family].save_pretrained(tmp_path / family)
     tokenizers[family].save_pretrained(tmp_path / family)
-    config = dataclasses.replace(preset("smoke", str(tmp_path / family)), data=str(questions), seeds=1).checked()
+    config = dataclasses.replace(
+        preset("smoke", str(tmp_path / family)), data=str(questions), seeds=1
+    ).checked()
     part = experiment.run_one(config, 0, lambda stage, share: None)
     known, lost, back = (
         float(by_run(part.rows, "score", on="animals", **c)[0])
-        for c in ({"point": "pretrained"}, {"point": "damaged"}, {"point": "recovery", "optimiser": "sgd", "t": 50})
+        for c in (
+            {"point": "pretrained"},
+            {"point": "damaged"},
+            {"point": "recovery", "optimiser": "sgd", "t": 50},
+        )
     )
     assert known > 0.8
     assert lost < 0.25
@@ -51,7 +60,9 @@ def test_recovery_by_lora(
     for optimiser in ("sgd", "adamw"):
         for space in config.spaces:
             here = {"optimiser": optimiser, "space": space}
-            curve = [float(by_run(part.rows, "prefix_capture", k=k, **here)[0]) for k in config.all_ks]
+            curve = [
+                float(by_run(part.rows, "prefix_capture", k=k, **here)[0]) for k in config.all_ks
+            ]
             assert curve == sorted(curve)
             assert curve[-1] == pytest.approx(1.0)
     assert "another task's prefix" not in {r.context.get("basis") for r in part.rows}
@@ -61,7 +72,9 @@ def test_recovery_by_lora(
 
 @pytest.mark.parametrize("family", FAMILIES)
 # steering takes no LoRA; schedules take two tasks (tests/studies/test_pilot.py)
-@pytest.mark.parametrize("study", [s for s in STUDIES if s not in ("recovery", "steering", "schedules")])
+@pytest.mark.parametrize(
+    "study", [s for s in STUDIES if s not in ("recovery", "steering", "schedules")]
+)
 def test_other_studies_by_lora(
     study: str,
     family: str,
@@ -72,7 +85,10 @@ def test_other_studies_by_lora(
 ) -> None:
     families[family].save_pretrained(tmp_path / family)
     tokenizers[family].save_pretrained(tmp_path / family)
-    rooms = {name: import_module(f"loclin.studies.{study}.{name}") for name in ("config", "experiment", "claims")}
+    rooms = {
+        name: import_module(f"loclin.studies.{study}.{name}")
+        for name in ("config", "experiment", "claims")
+    }
     preset_of = rooms["config"].preset("smoke", str(tmp_path / family))
     config = dataclasses.replace(preset_of, data=str(questions), seeds=1).checked()
     part = rooms["experiment"].run_one(config, 0, lambda stage, share: None)
@@ -85,7 +101,9 @@ def test_other_studies_by_lora(
 
 
 def test_a_models_own_samples_can_be_destroyed_and_recovered(
-    families: dict[str, PreTrainedModel], tokenizers: dict[str, PreTrainedTokenizerBase], tmp_path: Path
+    families: dict[str, PreTrainedModel],
+    tokenizers: dict[str, PreTrainedTokenizerBase],
+    tmp_path: Path,
 ) -> None:
     families["qwen2"].save_pretrained(tmp_path / "m")
     tokenizers["qwen2"].save_pretrained(tmp_path / "m")

@@ -1,4 +1,6 @@
-"""Points kept for all studies: the same bits as trained afresh, another one whenever anything that they depend on changes."""
+"""Points kept for all studies: the same bits as trained afresh, another one whenever anything that
+they depend on changes.
+"""
 
 import dataclasses
 import shutil
@@ -18,7 +20,9 @@ from loclin.studies.recovery import config as recovery
 from loclin.studies.settings import Settings
 from loclin.studies.spectrum import config as spectrum
 
-BY_LORA = dataclasses.replace(spectrum.preset("smoke", "statements-small"), teach_steps=20, damage_steps=30)
+BY_LORA = dataclasses.replace(
+    spectrum.preset("smoke", "statements-small"), teach_steps=20, damage_steps=30
+)
 NOTHING = Demand(examples={}, vectors=(1, ""), rows=(1, "updates"))
 
 
@@ -58,7 +62,9 @@ def test_a_kept_point_is_the_trained_one_bit_for_bit(
     assert not torch.equal(first[0], first[1])
 
 
-def made(problem: Problem, settings: Any = BY_LORA, *, seed: int = 0, name: str = "p", to: float = 1.0) -> float:
+def made(
+    problem: Problem, settings: Any = BY_LORA, *, seed: int = 0, name: str = "p", to: float = 1.0
+) -> float:
     space = ParameterSpace(problem.model)
     return float(kept_point(problem, space, settings, seed, name, lambda: torch.full((3,), to))[0])
 
@@ -68,11 +74,15 @@ def test_another_point_wherever_anything_changes(trained: Problem, elsewhere: Pa
     assert made(trained, to=2.0) == 1.0  # kept
     same = dataclasses.replace(BY_LORA, seeds=9, out=Path("there"), workers=1, store="disk")
     assert made(trained, same, to=2.0) == 1.0
-    assert made(trained, dataclasses.replace(recovery.Config(), **shared(BY_LORA)), to=2.0) == 1.0  # of another study
+    assert (
+        made(trained, dataclasses.replace(recovery.Config(), **shared(BY_LORA)), to=2.0) == 1.0
+    )  # of another study
     assert made(trained, seed=1, to=2.0) == 2.0
     assert made(trained, name="q", to=3.0) == 3.0
     assert made(trained, dataclasses.replace(BY_LORA, damage_lr=0.5), to=4.0) == 4.0
-    fewer = {split: {t: e[:-1] for t, e in tasks.items()} for split, tasks in trained.examples.items()}
+    fewer = {
+        split: {t: e[:-1] for t, e in tasks.items()} for split, tasks in trained.examples.items()
+    }
     assert made(dataclasses.replace(trained, examples=fewer), to=5.0) == 5.0
     space = ParameterSpace(trained.model)
     with space.restored():

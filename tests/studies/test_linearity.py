@@ -1,4 +1,6 @@
-"""The linearity study: one small run of each kind against direct evaluation, its rows on planted lines, its claim's calibration."""
+"""The linearity study: one small run of each kind against direct evaluation, its rows on planted
+lines, its claim's calibration.
+"""
 
 import dataclasses
 import math
@@ -19,20 +21,42 @@ from loclin.studies.bench import make_bench
 from loclin.studies.course import damage, recovery
 from loclin.studies.linearity import claims, experiment
 from loclin.studies.linearity.config import Config, preset, settings
-from loclin.studies.linearity.rows import curve_rows, line_rows, of_defined_tasks, pair_rows, whole_rows
+from loclin.studies.linearity.rows import (
+    curve_rows,
+    line_rows,
+    of_defined_tasks,
+    pair_rows,
+    whole_rows,
+)
 from loclin.studies.rays import Profile, signed_grid
 from loclin.studies.table import by_run, summaries
 from tests.properties import World, share_supported
 
 SMALL: dict[str, Any] = {
-    "seeds": 1, "steps": 10, "k": 3, "prefix_vectors": (1, 3), "hessian_directions": 2, "window_examples": 12,
-    "per_decade": 1, "smallest": 1e-5, "task_vector_steps": 2,
-}  # fmt: skip
+    "seeds": 1,
+    "steps": 10,
+    "k": 3,
+    "prefix_vectors": (1, 3),
+    "hessian_directions": 2,
+    "window_examples": 12,
+    "per_decade": 1,
+    "smallest": 1e-5,
+    "task_vector_steps": 2,
+}
 TINY = dataclasses.replace(preset("smoke"), **SMALL).checked()
 BY_LORA = dataclasses.replace(preset("smoke", "statements-small"), ranks=(2,), **SMALL).checked()
-AT_START = {"gradient", "norm-matched noise", "random", "top curvature 1", "top curvature 2", "task vector"}
+AT_START = {
+    "gradient",
+    "norm-matched noise",
+    "random",
+    "top curvature 1",
+    "top curvature 2",
+    "task vector",
+}
 AT_DAMAGE = (AT_START - {"task vector"}) | {
-    f"{way}, {o}" for way in ("recovery", "first updates", "prefix 1", "prefix 3") for o in ("SGD", "AdamW")
+    f"{way}, {o}"
+    for way in ("recovery", "first updates", "prefix 1", "prefix 3")
+    for o in ("SGD", "AdamW")
 }
 
 
@@ -51,7 +75,11 @@ def by_lora(speaking: Problem) -> Part:
 
 
 def one(rows: list[Row], quantity: str, **context: Any) -> Row:
-    (found,) = [r for r in rows if r.quantity == quantity and all(r.context.get(k) == v for k, v in context.items())]
+    (found,) = [
+        r
+        for r in rows
+        if r.quantity == quantity and all(r.context.get(k) == v for k, v in context.items())
+    ]
     return found
 
 
@@ -62,11 +90,15 @@ def number(rows: list[Row], quantity: str, **context: Any) -> float:
 
 
 @pytest.mark.parametrize("kind", ["part", "by_lora"])
-def test_every_direction_is_followed_at_both_points(kind: str, request: pytest.FixtureRequest) -> None:
+def test_every_direction_is_followed_at_both_points(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
     found: Part = request.getfixturevalue(kind)
     for point, names in (("pretrained", AT_START), ("damaged", AT_DAMAGE)):
         assert {
-            r.context["direction"] for r in found.rows if r.quantity == "slope" and r.context["point"] == point
+            r.context["direction"]
+            for r in found.rows
+            if r.quantity == "slope" and r.context["point"] == point
         } == names
     tasks = {r.context["on"] for r in found.rows if r.quantity == "slope" and "on" in r.context}
     assert len(tasks) == (6 if kind == "part" else 2)
@@ -86,15 +118,24 @@ def test_built_in_models_are_followed_in_float64(kind: str, request: pytest.Fixt
         if r.quantity == "window_width" and r.context["direction"] == "gradient":
             assert r.value is not None
             assert r.value > 3
-    errors = [r.value for r in found.rows if r.quantity == "log10_error" and r.context["step"] == 1e-5 and r.value]
+    errors = [
+        r.value
+        for r in found.rows
+        if r.quantity == "log10_error" and r.context["step"] == 1e-5 and r.value
+    ]
     assert np.median(errors) < -2
 
 
 def test_a_kernel_that_stays_fused_is_named_and_differences_do_without(
     part: Part, trained: Problem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    by_differences = experiment.run_one(dataclasses.replace(TINY, products="finite differences"), 0, silent)
-    assert by_differences.notes[-1] == "curvature is taken by finite differences of gradients, a fallback"
+    by_differences = experiment.run_one(
+        dataclasses.replace(TINY, products="finite differences"), 0, silent
+    )
+    assert (
+        by_differences.notes[-1]
+        == "curvature is taken by finite differences of gradients, a fallback"
+    )
     for point in ("pretrained", "damaged"):
         for direction in ("gradient", "random", "norm-matched noise"):
             here = {"point": point, "direction": direction}
@@ -103,7 +144,8 @@ def test_a_kernel_that_stays_fused_is_named_and_differences_do_without(
             )
     monkeypatch.setattr(experiment, "twice_differentiable", lambda model: nullcontext())
     with pytest.raises(
-        NoSecondDerivative, match=r"found a kernel that cannot .*: switch attention to eager, or choose finite"
+        NoSecondDerivative,
+        match=r"found a kernel that cannot .*: switch attention to eager, or choose finite",
     ):
         experiment.run_one(TINY, 0, silent)
 
@@ -112,23 +154,31 @@ def test_chunks_change_nothing_but_how_many_are_differentiated_at_once(part: Par
     chunked = experiment.run_one(dataclasses.replace(TINY, curvature_chunk=5), 0, silent)
     for name in ("slope", "curvature"):
         here = {"point": "pretrained", "direction": "random"}
-        assert number(chunked.rows, name, **here) == pytest.approx(number(part.rows, name, **here), rel=1e-6)
+        assert number(chunked.rows, name, **here) == pytest.approx(
+            number(part.rows, name, **here), rel=1e-6
+        )
 
 
-def test_noise_has_the_norms_of_the_gradient_at_both_points(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noise_has_the_norms_of_the_gradient_at_both_points(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     seen: list[tuple[Any, Any]] = []
     common = experiment.aims.common_aims
 
     def watched(bench: Any, gradient: Any, product: Any, *, seed: int) -> Any:
         found = common(bench, gradient, product, seed=seed)
-        seen.append((bench.space, [a.vector for a in found if a.name in ("gradient", "norm-matched noise")]))
+        seen.append(
+            (bench.space, [a.vector for a in found if a.name in ("gradient", "norm-matched noise")])
+        )
         return found
 
     monkeypatch.setattr(experiment.aims, "common_aims", watched)
     experiment.run_one(TINY, 0, silent)
     assert len(seen) == 2
     for space, (gradient, noise) in seen:
-        for g, z in zip(space.by_tensor(gradient).values(), space.by_tensor(noise).values(), strict=True):
+        for g, z in zip(
+            space.by_tensor(gradient).values(), space.by_tensor(noise).values(), strict=True
+        ):
             assert float(z.norm()) == pytest.approx(float(g.norm()))
 
 
@@ -138,7 +188,13 @@ def test_a_task_without_a_window_is_counted_and_leaves_the_others_mean() -> None
     for run in range(4):
         rows += world(5.0, 5.0, 0.0, curves=True)(rng, run)
         for on, decades in (("a", 4.0), ("b", -2.0)):
-            here = {"run": run, "task": "t", "point": "pretrained", "direction": "task vector", "on": on}
+            here = {
+                "run": run,
+                "task": "t",
+                "point": "pretrained",
+                "direction": "task vector",
+                "on": on,
+            }
             profile = planted(rng, decades=decades, steps=COARSE)
             made = [*line_rows(profile, (0.1,), here), *curve_rows(profile, here)]
             made += whole_rows(profile, 0.1, 1.0, 0.5, profile.window(1, 0.1), 0.1, here)
@@ -150,25 +206,35 @@ def test_a_task_without_a_window_is_counted_and_leaves_the_others_mean() -> None
     assert one(summaries(rows), "no_window", **here).value == 0.5
     said = text(rows, dataclasses.replace(TINY, tolerances=(0.1,)))
     assert (
-        "Task vector at θ₀: in 50% of the tasks of all runs there is no window above round-off; ε_τ is of the others."
+        "Task vector at θ₀: in 50% of the tasks of all runs there is no window above round-off; "
+        "ε_τ is of the others." in said
+    )
+    assert (
+        "(none forward in 50% of the tasks of all runs), inside in 0% of the tasks of all runs"
         in said
     )
-    assert "(none forward in 50% of the tasks of all runs), inside in 0% of the tasks of all runs" in said
 
 
 def test_runs_without_a_window_are_counted_on_the_page_and_in_the_claim() -> None:
     rng = np.random.default_rng(0)
     rows = [
-        r for run, decades in enumerate((5.0, -2.0, 5.0, 5.0)) for r in world(decades, 5.0, 0.0, curves=True)(rng, run)
+        r
+        for run, decades in enumerate((5.0, -2.0, 5.0, 5.0))
+        for r in world(decades, 5.0, 0.0, curves=True)(rng, run)
     ]
     rows = at_both(rows)
     said = text(rows, dataclasses.replace(TINY, tolerances=(0.1,)))
-    assert "Gradient at θ₀: in 1 of 4 runs there is no window above round-off; ε_τ is of the others." in said
+    assert (
+        "Gradient at θ₀: in 1 of 4 runs there is no window above round-off; ε_τ is of the others."
+        in said
+    )
     assert "in 1 of 4 runs there is no window along the gradient;" in rule(rows).note
 
 
 def test_with_lora_a_share_is_of_the_factors(by_lora: Part, part: Part) -> None:
-    assert claims.decide(BY_LORA, by_lora.rows)[0].measured.endswith("as a share of the factors' length")
+    assert claims.decide(BY_LORA, by_lora.rows)[0].measured.endswith(
+        "as a share of the factors' length"
+    )
     assert claims.decide(TINY, part.rows)[0].measured.endswith("as a share of the weights' length")
     assert "what moves are the factors A and B" in text(list(by_lora.rows), BY_LORA)
     assert "what moves are the factors A and B" not in text(list(part.rows), TINY)
@@ -186,7 +252,9 @@ def test_the_switch_of_attention_is_said(part: Part) -> None:
 def test_what_is_said_of_a_recovery_is_what_it_does(part: Part) -> None:
     bench = make_bench(TINY, 0, experiment._demand(TINY), silent)
     shown = bench.problem.examples["test"][bench.task]
-    chosen = experiment.aims.chosen_examples(12, len(shown), seed=experiment.derived(bench.seed, "window examples"))
+    chosen = experiment.aims.chosen_examples(
+        12, len(shown), seed=experiment.derived(bench.seed, "window examples")
+    )
     exam = Exam.of(bench.problem, [shown[i] for i in chosen])
     start, space = damage(bench, bench.task), bench.space
     losses, scores, points = [], [], [start]
@@ -221,8 +289,12 @@ def test_at_the_edge_of_a_window_the_change_is_off_by_the_tolerance(part: Part) 
     for r in part.rows:
         if r.quantity == "edge_loss_change" and r.value is not None and "on" not in r.context:
             here = {k: r.context[k] for k in ("point", "direction")}
-            size = 10 ** number(part.rows, "log10_window", **here, tolerance=0.1, sign=r.context["sign"])
-            line = abs(size * number(part.rows, "slope", **here)) / number(part.rows, "loss", point=here["point"])
+            size = 10 ** number(
+                part.rows, "log10_window", **here, tolerance=0.1, sign=r.context["sign"]
+            )
+            line = abs(size * number(part.rows, "slope", **here)) / number(
+                part.rows, "loss", point=here["point"]
+            )
             off.append(abs(r.value / line - 1))
     assert len(off) > 20
     assert np.median(off) == pytest.approx(0.1, abs=1e-4)
@@ -248,20 +320,31 @@ def planted(
     curvature = 2 * 0.1 * slope / (limit * 10**decades)
     changes = slope * grid + 0.5 * curvature * grid**2 + noise * rng.standard_normal(len(grid))
     return Profile(
-        steps=grid, changes=changes, scores=np.ones(len(grid)), loss=1.0, score=1.0, slope=slope, curvature=curvature,
+        steps=grid,
+        changes=changes,
+        scores=np.ones(len(grid)),
+        loss=1.0,
+        score=1.0,
+        slope=slope,
+        curvature=curvature,
         dtype=torch.float32,
-    )  # fmt: skip
+    )
 
 
 def world(gradient: float, noise: float, spread: float = 0.4, *, curves: bool = False) -> World:
-    """Runs whose windows lie so many decades above round-off, give or take `spread`, on their gradient and on noise."""
+    """Runs whose windows lie so many decades above round-off, give or take `spread`, on their
+    gradient and on noise.
+    """
 
     def make(rng: np.random.Generator, run: int) -> list[Row]:
         rows: list[Row] = []
         for direction, decades in ((claims.GRADIENT, gradient), (claims.MATCHED, noise)):
             profile = planted(rng, decades=decades + spread * rng.standard_normal(), steps=COARSE)
             here = {"run": run, "task": "t", "point": "pretrained", "direction": direction}
-            rows += [*line_rows(profile, (0.1,), here), *(curve_rows(profile, here) if curves else ())]
+            rows += [
+                *line_rows(profile, (0.1,), here),
+                *(curve_rows(profile, here) if curves else ()),
+            ]
         return rows
 
     return make
@@ -360,7 +443,9 @@ def test_pairs_that_add_up_and_pairs_that_do_not() -> None:
 
 def text(rows: list[Row], config: Config) -> str:
     kept = [
-        dataclasses.replace(r, low=None, high=None) if r.low is not None and math.isinf(r.low) else r
+        dataclasses.replace(r, low=None, high=None)
+        if r.low is not None and math.isinf(r.low)
+        else r
         for r in [*rows, *summaries(rows)]
     ]  # as a record writes them
     sections = page.sections(kept, dataclasses.asdict(config))
@@ -376,10 +461,14 @@ def text(rows: list[Row], config: Config) -> str:
 def test_the_page_says_what_the_rows_say(kind: str, request: pytest.FixtureRequest) -> None:
     found: Part = request.getfixturevalue(kind)
     rows, said = list(found.rows), text(list(found.rows), TINY if kind == "part" else BY_LORA)
-    window = 10 ** number(rows, "log10_window", point="damaged", direction="gradient", tolerance=0.1, sign="both")
+    window = 10 ** number(
+        rows, "log10_window", point="damaged", direction="gradient", tolerance=0.1, sign="both"
+    )
     assert f"gradient at θ_D | {window:.3g} (no interval) | " in said
     for direction in AT_DAMAGE:
-        wide = 10 ** number(rows, "log10_window", point="damaged", direction=direction, tolerance=0.5, sign="both")
+        wide = 10 ** number(
+            rows, "log10_window", point="damaged", direction=direction, tolerance=0.5, sign="both"
+        )
         (row,) = [line for line in said.splitlines() if line.startswith(f"{direction} at θ_D | ")]
         assert f"{wide:.3g} (no interval)" in row
     assert "evaluated in float64, on 12 examples that no training saw" in said
@@ -415,19 +504,32 @@ def test_every_profile_can_be_run(profile: Any) -> None:
     ("change", "message"),
     [
         ({"smallest": 0.0}, r"0 < smallest < largest, found 0\.0 and 1\.0"),
-        ({"smallest": 2.0}, r"0 < smallest < largest, found 2\.0 and 1\.0: change --smallest or --largest"),
+        (
+            {"smallest": 2.0},
+            r"0 < smallest < largest, found 2\.0 and 1\.0: change --smallest or --largest",
+        ),
         ({"tolerances": ()}, r"tolerances between 0 and 1, found \[\]"),
-        ({"tolerances": (0.1, 1.0)}, r"tolerances between 0 and 1, found \[0\.1, 1\.0\]: change --tolerances"),
+        (
+            {"tolerances": (0.1, 1.0)},
+            r"tolerances between 0 and 1, found \[0\.1, 1\.0\]: change --tolerances",
+        ),
         ({"curvature_chunk": 0}, "curvature-chunk of at least 1, found 0"),
         ({"per_decade": 0}, "per-decade of at least 1, found 0"),
         ({"k": 300}, r"k from 1 to T = 200, found \[300\]"),
         (
             {"prefix_vectors": (1, 11)},
-            r"prefix-vectors from 1 to k = 10, found \[1, 11\]: change --prefix-vectors or raise --k",
+            r"prefix-vectors from 1 to k = 10, found \[1, 11\]: change --prefix-vectors or raise "
+            r"--k",
         ),
         ({"hessian_directions": 0}, "hessian-directions of at least 1, found 0"),
-        ({"dtype": "auto"}, "float32 or float64, whose round-off leaves a window to be seen, found --dtype auto"),
-        ({"dtype": "bfloat16", "space": "lora"}, "float32 or float64, whose round-off leaves a window"),
+        (
+            {"dtype": "auto"},
+            "float32 or float64, whose round-off leaves a window to be seen, found --dtype auto",
+        ),
+        (
+            {"dtype": "bfloat16", "space": "lora"},
+            "float32 or float64, whose round-off leaves a window",
+        ),
         ({"window_examples": 0}, "window-examples of at least 1, found 0"),
     ],
 )
@@ -439,11 +541,19 @@ def test_bad_settings_are_named_with_their_remedy(change: dict[str, Any], messag
 def test_too_few_examples_are_refused_before_anything_is_taught(trained: Problem) -> None:
     wanted = dataclasses.replace(TINY, window_examples=10_000)
     with pytest.raises(
-        LoclinError, match=r"at least 10000 examples of .* in the test split, found .* lower --window-examples"
+        LoclinError,
+        match=r"at least 10000 examples of .* in the test split, found .* lower --window-examples",
     ):
         experiment.run_one(wanted, 0, silent)
 
 
 def test_the_numbers_of_a_run_are_in_the_table_of_runs(part: Part) -> None:
-    widths = by_run(part.rows, "window_width", point="pretrained", direction="gradient", tolerance=0.1, sign="both")
+    widths = by_run(
+        part.rows,
+        "window_width",
+        point="pretrained",
+        direction="gradient",
+        tolerance=0.1,
+        sign="both",
+    )
     assert widths.shape == (1,)

@@ -1,4 +1,6 @@
-"""The recovery study by LoRA on the small statement model: ΔW against dense matrices, storage, dropout, what is said."""
+"""The recovery study by LoRA on the small statement model: ΔW against dense matrices, storage,
+dropout, what is said.
+"""
 
 import dataclasses
 from typing import Any
@@ -20,9 +22,20 @@ from loclin.studies.recovery.config import Config, preset
 from loclin.studies.table import by_run
 
 TINY = dataclasses.replace(
-    preset("smoke", "statements-small"), seeds=1, ranks=(2,), steps=12, k=3, ks=(1, 2, 3, 6), times=(1, 5, 12), gradients=6,
-    hessian_batch=16, project_steps=8, project_ks=(3, 6), task_vector_steps=3, shuffles=9,
-).checked()  # fmt: skip
+    preset("smoke", "statements-small"),
+    seeds=1,
+    ranks=(2,),
+    steps=12,
+    k=3,
+    ks=(1, 2, 3, 6),
+    times=(1, 5, 12),
+    gradients=6,
+    hessian_batch=16,
+    project_steps=8,
+    project_ks=(3, 6),
+    task_vector_steps=3,
+    shuffles=9,
+).checked()
 
 
 def silent(stage: str, share: float) -> None:
@@ -51,7 +64,11 @@ def dense_weights(bench: Bench[Config], points: list[torch.Tensor]) -> torch.Ten
         for point in points:
             bench.space.write(point)
             layers = [m for m in bench.problem.model.modules() if isinstance(m, LoraLayer)]
-            rows.append(torch.cat([m.get_delta_weight("default").detach().double().reshape(-1) for m in layers]))
+            rows.append(
+                torch.cat(
+                    [m.get_delta_weight("default").detach().double().reshape(-1) for m in layers]
+                )
+            )
     return torch.stack(rows)
 
 
@@ -60,10 +77,14 @@ def recorded(bench: Bench[Config]) -> Any:
 
 
 def test_the_task_was_known_is_lost_and_comes_back(part: Part) -> None:
-    known, lost = (values(part, "score", point=p, on="colour")[0] for p in ("pretrained", "damaged"))
+    known, lost = (
+        values(part, "score", point=p, on="colour")[0] for p in ("pretrained", "damaged")
+    )
     assert known > 0.8
     assert lost < 0.5
-    assert values(part, "score", point="recovery", on="colour", optimiser="sgd", t=12)[0] > lost + 0.1
+    assert (
+        values(part, "score", point="recovery", on="colour", optimiser="sgd", t=12)[0] > lost + 0.1
+    )
 
 
 def test_steps_in_weight_space_are_those_of_the_merged_weights(bench: Bench[Config]) -> None:
@@ -72,13 +93,20 @@ def test_steps_in_weight_space_are_those_of_the_merged_weights(bench: Bench[Conf
     dense = dense_weights(bench, points).diff(dim=0)
     found = products(bench, steps_family(bench, real))
     assert np.allclose(
-        found["weights"], (dense @ dense.T).numpy(), rtol=1e-3, atol=1e-4 * float(dense[0].square().sum())
+        found["weights"],
+        (dense @ dense.T).numpy(),
+        rtol=1e-3,
+        atol=1e-4 * float(dense[0].square().sum()),
     )
     assert np.allclose(found["factors"], gramian(real.updates))
-    assert not np.allclose(prefix_capture(found["weights"], [2]), prefix_capture(found["factors"], [2]), atol=1e-3)
+    assert not np.allclose(
+        prefix_capture(found["weights"], [2]), prefix_capture(found["factors"], [2]), atol=1e-3
+    )
 
 
-def test_chords_are_finite_and_tangents_small_displacements_of_the_merged_weights(bench: Bench[Config]) -> None:
+def test_chords_are_finite_and_tangents_small_displacements_of_the_merged_weights(
+    bench: Bench[Config],
+) -> None:
     start, directions = bench.space.read(), torch.stack([bench.space.noise(seed=s) for s in (0, 1)])
     for family, step in ((chord_family, 1.0), (tangent_family, 1e-3)):
         rows = directions * step
@@ -88,24 +116,38 @@ def test_chords_are_finite_and_tangents_small_displacements_of_the_merged_weight
         assert np.allclose(found, (moved @ moved.T).numpy(), rtol=2e-2 if step < 1 else 1e-4)
 
 
-def test_every_capture_is_given_in_both_spaces_and_projected_training_in_the_factors(part: Part) -> None:
+def test_every_capture_is_given_in_both_spaces_and_projected_training_in_the_factors(
+    part: Part,
+) -> None:
     for space in ("weights", "factors"):
         here: dict[str, Any] = {"optimiser": "adamw", "k": 3, "space": space}
         assert 0 < values(part, "prefix_capture", **here)[0] < 1
         assert 0 < values(part, "future_capture", **here)[0] < 1
-        for basis in (*claims.STATIC, "random", "another run's prefix", "another task's prefix", "norm-matched noise"):
-            assert 0 <= values(part, "basis_capture", basis=basis, of="displacement", **here)[0] <= 1
+        for basis in (
+            *claims.STATIC,
+            "random",
+            "another run's prefix",
+            "another task's prefix",
+            "norm-matched noise",
+        ):
+            assert (
+                0 <= values(part, "basis_capture", basis=basis, of="displacement", **here)[0] <= 1
+            )
         assert len(values(part, "regained_by_capture", basis="prefix", **here)) == 1
     assert len(values(part, "regained_score", basis="prefix", optimiser="adamw", k=3)) == 1
 
 
-def test_random_directions_hold_what_chance_gives_in_both_spaces(part: Part, bench: Bench[Config]) -> None:
+def test_random_directions_hold_what_chance_gives_in_both_spaces(
+    part: Part, bench: Bench[Config]
+) -> None:
     """The set of all ΔW has r² dimensions a weight fewer than there are factors."""
     assert bench.dimension("factors") - bench.dimension("weights") == 2 * 2 * 8
     for space in ("weights", "factors"):
         here: dict[str, Any] = {"optimiser": "sgd", "k": 3, "space": space, "of": "displacement"}
         law = theory.random_capture(3, bench.dimension(space))
-        assert values(part, "basis_capture", column="null", basis="random", **here)[0] == pytest.approx(law.mean())
+        assert values(part, "basis_capture", column="null", basis="random", **here)[
+            0
+        ] == pytest.approx(law.mean())
         assert values(part, "basis_capture", basis="random", **here)[0] < 30 * law.mean()
 
 
@@ -117,7 +159,9 @@ def test_a_run_says_what_it_loaded_taught_and_kept(part: Part) -> None:
 
 
 @pytest.mark.parametrize("store", ["disk", "sketch"])
-def test_where_updates_are_kept_changes_numbers_at_most_within_the_stated_error(part: Part, store: str) -> None:
+def test_where_updates_are_kept_changes_numbers_at_most_within_the_stated_error(
+    part: Part, store: str
+) -> None:
     config = dataclasses.replace(TINY, store=store, sketch_size=4096)
     other = experiment.run_one(config, 0, silent)
     for optimiser in ("sgd", "adamw"):
@@ -127,11 +171,16 @@ def test_where_updates_are_kept_changes_numbers_at_most_within_the_stated_error(
             seen = values(other, "prefix_capture", space="factors", **here)[0]
             bias, sd = theory.sketched_capture(held, k, 4096)
             assert abs(seen - held) <= (0 if store == "disk" else 5 * sd + abs(bias))
-        scores = [values(p, "regained_score", optimiser=optimiser, basis="prefix", k=3) for p in (part, other)]
+        scores = [
+            values(p, "regained_score", optimiser=optimiser, basis="prefix", k=3)
+            for p in (part, other)
+        ]
         assert scores[0] == scores[1]
     if store == "sketch":
         assert {r.context.get("space") for r in other.rows} == {None, "factors"}
-        assert {c.setting for c in claims.decide(config, other.rows)} >= {"statements-small, LoRA, SGD"}
+        assert {c.setting for c in claims.decide(config, other.rows)} >= {
+            "statements-small, LoRA, SGD"
+        }
 
 
 def test_dropout_is_drawn_by_the_seed_and_off_when_scoring(bench: Bench[Config]) -> None:
@@ -145,7 +194,11 @@ def test_dropout_is_drawn_by_the_seed_and_off_when_scoring(bench: Bench[Config])
         logits = [made.problem.model(input_ids=batch.input_ids).logits for _ in range(2)]
     assert torch.equal(*logits)
     asleep: list[bool] = []
-    watch = {"after_step": lambda t: asleep.append(not any(m.training for m in made.problem.model.modules()))}
+    watch = {
+        "after_step": lambda t: asleep.append(
+            not any(m.training for m in made.problem.model.modules())
+        )
+    }
     experiment._record(made, "sgd", made.task, made.space.read(), 3, order="recovery", **watch)
     assert asleep == [True] * 3  # what is measured on the way is measured without dropout
     assert not torch.equal(first, recorded(bench).updates)
@@ -155,16 +208,21 @@ def test_a_task_that_cannot_be_learned_is_refused() -> None:
     """Answers that follow from nothing: known before the damage no better than guessed."""
     config = dataclasses.replace(TINY, teach_lr=0.3, teach_steps=5, reach=1.0)
     with pytest.raises(
-        LoclinError, match=r"score of at least 0.55 on colour before the damage, found 0\.\d\d: there is nothing to"
+        LoclinError,
+        match=r"score of at least 0.55 on colour before the damage, found 0\.\d\d: there is "
+        r"nothing to",
     ):
         make_bench(config, 0, experiment.demand(config), silent)
 
 
-def test_directions_that_do_not_fit_are_refused_before_any_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directions_that_do_not_fit_are_refused_before_any_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("loclin.studies.bench.free_memory", lambda device: 1000)
     monkeypatch.setattr("loclin.studies.bench.teach", lambda *_: pytest.fail("taught"))
     with pytest.raises(
-        LoclinError, match=r"room for about \d+ directions of 3072 coordinates .* --space lora or a pattern"
+        LoclinError,
+        match=r"room for about \d+ directions of 3072 coordinates .* --space lora or a pattern",
     ):
         make_bench(TINY, 0, experiment.demand(TINY), silent)
 
@@ -173,6 +231,7 @@ def test_splits_too_small_are_refused_before_any_training(monkeypatch: pytest.Mo
     monkeypatch.setattr("loclin.studies.bench.teach", lambda *_: pytest.fail("taught"))
     config = dataclasses.replace(TINY, gradients=60)
     with pytest.raises(
-        LoclinError, match=r"at least 480 examples of colour in the gradients split, found \d+: give more data"
+        LoclinError,
+        match=r"at least 480 examples of colour in the gradients split, found \d+: give more data",
     ):
         make_bench(config, 0, experiment.demand(config), silent)

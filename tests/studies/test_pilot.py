@@ -1,4 +1,6 @@
-"""`loclin schedules`: a user's tasks on every family of models, the command as it is typed, and what it refuses."""
+"""`loclin schedules`: a user's tasks on every family of models, the command as it is typed, and
+what it refuses.
+"""
 
 import dataclasses
 import json
@@ -21,7 +23,14 @@ from loclin.studies.schedules.config import preset
 from loclin.studies.table import summaries
 from tests.conftest import FAMILIES
 
-FEW = {"evaluations": 8, "points": 2, "batch": 4, "curve_examples": 8, "test_examples": 12, "seeds": 2}
+FEW = {
+    "evaluations": 8,
+    "points": 2,
+    "batch": 4,
+    "curve_examples": 8,
+    "test_examples": 12,
+    "seeds": 2,
+}
 SCHEDULES = ("raw sum", "joint mixed", "sequential", "average")
 
 
@@ -33,7 +42,8 @@ def told(file: Path, words: dict[str, str], count: int = 60) -> str:
     """A task: which word follows which."""
     asked = list(words)
     records = (
-        {"prompt": f"{i} the {asked[i % len(asked)]} is", "answer": words[asked[i % len(asked)]]} for i in range(count)
+        {"prompt": f"{i} the {asked[i % len(asked)]} is", "answer": words[asked[i % len(asked)]]}
+        for i in range(count)
     )
     file.write_text("".join(json.dumps(r) + "\n" for r in records))
     return str(file)
@@ -42,7 +52,9 @@ def told(file: Path, words: dict[str, str], count: int = 60) -> str:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     where = tmp_path_factory.mktemp("tasks")
-    return told(where / "A.jsonl", {"cat": "purr", "dog": "ran"}), told(where / "B.jsonl", {"mat": "sat", "man": "no"})
+    return told(where / "A.jsonl", {"cat": "purr", "dog": "ran"}), told(
+        where / "B.jsonl", {"mat": "sat", "man": "no"}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +73,9 @@ def folder(
 
 
 def asked(folder: str, files: tuple[str, ...], **changed: Any) -> Config:
-    return Config(**{"model": folder, "data": files, "schedules": SCHEDULES, **FEW, **changed}).checked()
+    return Config(
+        **{"model": folder, "data": files, "schedules": SCHEDULES, **FEW, **changed}
+    ).checked()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -75,20 +89,45 @@ def test_every_family_learns_two_tasks_of_a_user(
     assert [r.context["schedule"] for r in scored] == list(SCHEDULES)
     assert {r.context["task"] for r in scored} == {"A+B"}
     losses = {
-        r.context["evaluations"]: r.value for r in part.rows
-        if r.quantity == "curve_loss" and r.context["schedule"] == "joint mixed" and r.context["role"] == "A"
-    }  # fmt: skip
+        r.context["evaluations"]: r.value
+        for r in part.rows
+        if r.quantity == "curve_loss"
+        and r.context["schedule"] == "joint mixed"
+        and r.context["role"] == "A"
+    }
     assert losses[8] < losses[0]  # type: ignore[operator]
     assert part.notes[0] == "A.jsonl and B.jsonl: 120 read, 120 kept in 2 tasks (A 60, B 60)"
 
 
 def test_the_command_trains_recommends_and_goes_on_where_it_was(
-    folder: dict[str, str], files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: dict[str, str],
+    files: tuple[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     command = [
-        "schedules", "--model", folder["gpt2"], "--data", *files, "--schedules", *SCHEDULES, "--out", str(tmp_path / "p"),
-        "--evaluations", "60", "--points", "2", "--batch", "8", "--test-examples", "12", "--seeds", "2", "--lr", "1e-2",
-    ]  # fmt: skip
+        "schedules",
+        "--model",
+        folder["gpt2"],
+        "--data",
+        *files,
+        "--schedules",
+        *SCHEDULES,
+        "--out",
+        str(tmp_path / "p"),
+        "--evaluations",
+        "60",
+        "--points",
+        "2",
+        "--batch",
+        "8",
+        "--test-examples",
+        "12",
+        "--seeds",
+        "2",
+        "--lr",
+        "1e-2",
+    ]
     cli.main(command)
     said = capsys.readouterr().out
     assert "Recommended: " in said
@@ -121,7 +160,9 @@ def test_the_command_trains_recommends_and_goes_on_where_it_was(
     assert "<script" not in html
 
 
-def test_the_page_says_what_one_pilot_cannot(folder: dict[str, str], files: tuple[str, str]) -> None:
+def test_the_page_says_what_one_pilot_cannot(
+    folder: dict[str, str], files: tuple[str, str]
+) -> None:
     config = asked(folder["qwen2"], files, seeds=1, schedules=("raw sum", "sequential"))
     part = experiment.run_one(config, 0, silent)
     rows = [*part.rows, *summaries(part.rows)]
@@ -129,10 +170,14 @@ def test_the_page_says_what_one_pilot_cannot(folder: dict[str, str], files: tupl
     said = " ".join(line for s in sections for line in (s.title, *s.sees))
     assert "One pilot has no interval" in said
     assert "nan" not in said
-    assert len({f.name for s in sections for f in s.figures}) == sum(len(s.figures) for s in sections)
+    assert len({f.name for s in sections for f in s.figures}) == sum(
+        len(s.figures) for s in sections
+    )
 
 
-def test_the_study_takes_a_users_own_tasks_too(folder: dict[str, str], files: tuple[str, str], tmp_path: Path) -> None:
+def test_the_study_takes_a_users_own_tasks_too(
+    folder: dict[str, str], files: tuple[str, str], tmp_path: Path
+) -> None:
     both = tmp_path / "both.jsonl"
     records = [
         {**json.loads(line), "task": name}
@@ -142,21 +187,42 @@ def test_the_study_takes_a_users_own_tasks_too(folder: dict[str, str], files: tu
     more = [{**r, "prompt": f"{i} {r['prompt']}"} for i in range(8) for r in records]
     both.write_text("".join(json.dumps(r) + "\n" for r in more))
     config = replace(
-        preset("smoke", folder["gpt2"]), data=str(both), pairs=("A+B",), seeds=1, evaluations=6, points=1, k=2, batch=8,
-        schedules=("joint mixed", "sequential"), curve_examples=8, test_examples=8, fisher_examples=8, ranks=(2,),
-        teach_lr=1e-2, damage_lr=1e-2,
-    ).checked()  # fmt: skip
+        preset("smoke", folder["gpt2"]),
+        data=str(both),
+        pairs=("A+B",),
+        seeds=1,
+        evaluations=6,
+        points=1,
+        k=2,
+        batch=8,
+        schedules=("joint mixed", "sequential"),
+        curve_examples=8,
+        test_examples=8,
+        fisher_examples=8,
+        ranks=(2,),
+        teach_lr=1e-2,
+        damage_lr=1e-2,
+    ).checked()
     part = study.run_one(config, 0, silent)
     assert {r.context["task"] for r in part.rows if r.quantity == "worst_score"} == {"A+B", "all"}
-    with pytest.raises(LoclinError, match="expected three tasks or more for pairs chosen by rule, found A, B"):
+    with pytest.raises(
+        LoclinError, match="expected three tasks or more for pairs chosen by rule, found A, B"
+    ):
         study.run_one(replace(config, pairs=("agreeing",)), 0, silent)
 
 
 @pytest.mark.parametrize(
     ("changed", "text"),
     [
-        ({"data": ()}, r"expected --data with the model .* give a file for each task, such as --data A.jsonl B.jsonl"),
-        ({"data": ("A.jsonl", "none.jsonl")}, "expected a file of task data, found nothing at A.jsonl"),
+        (
+            {"data": ()},
+            r"expected --data with the model .* give a file for each task, such as --data A.jsonl "
+            r"B.jsonl",
+        ),
+        (
+            {"data": ("A.jsonl", "none.jsonl")},
+            "expected a file of task data, found nothing at A.jsonl",
+        ),
         (
             {"data": ("sequences", "x.jsonl")},
             "expected one built-in set of tasks or several files, found sequences, x.jsonl",
@@ -189,30 +255,47 @@ def test_data_that_cannot_be_trained_on_are_refused_in_one_line(
         assert "\n" not in str(found.value)
 
     gpt2 = folder["gpt2"]
-    refused("expected two tasks or more, found A alone: give a file for each", asked(gpt2, files[:1]))
-    refused("unknown task 'Z': expected some of A, B; change --tasks", asked(gpt2, files, tasks=("A", "Z")))
+    refused(
+        "expected two tasks or more, found A alone: give a file for each", asked(gpt2, files[:1])
+    )
+    refused(
+        "unknown task 'Z': expected some of A, B; change --tasks",
+        asked(gpt2, files, tasks=("A", "Z")),
+    )
     (tmp_path / "again").mkdir()
     twice = told(tmp_path / "again" / "A.jsonl", {"cat": "sat"})
     with pytest.raises(LoclinError, match="expected different files, found one twice"):
         asked(gpt2, (files[0], files[0]))
-    refused("expected every task in one file, found 'A' in A.jsonl and A.jsonl", asked(gpt2, (files[0], twice)))
+    refused(
+        "expected every task in one file, found 'A' in A.jsonl and A.jsonl",
+        asked(gpt2, (files[0], twice)),
+    )
     refused(
         "expected at least 64 examples of A to train on, found .*lower --batch",
         asked(gpt2, files, batch=64, evaluations=32),
     )
     few = told(tmp_path / "few.jsonl", {"cat": "sat"}, 2)
-    refused("expected examples of task 'few' in every split, found 2 groups", asked(gpt2, (files[0], few)))
+    refused(
+        "expected examples of task 'few' in every split, found 2 groups",
+        asked(gpt2, (files[0], few)),
+    )
     # a word-level tokenizer that knows the words of one task alone
     families["gpt2"].save_pretrained(tmp_path / "m")
     words.save_pretrained(tmp_path / "m")
     odd = told(tmp_path / "odd.jsonl", {"cat": "xylophone"})
     refused(
-        "examples of every task that the model can read, found none left of odd .*dropped .* with an answer that the tokenizer",
+        "examples of every task that the model can read, found none left of odd .*dropped .* with "
+        "an answer that the tokenizer",
         asked(str(tmp_path / "m"), (files[0], odd)),
     )
 
 
 def test_tasks_that_are_known_are_nothing_to_learn(trained: Problem) -> None:
-    known = Config(model="sequences-small", data=("sequences-small",), tasks=("copy", "swap"), **FEW)  # type: ignore[arg-type]
-    with pytest.raises(LoclinError, match=r"expected a task with something to learn, found 1.00 on copy, 1.00 on swap"):
+    known = Config(
+        model="sequences-small", data=("sequences-small",), tasks=("copy", "swap"), **FEW
+    )  # type: ignore[arg-type]
+    with pytest.raises(
+        LoclinError,
+        match=r"expected a task with something to learn, found 1.00 on copy, 1.00 on swap",
+    ):
         experiment.run_one(known, 0, silent)

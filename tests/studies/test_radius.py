@@ -1,4 +1,6 @@
-"""The radius of planted lines, of a network's gradient, and of task vectors against the tuned models themselves."""
+"""The radius of planted lines, of a network's gradient, and of task vectors against the tuned
+models themselves.
+"""
 
 import copy
 import dataclasses
@@ -28,13 +30,24 @@ from loclin.stats import over_runs
 from loclin.studies.radius import experiment
 from loclin.studies.radius.config import Config
 from loclin.studies.radius.experiment import measure_radius, radius_of
-from loclin.studies.radius.measure import Scale, closed_in, jackknifed, over_folds, radius_rows, whole_rows
+from loclin.studies.radius.measure import (
+    Scale,
+    closed_in,
+    jackknifed,
+    over_folds,
+    radius_rows,
+    whole_rows,
+)
 from loclin.studies.rays import Line, signed_grid
 from loclin.window import ray
 
 
 def planted(
-    slopes: Sequence[float], curvatures: Sequence[float], steps: Sequence[float], *, dtype: torch.dtype = torch.float64
+    slopes: Sequence[float],
+    curvatures: Sequence[float],
+    steps: Sequence[float],
+    *,
+    dtype: torch.dtype = torch.float64,
 ) -> tuple[Line, Any]:
     """A line of parabolas, one a fold, of ten items each, and how to ask it for more."""
     s, c = np.array(slopes), np.array(curvatures)
@@ -45,11 +58,17 @@ def planted(
         return np.concatenate([losses, np.full_like(losses, 7.0)], axis=1)
 
     counts = np.full(2 * len(s), 10.0)
-    return Line(steps=np.array(steps), sums=ask(steps), counts=counts, slopes=s, curvatures=c, dtype=dtype), ask
+    return Line(
+        steps=np.array(steps), sums=ask(steps), counts=counts, slopes=s, curvatures=c, dtype=dtype
+    ), ask
 
 
 def one(rows: Sequence[Row], quantity: str, **context: Any) -> Row:
-    (found,) = [r for r in rows if r.quantity == quantity and all(r.context.get(k) == v for k, v in context.items())]
+    (found,) = [
+        r
+        for r in rows
+        if r.quantity == quantity and all(r.context.get(k) == v for k, v in context.items())
+    ]
     return found
 
 
@@ -64,7 +83,9 @@ def test_the_jackknife_of_a_mean_is_students_interval() -> None:
 
 
 def test_intervals_over_folds_cover_the_planted_radius() -> None:
-    """Five folds, as many as the command takes, their slopes and curvatures scattered about planted ones."""
+    """Five folds, as many as the command takes, their slopes and curvatures scattered about planted
+    ones.
+    """
     rng, truth, covered = np.random.default_rng(0), 2 * 0.1 * 2.0 / 30.0, 0
     for _ in range(300):
         slopes, curvatures = 2.0 + 0.3 * rng.standard_normal(5), 30.0 + 4 * rng.standard_normal(5)
@@ -82,11 +103,21 @@ def test_an_edge_is_closed_in_on(slopes: tuple[float, ...]) -> None:
     rows = list(radius_rows(close, Scale(weights=50.0, vector=5.0), 0.1))
     expected = 0.2 * 2.0 / 30.0
     for sign in "+−":
-        assert one(rows, "radius", sign=sign, **{"as": "‖δ‖/‖θ‖"}).value == pytest.approx(expected, rel=1e-4)
-        assert one(rows, "radius", sign=sign, **{"as": "‖δ‖"}).value == pytest.approx(50 * expected, rel=1e-4)
-        assert one(rows, "radius", sign=sign, **{"as": "λ"}).value == pytest.approx(10 * expected, rel=1e-4)
-    assert one(rows, "predicted_radius", **{"as": "λ"}).value == pytest.approx(10 * expected, rel=1e-6)
-    assert one(rows, "radius", sign="+", **{"as": "λ"}).null == pytest.approx(10 * expected, rel=1e-6)
+        assert one(rows, "radius", sign=sign, **{"as": "‖δ‖/‖θ‖"}).value == pytest.approx(
+            expected, rel=1e-4
+        )
+        assert one(rows, "radius", sign=sign, **{"as": "‖δ‖"}).value == pytest.approx(
+            50 * expected, rel=1e-4
+        )
+        assert one(rows, "radius", sign=sign, **{"as": "λ"}).value == pytest.approx(
+            10 * expected, rel=1e-4
+        )
+    assert one(rows, "predicted_radius", **{"as": "λ"}).value == pytest.approx(
+        10 * expected, rel=1e-6
+    )
+    assert one(rows, "radius", sign="+", **{"as": "λ"}).null == pytest.approx(
+        10 * expected, rel=1e-6
+    )
     assert len(close.steps) < len(line.steps) + 60
 
 
@@ -96,7 +127,9 @@ def test_steps_below_the_grid_are_tried_until_round_off() -> None:
     close = closed_in(line, ask, 0.1, precision=1e-3)
     assert close.profile().window(1, 0.1).size == pytest.approx(0.2 * 1e-4 / 200, rel=1e-2)
     rough, ask = planted([1e-4] * 3, [200.0] * 3, signed_grid(1e-5, 1.0, 1), dtype=torch.float32)
-    rows = list(radius_rows(closed_in(rough, ask, 0.1, precision=1e-3), Scale(weights=1.0, vector=1.0), 0.1))
+    rows = list(
+        radius_rows(closed_in(rough, ask, 0.1, precision=1e-3), Scale(weights=1.0, vector=1.0), 0.1)
+    )
     assert one(rows, "radius", sign="+", **{"as": "λ"}).value is None
     assert one(rows, "limit").value == pytest.approx(2.0**-24 / 1e-4 / 0.1, rel=0.2)
 
@@ -108,7 +141,10 @@ def test_a_radius_beyond_every_step_is_a_lower_bound_and_the_whole_vector_may_be
     assert one(rows, "radius_open", sign="+").value == 1
     assert one(rows, "radius", sign="+", **{"as": "‖δ‖/‖θ‖"}).value == 1.0
     inside = line.joined([0.3], ask([0.3]))
-    assert one(list(whole_rows(inside, Scale(weights=1.0, vector=0.3), 0.1)), "whole_inside").value == 1
+    assert (
+        one(list(whole_rows(inside, Scale(weights=1.0, vector=0.3), 0.1)), "whole_inside").value
+        == 1
+    )
     bent, ask = planted([2.0] * 3, [30.0] * 3, [*signed_grid(1e-6, 1.0, 1)])
     outside = list(whole_rows(bent, Scale(weights=1.0, vector=0.1), 0.1))
     assert one(outside, "whole_inside").value == 0
@@ -139,7 +175,13 @@ def folders(trained: Problem, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(folders: Path, direction: str, **change: Any) -> Config:
-    settings = {"model": str(folders / "base"), "data": "sequences-small", "dtype": "float64", **SMALL, **change}
+    settings = {
+        "model": str(folders / "base"),
+        "data": "sequences-small",
+        "dtype": "float64",
+        **SMALL,
+        **change,
+    }
     return Config(direction=direction, **settings).checked()
 
 
@@ -153,7 +195,9 @@ def numbers(asked: Config) -> tuple[list[Row], list[str]]:
 
 def loss_of(asked: Config, folder: Path) -> float:
     """Mean loss of another model on the very examples that were asked."""
-    problem = load(str(folder), data=asked.data, seed=asked.seed, how=experiment.How(dtype="float64"))
+    problem = load(
+        str(folder), data=asked.data, seed=asked.seed, how=experiment.How(dtype="float64")
+    )
     exam = Exam.of(problem, experiment._examples(asked, problem)[0])
     (loss, _), (tokens, _) = exam.tallies()
     return float(loss / tokens)
@@ -167,14 +211,19 @@ def test_the_whole_vector_does_what_the_tuned_model_is(folders: Path, direction:
     before, after = loss_of(asked, folders / "base"), loss_of(asked, end)
     assert one(rows, "loss").value == pytest.approx(before, rel=1e-6)
     assert one(rows, "whole_loss_change").value == pytest.approx(after - before, rel=1e-3)
-    step, size = one(rows, "whole_step").value, one(rows, "radius", sign="+", **{"as": "‖δ‖/‖θ‖"}).value
+    step, size = (
+        one(rows, "whole_step").value,
+        one(rows, "radius", sign="+", **{"as": "‖δ‖/‖θ‖"}).value,
+    )
     assert step is not None
     assert size is not None
     assert one(rows, "radius", sign="+", **{"as": "λ"}).value == pytest.approx(size / step)
     assert one(rows, "whole_inside").value == (step <= size)
     assert any("the model's 28 tensors" in n for n in notes)
     problem = load(str(folders / "base"), data=asked.data)
-    whole, tuned = (ParameterSpace(m).read() for m in (problem.model, load(str(end), data=asked.data).model))
+    whole, tuned = (
+        ParameterSpace(m).read() for m in (problem.model, load(str(end), data=asked.data).model)
+    )
     assert step == pytest.approx(float((tuned - whole).norm() / whole.norm()), rel=1e-4)
 
 
@@ -199,12 +248,17 @@ def test_a_plain_step_of_the_largest_learning_rate_is_off_by_the_tolerance(folde
     assert one(rows, "predicted_radius", **{"as": "λ"}).value == pytest.approx(rate, rel=0.5)
 
 
-def test_both_ways_of_taking_curvature_agree_and_a_pattern_moves_what_it_names(folders: Path) -> None:
+def test_both_ways_of_taking_curvature_agree_and_a_pattern_moves_what_it_names(
+    folders: Path,
+) -> None:
     text = f"{folders}/base..{folders}/tuned"
     exact, differences = (
-        numbers(config(folders, text, space="*mlp*", curvature=c)) for c in ("double backward", "finite differences")
+        numbers(config(folders, text, space="*mlp*", curvature=c))
+        for c in ("double backward", "finite differences")
     )
-    assert one(exact[0], "curvature").value == pytest.approx(one(differences[0], "curvature").value, rel=1e-4)
+    assert one(exact[0], "curvature").value == pytest.approx(
+        one(differences[0], "curvature").value, rel=1e-4
+    )
     assert "curvature is taken by finite differences of gradients" in differences[1]
     assert not any("finite differences" in n for n in exact[1])
     assert exact[1][-1] == "attention is switched from sdpa to eager for second derivatives"
@@ -216,15 +270,19 @@ def test_both_ways_of_taking_curvature_agree_and_a_pattern_moves_what_it_names(f
 def test_a_model_without_second_derivatives_falls_back_and_says_so(
     folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Attention stays fused, as where the switch does nothing: torch itself refuses the second derivative."""
+    """Attention stays fused, as where the switch does nothing: torch itself refuses the second
+    derivative.
+    """
     monkeypatch.setattr(experiment, "twice_differentiable", lambda model: nullcontext())
     rows, notes = numbers(config(folders, "gradient"))
     assert notes[-1].startswith(
-        "curvature is taken by finite differences of gradients (expected a model that can be differentiated twice, found a kernel "
+        "curvature is taken by finite differences of gradients (expected a model that can be "
+        "differentiated twice, found a kernel "
         "that cannot (aten::_scaled_dot"
     )
     with pytest.raises(
-        NoSecondDerivative, match="a model that can be differentiated twice, found a kernel that cannot"
+        NoSecondDerivative,
+        match="a model that can be differentiated twice, found a kernel that cannot",
     ):
         numbers(config(folders, "gradient", curvature="double backward"))
     monkeypatch.undo()
@@ -253,7 +311,10 @@ def test_the_model_is_left_where_it_was(folders: Path) -> None:
 
 
 def test_a_record_a_page_and_a_table_are_written(
-    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folders: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     asked = config(folders, f"{folders}/base..{folders}/tuned", dtype="float32")
@@ -276,7 +337,8 @@ def test_a_record_a_page_and_a_table_are_written(
         assert words in said
     assert max(map(len, said.splitlines())) <= 80
     with pytest.raises(
-        LoclinError, match=r"belongs to another configuration of radius \(tolerance is 0\.1 there, 0\.3 here\)"
+        LoclinError,
+        match=r"belongs to another configuration of radius \(tolerance is 0\.1 there, 0\.3 here\)",
     ):
         measure_radius(dataclasses.replace(asked, tolerance=0.3), out=tmp_path / "run")
     capsys.readouterr()
@@ -301,7 +363,9 @@ def test_a_record_a_page_and_a_table_are_written(
         ({"examples": 0}, "examples of at least 1, found 0"),
     ],
 )
-def test_bad_settings_are_named_with_their_remedy(folders: Path, change: dict[str, Any], message: str) -> None:
+def test_bad_settings_are_named_with_their_remedy(
+    folders: Path, change: dict[str, Any], message: str
+) -> None:
     with pytest.raises(LoclinError, match=message):
         config(folders, "gradient", **change)
 
@@ -322,18 +386,26 @@ def delta(folders: Path, **tensors: torch.Tensor) -> str:
 @pytest.mark.parametrize(
     ("make", "change", "message"),
     [
-        (lambda f: delta(f, nowhere=torch.ones(2)), {}, r"found nowhere \(no such tensor in the model\)"),
+        (lambda f: delta(f, nowhere=torch.ones(2)), {}, r"found nowhere \(no such tensor in the "
+                                                        r"model\)"),
         (lambda f: f"{f}/base..{f}/base", {}, "a direction that moves something, found zeros"),
         (empty_adapter, {}, "found one of kind IA3"),
-        (lambda f: f"{f}/adapter", {"space": "*ln*"}, r"found none of its \d+ tensors in '\*ln\*': change --space"),
+        (lambda f: f"{f}/adapter", {"space": "*ln*"}, r"found none of its \d+ tensors in '\*ln\*': "
+                                                      r"change --space"),
         (lambda f: "gradient", {"task": "divide"}, "unknown task 'divide': expected one of copy, "),
-        (lambda f: "gradient", {"folds": 50}, "each of 50 folds, found 40: give more data or lower --folds"),
-        (lambda f: "gradient", {"space": "nothing"}, "a pattern that matches a trainable tensor, found 'nothing'"),
-        (lambda f: "gradient", {"model": "nowhere/at/all"}, "expected a model folder, found nothing at nowhere/at/all"),
-        (lambda f: "sideways", {}, r"expected PATH\.safetensors, BASE\.\.TUNED or the folder of an adapter, found nothing at sideways"),
+        (lambda f: "gradient", {"folds": 50}, "each of 50 folds, found 40: give more data or lower "
+                                              "--folds"),
+        (lambda f: "gradient", {"space": "nothing"}, "a pattern that matches a trainable tensor, "
+                                                     "found 'nothing'"),
+        (lambda f: "gradient", {"model": "nowhere/at/all"}, "expected a model folder, found "
+                                                            "nothing at nowhere/at/all"),
+        (lambda f: "sideways", {}, r"expected PATH\.safetensors, BASE\.\.TUNED or the folder of an "
+                                   r"adapter, found nothing at sideways"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_measured_says_why(folders: Path, make: Any, change: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_measured_says_why(
+    folders: Path, make: Any, change: dict[str, Any], message: str
+) -> None:
     with pytest.raises(LoclinError, match=message) as error:
         numbers(config(folders, make(folders), **change))
     assert "\n" not in str(error.value)
@@ -351,9 +423,12 @@ def test_a_loss_that_is_not_finite_is_refused_before_anything_is_taken(
         numbers(config(folders, "gradient", model=str(tmp_path / "broken")))
 
 
-def test_too_little_memory_is_said_before_it_is_used(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_said_before_it_is_used(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(experiment, "free_memory", lambda device: 1000)
     with pytest.raises(
-        LoclinError, match=r"room for about 6 directions of 26336 coordinates .*: move fewer weights by --space"
+        LoclinError,
+        match=r"room for about 6 directions of 26336 coordinates .*: move fewer weights by --space",
     ):
         numbers(config(folders, "gradient"))

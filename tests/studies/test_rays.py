@@ -1,4 +1,6 @@
-"""An exam along a ray against the same numbers by the plain functions, and windows of a network against its curvature."""
+"""An exam along a ray against the same numbers by the plain functions, and windows of a network
+against its curvature.
+"""
 
 from dataclasses import replace
 
@@ -28,12 +30,16 @@ def line_of(problem: Problem, exam: Exam, direction: torch.Tensor, steps: list[f
     with twice_differentiable(problem.model):
         folds = range(exam.count)
         slopes = np.array([float(space.gradient(exam.loss, exam.fold(i)) @ w) for i in folds])
-        curvatures = np.array([float(w @ space.hessian_product(exam.loss, exam.fold(i), w)) for i in folds])
+        curvatures = np.array(
+            [float(w @ space.hessian_product(exam.loss, exam.fold(i), w)) for i in folds]
+        )
     return line_along(space, exam, w, steps, slopes=slopes, curvatures=curvatures)
 
 
 @pytest.mark.parametrize("name", ["trained", "speaking"])
-def test_tallies_are_the_loss_and_the_score_of_the_plain_functions(name: str, request: pytest.FixtureRequest) -> None:
+def test_tallies_are_the_loss_and_the_score_of_the_plain_functions(
+    name: str, request: pytest.FixtureRequest
+) -> None:
     problem: Problem = request.getfixturevalue(name)
     task = problem.tasks[0]
     examples = problem.examples["damage"][task]
@@ -76,7 +82,8 @@ def test_options_of_several_tokens_or_of_unequal_number_are_scored_whole(speakin
 def test_fewer_groups_than_folds_are_refused(trained: Problem) -> None:
     few = trained.examples["test"][trained.tasks[0]][:3]
     with pytest.raises(
-        LoclinError, match="one group of examples for each of 5 folds, found 3: give more data or lower"
+        LoclinError,
+        match="one group of examples for each of 5 folds, found 3: give more data or lower",
     ):
         Exam.of(trained, few, folds=5)
 
@@ -109,7 +116,9 @@ def test_the_window_of_a_network_is_what_its_curvature_predicts(precise: Problem
     assert 0 < profile.noise < 1e-13
 
 
-def test_float32_has_its_round_off_where_the_loss_scatters(precise: Problem, trained: Problem) -> None:
+def test_float32_has_its_round_off_where_the_loss_scatters(
+    precise: Problem, trained: Problem
+) -> None:
     """Below the limit the float32 line is noise; above it, it is that of float64."""
     examples = trained.examples["test"]["halves"][:16]
     direction = ParameterSpace(trained.model).noise(seed=2)
@@ -125,7 +134,9 @@ def test_float32_has_its_round_off_where_the_loss_scatters(precise: Problem, tra
 
 
 @pytest.mark.parametrize("steps", [signed_grid(1e-2, 1.0, 1), signed_grid(1e-8, 1.0, 3)])
-def test_the_scatter_is_measured_however_coarse_the_grid(trained: Problem, steps: list[float]) -> None:
+def test_the_scatter_is_measured_however_coarse_the_grid(
+    trained: Problem, steps: list[float]
+) -> None:
     examples = trained.examples["test"]["halves"][:16]
     exam, direction = Exam.of(trained, examples), ParameterSpace(trained.model).noise(seed=2)
     line = line_of(trained, exam, direction, steps)
@@ -137,8 +148,12 @@ def test_the_scatter_is_measured_however_coarse_the_grid(trained: Problem, steps
     assert all(0.99 * least <= s <= 1.01 * most for s in pairs)
     assert len(pairs) == 5 or min(map(abs, line.profile().steps)) < 1e-5
     more = line_of(trained, exam, direction, sorted([*further, 0.0]))
-    profile = line.joined(more.steps[more.steps != 0].tolist(), more.sums[more.steps != 0]).profile()
-    assert 0.1 < profile.noise / (2.0**-24 * profile.loss) < 100  # some roundings of the loss itself
+    profile = line.joined(
+        more.steps[more.steps != 0].tolist(), more.sums[more.steps != 0]
+    ).profile()
+    assert (
+        0.1 < profile.noise / (2.0**-24 * profile.loss) < 100
+    )  # some roundings of the loss itself
     assert profile.further_for_scatter() == []
     assert profile.limit(0.1) == max(profile.floor / 0.1, 2.0**-24)
     assert profile.limit(1e9) == 2.0**-24
@@ -161,7 +176,8 @@ def test_a_loss_that_is_not_finite_at_the_point_is_refused(trained: Problem) -> 
     with space.restored():
         space.write(torch.full_like(space.read(), torch.nan))
         with pytest.raises(
-            LoclinError, match="a finite loss at the point itself, found nan: check the model, the data"
+            LoclinError,
+            match="a finite loss at the point itself, found nan: check the model, the data",
         ):
             line_along(space, exam, direction, [0.0], slopes=np.ones(1), curvatures=np.ones(1))
     broken = replace(exam, count=1)

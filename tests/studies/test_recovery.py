@@ -1,4 +1,6 @@
-"""One real run of the study on the small model, its numbers held against what can be recomputed from the record."""
+"""One real run of the study on the small model, its numbers held against what can be recomputed
+from the record.
+"""
 
 import dataclasses
 from typing import Any
@@ -12,16 +14,33 @@ from loclin.geometry.gramian import future_capture, prefix_capture
 from loclin.models import Problem, twice_differentiable
 from loclin.parameters import ParameterSpace
 from loclin.record import Part, Row
-from loclin.studies.directions import disjoint_batches, hessian_directions, norm_matched_noise, task_vectors
+from loclin.studies.directions import (
+    disjoint_batches,
+    hessian_directions,
+    norm_matched_noise,
+    task_vectors,
+)
 from loclin.studies.recovery import claims, experiment
 from loclin.studies.recovery.config import Config, preset
 from loclin.studies.table import by_run, summaries
 from loclin.tasks.batch import answer_loss
 
 TINY = dataclasses.replace(
-    preset("smoke"), task="swap", seeds=1, steps=12, k=3, ks=(1, 2, 3, 6), times=(1, 5, 12), gradients=8, gradient_batch=4,
-    hessian_batch=32, project_steps=8, project_ks=(3, 6), task_vector_steps=3, shuffles=9,
-).checked()  # fmt: skip
+    preset("smoke"),
+    task="swap",
+    seeds=1,
+    steps=12,
+    k=3,
+    ks=(1, 2, 3, 6),
+    times=(1, 5, 12),
+    gradients=8,
+    gradient_batch=4,
+    hessian_batch=32,
+    project_steps=8,
+    project_ks=(3, 6),
+    task_vector_steps=3,
+    shuffles=9,
+).checked()
 
 
 @pytest.fixture(scope="session")
@@ -46,9 +65,13 @@ def test_captures_can_be_recomputed_from_the_kept_gramian(part: Part, optimiser:
     assert g.shape == (12, 12)
     assert g.dtype == np.float64
     for k in (1, 2, 3, 6, 12):
-        assert values(part, "prefix_capture", optimiser=optimiser, k=k) == pytest.approx(prefix_capture(g, [k]))
+        assert values(part, "prefix_capture", optimiser=optimiser, k=k) == pytest.approx(
+            prefix_capture(g, [k])
+        )
     for k in (1, 2, 3, 6):
-        assert values(part, "future_capture", optimiser=optimiser, k=k) == pytest.approx(future_capture(g, [k]))
+        assert values(part, "future_capture", optimiser=optimiser, k=k) == pytest.approx(
+            future_capture(g, [k])
+        )
     assert values(part, "prefix_capture", optimiser=optimiser, k=12) == pytest.approx([1.0])
 
 
@@ -57,7 +80,12 @@ def test_every_null_and_control_is_there(part: Part, optimiser: str) -> None:
     here: dict[str, Any] = {"optimiser": optimiser, "k": 3}
     for null in ("white", "white, own norms", "heavy ball", "stationary drift", "shuffled order"):
         assert len(values(part, "prefix_capture_null", null=null, **here)) == 1
-    controls = ("another run's prefix", "another task's prefix", "minibatch gradients", "norm-matched noise")
+    controls = (
+        "another run's prefix",
+        "another task's prefix",
+        "minibatch gradients",
+        "norm-matched noise",
+    )
     for basis in (*claims.STATIC, "random", *controls):
         for of in ("displacement", "future"):
             assert 0 <= values(part, "basis_capture", basis=basis, of=of, **here)[0] <= 1
@@ -71,13 +99,18 @@ def test_random_bases_hold_what_chance_gives(part: Part) -> None:
     dimension = values(part, "dimension")[0]
     for basis in ("random", "norm-matched noise"):
         assert (
-            values(part, "basis_capture", basis=basis, of="displacement", optimiser="sgd", k=3)[0] < 50 * 3 / dimension
+            values(part, "basis_capture", basis=basis, of="displacement", optimiser="sgd", k=3)[0]
+            < 50 * 3 / dimension
         )
 
 
 def test_the_other_orders_differ_but_share_the_start(part: Part) -> None:
-    same_start = values(part, "basis_capture", basis="another run's prefix", of="displacement", optimiser="sgd", k=3)[0]
-    noise = values(part, "basis_capture", basis="norm-matched noise", of="displacement", optimiser="sgd", k=3)[0]
+    same_start = values(
+        part, "basis_capture", basis="another run's prefix", of="displacement", optimiser="sgd", k=3
+    )[0]
+    noise = values(
+        part, "basis_capture", basis="norm-matched noise", of="displacement", optimiser="sgd", k=3
+    )[0]
     assert noise < same_start < 1 - 1e-6
 
 
@@ -118,7 +151,9 @@ def test_norm_matched_noise_has_the_norms_of_its_model(trained: Problem) -> None
     like[:, : space.dimension // 2] *= 10
     noise = norm_matched_noise(space, like, seed=0)
     for row, model in zip(noise, like, strict=True):
-        for a, b in zip(space.by_tensor(row).values(), space.by_tensor(model).values(), strict=True):
+        for a, b in zip(
+            space.by_tensor(row).values(), space.by_tensor(model).values(), strict=True
+        ):
             assert torch.isclose(a.norm(), b.norm(), rtol=1e-4)
     assert abs(float(torch.corrcoef(torch.stack([noise[0], like[0]]))[0, 1])) < 0.1
 
@@ -126,7 +161,9 @@ def test_norm_matched_noise_has_the_norms_of_its_model(trained: Problem) -> None
 def test_task_vectors_differ_and_leave_the_model_where_it_was(trained: Problem) -> None:
     space = ParameterSpace(trained.model)
     before = space.read()
-    vectors = task_vectors(trained, space, 7, batch=TINY.batch, lr=TINY.adamw_lr, steps=TINY.task_vector_steps, seed=0)
+    vectors = task_vectors(
+        trained, space, 7, batch=TINY.batch, lr=TINY.adamw_lr, steps=TINY.task_vector_steps, seed=0
+    )
     assert torch.equal(space.read(), before)
     assert torch.linalg.matrix_rank(vectors) == 7
 
@@ -136,7 +173,9 @@ def test_disjoint_batches_share_no_example(trained: Problem) -> None:
     drawn = disjoint_batches(data, 4, 10, seed=0) + disjoint_batches(data, 4, 10, seed=0, skip=10)
     rows = [tuple(r) for b in drawn for r in b.input_ids.tolist()]
     assert len(set(rows)) == len(rows) == 80
-    with pytest.raises(LoclinError, match="at least 400 examples for 100 disjoint batches of 4, found 240"):
+    with pytest.raises(
+        LoclinError, match="at least 400 examples for 100 disjoint batches of 4, found 240"
+    ):
         disjoint_batches(data, 4, 100, seed=0)
 
 
@@ -147,12 +186,16 @@ def test_disjoint_batches_share_no_example(trained: Problem) -> None:
         ({"model": "gpt5", "data": "sequences"}, "found that 'gpt5' is none of these"),
         (
             {"batch": 5000},
-            r"at least 5000 examples of swap in the recovery split, found \d+: give more data or lower --batch",
+            r"at least 5000 examples of swap in the recovery split, found \d+: give more data or "
+            r"lower --batch",
         ),
         ({"space": "nothing"}, "expected a pattern that matches"),
         ({"device": "cuda" if not torch.cuda.is_available() else "tpu"}, "expected a device among"),
         ({"sgd_lr": 1e30}, "expected a finite loss, found nan: lower the learning rate"),
-        ({"damage_lr": 1e-9, "damage_steps": 1}, "expected a score of 0.05 or less on swap after damage"),
+        (
+            {"damage_lr": 1e-9, "damage_steps": 1},
+            "expected a score of 0.05 or less on swap after damage",
+        ),
     ],
 )
 def test_runs_that_cannot_go_on_say_why(

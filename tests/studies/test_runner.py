@@ -17,9 +17,21 @@ from loclin.record import Claim, Part, Record, Row
 from loclin.studies import runner
 
 CLAIM = Claim(
-    id="c", statement="s", setting="m", paper="1", measured="x", value=0.5, low=None, high=None, n=1, null="0", p=None,
-    p_holm=None, rule="r", verdict="inconclusive",
-)  # fmt: skip
+    id="c",
+    statement="s",
+    setting="m",
+    paper="1",
+    measured="x",
+    value=0.5,
+    low=None,
+    high=None,
+    n=1,
+    null="0",
+    p=None,
+    p_holm=None,
+    rule="r",
+    verdict="inconclusive",
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +45,9 @@ class Config:
         return self
 
 
-def results(module: str, config: Config, runs: list[int], **settings: Any) -> Iterator[tuple[int, Part]]:
+def results(
+    module: str, config: Config, runs: list[int], **settings: Any
+) -> Iterator[tuple[int, Part]]:
     for run in runs:
         rows = [Row(quantity="q", value=0.5, context={"run": run})]
         yield run, Part(rows=rows, arrays={}, notes=("of all", f"of run {run}"))

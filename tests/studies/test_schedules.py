@@ -1,4 +1,6 @@
-"""The schedules study: pairs by rule, damage of two tasks, a real run and its page, calibration of its rule, bad settings."""
+"""The schedules study: pairs by rule, damage of two tasks, a real run and its page, calibration of
+its rule, bad settings.
+"""
 
 import dataclasses
 from dataclasses import replace
@@ -27,15 +29,43 @@ from loclin.tasks.batch import answer_loss
 from tests.properties import World, share_supported
 from tests.reference import dense_capture
 
-NAMES = ("raw sum", "PCGrad", "joint mixed", "sequential", "sequential reversed", "replay", "average")
+NAMES = (
+    "raw sum",
+    "PCGrad",
+    "joint mixed",
+    "sequential",
+    "sequential reversed",
+    "replay",
+    "average",
+)
 TINY = replace(
-    preset("smoke"), seeds=1, evaluations=8, points=2, curve_examples=8, test_examples=16, k=2, batch=8, cosine_examples=32,
-    schedules=NAMES, pairs=("agreeing", "copy+swap"), fisher_examples=8,
-).checked()  # fmt: skip
+    preset("smoke"),
+    seeds=1,
+    evaluations=8,
+    points=2,
+    curve_examples=8,
+    test_examples=16,
+    k=2,
+    batch=8,
+    cosine_examples=32,
+    schedules=NAMES,
+    pairs=("agreeing", "copy+swap"),
+    fisher_examples=8,
+).checked()
 LORA = replace(
-    preset("smoke", "statements-small"), seeds=1, evaluations=4, points=1, curve_examples=8, test_examples=16, k=2, batch=4,
-    fisher_examples=4, cosine_examples=16, schedules=("joint mixed", "sequential"), ranks=(2,),
-).checked()  # fmt: skip
+    preset("smoke", "statements-small"),
+    seeds=1,
+    evaluations=4,
+    points=1,
+    curve_examples=8,
+    test_examples=16,
+    k=2,
+    batch=4,
+    fisher_examples=4,
+    cosine_examples=16,
+    schedules=("joint mixed", "sequential"),
+    ranks=(2,),
+).checked()
 
 
 def silent(stage: str, share: float) -> None:
@@ -52,17 +82,28 @@ def part(trained: Problem) -> Part:
     return experiment.run_one(TINY, 0, silent)
 
 
-COSINES = np.array([[1, 0.9, 0.2, 0.1], [0.9, 1, -0.05, -0.6], [0.2, -0.05, 1, 0.3], [0.1, -0.6, 0.3, 1]])
+COSINES = np.array(
+    [[1, 0.9, 0.2, 0.1], [0.9, 1, -0.05, -0.6], [0.2, -0.05, 1, 0.3], [0.1, -0.6, 0.3, 1]]
+)
 
 
 def test_pairs_are_the_largest_the_smallest_and_of_the_others_the_nearest_to_nought() -> None:
     found = chosen_pairs(COSINES, "wxyz", ("conflicting", "agreeing", "neutral", "z+w"))
-    assert found == {"conflicting": ("x", "z"), "agreeing": ("w", "x"), "neutral": ("x", "y"), "z+w": ("z", "w")}
+    assert found == {
+        "conflicting": ("x", "z"),
+        "agreeing": ("w", "x"),
+        "neutral": ("x", "y"),
+        "z+w": ("z", "w"),
+    }
     positive = np.full((3, 3), 0.5) + np.diag([0.5] * 3)
     positive[0, 1] = positive[1, 0] = 0.7
     positive[0, 2] = positive[2, 0] = 0.1
     kinds = chosen_pairs(positive, "abc", ("agreeing", "neutral", "conflicting"))
-    assert kinds == {"agreeing": ("a", "b"), "neutral": ("b", "c"), "conflicting": ("a", "c")}  # whatever their signs
+    assert kinds == {
+        "agreeing": ("a", "b"),
+        "neutral": ("b", "c"),
+        "conflicting": ("a", "c"),
+    }  # whatever their signs
 
 
 @pytest.mark.parametrize(
@@ -72,17 +113,22 @@ def test_pairs_are_the_largest_the_smallest_and_of_the_others_the_nearest_to_nou
         (
             "ab",
             ("neutral",),
-            r"expected three tasks or more for pairs chosen by rule, found a, b: name pairs, such as --pairs a\+b",
+            r"expected three tasks or more for pairs chosen by rule, found a, b: name pairs, such "
+            r"as --pairs a\+b",
         ),
         ("abcd", ("a+q",), r"unknown task 'q' in --pairs a\+q: expected two of a, b, c, d"),
     ],
 )
-def test_pairs_that_cannot_be_chosen_are_refused(tasks: str, wanted: tuple[str, ...], text: str) -> None:
+def test_pairs_that_cannot_be_chosen_are_refused(
+    tasks: str, wanted: tuple[str, ...], text: str
+) -> None:
     with pytest.raises(LoclinError, match=text):
         chosen_pairs(COSINES[: len(tasks), : len(tasks)], tasks, wanted)
 
 
-def test_cosines_are_those_of_the_gradients_of_halves_that_share_no_example(bench: Bench[Config]) -> None:
+def test_cosines_are_those_of_the_gradients_of_halves_that_share_no_example(
+    bench: Bench[Config],
+) -> None:
     tasks = ("copy", "swap")
     (found,) = task_cosines(bench, tasks).values()
     halves = []
@@ -91,10 +137,16 @@ def test_cosines_are_those_of_the_gradients_of_halves_that_share_no_example(benc
         order = torch.randperm(
             len(data), generator=torch.Generator().manual_seed(derived(bench.seed, "cosines", task))
         )[:32]
-        halves.append([
-            bench.space.gradient(lambda b: answer_loss(bench.problem.model, b), [data.rows(part)]).double().numpy()
-            for part in (order[:16], order[16:])
-        ])  # fmt: skip
+        halves.append(
+            [
+                bench.space.gradient(
+                    lambda b: answer_loss(bench.problem.model, b), [data.rows(part)]
+                )
+                .double()
+                .numpy()
+                for part in (order[:16], order[16:])
+            ]
+        )
 
     def cosine(g: np.ndarray, h: np.ndarray) -> float:
         return float(g @ h / np.linalg.norm(g) / np.linalg.norm(h))
@@ -112,10 +164,18 @@ def test_with_lora_cosines_are_of_what_gradients_do_to_the_weights(speaking: Pro
     assert found["weights"].second[0, 1] != found["factors"].second[0, 1]
 
 
-def test_a_pair_that_is_not_known_is_refused(trained: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pair_that_is_not_known_is_refused(
+    trained: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
     score = Problem.score
-    monkeypatch.setattr(Problem, "score", lambda self, name, task: 0.0 if task == "swap" else score(self, name, task))
-    with pytest.raises(LoclinError, match=r"expected a score of at least .* on swap before the damage, found 0.00"):
+    monkeypatch.setattr(
+        Problem,
+        "score",
+        lambda self, name, task: 0.0 if task == "swap" else score(self, name, task),
+    )
+    with pytest.raises(
+        LoclinError, match=r"expected a score of at least .* on swap before the damage, found 0.00"
+    ):
         experiment.run_one(TINY, 0, silent)
 
 
@@ -136,13 +196,18 @@ def test_a_run_compares_every_schedule_on_every_pair(part: Part) -> None:
         assert all(r.value is not None and 0 <= r.value <= 1 for r in here)
     for name in NAMES:
         (over,) = by_run(rows, "worst_score", schedule=name, pair="all")
-        each = [by_run(rows, "worst_score", schedule=name, pair=p)[0] for p in ("agreeing", "copy+swap")]
+        each = [
+            by_run(rows, "worst_score", schedule=name, pair=p)[0] for p in ("agreeing", "copy+swap")
+        ]
         assert over == pytest.approx(np.mean(each))
         assert by_run(rows, "evaluations", schedule=name, pair="all") == [8]
     first = [r.value for r in rows if r.quantity == "first_score"]
     assert len(first) == 4
     assert max(v for v in first if v is not None) <= 0.05 + 1 / 16
-    assert {r.context["point"] for r in rows if r.quantity == "pair_cosine"} == {"pretrained", "damaged"}
+    assert {r.context["point"] for r in rows if r.quantity == "pair_cosine"} == {
+        "pretrained",
+        "damaged",
+    }
     assert "time for one gradient" in part.notes[-1]
 
 
@@ -153,12 +218,18 @@ def test_the_same_run_gives_the_same_record(part: Part) -> None:
 def test_overlap_and_cosine_are_those_of_the_dense_ways(bench: Bench[Config]) -> None:
     contest = experiment.contest_of(bench, "copy+swap", ("copy", "swap"), "adamw")
     rows = list(apart_rows(bench, contest))
-    paths = [contest.specialist("copy"), contest.specialist("swap"), contest.specialist("copy", order="again")]
+    paths = [
+        contest.specialist("copy"),
+        contest.specialist("swap"),
+        contest.specialist("copy", order="again"),
+    ]
     mine, other, again = (p.path.updates.numpy() for p in paths)  # type: ignore[union-attr]
     for between, theirs in (("A and B", other), ("A and A again", again)):
         q, _ = np.linalg.qr(theirs[:2].T.astype(np.float64))
         (overlap,) = by_run(rows, "overlap", between=between)
-        assert overlap == pytest.approx(np.mean([dense_capture(mine[:2], column) for column in q.T]), rel=1e-4)
+        assert overlap == pytest.approx(
+            np.mean([dense_capture(mine[:2], column) for column in q.T]), rel=1e-4
+        )
         d, e = mine.sum(0).astype(np.float64), theirs.sum(0).astype(np.float64)
         (cosine,) = by_run(rows, "displacement_cosine", between=between)
         assert cosine == pytest.approx(d @ e / np.linalg.norm(d) / np.linalg.norm(e), rel=1e-4)
@@ -179,7 +250,9 @@ def test_lora_specialists_are_compared_in_both_spaces(speaking: Problem) -> None
     assert factors is not None
     ends = torch.stack([contest.specialist(task).end - start for task in ("colour", "town")])
     gram = low_rank_gramian(list(factors.chords(start, ends)))
-    assert cosines["weights"] == pytest.approx(gram[0, 1] / np.sqrt(gram[0, 0] * gram[1, 1]), rel=1e-3)
+    assert cosines["weights"] == pytest.approx(
+        gram[0, 1] / np.sqrt(gram[0, 0] * gram[1, 1]), rel=1e-3
+    )
 
 
 def test_the_page_says_what_was_found(part: Part) -> None:
@@ -188,9 +261,11 @@ def test_the_page_says_what_was_found(part: Part) -> None:
     said = " ".join(line for s in sections for line in (s.title, s.question, *s.sees))
     cells = [cell for s in sections for t in s.tables for row in t.rows for cell in row]
     assert [s.title for s in sections] == [
-        "Which schedule leaves both tasks known, AdamW?", "How do they get there, AdamW?", "Do the gradients conflict, AdamW?",
+        "Which schedule leaves both tasks known, AdamW?",
+        "How do they get there, AdamW?",
+        "Do the gradients conflict, AdamW?",
         "What do specialists share, AdamW?",
-    ]  # fmt: skip
+    ]
     assert set(NAMES) <= set(cells)
     assert "copy+swap" in said
     assert "nan" not in said
@@ -206,21 +281,34 @@ NULL_DRAWS, DRAWS = 200, 60
 
 
 def planted(gap: float, *, odd: float = 0.0, scatter: float = 0.05, start: float = 0.0) -> World:
-    """Worst-task scores of runs with a true gap between simultaneous and sequential schedules, one schedule `odd` below the others."""
+    """Worst-task scores of runs with a true gap between simultaneous and sequential schedules, one
+    schedule `odd` below the others.
+    """
 
     def world(rng: np.random.Generator, run: int) -> list[Row]:
         common = 0.9 + 0.05 * rng.standard_normal()
         rows = [
-            Row(quantity="first_worst_score", value=start, context={"run": run, "pair": "all", "optimiser": "adamw"}),
+            Row(
+                quantity="first_worst_score",
+                value=start,
+                context={"run": run, "pair": "all", "optimiser": "adamw"},
+            ),
         ]
         for name in (*SIMULTANEOUS, *SEQUENTIAL):
             # the odd one lowers the mean of seven by a seventh, which the others make up for
             true = -gap if name in SEQUENTIAL else (odd / 7 - odd * (name == "equal decrease"))
             for pair in (*CONFIG.pairs, "all"):
-                value = common + true + scatter * rng.standard_normal() / (3**0.5 if pair == "all" else 1)
+                value = (
+                    common
+                    + true
+                    + scatter * rng.standard_normal() / (3**0.5 if pair == "all" else 1)
+                )
                 here = {"run": run, "pair": pair, "schedule": name, "optimiser": "adamw"}
                 rows.append(Row(quantity="worst_score", value=value, context=here))
-                rows += [Row(quantity="score", value=value, context={**here, "role": role}) for role in "AB"]
+                rows += [
+                    Row(quantity="score", value=value, context={**here, "role": role})
+                    for role in "AB"
+                ]
         return rows
 
     return world
@@ -266,8 +354,12 @@ def test_what_is_so_is_not_refuted_by_noise_nor_by_training_that_taught_nothing(
     assert set(verdicts(planted(0.0, start=0.9), 40)) == {"inconclusive"}
 
 
-@pytest.mark.parametrize("names", [("alternating",), ("joint mixed", *SEQUENTIAL), (*SIMULTANEOUS, "sequential")])
-def test_without_several_of_both_sorts_of_schedules_nothing_is_decided(names: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "names", [("alternating",), ("joint mixed", *SEQUENTIAL), (*SIMULTANEOUS, "sequential")]
+)
+def test_without_several_of_both_sorts_of_schedules_nothing_is_decided(
+    names: tuple[str, ...],
+) -> None:
     (claim,) = claims.decide(replace(CONFIG, schedules=names), [])
     assert claim.verdict == "not run"
 
@@ -284,11 +376,15 @@ def test_every_profile_can_be_run(profile: Profile) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"task": "swap"}, r"expected pairs of tasks, found --task swap: name them by --pairs A\+B"),
+        (
+            {"task": "swap"},
+            r"expected pairs of tasks, found --task swap: name them by --pairs A\+B",
+        ),
         ({"pairs": ()}, r"expected different pairs, found \[\]"),
         (
             {"pairs": ("swap",)},
-            r"expected agreeing, neutral, conflicting or two tasks such as copy\+swap, found 'swap'",
+            r"expected agreeing, neutral, conflicting or two tasks such as copy\+swap, found "
+            r"'swap'",
         ),
         ({"pairs": ("swap+swap",)}, r"found 'swap\+swap': change --pairs"),
         ({"optimisers": ()}, r"expected adamw, sgd or both, found \[\]"),

@@ -1,4 +1,6 @@
-"""The search study: its parts against dense twins, real runs, and their page. Its rules are calibrated in test_search_claims.py."""
+"""The search study: its parts against dense twins, real runs, and their page. Its rules are
+calibrated in test_search_claims.py.
+"""
 
 import dataclasses
 from collections.abc import Iterator
@@ -35,10 +37,26 @@ from loclin.studies.table import by_run, summaries
 from loclin.tasks.example import Example
 
 SMALL: dict[str, Any] = {
-    "seeds": 1, "candidates": 8, "others": 6, "inside": 5, "n": 2, "best_of": (1, 2, 4), "sizes": (0.05, 0.2, 1.0), "k": 3,
-    "gradients": 4, "gradient_batch": 4, "select_examples": 16, "validate_examples": 32, "test_examples": 16, "probes": 2,
-    "steps": 12, "task_vector_steps": 2, "votes": (1, 3), "asked": 4, "noises": ("lowrank:1", "tied"),
-}  # fmt: skip
+    "seeds": 1,
+    "candidates": 8,
+    "others": 6,
+    "inside": 5,
+    "n": 2,
+    "best_of": (1, 2, 4),
+    "sizes": (0.05, 0.2, 1.0),
+    "k": 3,
+    "gradients": 4,
+    "gradient_batch": 4,
+    "select_examples": 16,
+    "validate_examples": 32,
+    "test_examples": 16,
+    "probes": 2,
+    "steps": 12,
+    "task_vector_steps": 2,
+    "votes": (1, 3),
+    "asked": 4,
+    "noises": ("lowrank:1", "tied"),
+}
 TINY = replace(preset("smoke"), task="swap", **SMALL).checked()
 LORA = replace(preset("smoke", "statements-small"), ranks=(2,), **SMALL).checked()
 
@@ -81,7 +99,11 @@ def there(bench: Bench[Config], damaged: Tensor) -> Iterator[ParameterSpace]:
 
 
 def value(rows: list[Row], quantity: str, **context: Any) -> float:
-    (row,) = [r for r in rows if r.quantity == quantity and all(r.context.get(k) == v for k, v in context.items())]
+    (row,) = [
+        r
+        for r in rows
+        if r.quantity == quantity and all(r.context.get(k) == v for k, v in context.items())
+    ]
     assert row.value is not None
     return row.value
 
@@ -112,18 +134,26 @@ def test_all_coordinates_are_seen_by_probes() -> None:
     )
     seen = in_space(lambda v: h @ v, space, g, 4000, seed=0)
     dense = of_matrix(g.numpy(), h.numpy())
-    assert (seen.gradient, seen.along) == (pytest.approx(dense.gradient), pytest.approx(dense.along))
+    assert (seen.gradient, seen.along) == (
+        pytest.approx(dense.gradient),
+        pytest.approx(dense.along),
+    )
     assert seen.trace == pytest.approx(dense.trace, abs=4 * np.sqrt(2 / 4000) * dense.frobenius)
     assert seen.frobenius == pytest.approx(dense.frobenius, rel=0.1)
 
 
 def test_tied_noise_sees_everything_folded_over_the_tensors() -> None:
-    space = ParameterSpace(nn.Linear(4, 3).double())  # 12 numbers, and 3 that repeat the first of them
+    space = ParameterSpace(
+        nn.Linear(4, 3).double()
+    )  # 12 numbers, and 3 that repeat the first of them
     fold = torch.cat([torch.eye(12), torch.eye(12)[:3]]).double()
     h, g = symmetric(15, 0), torch.randn(15, generator=torch.Generator().manual_seed(1)).double()
     seen = tied(lambda v: h @ v, space, g, 300, seed=0)
     dense = of_matrix((fold.T @ g).numpy(), (fold.T @ h @ fold).numpy())
-    assert (seen.gradient, seen.along) == (pytest.approx(dense.gradient), pytest.approx(dense.along))
+    assert (seen.gradient, seen.along) == (
+        pytest.approx(dense.gradient),
+        pytest.approx(dense.along),
+    )
     assert seen.trace == pytest.approx(dense.trace, abs=4 * np.sqrt(2 / 300) * dense.frobenius)
 
 
@@ -176,7 +206,12 @@ def test_a_candidate_without_a_finite_loss_gains_nothing_and_is_never_selected(
 
 def made_up(score: list[float], loss: list[float]) -> Gains:
     drawn = tuple(candidates(len(score), [0.1], seed=0))
-    return Gains(candidates=drawn, loss=np.array(loss), score=np.array(score), right=np.zeros((len(score), 1), bool))
+    return Gains(
+        candidates=drawn,
+        loss=np.array(loss),
+        score=np.array(score),
+        right=np.zeros((len(score), 1), bool),
+    )
 
 
 def test_candidates_are_ranked_by_score_then_loss_then_place() -> None:
@@ -190,7 +225,9 @@ def test_sigma_is_chosen_by_the_select_examples() -> None:
     tied_score = made_up([0.0, 0.1, 0.0, 0.0], [0.4] * 4)
     assert chosen_size({0.1: poor, 0.5: tied_score}, 2) == 0.5
     lost = made_up([0.9, 0.9, 0.0, 0.0], [np.nan, np.nan, 0.1, 0.1])
-    assert chosen_size({0.1: poor, 0.5: lost}, 2) == 0.1  # what has no loss is not chosen for its score
+    assert (
+        chosen_size({0.1: poor, 0.5: lost}, 2) == 0.1
+    )  # what has no loss is not chosen for its score
 
 
 # What a run draws.
@@ -206,11 +243,15 @@ def test_no_group_is_in_two_parts() -> None:
 
 
 def test_too_few_groups_are_refused(bench: Bench[Config]) -> None:
-    with pytest.raises(LoclinError, match=r"expected 16 \+ 4000 examples of swap in the gradients split in groups"):
+    with pytest.raises(
+        LoclinError, match=r"expected 16 \+ 4000 examples of swap in the gradients split in groups"
+    ):
         material(replace(bench, config=replace(TINY, gradients=1000)))
 
 
-def test_the_plane_holds_the_tasks_own_vector_and_the_gradients(bench: Bench[Config], drawn: Material) -> None:
+def test_the_plane_holds_the_tasks_own_vector_and_the_gradients(
+    bench: Bench[Config], drawn: Material
+) -> None:
     plane = static_plane(bench, drawn.batches)
     assert len(plane.basis) == TINY.k
     assert plane.basis @ plane.basis.T == pytest.approx(torch.eye(TINY.k), abs=1e-5)
@@ -218,10 +259,13 @@ def test_the_plane_holds_the_tasks_own_vector_and_the_gradients(bench: Bench[Con
 
     order = ("swap", *(t for t in bench.problem.tasks if t != "swap"))
     own = replace(
-        bench.problem, examples={n: {t: part[t] for t in order} for n, part in bench.problem.examples.items()}
+        bench.problem,
+        examples={n: {t: part[t] for t in order} for n, part in bench.problem.examples.items()},
     )
     seed = derived(bench.seed, "task vectors of the plane")
-    vectors = task_vectors(own, bench.space, 2, batch=TINY.batch, lr=TINY.adamw_lr, steps=2, seed=seed)
+    vectors = task_vectors(
+        own, bench.space, 2, batch=TINY.batch, lr=TINY.adamw_lr, steps=2, seed=seed
+    )
     assert [plane.capture(v) for v in vectors] == pytest.approx([1, 1], abs=1e-4)
 
 
@@ -245,19 +289,29 @@ def test_halfway_is_half_of_the_score_and_on_the_recorded_way(
     assert torch.allclose(
         end.halfway,
         damaged
-        + recover(replace(short, config=replace(short.config, k=3)), drawn.validate, 2.0, damaged).prefix.sum(0),
+        + recover(
+            replace(short, config=replace(short.config, k=3)), drawn.validate, 2.0, damaged
+        ).prefix.sum(0),
         atol=1e-6,
     )
 
 
-def test_subspaces_are_orthonormal_and_differ(bench: Bench[Config], drawn: Material, there: ParameterSpace) -> None:
+def test_subspaces_are_orthonormal_and_differ(
+    bench: Bench[Config], drawn: Material, there: ParameterSpace
+) -> None:
     g = there.gradient(drawn.select.loss, drawn.select.fold(0))
     prefix = there.noise(seed=5).expand(1, -1)
     found = subspaces(
-        bench, drawn.batches, drawn.recovery, torch.cat([prefix, g[None], 2 * prefix + g]), Subspace.spanned_by(g[None])
+        bench,
+        drawn.batches,
+        drawn.recovery,
+        torch.cat([prefix, g[None], 2 * prefix + g]),
+        Subspace.spanned_by(g[None]),
     )
     for name, space in found.items():
-        assert space.basis @ space.basis.T == pytest.approx(torch.eye(len(space.basis)), abs=1e-4), name
+        assert space.basis @ space.basis.T == pytest.approx(
+            torch.eye(len(space.basis)), abs=1e-4
+        ), name
     assert len(found["first updates"].basis) == 2  # the third depends on the others
     assert found["static plane"].capture(g) == pytest.approx(1, abs=1e-4)
     assert found["gradients at θ_D"].capture(g) > 20 * TINY.k / there.dimension
@@ -274,13 +328,17 @@ def test_a_run_measures_everything(kind: str, request: pytest.FixtureRequest) ->
         for size in (0.05, 0.2, 1.0):
             here = {"point": point, "space": "all", "noise": "gaussian", "size": size}
             assert value(rows, "finite", **here) == 1
-            assert value(rows, "sigma", **here) == pytest.approx(size * value(rows, "reference_sigma", point=point))
+            assert value(rows, "sigma", **here) == pytest.approx(
+                size * value(rows, "reference_sigma", point=point)
+            )
         small = {"point": point, "space": "all", "noise": "gaussian", "size": 0.05}
         ratio = value(rows, "gain_ratio", **small)
         assert ratio == pytest.approx(
             value(rows, "gain", best_of=2, **small) / value(rows, "gain_law", best_of=2, **small)
         )
-        assert value(rows, "gain_per_slope", **small) == pytest.approx(ratio * expected_maximum(2), rel=0.2)
+        assert value(rows, "gain_per_slope", **small) == pytest.approx(
+            ratio * expected_maximum(2), rel=0.2
+        )
         assert value(rows, "law_error", point=point, over="sizes") >= abs(
             value(rows, "law_bias", point=point, over="sizes")
         )
@@ -294,16 +352,26 @@ def test_a_run_measures_everything(kind: str, request: pytest.FixtureRequest) ->
         linear = value(rows, "equal_radius_law", space=space)
         assert linear == pytest.approx(radius * expected_maximum(2) * np.sqrt(density))
     assert len([r for r in rows if r.quantity == "candidate_gain"]) == 8
-    assert {r.context["noise"] for r in rows if r.quantity == "gain_ratio"} == {"gaussian", "lowrank:1", "tied"}
+    assert {r.context["noise"] for r in rows if r.quantity == "gain_ratio"} == {
+        "gaussian",
+        "lowrank:1",
+        "tied",
+    }
 
 
 @pytest.mark.parametrize("kind", ["part", "lora_part"])
-def test_errors_are_means_over_the_domain_and_over_kinds_of_spaces(kind: str, request: pytest.FixtureRequest) -> None:
+def test_errors_are_means_over_the_domain_and_over_kinds_of_spaces(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
     rows = list(request.getfixturevalue(kind).rows)
     here: dict[str, Any] = {"point": "damaged", "noise": "gaussian"}
 
     def off(quantity: str, **context: Any) -> float:
-        (found,) = (r for r in rows if r.quantity == quantity and {**here, **context}.items() <= r.context.items())
+        (found,) = (
+            r
+            for r in rows
+            if r.quantity == quantity and {**here, **context}.items() <= r.context.items()
+        )
         assert found.value is not None
         return found.value / (found.null or 1.0) - 1
 
@@ -319,27 +387,40 @@ def test_errors_are_means_over_the_domain_and_over_kinds_of_spaces(kind: str, re
         sizes = [abs(off(quantity, space="all", size=size)) for size in domain]
         assert value(rows, mean, point="damaged", over="sizes") == pytest.approx(np.mean(sizes))
         many = np.mean([abs(off(quantity, space=space, size=0.2)) for space in subspaces_])
-        kinds = [many, *(abs(off(quantity, space=space, size=0.2)) for space in ("all", "largest tensor"))]
+        kinds = [
+            many,
+            *(abs(off(quantity, space=space, size=0.2)) for space in ("all", "largest tensor")),
+        ]
         assert value(rows, mean, point="damaged", over="spaces") == pytest.approx(np.mean(kinds))
     planes = {
-        r.context["plane"]: r for r in rows if r.quantity == "overlap_correlation" and r.context["point"] == "damaged"
+        r.context["plane"]: r
+        for r in rows
+        if r.quantity == "overlap_correlation" and r.context["point"] == "damaged"
     }
     assert list(planes) == ["static plane", "gradients at θ_D", "random"]
     told = [
         r.null
         for r in rows
-        if r.quantity == "overlap_correlation" and r.context["point"] == "damaged" and r.context["of"] == "loss"
+        if r.quantity == "overlap_correlation"
+        and r.context["point"] == "damaged"
+        and r.context["of"] == "loss"
     ]
     assert all(t is not None and abs(t) < 1 for t in told)
 
 
 @pytest.mark.parametrize("kind", ["part", "lora_part"])
-def test_the_table_is_a_ladder_with_an_oracle_above(kind: str, request: pytest.FixtureRequest) -> None:
+def test_the_table_is_a_ladder_with_an_oracle_above(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
     rows = list(request.getfixturevalue(kind).rows)
     table = {(r.context["arm"], r.context["votes"]): r for r in rows if r.quantity == "table_score"}
     assert set(table) == {
         ("the model", 1),
-        *((arm, k) for arm in ("vote of the best", "vote without selection", "vote of samples") for k in (1, 3)),
+        *(
+            (arm, k)
+            for arm in ("vote of the best", "vote without selection", "vote of samples")
+            for k in (1, 3)
+        ),
         *(("any of them (oracle)", k) for k in (1, 2, 4)),
     }
     assert table["the model", 1].p == 1
@@ -354,9 +435,13 @@ def test_the_same_run_gives_the_same_record(part: Part) -> None:
 
 def test_correlations_are_those_of_the_candidates(part: Part) -> None:
     rows = list(part.rows)
-    of = {q: claims.by_candidate(rows, f"candidate_{q}")[0] for q in ("gain", "alignment", "overlap")}
+    of = {
+        q: claims.by_candidate(rows, f"candidate_{q}")[0] for q in ("gain", "alignment", "overlap")
+    }
     r = np.corrcoef(of["gain"], of["alignment"])[0, 1]
-    assert value(rows, "alignment_correlation", point="damaged", of="loss", size=1.0) == pytest.approx(r)
+    assert value(
+        rows, "alignment_correlation", point="damaged", of="loss", size=1.0
+    ) == pytest.approx(r)
     assert of["overlap"].mean() == pytest.approx(TINY.k / 26336, rel=1.5)
     assert np.abs(of["alignment"]).max() < 6 / np.sqrt(26336)
 
@@ -365,7 +450,9 @@ def several(part: Part) -> list[Row]:
     """Three runs that differ a little, made from one."""
     rng = np.random.default_rng(0)
     return [
-        replace(r, value=None if r.value is None else r.value * luck, context={**r.context, "run": run})
+        replace(
+            r, value=None if r.value is None else r.value * luck, context={**r.context, "run": run}
+        )
         for run in range(3)
         for r, luck in zip(part.rows, 1 + 0.01 * rng.standard_normal(len(part.rows)), strict=True)
     ]
@@ -378,7 +465,9 @@ def test_claims_and_page_say_what_the_rows_say(kind: str, request: pytest.Fixtur
     decided = {c.id + c.setting[-3:]: c for c in claims.decide(config, rows)}
     assert len(decided) == 6
     law = decided["best-of-n-lawθ_D"]
-    assert law.value == pytest.approx(by_run(rows, "law_error", point="damaged", over="sizes").mean())
+    assert law.value == pytest.approx(
+        by_run(rows, "law_error", point="damaged", over="sizes").mean()
+    )
     assert all(c.p_holm is not None for c in decided.values())
     kept = [*rows, *summaries(rows)]
     sections = page.sections(kept, dataclasses.asdict(config))
@@ -405,21 +494,35 @@ def test_six_runs_hold_1200_candidates_for_figure_3() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n": 6}, r"expected n from 2 to the fewest candidates, 5, found 6: change --n, or raise --candidates"),
+        (
+            {"n": 6},
+            r"expected n from 2 to the fewest candidates, 5, found 6: change --n, or raise "
+            r"--candidates",
+        ),
         ({"n": 3}, r"expected --n 3 among --best-of, from 1 on, found \[1, 2, 4\]: add it"),
         ({"sizes": (0.2, 0.05, 1.0)}, "expected growing sizes above 0"),
         ({"sizes": (0.2, 0.5)}, "expected 1 and --size 0.2 among --sizes"),
-        ({"size": 1.0}, r"expected a size of at most 0.25, within the law's domain, found 1.0: lower --size"),
+        (
+            {"size": 1.0},
+            r"expected a size of at most 0.25, within the law's domain, found 1.0: lower --size",
+        ),
         ({"edge": 1.5}, "expected an edge between 0 and 1, found 1.5: change --edge"),
         ({"votes": (3,)}, r"expected growing votes that begin with 1, found \[3\]: change --votes"),
-        ({"asked": 2}, r"expected from 3 \(the largest vote\) to 6 candidates to be asked, found 2: change --asked"),
+        (
+            {"asked": 2},
+            r"expected from 3 \(the largest vote\) to 6 candidates to be asked, found 2: change "
+            r"--asked",
+        ),
         ({"temperature": 0.0}, "expected a temperature above 0"),
         ({"noises": ("gaussian",)}, "expected noises beside gaussian, each once"),
         ({"probes": 1}, "at least 2 probes for an interval, found 1: raise --probes"),
         ({"gradients": 2}, "expected at least k = 3 gradients, found 2: raise --gradients"),
         ({"k": 13}, r"expected k from 1 to T = 12, found \[13\]: change --k or raise --steps"),
         ({"stacked": 0}, "expected stacked of at least 1, found 0: change --stacked"),
-        ({"space": "lora", "dtype": "bfloat16"}, "expected float32 or float64 for gains this small"),
+        (
+            {"space": "lora", "dtype": "bfloat16"},
+            "expected float32 or float64 for gains this small",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(change: dict[str, Any], message: str) -> None:

@@ -1,4 +1,5 @@
-"""Calibration of the search study's rules: at most 5 % supported on planted nulls, at least 95 % on planted structure.
+"""Calibration of the search study's rules: at most 5 % supported on planted nulls, at least 95 % on
+planted structure.
 
 Where a rule has a threshold, the null lies on it or beyond it, not far away.
 """
@@ -37,15 +38,21 @@ def row(quantity: str, value: float, null: float | None = None, **context: Any) 
 # The law: searches of quadratics, and of what is no quadratic, through the same ladder.
 
 
-def law_rows(rng: np.random.Generator, run: int, *, point: str, scale: float, spaces: float = 1.0) -> list[Row]:
-    """Errors of the study's own size where search gains `scale` times what the law says, in subspaces `spaces` times that."""
+def law_rows(
+    rng: np.random.Generator, run: int, *, point: str, scale: float, spaces: float = 1.0
+) -> list[Row]:
+    """Errors of the study's own size where search gains `scale` times what the law says, in
+    subspaces `spaces` times that.
+    """
     here: dict[str, Any] = {"run": run, "point": point}
 
     def off(times: float, searches: int, candidates: int) -> np.ndarray:
         found = [best_of(rng.standard_normal(candidates), [CONFIG.n])[0] for _ in range(searches)]
         return times * np.array(found) / expected_maximum(CONFIG.n) - 1
 
-    one = np.repeat(off(scale, 1, CONFIG.others), 3)  # the candidates of all σ have the same directions
+    one = np.repeat(
+        off(scale, 1, CONFIG.others), 3
+    )  # the candidates of all σ have the same directions
     many = off(scale * spaces, 8, CONFIG.inside)
     rows = []
     for over, error in (("sizes", one), ("spaces", many)):
@@ -71,7 +78,9 @@ def test_best_of_n_law(point: str, scale: float, spaces: float, holds: bool) -> 
         return law_rows(rng, run, point=point, scale=scale, spaces=spaces)
 
     share = share_supported(
-        world, lambda rows: claims.best_of_n_law(CONFIG, rows, point), DRAWS if holds else NULL_DRAWS
+        world,
+        lambda rows: claims.best_of_n_law(CONFIG, rows, point),
+        DRAWS if holds else NULL_DRAWS,
     )
     assert share >= 0.95 if holds else share <= 0.05
 
@@ -81,7 +90,10 @@ def test_best_of_n_law(point: str, scale: float, spaces: float, holds: bool) -> 
 
 def test_an_exact_law_is_not_refuted_however_few_the_candidates() -> None:
     few = replace(CONFIG, n=5, others=12, inside=8)
-    chance = {"sizes": chance_error(5, 12), "spaces": (2 * chance_error(5, 12) + chance_error(5, 8)) / 3}
+    chance = {
+        "sizes": chance_error(5, 12),
+        "spaces": (2 * chance_error(5, 12) + chance_error(5, 8)) / 3,
+    }
 
     def world(rng: np.random.Generator, run: int) -> list[Row]:
         rows = []
@@ -104,7 +116,9 @@ def test_an_exact_law_is_not_refuted_however_few_the_candidates() -> None:
 
 
 @pytest.mark.parametrize(("sigma", "curvature"), [(0.05, 0.0), (0.3, 4.0), (0.3, -4.0)])
-def test_overlap_with_a_plane_goes_with_gain_by_its_curvature_alone(sigma: float, curvature: float) -> None:
+def test_overlap_with_a_plane_goes_with_gain_by_its_curvature_alone(
+    sigma: float, curvature: float
+) -> None:
     """A quadratic whose gradient lies wholly in the plane."""
     rng, k, dimension, n = np.random.default_rng(1), 4, 300, 20_000
     z = rng.standard_normal((n, dimension))
@@ -135,15 +149,23 @@ def test_a_run_without_a_correlation_is_counted_and_helps_no_p() -> None:
     assert claim.p > 0.05
 
 
-@pytest.mark.parametrize(("follows", "holds"), [("density", True), ("nothing", False), ("halves", False)])
+@pytest.mark.parametrize(
+    ("follows", "holds"), [("density", True), ("nothing", False), ("halves", False)]
+)
 def test_signal_density(follows: str, holds: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gains that follow the density with the scatter of 60 candidates; that do not; that follow it in half of the subspaces."""
+    """Gains that follow the density with the scatter of 60 candidates; that do not; that follow it
+    in half of the subspaces.
+    """
     monkeypatch.setattr(claims, "PERMUTATIONS", 99)
 
     def world(rng: np.random.Generator, run: int) -> list[Row]:
         density = np.exp(rng.uniform(-6, 0, 6))
         other = np.exp(rng.uniform(-6, 0, 6))
-        decides = {"density": density, "nothing": other, "halves": np.where(np.arange(6) < 3, density, other)}[follows]
+        decides = {
+            "density": density,
+            "nothing": other,
+            "halves": np.where(np.arange(6) < 3, density, other),
+        }[follows]
         gain = np.sqrt(decides) * (1 + 0.14 * rng.standard_normal(6))
         rows = [row("density_ratio", 1.0, run=run)]
         for i in range(6):
@@ -153,7 +175,9 @@ def test_signal_density(follows: str, holds: bool, monkeypatch: pytest.MonkeyPat
             rows.append(row("best_gain_law", float(density[i]), run=run, space=str(i)))
         return rows
 
-    share = share_supported(world, lambda rows: claims.signal_density(CONFIG, rows), DRAWS if holds else NULL_DRAWS)
+    share = share_supported(
+        world, lambda rows: claims.signal_density(CONFIG, rows), DRAWS if holds else NULL_DRAWS
+    )
     assert share >= 0.95 if holds else share <= 0.05
 
 
@@ -178,7 +202,9 @@ def test_alignment_predicts_gain(r: float, holds: bool, monkeypatch: pytest.Monk
     def world(rng: np.random.Generator, run: int) -> list[Row]:
         return candidate_rows(rng, run, "candidate_alignment", r)
 
-    share = share_supported(world, lambda rows: claims.alignment_predicts(CONFIG, rows), DRAWS if holds else 100)
+    share = share_supported(
+        world, lambda rows: claims.alignment_predicts(CONFIG, rows), DRAWS if holds else 100
+    )
     assert share >= 0.95 if holds else share <= 0.05
 
 
@@ -189,7 +215,9 @@ def test_plane_overlap_does_not(r: float, holds: bool, monkeypatch: pytest.Monke
     def world(rng: np.random.Generator, run: int) -> list[Row]:
         return candidate_rows(rng, run, "candidate_overlap", r)
 
-    share = share_supported(world, lambda rows: claims.plane_does_not(CONFIG, rows), DRAWS if holds else 100)
+    share = share_supported(
+        world, lambda rows: claims.plane_does_not(CONFIG, rows), DRAWS if holds else 100
+    )
     assert share >= 0.95 if holds else share <= 0.05
 
 
@@ -206,7 +234,9 @@ def test_plane_overlap_does_not(r: float, holds: bool, monkeypatch: pytest.Monke
         (0.6, 0.5, 0.5, 0.6, False),  # the best candidate is as good alone
     ],
 )
-def test_ensembles_help(single: float, model: float, samples: float, vote: float, holds: bool) -> None:
+def test_ensembles_help(
+    single: float, model: float, samples: float, vote: float, holds: bool
+) -> None:
     def world(rng: np.random.Generator, run: int) -> list[Row]:
         level = 0.05 * rng.standard_normal()  # of the run: all arms share it
         hard = rng.uniform(
@@ -222,10 +252,14 @@ def test_ensembles_help(single: float, model: float, samples: float, vote: float
             ("any of them (oracle)", CONFIG.asked): 0.8,
         }.items():
             met = np.where(rng.uniform(size=128) < 0.3, rng.uniform(size=128), hard)
-            rows.append(row("table_score", float(np.mean(met < p + level)), run=run, arm=arm, votes=k))
+            rows.append(
+                row("table_score", float(np.mean(met < p + level)), run=run, arm=arm, votes=k)
+            )
         return rows
 
-    share = share_supported(world, lambda rows: claims.ensembles_help(CONFIG, rows), DRAWS if holds else NULL_DRAWS)
+    share = share_supported(
+        world, lambda rows: claims.ensembles_help(CONFIG, rows), DRAWS if holds else NULL_DRAWS
+    )
     assert share >= 0.95 if holds else share <= 0.05
 
 
@@ -242,7 +276,9 @@ def test_the_bend_is_where_a_quadratic_bends() -> None:
     sigmas = np.geomspace(1e-3, 1, 40)
     gains = sigmas - 2 * sigmas**2  # slope 1 − 2σ: 20 % off at 0.1
     assert bend(list(sigmas), list(gains), 0.2) == pytest.approx(0.1, rel=0.02)
-    assert bend(list(sigmas), list(sigmas + 2 * sigmas**2), 0.2) == pytest.approx(0.1, rel=0.02)  # upwards too
+    assert bend(list(sigmas), list(sigmas + 2 * sigmas**2), 0.2) == pytest.approx(
+        0.1, rel=0.02
+    )  # upwards too
     for grid in (Config().sizes, (0.03, 0.2, 1.0, 3.0)):  # as coarse as the study's
         on = np.array(grid)
         for bent in (0.4, 1.0):
@@ -286,7 +322,10 @@ def test_a_matrix_is_seen_as_probes_see_it() -> None:
     seen = of_matrix(g, h)
     assert seen.gradient == pytest.approx(float(torch.tensor(g).norm()))
     assert seen.along == pytest.approx(g @ h @ g / (g @ g))
-    assert (seen.trace, seen.frobenius) == (pytest.approx(np.trace(h)), pytest.approx(np.linalg.norm(h)))
+    assert (seen.trace, seen.frobenius) == (
+        pytest.approx(np.trace(h)),
+        pytest.approx(np.linalg.norm(h)),
+    )
     assert of_matrix(np.zeros(2), np.eye(2)).along == 0
 
 
@@ -301,7 +340,10 @@ def test_a_single_run_decides_nothing() -> None:
     claim = world_claim(rows, claims.alignment_predicts)
     assert (claim.verdict, claim.low, claim.n) == ("inconclusive", None, 1)
     assert (
-        claims.best_of_n_law(CONFIG, law_rows(rng, 0, point="halfway", scale=1.0), "halfway").verdict == "inconclusive"
+        claims.best_of_n_law(
+            CONFIG, law_rows(rng, 0, point="halfway", scale=1.0), "halfway"
+        ).verdict
+        == "inconclusive"
     )
 
 

@@ -1,4 +1,6 @@
-"""The steering study: its parts against dense twins, real runs in both forms, and their page. Rules: test_steering_claims.py."""
+"""The steering study: its parts against dense twins, real runs in both forms, and their page.
+Rules: test_steering_claims.py.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -44,10 +46,24 @@ from loclin.studies.table import by_run, summaries
 from loclin.tasks.example import Example
 
 SMALL: dict[str, Any] = {
-    "seeds": 2, "labels": 24, "gradient": 12, "shift": 12, "choose": 8, "test": 12, "etas": (1e-3, 1e-2), "directions": 4,
-    "relabelings": 4, "permutations": 19, "tokens": 4, "candidates": 6, "winners": 2, "chance": 4, "random_vectors": 3,
-    "neutral_rows": 6, "neutral_tokens": 8,
-}  # fmt: skip
+    "seeds": 2,
+    "labels": 24,
+    "gradient": 12,
+    "shift": 12,
+    "choose": 8,
+    "test": 12,
+    "etas": (1e-3, 1e-2),
+    "directions": 4,
+    "relabelings": 4,
+    "permutations": 19,
+    "tokens": 4,
+    "candidates": 6,
+    "winners": 2,
+    "chance": 4,
+    "random_vectors": 3,
+    "neutral_rows": 6,
+    "neutral_tokens": 8,
+}
 TINY = replace(preset("smoke"), **SMALL).checked()
 
 
@@ -79,13 +95,22 @@ def rows(material: Material) -> Iterator[list[Row]]:
 
 
 @pytest.fixture(scope="module")
-def paired_rows(families: dict[str, PreTrainedModel], tokenizers: dict[str, PreTrainedTokenizerBase]) -> list[Row]:
+def paired_rows(
+    families: dict[str, PreTrainedModel], tokenizers: dict[str, PreTrainedTokenizerBase]
+) -> list[Row]:
     """Of contrast pairs, on a model of another family with random weights."""
     pool = tuple(
-        Example(prompt=f"do cats {i} purr?", answer=(" (A)", " (B)")[i % 2], options=(" (A)", " (B)"), group=str(i))
+        Example(
+            prompt=f"do cats {i} purr?",
+            answer=(" (A)", " (B)")[i % 2],
+            options=(" (A)", " (B)"),
+            group=str(i),
+        )
         for i in range(60)
     )
-    problem = Problem(model=families["llama"], tokenizer=tokenizers["llama"], examples={"test": {"pairs": pool}})
+    problem = Problem(
+        model=families["llama"], tokenizer=tokenizers["llama"], examples={"test": {"pairs": pool}}
+    )
     return experiment.measured(around(problem, replace(PAIRED, seeds=1), 0, silent))
 
 
@@ -95,13 +120,25 @@ PAIRED = replace(TINY, data="pairs.jsonl", labels=16, gradient=10, shift=10, cho
 # What a run works with.
 
 
-def test_runs_share_no_example_and_none_the_model_learned_from(speaking: Problem, material: Material) -> None:
+def test_runs_share_no_example_and_none_the_model_learned_from(
+    speaking: Problem, material: Material
+) -> None:
     second = around(speaking, TINY, 1, silent)
     held = [e for m in (material, second) for part in PARTS for e in m.parts[part].examples]
     assert len({e.prompt for e in held}) == len(held) == 2 * sum(TINY.sizes.values())
-    home = {(e.group, part, m.run) for m in (material, second) for part in PARTS for e in m.parts[part].examples}
+    home = {
+        (e.group, part, m.run)
+        for m in (material, second)
+        for part in PARTS
+        for e in m.parts[part].examples
+    }
     assert len({group for group, *_ in home}) == len(home)
-    learned = {e.group for split in ("train", "validate") for t in speaking.tasks for e in speaking.examples[split][t]}
+    learned = {
+        e.group
+        for split in ("train", "validate")
+        for t in speaking.tasks
+        for e in speaking.examples[split][t]
+    }
     assert not learned & {group for group, *_ in home}
     again = around(speaking, TINY, 0, silent)
     assert [again.parts[p].examples for p in PARTS] == [material.parts[p].examples for p in PARTS]
@@ -111,9 +148,13 @@ def test_runs_share_no_example_and_none_the_model_learned_from(speaking: Problem
 @pytest.mark.parametrize(("count", "size"), [(100, 1), (140, 5)])
 def test_too_few_examples_say_how_many_are_needed_for_so_many_runs(count: int, size: int) -> None:
     """Too few; or enough, but in groups that do not fit."""
-    pool = [Example(prompt=str(i), answer=" yes", options=(" yes", " no"), group=str(i // size)) for i in range(count)]
+    pool = [
+        Example(prompt=str(i), answer=" yes", options=(" yes", " no"), group=str(i // size))
+        for i in range(count)
+    ]
     with pytest.raises(
-        LoclinError, match=rf"expected 136 examples for 2 runs of 68 each \(labels 24, .*found {count} in"
+        LoclinError,
+        match=rf"expected 136 examples for 2 runs of 68 each \(labels 24, .*found {count} in",
     ):
         divided(pool, TINY)
 
@@ -139,7 +180,9 @@ def test_halves_divide_groups_and_share_out_classes(material: Material) -> None:
 
 def test_angles_and_places() -> None:
     a = torch.tensor([[3.0, 4.0], [0.0, 0.0], [1.0, 0.0]])
-    assert angle(a, torch.tensor([[6.0, 8.0], [1.0, 0.0], [-2.0, 0.0]])).tolist()[::2] == pytest.approx([1.0, -1.0])
+    assert angle(a, torch.tensor([[6.0, 8.0], [1.0, 0.0], [-2.0, 0.0]])).tolist()[
+        ::2
+    ] == pytest.approx([1.0, -1.0])
     assert angle(a, a)[1].isnan()
     found = places(np.array([[0.1, 0.5, 0.2, 0.4], [0.9, 0.0, 0.0, 0.2]]), 2)
     assert {k: v.tolist() for k, v in found.items()} == {
@@ -177,9 +220,14 @@ def test_the_estimands_are_those_of_the_brief(material: Material, vectors: Vecto
     assert estimands({"fixed": after["fixed"]}, None).keys() == {"E1"}
 
 
-def test_frozen_embeddings_stay_where_they_are(material: Material, families: dict[str, PreTrainedModel]) -> None:
+def test_frozen_embeddings_stay_where_they_are(
+    material: Material, families: dict[str, PreTrainedModel]
+) -> None:
     left = without_embeddings(material.model, material.space.names).split(",")
-    assert {n for n in material.space.names if n not in left} == {"transformer.wte.weight", "transformer.wpe.weight"}
+    assert {n for n in material.space.names if n not in left} == {
+        "transformer.wte.weight",
+        "transformer.wpe.weight",
+    }
     llama = families["llama"]
     names = [n for n, _ in llama.named_parameters()]
     gone = set(names) - set(without_embeddings(llama, names).split(","))
@@ -190,7 +238,9 @@ def test_frozen_embeddings_stay_where_they_are(material: Material, families: dic
 # Nulls.
 
 
-def test_permuted_labels_of_caa_weigh_prompts_as_caa_does(material: Material, vectors: Vectors) -> None:
+def test_permuted_labels_of_caa_weigh_prompts_as_caa_does(
+    material: Material, vectors: Vectors
+) -> None:
     labels = material.parts["labels"].labels
     assert labels is not None
     rng = np.random.default_rng(0)
@@ -205,7 +255,9 @@ def test_permuted_labels_of_caa_weigh_prompts_as_caa_does(material: Material, ve
 
 
 def test_labels_that_say_nothing_have_a_uniform_p(material: Material, vectors: Vectors) -> None:
-    """A planted null: activations that know nothing of the labels. Kolmogorov and Smirnov, at 1 in 1000."""
+    """A planted null: activations that know nothing of the labels. Kolmogorov and Smirnov, at 1 in
+    1000.
+    """
     labels = material.parts["labels"].labels
     assert labels is not None
     found = []
@@ -214,7 +266,8 @@ def test_labels_that_say_nothing_have_a_uniform_p(material: Material, vectors: V
         read = torch.randn(vectors.read.shape, generator=generator)
         aim = {"E1": torch.randn(vectors.caa.shape, generator=generator)}
         draws = caa_relabelled(
-            replace(material, seed=world), replace(vectors, read=read, caa=class_contrast(read, labels), shifts=aim)
+            replace(material, seed=world),
+            replace(vectors, read=read, caa=class_contrast(read, labels), shifts=aim),
         )["E1"]
         observed = angle(class_contrast(read, labels), aim["E1"])
         found.append(permutation_p(float(observed[0]), draws[:, 0]))
@@ -249,21 +302,31 @@ def test_unrelated_tokens_are_no_answers(material: Material, vectors: Vectors) -
 # Effects.
 
 
-def test_vectors_are_as_long_as_caa_and_the_parts_of_e1_add_up(material: Material, vectors: Vectors) -> None:
+def test_vectors_are_as_long_as_caa_and_the_parts_of_e1_add_up(
+    material: Material, vectors: Vectors
+) -> None:
     found = vectors_at(material, vectors, 1, {"search": vectors.caa * 3})
     length = float(vectors.caa[1].norm())
     parts = ("E1 along CAA", "E1 across CAA")
-    assert all(float(x.norm()) == pytest.approx(length, rel=1e-5) for n, x in found.items() if n not in parts)
+    assert all(
+        float(x.norm()) == pytest.approx(length, rel=1e-5)
+        for n, x in found.items()
+        if n not in parts
+    )
     assert torch.allclose(found[parts[0]] + found[parts[1]], found["E1"], atol=1e-5)
     assert abs(float(found[parts[1]] @ found["CAA"])) < 1e-4 * length**2
     assert torch.allclose(found["search"], found["CAA"], atol=1e-5)
     assert sum(n.startswith("random") for n in found) == TINY.random_vectors
 
 
-def test_the_weight_step_shifts_as_much_as_caa_is_long_and_is_undone(material: Material, vectors: Vectors) -> None:
+def test_the_weight_step_shifts_as_much_as_caa_is_long_and_is_undone(
+    material: Material, vectors: Vectors
+) -> None:
     size = size_of_step(material, vectors, 1)
     assert size is not None
-    moved = shifted(material, material.space, {"fixed": vectors.steps["fixed"]}, material.parts["shift"], size)["E1"]
+    moved = shifted(
+        material, material.space, {"fixed": vectors.steps["fixed"]}, material.parts["shift"], size
+    )["E1"]
     assert float(moved[1].norm()) == pytest.approx(float(vectors.caa[1].norm()), rel=5e-3)
     before, asked = bits(material.model), material.parts["test"]
     change = stepping(material, vectors.steps["fixed"], size)
@@ -286,7 +349,8 @@ def test_the_layer_is_chosen_among_the_later_ones(material: Material, vectors: V
     chosen, told = choose_layer(material, vectors.caa)
     slope = [r.value for r in told]
     assert chosen == max(material.late, key=lambda layer: slope[layer] or 0.0)
-    # turned round at the last layer, CAA moves answers the other way there, and is still not chosen at an early one
+    # turned round at the last layer, CAA moves answers the other way there, and is still not chosen
+    # at an early one
     turned = vectors.caa.clone()
     turned[-1] *= -1
     assert choose_layer(material, turned)[0] in material.late
@@ -296,14 +360,23 @@ def test_the_layer_is_chosen_among_the_later_ones(material: Material, vectors: V
 
 
 def value(rows: list[Row], quantity: str, **context: Any) -> float | None:
-    (row,) = [r for r in rows if r.quantity == quantity and all(r.context.get(k) == v for k, v in context.items())]
+    (row,) = [
+        r
+        for r in rows
+        if r.quantity == quantity and all(r.context.get(k) == v for k, v in context.items())
+    ]
     return row.value
 
 
 def test_a_run_decides_all_claims(rows: list[Row]) -> None:
     decided = claims.decide(TINY, rows)
-    assert [c.id for c in decided] == ["gradient-step-steers"] * 3 + ["two-routes-agree", "search-steers"]
-    assert all(c.verdict == "inconclusive" and c.p == 1.0 and c.value is not None for c in decided)  # of one run
+    assert [c.id for c in decided] == ["gradient-step-steers"] * 3 + [
+        "two-routes-agree",
+        "search-steers",
+    ]
+    assert all(
+        c.verdict == "inconclusive" and c.p == 1.0 and c.value is not None for c in decided
+    )  # of one run
     for of, (_, second) in claims.ESTIMANDS.items():
         for null in (claims.BY_TENSOR, second):
             assert len(claims._draws(rows, "null_draw", of=of, null=null, at="chosen")) >= 4
@@ -313,15 +386,21 @@ def test_a_run_decides_all_claims(rows: list[Row]) -> None:
 def test_a_run_says_what_it_measured(rows: list[Row], material: Material, vectors: Vectors) -> None:
     chosen = int(value(rows, "layer") or 0)
     cosine = value(rows, "cosine", of="E1", removed="nothing", layer=chosen)
-    assert cosine == pytest.approx(float(angle(vectors.shifts["E1"], vectors.caa)[chosen]), abs=1e-5)
+    assert cosine == pytest.approx(
+        float(angle(vectors.shifts["E1"], vectors.caa)[chosen]), abs=1e-5
+    )
     assert value(rows, "cosine_at", of="E1", removed="nothing", at="chosen") == cosine
     assert value(rows, "slope_ratio", arm="CAA") == 1.0
-    assert {value(rows, "response", arm=a, strength=0.0) for a in ("CAA", "E1", "random, 97.5 %")} == {0.0}
+    assert {
+        value(rows, "response", arm=a, strength=0.0) for a in ("CAA", "E1", "random, 97.5 %")
+    } == {0.0}
     assert (value(rows, "response", arm="CAA", strength=1.0) or 0.0) > 0
     assert abs(value(rows, "kl_ratio", arm="CAA") or 0.0) == 1.0
     assert (value(rows, "mirror_cosine", of="E1", at="late", eta=1e-3) or 0.0) > 0.9
     for of in claims.ESTIMANDS:
-        small, large = (value(rows, "limit_error", of=of, at="late", eta=eta) or 0.0 for eta in TINY.etas)
+        small, large = (
+            value(rows, "limit_error", of=of, at="late", eta=eta) or 0.0 for eta in TINY.etas
+        )
         assert small < large
     assert len({(r.quantity, tuple(sorted(r.context.items(), key=str))) for r in rows}) == len(rows)
 
@@ -362,9 +441,18 @@ def test_the_page(kind: str, request: pytest.FixtureRequest) -> None:
         (0.1, 0.4, "cannot be said from these"),
     ],
 )
-def test_what_is_left_without_the_readout_is_told_in_plain_words(low: float, high: float, told: str) -> None:
+def test_what_is_left_without_the_readout_is_told_in_plain_words(
+    low: float, high: float, told: str
+) -> None:
     def summary(quantity: str, value: float, **context: Any) -> Row:
-        return Row(quantity=quantity, value=value, low=low, high=high, n=6, context={"at": "late", **context})
+        return Row(
+            quantity=quantity,
+            value=value,
+            low=low,
+            high=high,
+            n=6,
+            context={"at": "late", **context},
+        )
 
     made_up = [
         summary("cosine_at", 0.6, of="E1", removed="nothing"),
@@ -386,12 +474,18 @@ def test_what_is_left_without_the_readout_is_told_in_plain_words(low: float, hig
 def test_every_profile_can_be_run(profile: Any) -> None:
     for config in settings(profile):
         assert config.checked().profile == profile
-    assert len({c.entry for c in settings(profile)}) == len(settings(profile)) == (2 if profile == "paper" else 1)
+    assert (
+        len({c.entry for c in settings(profile)})
+        == len(settings(profile))
+        == (2 if profile == "paper" else 1)
+    )
 
 
 def test_the_nulls_of_a_study_are_large_enough_for_holm() -> None:
     standard = preset("standard")
-    assert 5 / (min(2 * standard.directions, standard.relabelings, standard.chance, 2 * 97) + 1) < 0.05
+    assert (
+        5 / (min(2 * standard.directions, standard.relabelings, standard.chance, 2 * 97) + 1) < 0.05
+    )
 
 
 @pytest.mark.parametrize(

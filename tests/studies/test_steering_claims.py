@@ -1,6 +1,8 @@
-"""Calibration of the steering study's rules: at most 5 % supported on planted nulls, at least 95 % on planted structure.
+"""Calibration of the steering study's rules: at most 5 % supported on planted nulls, at least 95 %
+on planted structure.
 
-Where a rule has a threshold, the null lies on it; where it has drawn nulls, the truth is one draw of theirs.
+Where a rule has a threshold, the null lies on it; where it has drawn nulls, the truth is one draw
+of theirs.
 """
 
 from collections.abc import Callable
@@ -17,7 +19,9 @@ from tests.properties import World, share_supported
 
 CONFIG = Config(seeds=6)
 NULL_DRAWS, DRAWS = 200, 40
-ALLOWED = 0.05 + 2 * np.sqrt(0.05 * 0.95 / NULL_DRAWS)  # a test of level 0.05 exactly is above it in half of all seeds
+ALLOWED = 0.05 + 2 * np.sqrt(
+    0.05 * 0.95 / NULL_DRAWS
+)  # a test of level 0.05 exactly is above it in half of all seeds
 LAYERS = (0, 1, 2, 3)
 
 
@@ -37,7 +41,8 @@ def planted(
     at: tuple[str, ...] = ("chosen", "late", "highest"),
     family: int = 5,
 ) -> World:
-    """Studies whose runs share one direction, and so one true cosine, and whose random directions are shared too.
+    """Studies whose runs share one direction, and so one true cosine, and whose random directions
+    are shared too.
 
     Args:
         of: the estimand.
@@ -54,21 +59,31 @@ def planted(
     def world(rng: np.random.Generator, run: int) -> list[Row]:
         if run == 0:
             shared["cosine"] = cosine(rng) if callable(cosine) else cosine
-            count = 199 if family > 1 else 59  # what Holm's correction needs, and what the level alone does
+            count = (
+                199 if family > 1 else 59
+            )  # what Holm's correction needs, and what the level alone does
             shared[claims.BY_TENSOR] = spread * rng.standard_normal(count)
             shared[null] = second * rng.standard_normal(count)
         along = shared["cosine"] + scatter * rng.standard_normal()
         rows = [row("class_form", 1.0, run), row("layer", 3.0, run)]
-        rows.append(row("slope_ratio", ratio * float(np.exp(scatter * rng.standard_normal())), run, arm=of))
-        rows.append(row("kl_ratio", at_kl * float(np.exp(scatter * rng.standard_normal())), run, arm=of))
+        rows.append(
+            row("slope_ratio", ratio * float(np.exp(scatter * rng.standard_normal())), run, arm=of)
+        )
+        rows.append(
+            row("kl_ratio", at_kl * float(np.exp(scatter * rng.standard_normal())), run, arm=of)
+        )
         for place in ("chosen", "late", "highest"):
             rows.append(row("cosine_at", along, run, of=of, removed="nothing", at=place))
             for name in (claims.BY_TENSOR, null) if place in at else ():
                 drawn = shared[name] + 0.02 * rng.standard_normal(len(shared[name]))
                 rows += [
-                    row("null_draw", float(c), run, of=of, null=name, at=place, draw=i) for i, c in enumerate(drawn)
+                    row("null_draw", float(c), run, of=of, null=name, at=place, draw=i)
+                    for i, c in enumerate(drawn)
                 ]
-        return [*rows, *(row("cosine", along, run, of=of, removed="nothing", layer=layer) for layer in LAYERS)]
+        return [
+            *rows,
+            *(row("cosine", along, run, of=of, removed="nothing", layer=layer) for layer in LAYERS),
+        ]
 
     return world
 
@@ -90,7 +105,9 @@ def test_gradient_step_steers(of: str, planted_as: dict[str, Any], holds: bool) 
     family = 5 if holds else 1
     world = planted(of, **planted_as, at=("chosen",), family=family)
     draws = DRAWS if holds else NULL_DRAWS
-    share = share_supported(world, lambda rows: claims.gradient_step_steers(CONFIG, rows, of), draws, family=family)
+    share = share_supported(
+        world, lambda rows: claims.gradient_step_steers(CONFIG, rows, of), draws, family=family
+    )
     assert share >= 0.95 if holds else share <= ALLOWED
 
 
@@ -107,21 +124,28 @@ def test_two_routes_agree(planted_as: dict[str, Any], holds: bool) -> None:
     family = 5 if holds else 1
     world = planted("E1", **planted_as, at=("late",), family=family)
     draws = DRAWS if holds else NULL_DRAWS
-    share = share_supported(world, lambda rows: claims.two_routes_agree(CONFIG, rows), draws, family=family)
+    share = share_supported(
+        world, lambda rows: claims.two_routes_agree(CONFIG, rows), draws, family=family
+    )
     assert share >= 0.95 if holds else share <= ALLOWED
 
 
 @pytest.mark.parametrize(
-    ("ratio", "chance", "holds"), [(0.6, 0.1, True), (claims.ALONG, 0.05, False), (None, 0.5, False)]
+    ("ratio", "chance", "holds"),
+    [(0.6, 0.1, True), (claims.ALONG, 0.05, False), (None, 0.5, False)],
 )
 def test_search_steers(ratio: float | None, chance: float, holds: bool) -> None:
-    """None: every run's ratio is one more draw of its own null, far from 0, as of scores that say nothing."""
+    """None: every run's ratio is one more draw of its own null, far from 0, as of scores that say
+    nothing.
+    """
 
     def world(rng: np.random.Generator, run: int) -> list[Row]:
         centre = 0.8 if ratio is None else 0.0
         draws = centre + chance * rng.standard_normal(CONFIG.chance)
         found = (
-            float(centre + chance * rng.standard_normal()) if ratio is None else ratio + 0.05 * rng.standard_normal()
+            float(centre + chance * rng.standard_normal())
+            if ratio is None
+            else ratio + 0.05 * rng.standard_normal()
         )
         rows = [row("chance_ratio", float(c), run, draw=i) for i, c in enumerate(draws)]
         return [
@@ -133,7 +157,9 @@ def test_search_steers(ratio: float | None, chance: float, holds: bool) -> None:
         ]
 
     family, draws = (5, DRAWS) if holds else (1, NULL_DRAWS)
-    share = share_supported(world, lambda rows: claims.search_steers(CONFIG, rows), draws, family=family)
+    share = share_supported(
+        world, lambda rows: claims.search_steers(CONFIG, rows), draws, family=family
+    )
     assert share >= 0.95 if holds else share <= ALLOWED
 
 
@@ -143,7 +169,10 @@ def rows_of(world: World, seed: int = 0, runs: int = 6) -> list[Row]:
 
 
 def test_what_refutes() -> None:
-    assert claims.gradient_step_steers(CONFIG, rows_of(planted("E1", cosine=0.0)), "E1").verdict == "refuted"
+    assert (
+        claims.gradient_step_steers(CONFIG, rows_of(planted("E1", cosine=0.0)), "E1").verdict
+        == "refuted"
+    )
     weaker = rows_of(planted("E1", cosine=0.9, ratio=0.3))
     assert claims.gradient_step_steers(CONFIG, weaker, "E1").verdict == "refuted"
     assert claims.two_routes_agree(CONFIG, rows_of(planted("E1", cosine=0.3))).verdict == "refuted"
@@ -151,7 +180,10 @@ def test_what_refutes() -> None:
 
 def test_an_effect_the_other_way_has_no_logarithm_and_is_not_similar() -> None:
     rows = rows_of(planted("E1", cosine=0.9))
-    turned = [replace(r, value=-1.0) if r.quantity == "slope_ratio" and r.context["run"] == 2 else r for r in rows]
+    turned = [
+        replace(r, value=-1.0) if r.quantity == "slope_ratio" and r.context["run"] == 2 else r
+        for r in rows
+    ]
     claim = claims.gradient_step_steers(CONFIG, turned, "E1")
     assert (claim.p, claim.verdict) == (1.0, "inconclusive")
     assert "equivalence at equal length 1" in claim.note
@@ -176,24 +208,42 @@ def test_a_draw_is_a_mean_over_runs_and_none_is_no_support() -> None:
     assert claims._above_draws(rows, 5.0, "E1", "x", "late") == 2 / 3
     assert claims._above_draws(rows, 5.0, "E1", "y", "late") == 1.0
     gap = [*rows, row("null_draw", None, 3, of="E1", null="x", at="late", draw=0)]
-    assert claims._above_draws(gap, 50.0, "E1", "x", "late") == 2 / 3  # what is not defined counts as not below
+    assert (
+        claims._above_draws(gap, 50.0, "E1", "x", "late") == 2 / 3
+    )  # what is not defined counts as not below
 
 
 def test_paired_examples_have_one_estimand() -> None:
-    rows = [replace(r, value=0.0) if r.quantity == "class_form" else r for r in rows_of(planted("E1", cosine=0.7))]
-    rows += [row("cosine_at", None, run, of="E3", removed="nothing", at="chosen") for run in range(6)]
-    decided = {(c.id, c.setting.split(", ")[1].split(":")[0]): c for c in claims.decide(CONFIG, rows)}
+    rows = [
+        replace(r, value=0.0) if r.quantity == "class_form" else r
+        for r in rows_of(planted("E1", cosine=0.7))
+    ]
+    rows += [
+        row("cosine_at", None, run, of="E3", removed="nothing", at="chosen") for run in range(6)
+    ]
+    decided = {
+        (c.id, c.setting.split(", ")[1].split(":")[0]): c for c in claims.decide(CONFIG, rows)
+    }
     assert decided["gradient-step-steers", "E1"].verdict == "supported"
     assert "paired form" in decided["gradient-step-steers", "E1"].measured
     second, third = decided["gradient-step-steers", "E2"], decided["gradient-step-steers", "E3"]
-    assert (second.verdict, second.note) == ("not run", "the right answer counts as + in every example: E2 is E1")
-    assert (third.verdict, third.note, third.p_holm) == ("not run", "examples have no classes", None)
+    assert (second.verdict, second.note) == (
+        "not run",
+        "the right answer counts as + in every example: E2 is E1",
+    )
+    assert (third.verdict, third.note, third.p_holm) == (
+        "not run",
+        "examples have no classes",
+        None,
+    )
     assert [c.verdict for c in decided.values() if c.id == "search-steers"] == ["not run"]
 
 
 def test_a_tested_claim_says_estimand_layer_and_null() -> None:
     claim = claims.gradient_step_steers(CONFIG, rows_of(planted("E2", cosine=0.7)), "E2")
-    assert claim.setting == "statements, E2: mean shift, loss of the gold answers, layer chosen apart"
+    assert (
+        claim.setting == "statements, E2: mean shift, loss of the gold answers, layer chosen apart"
+    )
     assert "permuted labels" in claim.null
     assert "chosen layers 3 (6 of 6 runs)" in claim.note
     assert "late layers: layer 2 " in claim.note
@@ -205,7 +255,14 @@ def test_what_is_left_beyond_the_readout_is_told_with_its_null_and_decides_nothi
     for left in (0.05, 0.6):
         rng = np.random.default_rng(0)
         beyond = [
-            row("cosine_at", left + 0.02 * rng.standard_normal(), r, of="E1", removed="readout", at="late")
+            row(
+                "cosine_at",
+                left + 0.02 * rng.standard_normal(),
+                r,
+                of="E1",
+                removed="readout",
+                at="late",
+            )
             for r in range(6)
         ]
         shared = 0.1 * rng.standard_normal(199)
@@ -224,9 +281,14 @@ def test_what_is_left_beyond_the_readout_is_told_with_its_null_and_decides_nothi
 
 def test_permuted_labels_are_told_with_what_they_centre_on() -> None:
     rows = rows_of(planted("E3", cosine=0.7))
-    rows += [row("null_median", -0.5, r, of="E3", null=claims.RELABELLED, at="chosen") for r in range(6)]
+    rows += [
+        row("null_median", -0.5, r, of="E3", null=claims.RELABELLED, at="chosen") for r in range(6)
+    ]
     assert (
         "un-learns the answers, median cosine -0.5 [-0.5, -0.5]: no chance level"
         in claims.gradient_step_steers(CONFIG, rows, "E3").note
     )
-    assert "un-learns" not in claims.gradient_step_steers(CONFIG, rows_of(planted("E1", cosine=0.7)), "E1").note
+    assert (
+        "un-learns"
+        not in claims.gradient_step_steers(CONFIG, rows_of(planted("E1", cosine=0.7)), "E1").note
+    )

@@ -20,10 +20,17 @@ def test_values_come_in_the_order_of_the_runs() -> None:
 
 
 def test_a_summary_is_over_runs_and_rows_of_one_run_count_once() -> None:
-    rows = [row(r, float(v), task="t", on=str(i)) for r in range(4) for i, v in enumerate((r, r + 1))]
+    rows = [
+        row(r, float(v), task="t", on=str(i)) for r in range(4) for i, v in enumerate((r, r + 1))
+    ]
     (summary,) = summaries(rows)
     expected = over_runs(np.arange(4) + 0.5)
-    assert (summary.value, summary.low, summary.high, summary.n) == (expected.value, expected.low, expected.high, 4)
+    assert (summary.value, summary.low, summary.high, summary.n) == (
+        expected.value,
+        expected.low,
+        expected.high,
+        4,
+    )
     assert summary.context == {"k": 3}
     assert math.isclose(summary.null or 0, 0.1)
 

@@ -23,7 +23,9 @@ from tests.integrations.runs import hand_made, weights, write
 from tests.planted import drifting_steps, white_steps
 
 
-def points_of(tensors: dict[str, Tensor], steps: tuple[int | None, ...] | None = None, **kwargs: object) -> Points:
+def points_of(
+    tensors: dict[str, Tensor], steps: tuple[int | None, ...] | None = None, **kwargs: object
+) -> Points:
     """Points in memory: each tensor stacked over the points."""
     count = len(next(iter(tensors.values())))
 
@@ -49,13 +51,19 @@ def rows_of(run: Run, **kwargs: int) -> list[Row]:
 
 
 def value(rows: list[Row], quantity: str, **context: object) -> float:
-    (found,) = [r for r in rows if r.quantity == quantity and all(r.context.get(k) == v for k, v in context.items())]
+    (found,) = [
+        r
+        for r in rows
+        if r.quantity == quantity and all(r.context.get(k) == v for k, v in context.items())
+    ]
     assert found.value is not None
     return found.value
 
 
 @pytest.mark.parametrize("block", [1, 100, 1 << 23])
-def test_the_gramian_is_that_of_all_tensors_in_any_blocks(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+def test_the_gramian_is_that_of_all_tensors_in_any_blocks(
+    monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
     monkeypatch.setattr(points, "_BLOCK", block)
     generator = torch.Generator().manual_seed(0)
     tensors = {
@@ -73,7 +81,12 @@ def test_the_gramian_is_that_of_all_tensors_in_any_blocks(monkeypatch: pytest.Mo
 
 def test_tied_tensors_count_once_and_still_ones_not_at_all() -> None:
     moving = torch.randn(4, 6, 5, generator=torch.Generator().manual_seed(0))
-    tensors = {"wte": moving, "lm_head": moving.clone(), "like": moving + 1, "frozen": torch.ones(4, 9)}
+    tensors = {
+        "wte": moving,
+        "lm_head": moving.clone(),
+        "like": moving + 1,
+        "frozen": torch.ones(4, 9),
+    }
     found = run_of(points_of(tensors)).spaces["weights"]
     assert found.names == ("wte", "like")
     assert (found.dimension, found.still) == (60, 1)
@@ -91,7 +104,10 @@ def test_an_adapter_is_measured_in_both_spaces_with_what_was_trained_beside_it()
     made = (0.5 * tensors["x.lora_B.weight"] @ tensors["x.lora_A.weight"]).flatten(1)
     dense = torch.cat([made, tensors["head.weight"].flatten(1)], dim=1).diff(dim=0)
     assert np.allclose(run.spaces["weights"].gramian, gramian(dense))
-    assert (run.spaces["weights"].dimension, run.spaces["factors"].dimension) == (6 + 2 * (6 + 5 - 2), 28)
+    assert (run.spaces["weights"].dimension, run.spaces["factors"].dimension) == (
+        6 + 2 * (6 + 5 - 2),
+        28,
+    )
 
 
 def test_planted_drift_and_white_steps_are_told_apart() -> None:
@@ -107,7 +123,8 @@ def test_planted_drift_and_white_steps_are_told_apart() -> None:
     assert value(drift, "participation_rank", segments=20, vectors="measured", mean="uncentred") < 3
     measured = value(white, "participation_rank", segments=20, vectors="measured", mean="uncentred")
     assert measured == pytest.approx(
-        value(white, "participation_rank", segments=20, vectors="per tensor", mean="uncentred"), rel=0.02
+        value(white, "participation_rank", segments=20, vectors="per tensor", mean="uncentred"),
+        rel=0.02,
     )
     overlaps = [r for r in white if r.quantity == "window_overlap"]
     assert [r.context["t"] for r in overlaps] == list(range(6, 17))
@@ -124,7 +141,13 @@ def test_a_turned_span_has_no_overlap_and_a_kept_one_all() -> None:
 
 
 def test_shares_of_movement_go_by_the_names_of_the_tensors() -> None:
-    rows = rows_of(run_of(points_of({"h.0.attn.w": walk(np.ones((3, 4))), "h.0.mlp.w": walk(np.full((3, 12), 2.0))})))
+    rows = rows_of(
+        run_of(
+            points_of(
+                {"h.0.attn.w": walk(np.ones((3, 4))), "h.0.mlp.w": walk(np.full((3, 12), 2.0))}
+            )
+        )
+    )
     assert value(rows, "movement_share", group="attention") == pytest.approx(4 / 52)
     nulls = {r.context["group"]: r.null for r in rows if r.quantity == "movement_share"}
     assert nulls == {"attention": 0.25, "MLP": 0.75}
@@ -134,9 +157,19 @@ def test_shares_of_movement_go_by_the_names_of_the_tensors() -> None:
     ("group", "names"),
     [
         ("embeddings", ["transformer.wte.weight", "model.embed_tokens.weight", "lm_head.weight"]),
-        ("attention", ["transformer.h.3.attn.c_proj.weight", "model.layers.0.self_attn.q_proj.lora_A.weight"]),
+        (
+            "attention",
+            ["transformer.h.3.attn.c_proj.weight", "model.layers.0.self_attn.q_proj.lora_A.weight"],
+        ),
         ("MLP", ["transformer.h.3.mlp.c_fc.weight", "model.layers.0.mlp.up_proj.weight"]),
-        ("norms", ["transformer.ln_f.bias", "model.layers.1.post_attention_layernorm.weight", "model.norm.weight"]),
+        (
+            "norms",
+            [
+                "transformer.ln_f.bias",
+                "model.layers.1.post_attention_layernorm.weight",
+                "model.norm.weight",
+            ],
+        ),
         ("other", ["classifier.weight"]),
     ],
 )
@@ -148,11 +181,19 @@ def test_tensors_of_the_usual_networks_are_grouped(group: str, names: list[str])
 def test_the_heavy_ball_null_is_kept_for_single_steps_alone() -> None:
     u = walk(white_steps(6, 50, np.random.default_rng(0)))
     nulls = [
-        {r.context["null"] for r in rows_of(run_of(points_of({"w": u}, steps))) if r.quantity == "prefix_capture_null"}
+        {
+            r.context["null"]
+            for r in rows_of(run_of(points_of({"w": u}, steps)))
+            if r.quantity == "prefix_capture_null"
+        }
         for steps in (tuple(range(7)), tuple(range(0, 70, 10)), (*range(6), None))
     ]
     assert ["heavy ball" in n for n in nulls] == [True, False, False]
-    assert nulls[0] - {"heavy ball"} == nulls[1] == {"white", "white, own norms", "stationary drift", "shuffled order"}
+    assert (
+        nulls[0] - {"heavy ball"}
+        == nulls[1]
+        == {"white", "white, own norms", "stationary drift", "shuffled order"}
+    )
 
 
 def test_segments_of_length_zero_are_measured_and_leave_gaps() -> None:
@@ -167,7 +208,9 @@ def test_segments_of_length_zero_are_measured_and_leave_gaps() -> None:
 def test_two_segments_are_the_shortest_run_and_long_runs_stay_short_tables() -> None:
     short = rows_of(run_of(points_of({"w": walk(white_steps(2, 50, np.random.default_rng(0)))})))
     assert value(short, "future_capture", k=1) < 0.2
-    long = rows_of(run_of(points_of({"w": walk(white_steps(150, 300, np.random.default_rng(0)))})), shuffles=1)
+    long = rows_of(
+        run_of(points_of({"w": walk(white_steps(150, 300, np.random.default_rng(0)))})), shuffles=1
+    )
     assert len([r for r in long if r.quantity == "segment_cosine"]) == 32**2
     assert len([r for r in long if r.quantity == "window_overlap"]) == 32
     assert lengths_for(1000, KS)[0][-1] == 200  # every capture at T is 1, and costs T³
@@ -177,11 +220,13 @@ def test_points_that_cannot_be_measured_say_why() -> None:
     moving = walk(white_steps(3, 50, np.random.default_rng(0)))
     moving[2, 7] = np.inf
     with pytest.raises(
-        LoclinError, match="finite weights, found NaN or infinity in w at checkpoint-2: leave that point"
+        LoclinError,
+        match="finite weights, found NaN or infinity in w at checkpoint-2: leave that point",
     ):
         run_of(points_of({"w": moving}))
     with pytest.raises(
-        LoclinError, match="points that differ, found the same weights at all of checkpoint-0 to checkpoint-3"
+        LoclinError,
+        match="points that differ, found the same weights at all of checkpoint-0 to checkpoint-3",
     ):
         run_of(points_of({"w": torch.ones(4, 5)}))
     with pytest.raises(LoclinError, match=r"k of at least 1, found \[0, 2\]: change --ks"):
@@ -193,7 +238,9 @@ def test_points_that_cannot_be_measured_say_why() -> None:
 def test_a_sketch_no_longer_than_the_run_is_refused() -> None:
     run = run_of(points_of({"w": walk(white_steps(5, 50, np.random.default_rng(0)))}))
     short = Run(**{**vars(run), "sketch": 5})
-    with pytest.raises(LoclinError, match="a sketch longer than the run's 5 updates, found 5: raise size"):
+    with pytest.raises(
+        LoclinError, match="a sketch longer than the run's 5 updates, found 5: raise size"
+    ):
         rows_of(short)
 
 
@@ -212,11 +259,23 @@ def test_the_record_keeps_gramians_that_give_the_captures_again(tmp_path: Path) 
 
 
 def test_the_command_measures_a_folder_and_names_the_page(tmp_path: Path) -> None:
-    """As a user types it, and once more in this process: the record is measured anew and says the same."""
+    """As a user types it, and once more in this process: the record is measured anew and says the
+    same.
+    """
     hand_made(tmp_path / "mine", steps=(1, 2, 3, 4))
     write(tmp_path / "base", weights(0))
     out = tmp_path / "runs" / "trajectory-mine"
-    command = [sys.executable, "-m", "loclin", "trajectory", "mine", "--start", "base", "--shuffles", "9"]
+    command = [
+        sys.executable,
+        "-m",
+        "loclin",
+        "trajectory",
+        "mine",
+        "--start",
+        "base",
+        "--shuffles",
+        "9",
+    ]
     answer = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.splitlines()[-1] == f"report: {out / 'report.html'}"
@@ -233,10 +292,20 @@ def test_the_command_measures_a_folder_and_names_the_page(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "expected a folder of checkpoints, found none at nowhere: give a Trainer's output_dir"),
-        (["nan"], "expected finite weights, found NaN or infinity in wte.weight at checkpoint-3: leave that point out"),
+        (
+            ["nowhere"],
+            "expected a folder of checkpoints, found none at nowhere: give a Trainer's output_dir",
+        ),
+        (
+            ["nan"],
+            "expected finite weights, found NaN or infinity in wte.weight at checkpoint-3: leave "
+            "that point out",
+        ),
         (["mine", "--pattern", "fly"], "expected a pattern that matches a tensor, found 'fly'"),
-        (["mine", "--out", "mine"], "expected an empty folder or an earlier run, found other files in mine"),
+        (
+            ["mine", "--out", "mine"],
+            "expected an empty folder or an earlier run, found other files in mine",
+        ),
         (["mine", "--ks", "0"], "expected k of at least 1, found [0]: change --ks"),
     ],
 )

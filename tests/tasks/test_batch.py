@@ -35,7 +35,10 @@ def test_prompt_is_masked_and_rows_are_padded_on_the_right(trained: Problem) -> 
 
 
 def test_prompts_alone_are_the_beginnings_of_the_examples(trained: Problem) -> None:
-    batch, whole = prompts_batch([e.prompt for e in RAGGED], trained.tokenizer), collate(RAGGED, trained.tokenizer)
+    batch, whole = (
+        prompts_batch([e.prompt for e in RAGGED], trained.tokenizer),
+        collate(RAGGED, trained.tokenizer),
+    )
     assert batch.attention_mask.sum(1).tolist() == [4, 6, 6]
     for row, full, length in zip(batch.input_ids, whole.input_ids, [4, 6, 6], strict=True):
         assert torch.equal(row[:length], full[:length])
@@ -90,11 +93,15 @@ def test_losses_in_one_pass_are_those_of_the_whole_logits(trained: Problem) -> N
     """A dense twin: all logits, shifted by one, token by token."""
     batch = collate(RAGGED, trained.tokenizer)
     with torch.no_grad():
-        logits = trained.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.log_softmax(-1)
+        logits = trained.model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask
+        ).logits.log_softmax(-1)
         said = -logits[:, :-1].gather(2, batch.input_ids[:, 1:, None]).squeeze(2)
         answers, real = batch.labels[:, 1:] != IGNORED, batch.attention_mask[:, 1:] > 0
         expected = said[answers].mean() + 0.3 * said[real].mean()
-        assert torch.isclose(language_and_answer_loss(trained.model, batch, language=0.3), expected, rtol=1e-5)
+        assert torch.isclose(
+            language_and_answer_loss(trained.model, batch, language=0.3), expected, rtol=1e-5
+        )
         joint = -torch.stack([row[kept].sum() for row, kept in zip(said, answers, strict=True)])
         assert torch.allclose(answer_log_probabilities(trained.model, batch), joint, rtol=1e-4)
 

@@ -11,7 +11,15 @@ def made(*pairs: tuple[str, str], options: tuple[str, ...] = ()) -> TaskData:
 
 
 def test_what_is_empty_repeated_or_contradictory_is_dropped_and_counted() -> None:
-    data = made(("a =", " a"), ("b =", " b"), ("b =", " b"), ("c =", " c"), ("c =", " x"), (" ", " d"), ("e =", " "))
+    data = made(
+        ("a =", " a"),
+        ("b =", " b"),
+        ("b =", " b"),
+        ("c =", " c"),
+        ("c =", " x"),
+        (" ", " d"),
+        ("e =", " "),
+    )
     clean = cleaned(data)
     assert [e.prompt for e in clean.examples["copy"]] == ["a =", "b ="]
     assert clean.dropped == {
@@ -26,20 +34,30 @@ def test_what_is_empty_repeated_or_contradictory_is_dropped_and_counted() -> Non
 
 
 def test_one_prompt_may_have_another_answer_in_another_task() -> None:
-    tasks = {name: (Example(prompt="a b", answer=answer),) for name, answer in (("first", " a"), ("last", " b"))}
+    tasks = {
+        name: (Example(prompt="a b", answer=answer),)
+        for name, answer in (("first", " a"), ("last", " b"))
+    }
     assert cleaned(TaskData(source="pool", examples=tasks, read=2)).kept == 2
 
 
 def test_a_task_without_examples_goes_and_no_examples_at_all_are_refused() -> None:
-    tasks = {"copy": (Example(prompt="a", answer=" a"),), "empty": (Example(prompt="", answer=" a"),)}
+    tasks = {
+        "copy": (Example(prompt="a", answer=" a"),),
+        "empty": (Example(prompt="", answer=" a"),),
+    }
     assert list(cleaned(TaskData(source="pool", examples=tasks, read=2)).examples) == ["copy"]
-    with pytest.raises(LoclinError, match="keep in pool, found none: 1 read, dropped 1 with an empty answer"):
+    with pytest.raises(
+        LoclinError, match="keep in pool, found none: 1 read, dropped 1 with an empty answer"
+    ):
         cleaned(made(("a =", "")))
 
 
 def test_options_of_which_one_is_always_right_are_refused() -> None:
     options = (" yes", " no")
-    with pytest.raises(LoclinError, match=r"task 'copy' of pool, found only ' yes' in all 2 examples"):
+    with pytest.raises(
+        LoclinError, match=r"task 'copy' of pool, found only ' yes' in all 2 examples"
+    ):
         cleaned(made(("a?", " yes"), ("b?", " yes"), options=options))
     assert cleaned(made(("a?", " yes"), ("b?", " no"), options=options)).kept == 2
     assert cleaned(made(("a?", " yes"), ("b?", " yes"))).kept == 2  # free answers may be alike
@@ -55,16 +73,22 @@ def test_the_summary_tells_every_reason_and_every_note() -> None:
     dropped = {"with an empty answer": 1, "repeating an earlier one": 3}
     data = TaskData(source="pool", examples=tasks, read=6, dropped=dropped, notes=("one remark",))
     assert data.summary() == (
-        "pool: 6 read, 2 kept in 2 tasks (copy 1, sort 1); dropped 4: 3 repeating an earlier one, 1 with an empty answer\n"
+        "pool: 6 read, 2 kept in 2 tasks (copy 1, sort 1); dropped 4: 3 repeating an earlier one, "
+        "1 with an empty answer\n"
         "note: one remark"
     )
     assert sifted(data, lambda examples: [""] * len(examples)) == data
 
 
 def test_a_group_lies_in_one_split_for_all_tasks() -> None:
-    """Tasks that share only half of their groups: `split` on each alone would place the shared ones differently."""
+    """Tasks that share only half of their groups: `split` on each alone would place the shared ones
+    differently.
+    """
     tasks = {
-        name: tuple(Example(prompt=f"{name} {i}", answer=" x", group=str(i)) for i in range(first, first + 40))
+        name: tuple(
+            Example(prompt=f"{name} {i}", answer=" x", group=str(i))
+            for i in range(first, first + 40)
+        )
         for name, first in (("copy", 0), ("sort", 20))
     }
     data = TaskData(source="pool", examples=tasks, read=80)
@@ -81,5 +105,9 @@ def test_a_task_that_misses_a_split_is_refused() -> None:
         "copy": tuple(Example(prompt=f"copy {i}", answer=" x") for i in range(20)),
         "sort": (Example(prompt="sort 0", answer=" x"),),
     }
-    with pytest.raises(LoclinError, match=r"task 'sort' in every split, found 1 groups, none for '(a|b)'"):
-        grouped_splits(TaskData(source="pool", examples=tasks, read=21), {"a": 0.5, "b": 0.5}, seed=0)
+    with pytest.raises(
+        LoclinError, match=r"task 'sort' in every split, found 1 groups, none for '(a|b)'"
+    ):
+        grouped_splits(
+            TaskData(source="pool", examples=tasks, read=21), {"a": 0.5, "b": 0.5}, seed=0
+        )

@@ -45,7 +45,9 @@ def test_dealt_parts_have_their_sizes_and_share_no_group() -> None:
 
 def test_dealing_depends_on_seed_and_purpose_and_not_on_the_order_or_on_the_parts_before() -> None:
     parts = dealt(POOL, SIZES, seed=0)
-    assert {n: set(p) for n, p in dealt(POOL[::-1], {"test": 40}, seed=0).items()} == {"test": set(parts["test"])}
+    assert {n: set(p) for n, p in dealt(POOL[::-1], {"test": 40}, seed=0).items()} == {
+        "test": set(parts["test"])
+    }
     assert dealt(POOL, SIZES | {"labels": 3}, seed=0)["shift"] == parts["shift"]
     assert set(dealt(POOL, SIZES, seed=1)["test"]) != set(parts["test"])
     assert set(dealt(POOL, SIZES, seed=0, purpose="other")["test"]) != set(parts["test"])
@@ -57,7 +59,9 @@ def test_too_few_examples_are_told_with_sizes_that_fit() -> None:
     ) as caught:
         dealt(POOL[:80], SIZES, seed=0)
     words = str(caught.value).split("such as ")[1].split()
-    fitting = dict(zip((w.removeprefix("--") for w in words[::2]), map(int, words[1::2]), strict=True))
+    fitting = dict(
+        zip((w.removeprefix("--") for w in words[::2]), map(int, words[1::2]), strict=True)
+    )
     assert set(fitting) == set(SIZES)
     dealt(POOL[:80], fitting, seed=0)
     with pytest.raises(LoclinError, match="expected 9 examples for all, found 4 in 1 groups"):
@@ -66,6 +70,8 @@ def test_too_few_examples_are_told_with_sizes_that_fit() -> None:
 
 def test_a_prompt_in_two_groups_is_refused_where_it_would_lie_in_two_parts() -> None:
     twice = [Example(prompt=f"{i // 2} =", answer=" x", group=str(i)) for i in range(40)]
-    with pytest.raises(LoclinError, match=r"splits that share no prompt, found '\d+ =' in (a|b) and (a|b)"):
+    with pytest.raises(
+        LoclinError, match=r"splits that share no prompt, found '\d+ =' in (a|b) and (a|b)"
+    ):
         dealt(twice, {"a": 20, "b": 20}, seed=0)
     check_apart({"a": twice[:2], "b": twice[2:4]})

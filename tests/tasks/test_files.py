@@ -60,16 +60,33 @@ def test_a_template_reaches_the_records(tmp_path: Path) -> None:
             b'{"prompt": "a", "answer": "b"}\n\n{"prompt": ',
             r"found broken JSON \(Expecting value\) in .*bad.jsonl line 3: mend",
         ),
-        (b'[{"prompt": "a",\n "answer" "b"}]', r"found broken JSON \(Expecting ':' delimiter\) in .*bad.jsonl line 2"),
+        (
+            b'[{"prompt": "a",\n "answer" "b"}]',
+            r"found broken JSON \(Expecting ':' delimiter\) in .*bad.jsonl line 2",
+        ),
         (b"hello", r"broken JSON \(Expecting value\) in .* line 1"),
-        (b'{"prompt": "a", "answer": "b"}\n3', "a JSON object, found 3 in .*bad.jsonl line 2: write every record"),
-        (b'[{"prompt": "a", "answer": "b"}, null]', "a JSON object, found None in .*bad.jsonl record 2"),
-        (b'{"prompt": "a", "answer": "\xff"}', "UTF-8 text, found byte 0xff at position 27 of .*bad.jsonl: save"),
-        (b'{"prompt": ' + b"9" * 5000 + b"}", "nested too deeply or holds too long a number in .*bad.jsonl line 1"),
+        (
+            b'{"prompt": "a", "answer": "b"}\n3',
+            "a JSON object, found 3 in .*bad.jsonl line 2: write every record",
+        ),
+        (
+            b'[{"prompt": "a", "answer": "b"}, null]',
+            "a JSON object, found None in .*bad.jsonl record 2",
+        ),
+        (
+            b'{"prompt": "a", "answer": "\xff"}',
+            "UTF-8 text, found byte 0xff at position 27 of .*bad.jsonl: save",
+        ),
+        (
+            b'{"prompt": ' + b"9" * 5000 + b"}",
+            "nested too deeply or holds too long a number in .*bad.jsonl line 1",
+        ),
         (b'{"prompt": "a", "answer": "b"}\n{"text": "a"}', "found 'text' in .*bad.jsonl line 2"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path, content: bytes, line: str) -> None:
+def test_a_file_that_cannot_be_read_is_refused_in_one_line(
+    tmp_path: Path, content: bytes, line: str
+) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_bytes(content)
     with pytest.raises(LoclinError, match=line) as caught:
@@ -118,16 +135,21 @@ def test_a_folder_reads_like_a_file(hub: Path) -> None:
     templated = read_hub(str(folder), template="{question} ?")
     assert templated.examples["cats"][1].prompt == "do cats bark ?"
     with pytest.raises(
-        LoclinError, match=r"with a split 'validation', found ValueError \(Unknown split .*test.*cats: mend"
+        LoclinError,
+        match=r"with a split 'validation', found ValueError \(Unknown split .*test.*cats: mend",
     ):
         read_hub(str(folder), split="validation")
 
 
-def test_a_broken_folder_is_refused_in_one_line(hub: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_folder_is_refused_in_one_line(
+    hub: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = hub / "broken"
     folder.mkdir()
     (folder / "train.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"prompt":')
-    with pytest.raises(LoclinError, match=r"found .*JSON parse error.* in .*broken: mend the files") as caught:
+    with pytest.raises(
+        LoclinError, match=r"found .*JSON parse error.* in .*broken: mend the files"
+    ) as caught:
         read_hub(str(folder))
     assert "\n" not in str(caught.value)
     (folder / "train.jsonl").write_text('{"text": "a"}\n')

@@ -8,22 +8,29 @@ from loclin.tasks.fit import fit
 
 SHORT = Example(prompt="the cat", answer=" sat")  # three words
 LONG = Example(prompt="the cat sat on the mat", answer=" and the dog ran")  # ten
-LONG_OPTION = Example(prompt="the cat", answer=" sat", options=(" sat", " ran after the dog"))  # six at the longest
+LONG_OPTION = Example(
+    prompt="the cat", answer=" sat", options=(" sat", " ran after the dog")
+)  # six at the longest
 
 
 def made(*examples: Example) -> TaskData:
     return TaskData(source="pool", examples={"cats": examples}, read=len(examples))
 
 
-def test_what_is_longer_than_the_context_is_dropped_and_counted(words: PreTrainedTokenizerBase) -> None:
+def test_what_is_longer_than_the_context_is_dropped_and_counted(
+    words: PreTrainedTokenizerBase,
+) -> None:
     data = made(SHORT, LONG, LONG_OPTION)
     for context, kept in ((10, 3), (9, 2), (6, 2), (5, 1), (3, 1)):
         fitted = fit(data, words, context=context)
         assert fitted.kept == kept
-        assert fitted.dropped == ({f"longer than the context of {context} tokens": 3 - kept} if kept < 3 else {})
+        assert fitted.dropped == (
+            {f"longer than the context of {context} tokens": 3 - kept} if kept < 3 else {}
+        )
     assert fit(data, words, context=None).kept == 3
     with pytest.raises(
-        LoclinError, match="keep in pool, found none: 3 read, dropped 3 longer than the context of 2 tokens"
+        LoclinError,
+        match="keep in pool, found none: 3 read, dropped 3 longer than the context of 2 tokens",
     ):
         fit(data, words, context=2)
 
@@ -45,8 +52,12 @@ def test_what_is_longer_may_be_refused_instead(words: PreTrainedTokenizerBase) -
     assert fit(made(SHORT, LONG), words, context=10, long="fail").kept == 2
 
 
-def test_answers_that_the_tokenizer_cannot_write_are_dropped(words: PreTrainedTokenizerBase) -> None:
-    data = made(SHORT, Example(prompt="the dog", answer=" barked"), Example(prompt="the mat", answer="  "))
+def test_answers_that_the_tokenizer_cannot_write_are_dropped(
+    words: PreTrainedTokenizerBase,
+) -> None:
+    data = made(
+        SHORT, Example(prompt="the dog", answer=" barked"), Example(prompt="the mat", answer="  ")
+    )
     fitted = fit(data, words, context=None)
     assert fitted.examples == {"cats": (SHORT,)}
     assert fitted.dropped == {
@@ -59,14 +70,18 @@ def test_remarks_join_the_summary(
     words: PreTrainedTokenizerBase, tokenizers: dict[str, PreTrainedTokenizerBase]
 ) -> None:
     strange = made(SHORT, Example(prompt="a bird", answer=" sat"))
-    assert fit(strange, words, context=None).notes == ("1 of 2 prompts hold words that the tokenizer does not know",)
+    assert fit(strange, words, context=None).notes == (
+        "1 of 2 prompts hold words that the tokenizer does not know",
+    )
     letters = made(Example(prompt="(A) or (B)?", answer=" (A)", options=(" (A)", " (B)")))
     fitted = fit(letters, tokenizers["gpt2"], context=64)
     assert "note: 1 of 1 examples have options with a common first token" in fitted.summary()
     assert letters.notes == ()  # the input is not changed
 
 
-def test_an_option_that_begins_another_is_refused(tokenizers: dict[str, PreTrainedTokenizerBase]) -> None:
+def test_an_option_that_begins_another_is_refused(
+    tokenizers: dict[str, PreTrainedTokenizerBase],
+) -> None:
     data = made(Example(prompt="do they?", answer=" no", options=(" no", " no one")))
     with pytest.raises(LoclinError, match="options of which none begins another"):
         fit(data, tokenizers["qwen2"], context=64)

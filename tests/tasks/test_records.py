@@ -4,7 +4,8 @@ from loclin.errors import LoclinError
 from loclin.tasks.records import Record, parse_template
 
 RECORD = Record(
-    where="pool.jsonl line 3", fields={"question": "why", "year": 1999, "score": 0.5, "tags": ["a"], "x": None}
+    where="pool.jsonl line 3",
+    fields={"question": "why", "year": 1999, "score": 0.5, "tags": ["a"], "x": None},
 )
 
 
@@ -38,7 +39,10 @@ def test_a_template_reaches_nothing_but_fields(template: str) -> None:
 @pytest.mark.parametrize(
     ("template", "line"),
     [
-        ("{question", r"found '\{question' \(expected '\}' before end of string\): write \{\{ for a brace"),
+        (
+            "{question",
+            r"found '\{question' \(expected '\}' before end of string\): write \{\{ for a brace",
+        ),
         ("question}", "write {{ for a brace"),
         ("{question!r}", "leave out formats"),
         ("{year:>9}", "leave out formats"),
@@ -53,10 +57,15 @@ def test_a_template_that_cannot_be_read_is_refused(template: str, line: str) -> 
 
 
 def test_what_is_no_text_is_refused() -> None:
-    with pytest.raises(LoclinError, match=r"expected text in 'tags', found \['a'\] in pool.jsonl line 3"):
+    with pytest.raises(
+        LoclinError, match=r"expected text in 'tags', found \['a'\] in pool.jsonl line 3"
+    ):
         parse_template("{tags}").fill(RECORD)
     half = Record(where="pool.jsonl line 4", fields={"prompt": "\ud83d"})
-    with pytest.raises(LoclinError, match=r"whole characters in 'prompt', found the half of one, '\\ud83d', in pool"):
+    with pytest.raises(
+        LoclinError,
+        match=r"whole characters in 'prompt', found the half of one, '\\ud83d', in pool",
+    ):
         half.text("prompt")
     with pytest.raises(LoclinError, match="expected text in 'task', found True"):
         Record(where="here", fields={"task": True}).name("task")
@@ -65,7 +74,9 @@ def test_what_is_no_text_is_refused() -> None:
 
 
 def test_messages_stay_short_and_on_one_line() -> None:
-    record = Record(where="here", fields={f"field\n{i}": None for i in range(30)} | {"long": ["x" * 500]})
+    record = Record(
+        where="here", fields={f"field\n{i}": None for i in range(30)} | {"long": ["x" * 500]}
+    )
     with pytest.raises(LoclinError) as caught:
         record.text("long")
     assert len(str(caught.value)) < 120

@@ -9,7 +9,15 @@ from loclin.models import Problem
 from loclin.seeds import derived
 from loclin.tasks.batch import collate, exact_match
 from loclin.tasks.example import Example
-from loclin.tasks.samples import ENDED, HOPELESS, UNREADABLE, _example, _gumbel, _sampled, self_examples
+from loclin.tasks.samples import (
+    ENDED,
+    HOPELESS,
+    UNREADABLE,
+    _example,
+    _gumbel,
+    _sampled,
+    self_examples,
+)
 from tests.conftest import FAMILIES, random_model
 
 Models = dict[str, PreTrainedModel]
@@ -17,7 +25,9 @@ Tokenizers = dict[str, PreTrainedTokenizerBase]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_untouched_model_knows_its_own_samples(families: Models, tokenizers: Tokenizers, family: str) -> None:
+def test_the_untouched_model_knows_its_own_samples(
+    families: Models, tokenizers: Tokenizers, family: str
+) -> None:
     model, tokenizer = families[family], tokenizers[family]
     data = self_examples(model, tokenizer, 10, seed=0, prompt_tokens=6, answer_tokens=3)
     examples = data.examples["self"]
@@ -29,7 +39,10 @@ def test_the_untouched_model_knows_its_own_samples(families: Models, tokenizers:
         assert len(tokenizer(e.prompt)["input_ids"]) == 6 + special
         assert 1 <= len(tokenizer(e.answer, add_special_tokens=False)["input_ids"]) <= 3
     # No draw depends on the global generator, nor on how many rows go together.
-    assert self_examples(model, tokenizer, 10, seed=0, prompt_tokens=6, answer_tokens=3, batch_size=3) == data
+    assert (
+        self_examples(model, tokenizer, 10, seed=0, prompt_tokens=6, answer_tokens=3, batch_size=3)
+        == data
+    )
     other = self_examples(model, tokenizer, 10, seed=1, prompt_tokens=6, answer_tokens=3)
     assert other.examples != data.examples
 
@@ -42,11 +55,11 @@ def test_word_level_answers_keep_their_space(words: PreTrainedTokenizerBase) -> 
 
 
 def test_a_trained_model_keeps_its_language(trained: Problem) -> None:
-    data = self_examples(trained.model, trained.tokenizer, 30, seed=0, prompt_tokens=5, answer_tokens=2)
-    assert exact_match(trained.model, collate(data.examples["self"], trained.tokenizer)).all()
-    line = (
-        "within the model's context of 10 tokens, found 8 prompt tokens, 4 answer tokens and 0 special: ask for fewer"
+    data = self_examples(
+        trained.model, trained.tokenizer, 30, seed=0, prompt_tokens=5, answer_tokens=2
     )
+    assert exact_match(trained.model, collate(data.examples["self"], trained.tokenizer)).all()
+    line = "within the model's context of 10 tokens, found 8 prompt tokens, 4 answer tokens and 0 special: ask for fewer"
     with pytest.raises(LoclinError, match=line):
         self_examples(trained.model, trained.tokenizer, 30, seed=0)
 
@@ -59,8 +72,12 @@ def test_gumbel_noise_draws_from_the_softmax() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_draws_equal_their_dense_twin(families: Models, tokenizers: Tokenizers, family: str) -> None:
-    """One row, one pass over everything for each token, no cache; with a beginning (llama) and without (qwen2)."""
+def test_draws_equal_their_dense_twin(
+    families: Models, tokenizers: Tokenizers, family: str
+) -> None:
+    """One row, one pass over everything for each token, no cache; with a beginning (llama) and
+    without (qwen2).
+    """
     model, tokenizer = families[family], tokenizers[family]
     size = model.config.vocab_size
     drawable = torch.arange(size) > 10
@@ -69,7 +86,9 @@ def test_draws_equal_their_dense_twin(families: Models, tokenizers: Tokenizers, 
         ids = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         for step in range(5):
             with torch.no_grad():
-                logits = model(input_ids=torch.tensor([ids])).logits[0, -1] if ids else torch.zeros(size)
+                logits = (
+                    model(input_ids=torch.tensor([ids])).logits[0, -1] if ids else torch.zeros(size)
+                )
             noisy = logits + _gumbel(size, seed=derived(2, "self", row, step))
             ids.append(int(noisy.masked_fill(~drawable, -torch.inf).argmax()))
         assert ids[-5:] == drawn.tolist()
@@ -98,7 +117,8 @@ def test_a_model_that_says_nothing_gives_no_samples(words: PreTrainedTokenizerBa
 def test_an_answer_ends_where_the_model_ends_and_must_read_back(tokenizers: Tokenizers) -> None:
     tokenizer = tokenizers["llama"]
     prompt, sat, split_up = (
-        tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("the cat", " sat on", " t")
+        tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in ("the cat", " sat on", " t")
     )
     end, half = tokenizer.eos_token_id, tokenizer("é", add_special_tokens=False)["input_ids"][:1]
     found = _example(tokenizer, "the cat", prompt, [*sat, end, *sat])
@@ -106,13 +126,17 @@ def test_an_answer_ends_where_the_model_ends_and_must_read_back(tokenizers: Toke
     assert _example(tokenizer, "the cat", prompt, [end, *sat]) == ENDED
     assert _example(tokenizer, "the cat", prompt, half) == UNREADABLE
     he = tokenizer("he", add_special_tokens=False)["input_ids"]
-    assert _example(tokenizer, "the cat", prompt, split_up + he) == UNREADABLE  # " the" is one token when read
+    assert (
+        _example(tokenizer, "the cat", prompt, split_up + he) == UNREADABLE
+    )  # " the" is one token when read
 
 
 def test_what_cannot_be_drawn_is_refused(words: PreTrainedTokenizerBase) -> None:
     model = random_model("gpt2", len(words))
     for asked in ({"count": 0}, {"prompt_tokens": 0}, {"answer_tokens": 0}, {"batch_size": 0}):
-        with pytest.raises(LoclinError, match=r"expected to draw at least 1 of the .*, found 0: ask for more"):
+        with pytest.raises(
+            LoclinError, match=r"expected to draw at least 1 of the .*, found 0: ask for more"
+        ):
             self_examples(model, words, **({"count": 5, "seed": 0} | asked))
     model.transformer.wte.weight.data.fill_(torch.nan)
     with pytest.raises(LoclinError, match="logits that are numbers, found NaN"):

@@ -4,7 +4,16 @@ import pytest
 
 from loclin.errors import LoclinError
 from loclin.tasks.data import grouped_splits
-from loclin.tasks.statements import NO, RELATIONS, SUBJECTS, YES, Statements, facts, statements, vocabulary
+from loclin.tasks.statements import (
+    NO,
+    RELATIONS,
+    SUBJECTS,
+    YES,
+    Statements,
+    facts,
+    statements,
+    vocabulary,
+)
 
 
 def test_a_statement_is_true_exactly_when_it_names_the_fact() -> None:
@@ -27,13 +36,19 @@ def test_lessons_are_balanced_and_hold_every_false_statement() -> None:
     small = Statements(subjects=3, relations=("food",))
     lessons = small.lessons(seed=0).examples["food"]
     assert Counter(e.answer for e in lessons) == {YES: 3 * 24 * 9, NO: 3 * 24 * 9}
-    assert {e.prompt for e in small.examples(seed=7).examples["food"]} <= {e.prompt for e in lessons}
+    assert {e.prompt for e in small.examples(seed=7).examples["food"]} <= {
+        e.prompt for e in lessons
+    }
 
 
 def test_lessons_and_examples_of_one_group_fall_into_one_split() -> None:
     small, shares = Statements(subjects=4, relations=("food", "town")), {"train": 0.6, "test": 0.4}
-    asked, taught = (grouped_splits(d, shares, seed=0) for d in (small.examples(seed=0), small.lessons(seed=0)))
-    assert not {e.prompt for e in taught["train"]["food"]} & {e.prompt for e in asked["test"]["food"]}
+    asked, taught = (
+        grouped_splits(d, shares, seed=0) for d in (small.examples(seed=0), small.lessons(seed=0))
+    )
+    assert not {e.prompt for e in taught["train"]["food"]} & {
+        e.prompt for e in asked["test"]["food"]
+    }
 
 
 def test_the_vocabulary_knows_every_word_and_the_length_bound_holds() -> None:

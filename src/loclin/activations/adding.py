@@ -25,34 +25,41 @@ def added(
     only: Literal["every", "last"] = "every",
     path: str | None = None,
 ) -> Iterator[None]:
-    """Inside, h_L ← h_L + v_L at real tokens; outside, the model is as it was: weights untouched, hooks gone.
+    """Inside, h_L ← h_L + v_L at real tokens; outside, the model is as it was: weights untouched,
+    hooks gone.
 
-    The sum is a new tensor of the output's dtype, on its device; nothing is changed in place. Contexts may be nested and add
-    up. A token's position is the number of real tokens before it in its row, those in a key-value cache included, so that a
-    generation is the same with and without cache, and with padding on either side. It works inside
-    `torch.func.functional_call`; gradients go through, to the vectors as well.
+    The sum is a new tensor of the output's dtype, on its device; nothing is changed in place.
+    Contexts may be nested and add up. A token's position is the number of real tokens before it in
+    its row, those in a key-value cache included, so that a generation is the same with and without
+    cache, and with padding on either side. It works inside `torch.func.functional_call`; gradients
+    go through, to the vectors as well.
 
     Args:
         model: a causal language model.
         vectors: v_L by 0-based number of the block, −1 the last.
         start: first position to add at.
-        only: "every": at every real token from `start` on; "last": of these, at the last one of each row in a forward pass
-            alone. For generation take `start` instead: with "last", tokens already in a cache keep what was added to them
-            when they were the last, and without a cache they lose it again.
+        only: "every": at every real token from `start` on; "last": of these, at the last one of
+            each row in a forward pass alone. For generation take `start` instead: with "last",
+            tokens already in a cache keep what was added to them when they were the last, and
+            without a cache they lose it again.
         path: of the list of blocks, see `blocks`.
 
     Raises:
-        LoclinError: a vector of another width, a layer out of range, a negative start, blocks that are not found, a start above 0
-            in a model whose cache does not count its tokens (Mamba).
+        LoclinError: a vector of another width, a layer out of range, a negative start, blocks that
+            are not found, a start above 0 in a model whose cache does not count its tokens (Mamba).
     """
     layers = blocks(model, path)
     numbers = chosen_layers(len(layers), list(vectors)) if vectors else ()
     if start < 0:
-        raise LoclinError(f"expected a position to start from of 0 or more, found {start}: count from the first token")
+        raise LoclinError(
+            f"expected a position to start from of 0 or more, found {start}: count from the first "
+            "token"
+        )
     for number, vector in zip(numbers, vectors.values(), strict=True):
         if vector.shape != (width(model),):
             raise LoclinError(
-                f"expected vectors of the model's width {width(model)}, found shape {tuple(vector.shape)} at layer {number}: "
+                f"expected vectors of the model's width {width(model)}, found shape "
+                f"{tuple(vector.shape)} at layer {number}: "
                 "use a vector made with this model"
             )
     pass_ = _Pass(start=start, last=only == "last")
@@ -60,15 +67,21 @@ def added(
         if vectors:
             owner = _owner(bare(model), layers)
             pass_.names = tuple(inspect.signature(owner.forward).parameters)
-            if start and "past_key_values" not in pass_.names and {"cache_params", "state"} & set(pass_.names):
+            if (
+                start
+                and "past_key_values" not in pass_.names
+                and {"cache_params", "state"} & set(pass_.names)
+            ):
                 raise LoclinError(
-                    f"expected a model with a key-value cache to start at position {start}, found {type(owner).__name__}, whose state "
+                    f"expected a model with a key-value cache to start at position {start}, found "
+                    f"{type(owner).__name__}, whose state "
                     "counts no tokens: start at 0"
                 )
             stack.callback(owner.register_forward_pre_hook(pass_.begin, with_kwargs=True).remove)
         for number, vector in zip(numbers, vectors.values(), strict=True):
             hook = _adder(pass_, vector)
-            # First among the block's hooks: whatever reads its output reads what the next block is handed.
+            # First among the block's hooks: whatever reads its output reads what the next block is
+            # handed.
             stack.callback(layers[number].register_forward_hook(hook, prepend=True).remove)
         yield
 
@@ -87,11 +100,16 @@ class _Pass:
     def begin(self, _transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the transformer runs: note mask and positions, and how many tokens are cached."""
         called = dict(zip(self.names, args, strict=False)) | kwargs
-        mask, positions, cache = (called.get(n) for n in ("attention_mask", "position_ids", "past_key_values"))
+        mask, positions, cache = (
+            called.get(n) for n in ("attention_mask", "position_ids", "past_key_values")
+        )
         plain = isinstance(mask, Tensor) and mask.ndim == 2
         self.mask = mask if plain else None
-        # A mask already made ready for attention (compiled caches) does not say which tokens are real: positions do count.
-        counted = mask is not None and not plain and isinstance(positions, Tensor) and positions.ndim == 2
+        # A mask already made ready for attention (compiled caches) does not say which tokens are
+        # real: positions do count.
+        counted = (
+            mask is not None and not plain and isinstance(positions, Tensor) and positions.ndim == 2
+        )
         self.given = positions if counted else None
         self.before = 0 if cache is None else int(cache.get_seq_length())
         self._chosen = None
@@ -105,7 +123,12 @@ class _Pass:
         return self._chosen
 
     def _choose(self, length: int, device: torch.device) -> Bool[Tensor, "#n length"]:
-        if self.start == 0 and not self.last and self.mask is not None and self.mask.shape[1] == self.before + length:
+        if (
+            self.start == 0
+            and not self.last
+            and self.mask is not None
+            and self.mask.shape[1] == self.before + length
+        ):
             return self.mask[:, self.before :].to(device) != 0  # no need to count
         positions = self.positions(length, device)
         chosen = positions >= self.start

@@ -22,15 +22,18 @@ def bare(model: nn.Module) -> nn.Module:
 def blocks(model: nn.Module, path: str | None = None) -> nn.ModuleList:
     """The transformer blocks, in order: block L is `blocks(model)[L]`, and its output is h_L.
 
-    Taken from `path`; else from `model.layers` or `transformer.h`; else the one `ModuleList` as long as the configuration's
-    `num_hidden_layers`. Adapters around the model (`peft`) are looked through.
+    Taken from `path`; else from `model.layers` or `transformer.h`; else the one `ModuleList` as
+    long as the configuration's `num_hidden_layers`. Adapters around the model (`peft`) are looked
+    through.
 
     Args:
         model: a causal language model.
-        path: name of the blocks' `ModuleList` in the model, for families that keep them elsewhere ("decoder.blocks").
+        path: name of the blocks' `ModuleList` in the model, for families that keep them elsewhere
+            ("decoder.blocks").
 
     Raises:
-        LoclinError: no `ModuleList` there, or none or several that could be meant; it lists those that the model has.
+        LoclinError: no `ModuleList` there, or none or several that could be meant; it lists those
+            that the model has.
 
     >>> from transformers import GPT2Config, GPT2LMHeadModel
     >>> model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=3, n_head=2, n_positions=8, vocab_size=8))
@@ -41,7 +44,9 @@ def blocks(model: nn.Module, path: str | None = None) -> nn.ModuleList:
     lists = {n: m for n, m in core.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
     if path is not None:
         if path not in lists:
-            raise LoclinError(f"expected a list of blocks at {path!r}, found none: use one of {_described(lists)}")
+            raise LoclinError(
+                f"expected a list of blocks at {path!r}, found none: use one of {_described(lists)}"
+            )
         return lists[path]
     for usual in USUAL:
         if usual in lists:
@@ -50,7 +55,8 @@ def blocks(model: nn.Module, path: str | None = None) -> nn.ModuleList:
     fitting = [m for m in lists.values() if len(m) == count]
     if len(fitting) != 1:
         raise LoclinError(
-            f"expected one list of {'num_hidden_layers' if count is None else count} blocks, found {len(fitting)}: "
+            f"expected one list of {'num_hidden_layers' if count is None else count} blocks, found "
+            f"{len(fitting)}: "
             f"name it with --layers-path, one of {_described(lists)}"
         )
     return fitting[0]
@@ -71,14 +77,19 @@ def chosen_layers(count: int, asked: Sequence[int] | None) -> tuple[int, ...]:
     for layer in asked:
         if not -count <= layer < count:
             raise LoclinError(
-                f"expected layers from {-count} to {count - 1}, found {layer}: the model has {count} blocks"
+                f"expected layers from {-count} to {count - 1}, found {layer}: the model has "
+                f"{count} blocks"
             )
     layers = tuple(layer % count for layer in asked)
     if not layers:
-        raise LoclinError("expected at least one layer, found none: name one, or leave the choice out for all of them")
+        raise LoclinError(
+            "expected at least one layer, found none: name one, or leave the choice out for all of "
+            "them"
+        )
     if len(set(layers)) < len(layers):
         raise LoclinError(
-            f"expected every layer once, found {list(asked)} of {count} blocks: leave out the repeated one"
+            f"expected every layer once, found {list(asked)} of {count} blocks: leave out the "
+            "repeated one"
         )
     return layers
 
@@ -91,7 +102,10 @@ def width(model: nn.Module) -> int:
     """
     found = getattr(_text_config(bare(model)), "hidden_size", None)
     if not isinstance(found, int):
-        raise LoclinError(f"expected a configuration with a hidden_size, found {found}: add it to the model's config")
+        raise LoclinError(
+            f"expected a configuration with a hidden_size, found {found}: add it to the model's "
+            "config"
+        )
     return found
 
 
@@ -102,4 +116,7 @@ def _text_config(core: nn.Module) -> Any:
 
 
 def _described(lists: dict[str, nn.ModuleList]) -> str:
-    return ", ".join(f"{name} ({len(found)})" for name, found in lists.items()) or "(the model has no ModuleList)"
+    return (
+        ", ".join(f"{name} ({len(found)})" for name, found in lists.items())
+        or "(the model has no ModuleList)"
+    )

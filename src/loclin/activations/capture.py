@@ -14,13 +14,15 @@ from loclin.activations.blocks import bare, blocks, chosen_layers, width
 from loclin.errors import LoclinError
 from loclin.tasks.batch import IGNORED, LOGITS_AT_ONCE, Batch
 
-#: Tokens of a row that are read: its last real one, the mean of those with labels, or each real one.
+#: Tokens of a row that are read: its last real one, the mean of those with labels, or each real
+#: one.
 Position = Literal["last", "answer", "every"]
 TOKENS_AT_ONCE = 1 << 14  # in one forward pass, padding included
 
 
 def output_of(result: Any) -> Tensor:
-    """h_L, of what a block returned: a tensor in some families and versions, a tuple that begins with it in others.
+    """h_L, of what a block returned: a tensor in some families and versions, a tuple that begins
+    with it in others.
 
     Raises:
         LoclinError: neither of them.
@@ -28,7 +30,8 @@ def output_of(result: Any) -> Tensor:
     found = result[0] if isinstance(result, tuple) and result else result
     if not isinstance(found, Tensor):
         raise LoclinError(
-            f"expected blocks that return a tensor, or a tuple that begins with one, found {type(found).__name__}: "
+            "expected blocks that return a tensor, or a tuple that begins with one, found "
+            f"{type(found).__name__}: "
             "name the list of blocks with --layers-path"
         )
     return found
@@ -38,11 +41,13 @@ def output_of(result: Any) -> Tensor:
 def captured(
     layers: nn.ModuleList, numbers: Sequence[int], keep: Callable[[Tensor], Tensor] | None = None
 ) -> Iterator[dict[int, Tensor]]:
-    """Inside, outputs of these blocks in the latest forward pass, by layer; the hooks come off whatever happens.
+    """Inside, outputs of these blocks in the latest forward pass, by layer; the hooks come off
+    whatever happens.
 
-    What is captured is what the next block is handed: vectors that `added` adds are in it, in whichever order the two are
-    entered. Graphs and dual numbers stay attached, so that it works inside `torch.func.functional_call` and
-    `torch.func.jvp`. The last block's output is read before the model's final norm, unlike `hidden_states[-1]`.
+    What is captured is what the next block is handed: vectors that `added` adds are in it, in
+    whichever order the two are entered. Graphs and dual numbers stay attached, so that it works
+    inside `torch.func.functional_call` and `torch.func.jvp`. The last block's output is read before
+    the model's final norm, unlike `hidden_states[-1]`.
 
     Args:
         layers: the model's blocks, from `blocks`.
@@ -75,7 +80,9 @@ def last_places(attention_mask: Int[Tensor, "n length"]) -> Int[Tensor, " n"]:
     """
     real = attention_mask != 0
     if not bool(real.any(1).all()):
-        raise LoclinError("expected a real token in every row, found a row of padding: leave out empty prompts")
+        raise LoclinError(
+            "expected a real token in every row, found a row of padding: leave out empty prompts"
+        )
     places = torch.arange(real.shape[1], device=real.device)
     return torch.where(real, places, -1).amax(1)
 
@@ -90,27 +97,29 @@ def activations(
     path: str | None = None,
     rows_at_once: int | None = None,
 ) -> Float[Tensor, "L m d"]:
-    """Block outputs at chosen places of each row, the same for whatever padding and number of rows at once (but round-off).
+    """Block outputs at chosen places of each row, the same for whatever padding and number of rows
+    at once (but round-off).
 
-    Rows are read in batches of like length, padded on the right: positions count a row's real tokens alone, as they do with
-    one row at a time. The vocabulary layer is computed at one place only. Where adapters or vectors (`added`) are in the
-    model, they count.
+    Rows are read in batches of like length, padded on the right: positions count a row's real
+    tokens alone, as they do with one row at a time. The vocabulary layer is computed at one place
+    only. Where adapters or vectors (`added`) are in the model, they count.
 
     Args:
         model: a causal language model, in evaluation mode; it may lie on several devices.
         batch: n rows, padded on either side.
         layers: 0-based numbers of blocks, −1 the last; all of them by default.
-        position: "last": the last real token of each row (m = n); "answer": the mean over its tokens with labels (m = n);
-            "every": each real token, row by row (m = all real tokens).
+        position: "last": the last real token of each row (m = n); "answer": the mean over its
+            tokens with labels (m = n); "every": each real token, row by row (m = all real tokens).
         path: of the list of blocks, see `blocks`.
         rows_at_once: rows in one forward pass, at most; by default as many as have 16,384 tokens.
 
     Returns:
-        On the CPU, layers in the order asked for; float32, or float64 where the model computes in it.
+        On the CPU, layers in the order asked for; float32, or float64 where the model computes in
+        it.
 
     Raises:
-        LoclinError: a row without a real token, or (for "answer") without a label; a layer out of range; blocks that are
-            not found, or are not run.
+        LoclinError: a row without a real token, or (for "answer") without a label; a layer out of
+            range; blocks that are not found, or are not run.
     """
     found = blocks(model, path)
     numbers = chosen_layers(len(found), layers)
@@ -120,15 +129,23 @@ def activations(
     counts = lengths if position == "every" else torch.ones_like(lengths)
     places = torch.arange(int(counts.sum())).split(counts.tolist())
     first = next(model.parameters())
-    out = torch.empty(len(numbers), sum(map(len, places)), width(model), dtype=_precise(first).dtype)
+    out = torch.empty(
+        len(numbers), sum(map(len, places)), width(model), dtype=_precise(first).dtype
+    )
     for index in _alike(lengths, rows_at_once or _rows_at_once(model)):
         chunk = batch.rows(index.to(batch.input_ids.device)).to(first.device)
-        out[:, torch.cat([places[i] for i in index.tolist()])] = _read(model, chunk, found, numbers, position)
+        out[:, torch.cat([places[i] for i in index.tolist()])] = _read(
+            model, chunk, found, numbers, position
+        )
     return out
 
 
 def _read(
-    model: nn.Module, batch: Batch, layers: nn.ModuleList, numbers: Sequence[int], position: Position
+    model: nn.Module,
+    batch: Batch,
+    layers: nn.ModuleList,
+    numbers: Sequence[int],
+    position: Position,
 ) -> Float[Tensor, "L m d"]:
     """One forward pass over right-padded rows."""
     if position == "answer":
@@ -136,11 +153,16 @@ def _read(
         shares = labelled / labelled.sum(1, keepdim=True)
         if bool(shares.isnan().any()):
             raise LoclinError(
-                "expected an answer in every row, found a row without labels: read its last token instead"
+                "expected an answer in every row, found a row without labels: read its last token "
+                "instead"
             )
     length = batch.input_ids.shape[1]
-    ends = torch.arange(len(batch), device=batch.input_ids.device) * length + last_places(batch.attention_mask)
-    places = ends if position == "last" else (batch.attention_mask.flatten() != 0).nonzero().squeeze(1)
+    ends = torch.arange(len(batch), device=batch.input_ids.device) * length + last_places(
+        batch.attention_mask
+    )
+    places = (
+        ends if position == "last" else (batch.attention_mask.flatten() != 0).nonzero().squeeze(1)
+    )
 
     def keep(h: Float[Tensor, "n length d"]) -> Float[Tensor, "m d"]:
         if position == "answer":
@@ -149,9 +171,17 @@ def _read(
         return h.flatten(0, 1).index_select(0, places.to(h.device))
 
     with captured(layers, numbers, keep) as found:
-        model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, logits_to_keep=1)
+        model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            use_cache=False,
+            logits_to_keep=1,
+        )
     if missing := [n for n in numbers if n not in found]:
-        raise LoclinError(f"expected the model to run all of its blocks, found {missing} left out: choose other layers")
+        raise LoclinError(
+            f"expected the model to run all of its blocks, found {missing} left out: choose other "
+            "layers"
+        )
     return torch.stack([_precise(found[n]).cpu() for n in numbers])
 
 

@@ -1,8 +1,10 @@
-"""Captures by nested spans, read from the T×T Gramian of the vectors instead of the vectors themselves.
+"""Captures by nested spans, read from the T×T Gramian of the vectors instead of the vectors
+themselves.
 
-With U the T×D matrix of updates, every capture of a sum of updates by a span of updates depends on G = U Uᵀ alone:
-projecting Uᵀa on span(u_1..u_k) has squared norm ‖L_k⁻¹ (G a)_{1..k}‖², L_k being the Cholesky factor of G_{1..k,1..k}.
-T is hundreds where D is millions, so the vectors are read once.
+With U the T×D matrix of updates, every capture of a sum of updates by a span of updates depends on
+G = U Uᵀ alone: projecting Uᵀa on span(u_1..u_k) has squared norm ‖L_k⁻¹ (G a)_{1..k}‖², L_k being
+the Cholesky factor of G_{1..k,1..k}. T is hundreds where D is millions, so the vectors are read
+once.
 """
 
 from __future__ import annotations
@@ -16,11 +18,14 @@ from torch import Tensor
 
 from loclin.errors import LoclinError
 
-#: A vector adds no dimension when what is left of its squared norm, after projecting out the earlier ones, is below this
-#: share of it. Updates are float32 (unit round-off 6e-8, squared 4e-15); the margin covers sums over thousands of terms.
+#: A vector adds no dimension when what is left of its squared norm, after projecting out the
+#: earlier ones, is below this share of it. Updates are float32 (unit round-off 6e-8, squared
+#: 4e-15); the margin covers sums over thousands of terms.
 DEPENDENT = 1e-11
 
-_CHUNK = 1 << 16  # coordinates converted to float64 at a time, so that no double-precision copy of U ever exists
+_CHUNK = (
+    1 << 16
+)  # coordinates converted to float64 at a time, so that no double-precision copy of U ever exists
 
 
 _ROWS = 64  # rows of a symmetric Gramian computed at a time
@@ -40,8 +45,12 @@ def inner(one: Float[Tensor, " D"], other: Float[Tensor, " D"]) -> float:
     return float(exact(one) @ exact(other))
 
 
-def gramian(rows: Float[Tensor, "n D"], others: Float[Tensor, "m D"] | None = None) -> Float[np.ndarray, "n m"]:
-    """Inner products ⟨row_i, other_j⟩, accumulated in float64 over blocks of coordinates; `others` defaults to `rows`."""
+def gramian(
+    rows: Float[Tensor, "n D"], others: Float[Tensor, "m D"] | None = None
+) -> Float[np.ndarray, "n m"]:
+    """Inner products ⟨row_i, other_j⟩, accumulated in float64 over blocks of coordinates; `others`
+    defaults to `rows`.
+    """
     same = others is None
     others = rows if others is None else others
     total = exact(torch.zeros(len(rows), len(others), device=rows.device))
@@ -50,21 +59,27 @@ def gramian(rows: Float[Tensor, "n D"], others: Float[Tensor, "m D"] | None = No
         if not same:
             total.addmm_(left, exact(others[:, start : start + _CHUNK].to(rows.device)).T)
             continue
-        for i in range(0, len(rows), _ROWS):  # on and above the diagonal; the rest is the same again
+        for i in range(
+            0, len(rows), _ROWS
+        ):  # on and above the diagonal; the rest is the same again
             total[i : i + _ROWS, i:].addmm_(left[i : i + _ROWS], left[i:].T)
     result: np.ndarray = total.cpu().numpy()
     return np.triu(result) + np.triu(result, 1).T if same else result
 
 
-def spanned_energy(basis: Float[np.ndarray, "k k"], products: Float[np.ndarray, "k m"]) -> Float[np.ndarray, "k m"]:
-    """Squared norm of the projection of m targets on each of the nested spans of the first 1..k vectors.
+def spanned_energy(
+    basis: Float[np.ndarray, "k k"], products: Float[np.ndarray, "k m"]
+) -> Float[np.ndarray, "k m"]:
+    """Squared norm of the projection of m targets on each of the nested spans of the first 1..k
+    vectors.
 
     Args:
         basis: Gramian of the k vectors that span.
         products: inner products of those vectors with the m targets.
 
     Returns:
-        Row i: ‖P_{1..i+1} target‖² for each target. Vectors that add no dimension (`DEPENDENT`) add nothing.
+        Row i: ‖P_{1..i+1} target‖² for each target. Vectors that add no dimension (`DEPENDENT`) add
+            nothing.
     """
     left, targets = basis.copy(), products.copy()
     solved = np.zeros(products.shape)
@@ -79,7 +94,8 @@ def spanned_energy(basis: Float[np.ndarray, "k k"], products: Float[np.ndarray, 
 
 
 def prefix_capture(updates: Float[np.ndarray, "T T"], ks: Sequence[int]) -> Float[np.ndarray, " n"]:
-    """capture(Q_k, d): share of ‖d‖², d = Σ_{t≤T} u_t, inside the span of the first k updates (measures §2, §3).
+    """capture(Q_k, d): share of ‖d‖², d = Σ_{t≤T} u_t, inside the span of the first k updates
+    (measures §2, §3).
 
     Args:
         updates: Gramian of the T updates.
@@ -96,7 +112,8 @@ def prefix_capture(updates: Float[np.ndarray, "T T"], ks: Sequence[int]) -> Floa
 
 
 def future_capture(updates: Float[np.ndarray, "T T"], ks: Sequence[int]) -> Float[np.ndarray, " n"]:
-    """capture(Q_k, f_k), f_k = Σ_{t>k} u_t: what the prefix says about the part of the way it did not take itself.
+    """capture(Q_k, f_k), f_k = Σ_{t>k} u_t: what the prefix says about the part of the way it did
+    not take itself.
 
     NaN at k = T, where no future is left. Arguments and errors as in `prefix_capture`.
 
@@ -116,7 +133,8 @@ def cross_capture(
     *,
     future: bool = False,
 ) -> Float[np.ndarray, " n"]:
-    """capture of a run's displacement (or of its future after k) by the first k vectors of another family.
+    """capture of a run's displacement (or of its future after k) by the first k vectors of another
+    family.
 
     Args:
         basis: Gramian of the m other vectors, in order.
@@ -131,18 +149,28 @@ def cross_capture(
     _check(updates, ks)
     _check(basis, ks)
     steps = np.arange(len(updates))[:, None]
-    weights = (steps >= np.asarray(ks)[None, :]).astype(float) if future else np.ones((len(updates), len(ks)))
+    weights = (
+        (steps >= np.asarray(ks)[None, :]).astype(float)
+        if future
+        else np.ones((len(updates), len(ks)))
+    )
     energy = spanned_energy(basis[: max(ks), : max(ks)], products[: max(ks)] @ weights)
-    return _ratio(energy[np.asarray(ks) - 1, np.arange(len(ks))], (weights * (updates @ weights)).sum(0))
+    return _ratio(
+        energy[np.asarray(ks) - 1, np.arange(len(ks))], (weights * (updates @ weights)).sum(0)
+    )
 
 
 def span_overlap(
-    first: Float[np.ndarray, "k1 k1"], between: Float[np.ndarray, "k1 k2"], second: Float[np.ndarray, "k2 k2"]
+    first: Float[np.ndarray, "k1 k1"],
+    between: Float[np.ndarray, "k1 k2"],
+    second: Float[np.ndarray, "k2 k2"],
 ) -> float:
-    """overlap(Q₁, Q₂) = ‖Q₁ᵀQ₂‖_F² / min(k₁, k₂) of two spans given by their vectors' inner products (measures §5).
+    """overlap(Q₁, Q₂) = ‖Q₁ᵀQ₂‖_F² / min(k₁, k₂) of two spans given by their vectors' inner
+    products (measures §5).
 
-    An orthonormal basis of the second span, in coefficients of its vectors, is V Λ^{-1/2} from the eigenvalues of its Gramian
-    (`DEPENDENT` ones left out); what the first span holds of each basis vector is `spanned_energy`. k₁, k₂ are the ranks.
+    An orthonormal basis of the second span, in coefficients of its vectors, is V Λ^{-1/2} from the
+    eigenvalues of its Gramian (`DEPENDENT` ones left out); what the first span holds of each basis
+    vector is `spanned_energy`. k₁, k₂ are the ranks.
 
     Args:
         first, second: Gramian of the vectors of each span.
@@ -171,7 +199,9 @@ def _shares(updates: np.ndarray, weights: np.ndarray, ks: Sequence[int]) -> np.n
     """capture of Σ_t weights[t, i] u_t by the first ks[i] updates, for each i."""
     longest = max(ks)
     energy = spanned_energy(updates[:longest, :longest], updates[:longest] @ weights)
-    return _ratio(energy[np.asarray(ks) - 1, np.arange(len(ks))], (weights * (updates @ weights)).sum(0))
+    return _ratio(
+        energy[np.asarray(ks) - 1, np.arange(len(ks))], (weights * (updates @ weights)).sum(0)
+    )
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -182,11 +212,16 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 def _check(updates: np.ndarray, ks: Sequence[int]) -> None:
     if np.ndim(updates) != 2 or len(set(np.shape(updates))) != 1:
         raise LoclinError(
-            f"expected a T×T Gramian, found shape {tuple(np.shape(updates))}: give gramian(updates) instead of the updates"
+            f"expected a T×T Gramian, found shape {tuple(np.shape(updates))}: give "
+            "gramian(updates) instead of the updates"
         )
     if not ks or min(ks) < 1 or max(ks) > len(updates):
         raise LoclinError(
-            f"expected k from 1 to T = {len(updates)}, found {list(ks)}: choose smaller k or record more steps"
+            f"expected k from 1 to T = {len(updates)}, found {list(ks)}: choose smaller k or "
+            "record more steps"
         )
     if not updates.any():
-        raise LoclinError("expected updates that move, found a displacement of zero length: raise the learning rate")
+        raise LoclinError(
+            "expected updates that move, found a displacement of zero length: raise the learning "
+            "rate"
+        )

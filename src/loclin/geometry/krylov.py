@@ -1,6 +1,8 @@
-"""Krylov spaces K_k(H, g) = span(g, Hg, .., H^{k−1}g) of a symmetric H that is known by its products alone (measures §9).
+"""Krylov spaces K_k(H, g) = span(g, Hg, .., H^{k−1}g) of a symmetric H that is known by its
+products alone (measures §9).
 
-Gradient descent on a quadratic moves inside them: after t steps of rate η, d_t = −η Σ_{j<t} (I−ηH)^j g ∈ K_t(H, g).
+Gradient descent on a quadratic moves inside them: after t steps of rate η, d_t = −η Σ_{j<t}
+(I−ηH)^j g ∈ K_t(H, g).
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from loclin.geometry.subspace import Subspace
 #: v ↦ Hv.
 Product = Callable[[Float[Tensor, " D"]], Float[Tensor, " D"]]
 
-#: A space is invariant when what is left of a product, after projecting the space out, is below this many units of
-#: round-off of the largest product seen: that much is the product's own rounding.
+#: A space is invariant when what is left of a product, after projecting the space out, is below
+#: this many units of round-off of the largest product seen: that much is the product's own
+#: rounding.
 INVARIANT = 100
 
 
@@ -34,7 +37,8 @@ class Krylov:
         basis: Q, k×D; the first j rows span K_j(H, g), the first row is g/‖g‖.
         diagonal, off_diagonal: of T, in float64.
         norm: ‖g‖.
-        residual: β_k, what the last product left outside the space; (nearly) nought where the space is invariant under H.
+        residual: β_k, what the last product left outside the space; (nearly) nought where the space
+            is invariant under H.
     """
 
     basis: Float[Tensor, "k D"]
@@ -56,18 +60,21 @@ class Krylov:
         return dense
 
     def ritz(self) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-        """Ritz values, the eigenvalues of T, largest first; and how far at most the nearest eigenvalue of H is from each.
+        """Ritz values, the eigenvalues of T, largest first; and how far at most the nearest
+        eigenvalue of H is from each.
 
-        The bound is β_k |s_k|, s_k being the last entry of T's eigenvector (Parlett, The Symmetric Eigenvalue Problem, §13.2).
+        The bound is β_k |s_k|, s_k being the last entry of T's eigenvector (Parlett, The Symmetric
+        Eigenvalue Problem, §13.2).
         """
         values, vectors = eigh_tridiagonal(self.diagonal, self.off_diagonal)
         return values[::-1].copy(), self.residual * np.abs(vectors[-1, ::-1])
 
     def descent(self, rate: float, steps: Sequence[int]) -> Float[np.ndarray, "n k"]:
-        """d_t of gradient descent on the quadratic with gradient g and Hessian H, for every t of `steps`.
+        """d_t of gradient descent on the quadratic with gradient g and Hessian H, for every t of
+        `steps`.
 
-        By d_t = d_{t−1} − η(g + Hd_{t−1}) in T alone: exact while t ≤ k, and at every t where the space is invariant; else it is
-        the descent of the quadratic restricted to the space.
+        By d_t = d_{t−1} − η(g + Hd_{t−1}) in T alone: exact while t ≤ k, and at every t where the
+        space is invariant; else it is the descent of the quadratic restricted to the space.
 
         Args:
             rate: η.
@@ -93,10 +100,12 @@ class Krylov:
 
 
 def lanczos(product: Product, start: Float[Tensor, " D"], k: int) -> Krylov:
-    """An orthonormal basis of K_k(H, g), by Lanczos with two passes of re-orthogonalisation at every step.
+    """An orthonormal basis of K_k(H, g), by Lanczos with two passes of re-orthogonalisation at
+    every step.
 
-    One product for each basis vector. Two passes leave the basis orthonormal to round-off ("twice is enough", Giraud,
-    Langou, Rozložník and van den Eshof 2005), which the three-term recurrence alone does not. Half precision is widened to float32.
+    One product for each basis vector. Two passes leave the basis orthonormal to round-off ("twice
+    is enough", Giraud, Langou, Rozložník and van den Eshof 2005), which the three-term recurrence
+    alone does not. Half precision is widened to float32.
 
     Args:
         product: v ↦ Hv, H symmetric.
@@ -104,7 +113,8 @@ def lanczos(product: Product, start: Float[Tensor, " D"], k: int) -> Krylov:
         k: how many dimensions; the space ends earlier where it is invariant under H.
 
     Raises:
-        LoclinError: k not from 1 to D, a start that is zero or not finite, a product that is not finite.
+        LoclinError: k not from 1 to D, a start that is zero or not finite, a product that is not
+            finite.
 
     >>> space = lanczos(lambda v: v * torch.tensor([1.0, 2.0, 4.0]), torch.ones(3), 3)
     >>> space.ritz()[0].round(4)
@@ -120,7 +130,8 @@ def lanczos(product: Product, start: Float[Tensor, " D"], k: int) -> Krylov:
         length = _norm(image)
         if not np.isfinite(length):
             raise LoclinError(
-                f"expected finite Hessian-vector products, found NaN or infinity in product {j + 1} of {k}: "
+                "expected finite Hessian-vector products, found NaN or infinity in product "
+                f"{j + 1} of {k}: "
                 "check the loss, or choose float32"
             )
         largest = max(largest, length)
@@ -144,10 +155,12 @@ def lanczos(product: Product, start: Float[Tensor, " D"], k: int) -> Krylov:
 def preconditioned_lanczos(
     product: Product, start: Float[Tensor, " D"], scale: Float[Tensor, " D"], k: int
 ) -> Subspace:
-    """K_k(M⁻¹H, M⁻¹g) for a diagonal M: where gradient descent goes whose steps are scaled by M⁻¹ (measures §9).
+    """K_k(M⁻¹H, M⁻¹g) for a diagonal M: where gradient descent goes whose steps are scaled by M⁻¹
+    (measures §9).
 
-    With S = M^{−1/2}, K_k(M⁻¹H, M⁻¹g) = S K_k(SHS, Sg): Lanczos on the symmetric SHS from Sg, mapped back by S and made
-    orthonormal again in the same order, so that the first j rows of the basis span K_j.
+    With S = M^{−1/2}, K_k(M⁻¹H, M⁻¹g) = S K_k(SHS, Sg): Lanczos on the symmetric SHS from Sg,
+    mapped back by S and made orthonormal again in the same order, so that the first j rows of the
+    basis span K_j.
 
     Args:
         product, start, k: as in `lanczos`, whose errors it raises.
@@ -158,7 +171,8 @@ def preconditioned_lanczos(
     """
     if not bool(torch.isfinite(scale).all() and (scale > 0).all()):
         raise LoclinError(
-            "expected a positive finite scale in every coordinate, found others: add a small constant to M"
+            "expected a positive finite scale in every coordinate, found others: add a small "
+            "constant to M"
         )
     turned = lanczos(lambda v: scale * product(scale * v), scale * start, k).basis
     basis = torch.empty_like(turned)
@@ -184,7 +198,11 @@ def _checked_norm(start: Tensor, k: int) -> float:
         raise LoclinError(f"expected k from 1 to D = {len(start)}, found {k}: choose another k")
     norm = _norm(start)
     if not np.isfinite(norm):
-        raise LoclinError("expected a finite start, found NaN or infinity: check the gradient it comes from")
+        raise LoclinError(
+            "expected a finite start, found NaN or infinity: check the gradient it comes from"
+        )
     if norm == 0:
-        raise LoclinError("expected a start that is not zero, found zeros: a Krylov space needs a gradient")
+        raise LoclinError(
+            "expected a start that is not zero, found zeros: a Krylov space needs a gradient"
+        )
     return norm

@@ -1,8 +1,9 @@
 """Inner products of adapter updates in weight space, from the factors alone: ΔW is never formed.
 
-An adapted weight is W + s·BA, with B out×r and A r×in. A step in the factors is no vector of its own: the same weights are
-reached by (RA, BR⁻¹) for any invertible R, and cosines or captures of (A, B) change with R. Those of ΔW do not:
-⟨B₁A₁, B₂A₂⟩ = tr[(B₁ᵀB₂)(A₂A₁ᵀ)] (traps.md; Hu et al. 2021, "LoRA", for the form of the update).
+An adapted weight is W + s·BA, with B out×r and A r×in. A step in the factors is no vector of its
+own: the same weights are reached by (RA, BR⁻¹) for any invertible R, and cosines or captures of (A,
+B) change with R. Those of ΔW do not: ⟨B₁A₁, B₂A₂⟩ = tr[(B₁ᵀB₂)(A₂A₁ᵀ)] (traps.md; Hu et al. 2021,
+"LoRA", for the form of the update).
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from torch import Tensor
 from loclin.errors import LoclinError
 from loclin.geometry.gramian import exact
 
-_COLUMNS = 1024  # factor columns held against each other at a time: two 8 MB blocks of products in float64
+_COLUMNS = (
+    1024  # factor columns held against each other at a time: two 8 MB blocks of products in float64
+)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -40,9 +43,11 @@ class LowRank:
 
 
 def secants(a: Float[Tensor, "t r inn"], b: Float[Tensor, "t out r"], *, scale: float) -> LowRank:
-    """The t−1 steps s(B_jA_j − B_{j−1}A_{j−1}) of an adapted weight, exactly, as products of rank 2r.
+    """The t−1 steps s(B_jA_j − B_{j−1}A_{j−1}) of an adapted weight, exactly, as products of rank
+    2r.
 
-    B_jA_j − B_{j−1}A_{j−1} = δB·A_j + B_{j−1}·δA: the factors are subtracted, never the large products.
+    B_jA_j − B_{j−1}A_{j−1} = δB·A_j + B_{j−1}·δA: the factors are subtracted, never the large
+    products.
 
     Args:
         a, b: the factors at t points, in order.
@@ -52,7 +57,9 @@ def secants(a: Float[Tensor, "t r inn"], b: Float[Tensor, "t out r"], *, scale: 
         LoclinError: fewer than two points.
     """
     if len(a) < 2:
-        raise LoclinError(f"expected factors at 2 points at least, found {len(a)}: record more steps")
+        raise LoclinError(
+            f"expected factors at 2 points at least, found {len(a)}: record more steps"
+        )
     a, b = _precise(a), _precise(b)
     left = torch.cat([b.diff(dim=0), b[:-1]], dim=2) * scale
     return LowRank(left=left, right=torch.cat([a[1:], a.diff(dim=0)], dim=1))
@@ -66,7 +73,8 @@ def tangents(
     *,
     scale: float,
 ) -> LowRank:
-    """The differentials s(dB·A + B·dA) of an adapted weight at one point: what directions of the factors do to ΔW.
+    """The differentials s(dB·A + B·dA) of an adapted weight at one point: what directions of the
+    factors do to ΔW.
 
     Args:
         a, b: the factors at the point.
@@ -79,11 +87,15 @@ def tangents(
     return LowRank(left=left, right=torch.cat([a.expand(n, -1, -1), da], dim=1))
 
 
-def low_rank_gramian(first: Sequence[LowRank], second: Sequence[LowRank] | None = None) -> Float[np.ndarray, "n m"]:
-    """Inner products ⟨first_i, second_j⟩ of matrices summed over the adapted weights; `second` defaults to `first`.
+def low_rank_gramian(
+    first: Sequence[LowRank], second: Sequence[LowRank] | None = None
+) -> Float[np.ndarray, "n m"]:
+    """Inner products ⟨first_i, second_j⟩ of matrices summed over the adapted weights; `second`
+    defaults to `first`.
 
-    For one weight, ⟨LR, L′R′⟩ = Σ_{ab} ⟨l_a, l′_b⟩⟨r_a, r′_b⟩ over the q columns of the left and rows of the right factors:
-    products of all columns with all columns, multiplied elementwise, summed over q×q blocks, in float64.
+    For one weight, ⟨LR, L′R′⟩ = Σ_{ab} ⟨l_a, l′_b⟩⟨r_a, r′_b⟩ over the q columns of the left and
+    rows of the right factors: products of all columns with all columns, multiplied elementwise,
+    summed over q×q blocks, in float64.
 
     Args:
         first: one entry per adapted weight, n matrices each.
@@ -96,7 +108,8 @@ def low_rank_gramian(first: Sequence[LowRank], second: Sequence[LowRank] | None 
     sides = [[(w.left.shape[1], w.right.shape[2]) for w in side] for side in (first, others)]
     if not first or sides[0] != sides[1]:
         raise LoclinError(
-            f"expected the same adapted weights on both sides, found shapes {sides[0]} and {sides[1]}: "
+            f"expected the same adapted weights on both sides, found shapes {sides[0]} and "
+            f"{sides[1]}: "
             "give one entry per adapted weight, in one order"
         )
     total = np.zeros((len(first[0].left), len(others[0].left)))
@@ -106,7 +119,9 @@ def low_rank_gramian(first: Sequence[LowRank], second: Sequence[LowRank] | None 
 
 
 def _products(x: LowRank, y: LowRank, *, same: bool) -> np.ndarray:
-    """The Gramian of one weight, block by block; the upper triangle alone where both sides are the same."""
+    """The Gramian of one weight, block by block; the upper triangle alone where both sides are the
+    same.
+    """
     n, m = len(x.left), len(y.left)
     rows, columns = (max(1, _COLUMNS // w.left.shape[2]) for w in (x, y))
     total = exact(torch.zeros(n, m, device=x.left.device))

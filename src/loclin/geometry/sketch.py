@@ -1,8 +1,10 @@
-"""Count sketches: m numbers that keep the inner products of vectors too long to keep, within a stated error.
+"""Count sketches: m numbers that keep the inner products of vectors too long to keep, within a
+stated error.
 
-Every coordinate goes to one of m buckets with a random sign (Charikar, Chen and Farach-Colton 2002, "Finding frequent items
-in data streams"). Coordinates are taken m at a time; such a row keeps its order and is turned by a random offset,
-so that two coordinates share a bucket with probability 1/m, or never where they share a row. Only signs and offsets are drawn.
+Every coordinate goes to one of m buckets with a random sign (Charikar, Chen and Farach-Colton 2002,
+"Finding frequent items in data streams"). Coordinates are taken m at a time; such a row keeps its
+order and is turned by a random offset, so that two coordinates share a bucket with probability 1/m,
+or never where they share a row. Only signs and offsets are drawn.
 """
 
 from __future__ import annotations
@@ -24,11 +26,13 @@ _BLOCK = 1 << 20  # coordinates whose signs are drawn at a time
 
 @dataclass(frozen=True, kw_only=True)
 class Sketch:
-    """A linear map S from R^D to R^m with E⟨Su, Sv⟩ = ⟨u, v⟩, the same for every vector it is given.
+    """A linear map S from R^D to R^m with E⟨Su, Sv⟩ = ⟨u, v⟩, the same for every vector it is
+    given.
 
-    A coordinate's bucket and sign are a function of (seed, m, tensor name, place in the tensor) alone: it does not matter
-    what other tensors there are, nor on which device the values lie. The error is in `theory.sketched_product_sd` and
-    `theory.sketched_capture`: relative to norms, about 1/√m.
+    A coordinate's bucket and sign are a function of (seed, m, tensor name, place in the tensor)
+    alone: it does not matter what other tensors there are, nor on which device the values lie. The
+    error is in `theory.sketched_product_sd` and `theory.sketched_capture`: relative to norms, about
+    1/√m.
 
     Attributes:
         size: m.
@@ -46,13 +50,18 @@ class Sketch:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise LoclinError(f"expected a sketch of at least 1 number, found {self.size}: give a larger size")
+            raise LoclinError(
+                f"expected a sketch of at least 1 number, found {self.size}: give a larger size"
+            )
 
-    def add(self, total: Float[Tensor, " m"], name: str, values: Tensor, *, scale: float = 1.0) -> None:
-        """Add `scale` times the sketch of one tensor to `total`, in place, summing in the dtype of `total`.
+    def add(
+        self, total: Float[Tensor, " m"], name: str, values: Tensor, *, scale: float = 1.0
+    ) -> None:
+        """Add `scale` times the sketch of one tensor to `total`, in place, summing in the dtype of
+        `total`.
 
-        In float64 even a point θ far from the origin can be sketched, and the sketches of two near points subtracted: no
-        copy of the earlier point is needed.
+        In float64 even a point θ far from the origin can be sketched, and the sketches of two near
+        points subtracted: no copy of the earlier point is needed.
 
         Args:
             total: the sketch so far, float32 or float64.
@@ -65,9 +74,12 @@ class Sketch:
         """
         if total.shape != (self.size,):
             raise LoclinError(
-                f"expected a sketch of {self.size} numbers, found shape {tuple(total.shape)}: make it anew"
+                f"expected a sketch of {self.size} numbers, found shape {tuple(total.shape)}: make "
+                "it anew"
             )
-        turned = torch.zeros(2 * self.size, dtype=total.dtype, device=total.device)  # the second half wraps round
+        turned = torch.zeros(
+            2 * self.size, dtype=total.dtype, device=total.device
+        )  # the second half wraps round
         for row, offset in self._rows(name, values.detach().reshape(-1), total.dtype):
             turned[offset : offset + len(row)] += row
         total.add_(turned[: self.size] + turned[self.size :], alpha=scale)
@@ -79,7 +91,9 @@ class Sketch:
             LoclinError: no tensors.
         """
         if not pieces:
-            raise LoclinError("expected at least one tensor to sketch, found none: give the parts of a vector")
+            raise LoclinError(
+                "expected at least one tensor to sketch, found none: give the parts of a vector"
+            )
         total = torch.zeros(self.size, device=next(iter(pieces.values())).device)
         for name, values in pieces.items():
             self.add(total, name, values)

@@ -1,4 +1,6 @@
-"""Spectra of a set of vectors through their Gramian: principal directions, effective ranks, the random-sketch control."""
+"""Spectra of a set of vectors through their Gramian: principal directions, effective ranks, the
+random-sketch control.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from loclin.geometry.subspace import Subspace
 
 @dataclass(frozen=True, kw_only=True)
 class EffectiveRanks:
-    """Three sizes of a spectrum p_i = σ_i²/Σσ² (measures §6): stable ≤ participation ≤ entropy rank.
+    """Three sizes of a spectrum p_i = σ_i²/Σσ² (measures §6): stable ≤ participation ≤ entropy
+    rank.
 
     Attributes:
         stable: 1/p₁.
@@ -47,15 +50,20 @@ def effective_ranks(products: Float[np.ndarray, "n n"]) -> EffectiveRanks:
     3.0
     """
     if not np.isfinite(products).all() or np.trace(products) <= 0:
-        raise LoclinError("expected a finite Gramian that is not zero: the vectors vanish or hold NaN")
+        raise LoclinError(
+            "expected a finite Gramian that is not zero: the vectors vanish or hold NaN"
+        )
     energy = np.clip(np.linalg.eigvalsh(products), 0, None)
     p = energy / energy.sum()
     entropy = float(np.exp(-(p[p > 0] * np.log(p[p > 0])).sum()))
-    return EffectiveRanks(stable=float(1 / p.max()), participation=float(1 / (p**2).sum()), entropy=entropy)
+    return EffectiveRanks(
+        stable=float(1 / p.max()), participation=float(1 / (p**2).sum()), entropy=entropy
+    )
 
 
 def principal_coefficients(products: Float[np.ndarray, "n n"], k: int) -> Float[np.ndarray, "n k"]:
-    """Orthonormal basis of the top-k right singular directions, in coefficients of the n vectors: column i is w_i/σ_i. Not centred.
+    """Orthonormal basis of the top-k right singular directions, in coefficients of the n vectors:
+    column i is w_i/σ_i. Not centred.
 
     Args:
         products: Gramian of the vectors, w_i and σ_i² its eigenvectors and eigenvalues.
@@ -66,32 +74,41 @@ def principal_coefficients(products: Float[np.ndarray, "n n"], k: int) -> Float[
     """
     if not 1 <= k <= len(products):
         raise LoclinError(
-            f"expected k from 1 to n = {len(products)} vectors, found {k}: take more vectors or a smaller k"
+            f"expected k from 1 to n = {len(products)} vectors, found {k}: take more vectors or a "
+            "smaller k"
         )
     energy, weights = np.linalg.eigh(products)
     top = energy[::-1][:k]
     if top[-1] <= 1e-12 * top[0]:
         rank = int((energy > 1e-12 * top[0]).sum())
-        raise LoclinError(f"expected vectors of rank {k} at least, found rank {rank}: take a smaller k")
+        raise LoclinError(
+            f"expected vectors of rank {k} at least, found rank {rank}: take a smaller k"
+        )
     result: np.ndarray = weights[:, ::-1][:, :k] / np.sqrt(top)
     return result
 
 
 def principal_directions(rows: Float[Tensor, "n D"], k: int) -> Subspace:
-    """Top-k right singular directions of n vectors, through the n×n Gramian (`principal_coefficients`, whose errors it raises)."""
+    """Top-k right singular directions of n vectors, through the n×n Gramian
+    (`principal_coefficients`, whose errors it raises).
+    """
     coefficients = principal_coefficients(gramian(rows), k)
     return Subspace.spanned_by(torch.from_numpy(coefficients.T.copy()).to(rows) @ rows)
 
 
-def random_sketch(norms: Float[Tensor, "n tensors"], sizes: Sequence[int], *, seed: int) -> Float[np.ndarray, "n n"]:
-    """Gramian of n random vectors, isotropic within each tensor, with given norms per vector and tensor.
+def random_sketch(
+    norms: Float[Tensor, "n tensors"], sizes: Sequence[int], *, seed: int
+) -> Float[np.ndarray, "n n"]:
+    """Gramian of n random vectors, isotropic within each tensor, with given norms per vector and
+    tensor.
 
-    The control of measures §6: a spectrum counts as low rank only where it stays well below that of vectors that share
-    nothing but their norms. With one tensor of size D this is the isotropic control; with the network's own tensors it
-    is the stricter one, since unequal norms per tensor lower the rank by themselves.
+    The control of measures §6: a spectrum counts as low rank only where it stays well below that of
+    vectors that share nothing but their norms. With one tensor of size D this is the isotropic
+    control; with the network's own tensors it is the stricter one, since unequal norms per tensor
+    lower the rank by themselves.
 
-    Vectors of length D are never drawn: only their Gramian is, from its own law (see `_isotropic`), so that the cost is
-    tensors·n³ whatever D.
+    Vectors of length D are never drawn: only their Gramian is, from its own law (see `_isotropic`),
+    so that the cost is tensors·n³ whatever D.
 
     Args:
         norms: norm of each vector within each tensor.
@@ -110,9 +127,10 @@ def random_sketch(norms: Float[Tensor, "n tensors"], sizes: Sequence[int], *, se
 def _isotropic(n: int, size: int, rng: np.random.Generator) -> Float[np.ndarray, "n m"]:
     """n independent vectors N(0, I_size), up to a rotation of them all.
 
-    Rotated so that each vector lies in the span of the first basis vectors, they form the Cholesky factor of a Wishart
-    matrix: independent entries, N(0, 1) below the diagonal and χ with size, size − 1, ... degrees of freedom on it
-    (Bartlett 1933, "On the theory of statistical regression").
+    Rotated so that each vector lies in the span of the first basis vectors, they form the Cholesky
+    factor of a Wishart matrix: independent entries, N(0, 1) below the diagonal and χ with size,
+    size − 1, ... degrees of freedom on it (Bartlett 1933, "On the theory of statistical
+    regression").
     """
     if size < n:
         return rng.standard_normal((n, size))

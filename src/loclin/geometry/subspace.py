@@ -1,4 +1,6 @@
-"""A linear subspace of R^D by an orthonormal basis: how much of a vector it holds, how near another subspace is."""
+"""A linear subspace of R^D by an orthonormal basis: how much of a vector it holds, how near another
+subspace is.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from loclin.geometry.gramian import exact
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Subspace:
-    """span of the rows of Q (k×D, orthonormal); P = QᵀQ projects on it. Made by `Subspace.spanned_by`.
+    """span of the rows of Q (k×D, orthonormal); P = QᵀQ projects on it. Made by
+    `Subspace.spanned_by`.
 
     >>> plane = Subspace.spanned_by(torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]))
     >>> round(plane.capture(torch.tensor([1.0, 1.0, 1.0])), 4)
@@ -29,16 +32,22 @@ class Subspace:
     def spanned_by(vectors: Float[Tensor, "n D"]) -> Subspace:
         """The span of some vectors, scaled to equal length first.
 
-        Independent vectors keep their order: the first j rows of the basis span the first j vectors. Where a vector depends
-        on the others (to a relative 1e-5), the basis is that of the singular value decomposition and the order is lost.
+        Independent vectors keep their order: the first j rows of the basis span the first j
+        vectors. Where a vector depends on the others (to a relative 1e-5), the basis is that of the
+        singular value decomposition and the order is lost.
 
         Raises:
             LoclinError: no vectors, values that are not finite, or all vectors zero.
         """
         if vectors.ndim != 2 or not len(vectors):
-            raise LoclinError(f"expected n×D vectors with n ≥ 1, found shape {tuple(vectors.shape)}: give at least one")
+            raise LoclinError(
+                f"expected n×D vectors with n ≥ 1, found shape {tuple(vectors.shape)}: give at "
+                "least one"
+            )
         if not torch.isfinite(vectors).all():
-            raise LoclinError("expected finite vectors, found NaN or infinity: check the run they come from")
+            raise LoclinError(
+                "expected finite vectors, found NaN or infinity: check the run they come from"
+            )
         norms = vectors.norm(dim=1)
         kept = vectors[norms > 0] / norms[norms > 0, None]
         if not len(kept):
@@ -71,17 +80,23 @@ class Subspace:
         """
         whole = float(exact(vector).square().sum())
         if whole == 0:
-            raise LoclinError("expected a vector that is not zero, found zeros: its capture is not defined")
+            raise LoclinError(
+                "expected a vector that is not zero, found zeros: its capture is not defined"
+            )
         return min(float(exact(self.basis @ vector).square().sum()) / whole, 1.0)
 
     def overlap(self, other: Subspace) -> float:
-        """‖Q₁Q₂ᵀ‖_F² / min(k₁, k₂): mean squared cosine of the principal angles, from 0 to 1 (measures §5)."""
+        """‖Q₁Q₂ᵀ‖_F² / min(k₁, k₂): mean squared cosine of the principal angles, from 0 to 1
+        (measures §5).
+        """
         products = self.basis @ other.basis.T
         return min(float(exact(products).square().sum()) / min(self.k, other.k), 1.0)
 
     def angles(self, other: Subspace) -> Float[np.ndarray, " m"]:
         """Principal angles in radians, largest first, by the sine formula where they are small."""
-        result: np.ndarray = subspace_angles(exact(self.basis).T.cpu().numpy(), exact(other.basis).T.cpu().numpy())
+        result: np.ndarray = subspace_angles(
+            exact(self.basis).T.cpu().numpy(), exact(other.basis).T.cpu().numpy()
+        )
         return result
 
 

@@ -1,6 +1,8 @@
-"""Other people's training runs: checkpoint folders of any Trainer or peft run, and a callback for a Trainer.
+"""Other people's training runs: checkpoint folders of any Trainer or peft run, and a callback for a
+Trainer.
 
-`TrajectoryCallback` is imported on first use, so that reading folders need not wait for transformers.
+`TrajectoryCallback` is imported on first use, so that reading folders need not wait for
+transformers.
 """
 
 from typing import TYPE_CHECKING, Any

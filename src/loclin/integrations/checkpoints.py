@@ -1,7 +1,9 @@
-"""The checkpoint folders of a Hugging Face Trainer or peft run, in the order of their steps, as points of one space.
+"""The checkpoint folders of a Hugging Face Trainer or peft run, in the order of their steps, as
+points of one space.
 
-Looked for: folders `checkpoint-N` with full weights (one file or shards) or an adapter, and the finished model in the
-run's own folder. Nothing is loaded as a model: tensors are read by name, one block of rows at a time.
+Looked for: folders `checkpoint-N` with full weights (one file or shards) or an adapter, and the
+finished model in the run's own folder. Nothing is loaded as a model: tensors are read by name, one
+block of rows at a time.
 """
 
 from __future__ import annotations
@@ -27,12 +29,13 @@ def read_run(folder: Path, *, start: Path | None = None, pattern: str = "*") -> 
 
     Args:
         folder: the Trainer's output_dir, with folders checkpoint-N.
-        start: weights before the first step: the base model of a full run, or the adapter as it was initialised.
+        start: weights before the first step: the base model of a full run, or the adapter as it was
+            initialised.
         pattern: shell-style pattern of tensor names; several are separated by commas.
 
     Raises:
-        LoclinError: no folder or no checkpoints in it, fewer than three points, checkpoints that do not belong together,
-            weights that cannot be read.
+        LoclinError: no folder or no checkpoints in it, fewer than three points, checkpoints that do
+            not belong together, weights that cannot be read.
     """
     found = _checkpoints(folder)
     final, notes = _final(folder, found)
@@ -40,10 +43,14 @@ def read_run(folder: Path, *, start: Path | None = None, pattern: str = "*") -> 
     if start is not None:
         found.insert(0, _start(start, found[0]))
     else:
-        notes.append(f"the first point is {found[0].label}: what came before it is not known (--start gives it)")
+        notes.append(
+            f"the first point is {found[0].label}: what came before it is not known (--start gives "
+            "it)"
+        )
     if len(found) < 3:
         raise LoclinError(
-            f"expected at least 3 checkpoints (2 updates), found {', '.join(c.label for c in found)} in {folder}: "
+            "expected at least 3 checkpoints (2 updates), found "
+            f"{', '.join(c.label for c in found)} in {folder}: "
             "save more often (save_steps) or give --start"
         )
     _check_belong(found)
@@ -71,25 +78,36 @@ def _reader(found: Sequence[Checkpoint]) -> Callable[[str, slice], Tensor]:
 def _checkpoints(folder: Path) -> list[Checkpoint]:
     """The folders checkpoint-N in the order of N as a number."""
     if not folder.is_dir():
-        raise LoclinError(f"expected a folder of checkpoints, found none at {folder}: give a Trainer's output_dir")
-    named = [(int(m[1]), p) for p in sorted(folder.iterdir()) if p.is_dir() and (m := _STEP.fullmatch(p.name))]
+        raise LoclinError(
+            f"expected a folder of checkpoints, found none at {folder}: give a Trainer's output_dir"
+        )
+    named = [
+        (int(m[1]), p)
+        for p in sorted(folder.iterdir())
+        if p.is_dir() and (m := _STEP.fullmatch(p.name))
+    ]
     if not named:
         found = f"a single model ({weights_in(folder)})" if weights_in(folder) else "none"
         raise LoclinError(
-            f"expected folders checkpoint-N in {folder}, found {found}: give the output_dir of a Trainer with save_steps"
+            f"expected folders checkpoint-N in {folder}, found {found}: give the output_dir of a "
+            "Trainer with save_steps"
         )
     named.sort(key=lambda entry: entry[0])
     for (step, path), (other, twin) in pairwise(named):
         if step == other:
-            raise LoclinError(f"expected one checkpoint of step {step}, found {path.name} and {twin.name}: remove one")
+            raise LoclinError(
+                f"expected one checkpoint of step {step}, found {path.name} and {twin.name}: "
+                "remove one"
+            )
     return [open_checkpoint(path, step=step) for step, path in named]
 
 
 def _final(folder: Path, found: Sequence[Checkpoint]) -> tuple[list[Checkpoint], list[str]]:
     """The model in the run's own folder where it is a further point, and a sentence on what it is.
 
-    It is none where it holds other tensors (an adapter merged at the end), is known to be of an earlier step, or is one
-    of the checkpoints again (the last, or the best that was loaded at the end).
+    It is none where it holds other tensors (an adapter merged at the end), is known to be of an
+    earlier step, or is one of the checkpoints again (the last, or the best that was loaded at the
+    end).
     """
     if not weights_in(folder):
         return [], []
@@ -100,21 +118,31 @@ def _final(folder: Path, found: Sequence[Checkpoint]) -> tuple[list[Checkpoint],
     if final.step is not None and last.step is not None and final.step < last.step:
         return [], [f"{subject} is of step {final.step}, before {last.label}, and is left out"]
     same = next((c.label for c in reversed(found) if _same(c, final)), None)
-    return ([], [f"{subject} is {same} again"]) if same else ([final], [f"{subject} is the last point"])
+    return (
+        ([], [f"{subject} is {same} again"])
+        if same
+        else ([final], [f"{subject} is the last point"])
+    )
 
 
 def _start(folder: Path, first: Checkpoint) -> Checkpoint:
     """The weights before the first step, under the names that the run has for them.
 
-    A base model may have been saved without the name of its body ("wte.weight" for "transformer.wte.weight"), and may hold
-    tensors that the run does not, such as a head tied to the embedding.
+    A base model may have been saved without the name of its body ("wte.weight" for
+    "transformer.wte.weight"), and may hold tensors that the run does not, such as a head tied to
+    the embedding.
     """
     if not folder.is_dir():
-        raise LoclinError(f"expected a folder for --start, found none at {folder}: give a local folder of weights")
+        raise LoclinError(
+            f"expected a folder for --start, found none at {folder}: give a local folder of weights"
+        )
     given = open_checkpoint(folder, step=None)
     if (given.adapter is None) != (first.adapter is None):
         return given  # of the other kind: said so where all are compared
-    bodies = ({n: n.removeprefix(prefix) for n in first.files} for prefix in ("", "transformer.", "model."))
+    bodies = (
+        {n: n.removeprefix(prefix) for n in first.files}
+        for prefix in ("", "transformer.", "model.")
+    )
     names = max(bodies, key=lambda names: sum(o in given.files for o in names.values()))
     held = {n: o for n, o in names.items() if o in given.files}
     return replace(
@@ -126,7 +154,9 @@ def _start(folder: Path, first: Checkpoint) -> Checkpoint:
 
 
 def _same(one: Checkpoint, other: Checkpoint) -> bool:
-    """Whether two checkpoints hold the same numbers; read no further than the first tensor that differs."""
+    """Whether two checkpoints hold the same numbers; read no further than the first tensor that
+    differs.
+    """
     return one.shapes == other.shapes and all(
         torch.equal(one.read(name, rows), other.read(name, rows))
         for name, shape in one.shapes.items()
@@ -141,30 +171,44 @@ def _check_belong(found: Sequence[Checkpoint]) -> None:
         if (c.adapter is None) != (first.adapter is None):
             kinds = ["full weights" if x.adapter is None else "an adapter" for x in (first, c)]
             raise LoclinError(
-                f"expected checkpoints of one kind, found {kinds[0]} in {first.label} and {kinds[1]} in {c.label}: "
+                f"expected checkpoints of one kind, found {kinds[0]} in {first.label} and "
+                f"{kinds[1]} in {c.label}: "
                 "give the checkpoints of one run"
             )
         for name in sorted(first.shapes.keys() ^ c.shapes.keys()):
             holder, other = (first, c) if name in first.shapes else (c, first)
             raise LoclinError(
-                f"expected the same tensors in every checkpoint, found {name} in {holder.label} but not in {other.label}: "
+                f"expected the same tensors in every checkpoint, found {name} in {holder.label} "
+                f"but not in {other.label}: "
                 "give the checkpoints of one run"
             )
         for name, shape in first.shapes.items():
             if c.shapes[name] != shape:
                 raise LoclinError(
-                    f"expected one shape of {name}, found {shape} in {first.label} and {c.shapes[name]} in {c.label}: "
+                    f"expected one shape of {name}, found {shape} in {first.label} and "
+                    f"{c.shapes[name]} in {c.label}: "
                     "give the checkpoints of one run"
                 )
-        for key in ("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora"):
+        for key in (
+            "peft_type",
+            "r",
+            "lora_alpha",
+            "use_rslora",
+            "rank_pattern",
+            "alpha_pattern",
+            "use_dora",
+        ):
             if first.adapter and c.adapter and first.adapter.get(key) != c.adapter.get(key):
                 raise LoclinError(
-                    f"expected adapters of one configuration, found {key} {first.adapter.get(key)} in {first.label} and "
+                    f"expected adapters of one configuration, found {key} {first.adapter.get(key)} "
+                    f"in {first.label} and "
                     f"{c.adapter.get(key)} in {c.label}: give the checkpoints of one run"
                 )
 
 
-def _adapted(found: Sequence[Checkpoint], names: Sequence[str]) -> tuple[dict[str, Adapted], tuple[str, ...]]:
+def _adapted(
+    found: Sequence[Checkpoint], names: Sequence[str]
+) -> tuple[dict[str, Adapted], tuple[str, ...]]:
     """The LoRA pairs among the chosen tensors, or why there are none."""
     adapter = found[-1].adapter
     if adapter is None:
@@ -172,13 +216,15 @@ def _adapted(found: Sequence[Checkpoint], names: Sequence[str]) -> tuple[dict[st
     kind = "DoRA" if adapter.get("use_dora") else adapter.get("peft_type")
     if kind != "LORA":
         return {}, (
-            f"adapters of kind {kind} are measured in their own parameters alone: their effect on the weights is no sBA",
+            f"adapters of kind {kind} are measured in their own parameters alone: their effect on "
+            "the weights is no sBA",
         )
     adapted = pairs(names, lambda weight: scaling(adapter, weight)[1])
     for weight, pair in adapted.items():
         rank = scaling(adapter, weight)[0]
         if found[-1].shapes[pair.a][0] != rank:
             return {}, (
-                f"{weight} is not adapted by one pair of rank {rank}: measured in the adapter's own parameters alone",
+                f"{weight} is not adapted by one pair of rank {rank}: measured in the adapter's "
+                "own parameters alone",
             )
     return adapted, ()

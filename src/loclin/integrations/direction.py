@@ -1,4 +1,5 @@
-"""A direction of a model's weights from files: a file of changes, the way between two checkpoints, or an adapter's ΔW.
+"""A direction of a model's weights from files: a file of changes, the way between two checkpoints,
+or an adapter's ΔW.
 
 Nothing is loaded as a model: tensors are read by name, as in `checkpoints`.
 """
@@ -21,7 +22,15 @@ from loclin.integrations.points import Adapted, pairs
 #: Names under which a model's body may stand, or be left out, in a file of its weights.
 BODIES = ("", "transformer.", "model.", "gpt_neox.")
 SHOWN = 3  # mismatches that are listed
-_ADAPTED = ("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora")
+_ADAPTED = (
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_dora",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +40,8 @@ class Tensors:
     Attributes:
         shapes: by name; tied tensors once.
         tied: other names of tied tensors, with the one in `shapes`.
-        transposed: weights that are kept as in × out (transformers' Conv1D), where LoRA's BA is out × in.
+        transposed: weights that are kept as in × out (transformers' Conv1D), where LoRA's BA is out
+            × in.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -68,17 +78,18 @@ def read_direction(text: str, model: Tensors) -> Direction:
     """The direction that a text names.
 
     Args:
-        text: PATH.safetensors, whose tensors are the changes themselves; BASE..TUNED, two folders of full weights (the change
-            is tuned − base) or of adapters of one configuration; or the folder of one LoRA adapter (the change is its
-            ΔW = sBA of every adapted weight).
+        text: PATH.safetensors, whose tensors are the changes themselves; BASE..TUNED, two folders
+            of full weights (the change is tuned − base) or of adapters of one configuration; or the
+            folder of one LoRA adapter (the change is its ΔW = sBA of every adapted weight).
         model: whose weights are to move.
 
     Returns:
         Tensors in float32, or float64 where they are stored so.
 
     Raises:
-        LoclinError: nothing there, no safetensors, names or shapes that are not the model's (the first mismatches are
-            listed), a direction that is zero or not finite, adapters that are no plain LoRA or of two configurations.
+        LoclinError: nothing there, no safetensors, names or shapes that are not the model's (the
+            first mismatches are listed), a direction that is zero or not finite, adapters that are
+            no plain LoRA or of two configurations.
     """
     path = Path(text)
     if path.is_file() or (not path.exists() and text.endswith(".safetensors") and ".." not in text):
@@ -87,19 +98,23 @@ def read_direction(text: str, model: Tensors) -> Direction:
         found, notes = _one_folder(path, model)
     else:
         base, tuned = _two_folders(text)
-        found, notes = _between(open_checkpoint(base, step=None), open_checkpoint(tuned, step=None), model)
+        found, notes = _between(
+            open_checkpoint(base, step=None), open_checkpoint(tuned, step=None), model
+        )
     tensors = _matched(found, model, text)
     moved = {n: t for n, t in tensors.items() if t.any()}
     if not moved:
         raise LoclinError(
-            f"expected a direction that moves something, found zeros in {text}: give two points that differ"
+            f"expected a direction that moves something, found zeros in {text}: give two points "
+            "that differ"
         )
     notes.append(f"the direction moves {len(moved)} of the model's {len(model.shapes)} tensors")
     return Direction(tensors=moved, notes=tuple(notes))
 
 
 def matched_names(wanted: Iterable[str], held: Iterable[str]) -> dict[str, str]:
-    """For every wanted name the one that a file has for it, with or without the name of the model's body.
+    """For every wanted name the one that a file has for it, with or without the name of the model's
+    body.
 
     The way of naming that finds most is taken for all; names that it does not find are left out.
 
@@ -117,12 +132,15 @@ def matched_names(wanted: Iterable[str], held: Iterable[str]) -> dict[str, str]:
 def _two_folders(text: str) -> tuple[Path, Path]:
     """BASE and TUNED; either may itself hold ".." as a step up."""
     cuts = [(text[:i], text[i + 2 :]) for i in range(len(text)) if text[i : i + 2] == ".."]
-    both = [(Path(a), Path(b)) for a, b in cuts if a and b and Path(a).is_dir() and Path(b).is_dir()]
+    both = [
+        (Path(a), Path(b)) for a, b in cuts if a and b and Path(a).is_dir() and Path(b).is_dir()
+    ]
     if both:
         return both[0]
     missing = next((p for a, b in cuts if a and b for p in (a, b) if not Path(p).is_dir()), text)
     raise LoclinError(
-        f"expected PATH.safetensors, BASE..TUNED or the folder of an adapter, found nothing at {missing}: check the path"
+        "expected PATH.safetensors, BASE..TUNED or the folder of an adapter, found nothing at "
+        f"{missing}: check the path"
     )
 
 
@@ -134,34 +152,44 @@ def _file(path: Path) -> dict[str, Tensor]:
             found = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 (a safetensors file is no mapping)
     except (OSError, SafetensorError) as error:
         raise LoclinError(
-            f"expected a whole safetensors file, found {path} ({error}): save the changes with safetensors; pickles are never "
+            f"expected a whole safetensors file, found {path} ({error}): save the changes with "
+            "safetensors; pickles are never "
             "loaded"
         ) from error
     if any(".lora_" in n for n in found):
         raise LoclinError(
-            f"expected changes of weights, found the factors of an adapter in {path}: give the adapter's folder, which says "
+            f"expected changes of weights, found the factors of an adapter in {path}: give the "
+            "adapter's folder, which says "
             "how they are scaled"
         )
-    return {n: t.to(torch.promote_types(t.dtype, torch.float32)) for n, t in found.items() if t.is_floating_point()}
+    return {
+        n: t.to(torch.promote_types(t.dtype, torch.float32))
+        for n, t in found.items()
+        if t.is_floating_point()
+    }
 
 
 def _one_folder(path: Path, model: Tensors) -> tuple[dict[str, Tensor], list[str]]:
     adapter = open_checkpoint(path, step=None)
     if adapter.adapter is None:
         raise LoclinError(
-            f"expected an adapter where one folder is given, found full weights in {path}: give two folders, BASE..TUNED"
+            f"expected an adapter where one folder is given, found full weights in {path}: give "
+            "two folders, BASE..TUNED"
         )
     found = _changes(adapter, model)
     return found, [f"the direction is ΔW of the adapter {adapter.label}, at {len(found)} weights"]
 
 
-def _between(base: Checkpoint, tuned: Checkpoint, model: Tensors) -> tuple[dict[str, Tensor], list[str]]:
+def _between(
+    base: Checkpoint, tuned: Checkpoint, model: Tensors
+) -> tuple[dict[str, Tensor], list[str]]:
     """tuned − base, tensor by tensor."""
     note = f"the direction leads from {base.label} to {tuned.label}"
     if (base.adapter is None) != (tuned.adapter is None):
         kinds = ["full weights" if c.adapter is None else "an adapter" for c in (base, tuned)]
         raise LoclinError(
-            f"expected two folders of one kind, found {kinds[0]} in {base.label} and {kinds[1]} in {tuned.label}: give the "
+            f"expected two folders of one kind, found {kinds[0]} in {base.label} and {kinds[1]} in "
+            f"{tuned.label}: give the "
             "adapter's folder alone, or two of one kind"
         )
     if base.adapter is None or tuned.adapter is None:
@@ -170,7 +198,8 @@ def _between(base: Checkpoint, tuned: Checkpoint, model: Tensors) -> tuple[dict[
     for key in _ADAPTED:
         if base.adapter.get(key) != tuned.adapter.get(key):
             raise LoclinError(
-                f"expected adapters of one configuration, found {key} {base.adapter.get(key)} in {base.label} and "
+                f"expected adapters of one configuration, found {key} {base.adapter.get(key)} in "
+                f"{base.label} and "
                 f"{tuned.adapter.get(key)} in {tuned.label}: give two of one run"
             )
     first, second = _changes(base, model), _changes(tuned, model)
@@ -178,8 +207,12 @@ def _between(base: Checkpoint, tuned: Checkpoint, model: Tensors) -> tuple[dict[
     return {n: second[n] - first[n] for n in second}, [note]
 
 
-def _full_difference(base: Checkpoint, tuned: Checkpoint, model: Tensors) -> tuple[dict[str, Tensor], list[str]]:
-    """Under the model's names; what neither folder has stays out, what the model does not have keeps its own name."""
+def _full_difference(
+    base: Checkpoint, tuned: Checkpoint, model: Tensors
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Under the model's names; what neither folder has stays out, what the model does not have
+    keeps its own name.
+    """
     first, second = (_held(c, model) for c in (base, tuned))
     for alias in model.tied:  # a file may hold a tied tensor once or under both names
         if (alias in first) != (alias in second):
@@ -188,7 +221,9 @@ def _full_difference(base: Checkpoint, tuned: Checkpoint, model: Tensors) -> tup
     _same_names(first, second, base, tuned)
     found = {n: _difference(base, first[n], tuned, second[n]) for n in second}
     left = [set(c.files) - set(_held(c, model).values()) for c in (base, tuned)]
-    for n in sorted(left[0] & left[1]):  # old checkpoints keep masks beside the weights: no change, no matter
+    for n in sorted(
+        left[0] & left[1]
+    ):  # old checkpoints keep masks beside the weights: no change, no matter
         change = _difference(base, n, tuned, n)
         if change.any():
             found[n] = change
@@ -205,18 +240,22 @@ def _held(checkpoint: Checkpoint, model: Tensors) -> dict[str, str]:
 def _difference(base: Checkpoint, first: str, tuned: Checkpoint, second: str) -> Tensor:
     if base.shapes[first] != tuned.shapes[second]:
         raise LoclinError(
-            f"expected one shape of {second}, found {base.shapes[first]} in {base.label} and {tuned.shapes[second]} in "
+            f"expected one shape of {second}, found {base.shapes[first]} in {base.label} and "
+            f"{tuned.shapes[second]} in "
             f"{tuned.label}: give two checkpoints of one model"
         )
     a, b = base.read(first, slice(None)), tuned.read(second, slice(None))
     return (b - a).reshape(tuned.shapes[second])
 
 
-def _same_names(first: Mapping[str, object], second: Mapping[str, object], base: Checkpoint, tuned: Checkpoint) -> None:
+def _same_names(
+    first: Mapping[str, object], second: Mapping[str, object], base: Checkpoint, tuned: Checkpoint
+) -> None:
     for name in sorted(first.keys() ^ second.keys()):
         holder, other = (base, tuned) if name in first else (tuned, base)
         raise LoclinError(
-            f"expected the same tensors in both folders, found {name} in {holder.label} but not in {other.label}: give two "
+            f"expected the same tensors in both folders, found {name} in {holder.label} but not in "
+            f"{other.label}: give two "
             "checkpoints of one model"
         )
 
@@ -231,7 +270,8 @@ def _changes(adapter: Checkpoint, model: Tensors) -> dict[str, Tensor]:
     kind = "DoRA" if settings.get("use_dora") else settings.get("peft_type")
     if kind != "LORA":
         raise LoclinError(
-            f"expected a LoRA adapter, whose ΔW is sBA, found one of kind {kind} in {adapter.label}: merge it into the weights "
+            f"expected a LoRA adapter, whose ΔW is sBA, found one of kind {kind} in "
+            f"{adapter.label}: merge it into the weights "
             "and give BASE..TUNED"
         )
     found = pairs(adapter.files, lambda weight: scaling(settings, weight)[1])
@@ -239,7 +279,8 @@ def _changes(adapter: Checkpoint, model: Tensors) -> dict[str, Tensor]:
     beside = sorted(set(adapter.files) - factors)
     if beside:
         raise LoclinError(
-            f"expected LoRA factors alone in {adapter.label}, found {beside[0]} beside them: merge the adapter into the weights "
+            f"expected LoRA factors alone in {adapter.label}, found {beside[0]} beside them: merge "
+            "the adapter into the weights "
             "and give BASE..TUNED"
         )
     named = {w.removeprefix("base_model.model.") + ".weight": pair for w, pair in found.items()}
@@ -248,16 +289,22 @@ def _changes(adapter: Checkpoint, model: Tensors) -> dict[str, Tensor]:
     for stored, n in own.items():
         if n in shared:
             raise LoclinError(
-                f"expected adapted weights that move alone, found {stored} in {adapter.label}, which the model ties to another "
+                f"expected adapted weights that move alone, found {stored} in {adapter.label}, "
+                "which the model ties to another "
                 "one: untie and merge it, and give BASE..TUNED"
             )
-    return {own.get(w, w): _product(adapter, pair, own.get(w, w) in model.transposed) for w, pair in named.items()}
+    return {
+        own.get(w, w): _product(adapter, pair, own.get(w, w) in model.transposed)
+        for w, pair in named.items()
+    }
 
 
 def _product(adapter: Checkpoint, pair: Adapted, transposed: bool) -> Tensor:
     """sBA in the shape of the weight that it changes: out × in, or turned (Conv1D, embeddings)."""
     a, b = (adapter.read(n, slice(None)).reshape(adapter.shapes[n]) for n in (pair.a, pair.b))
-    made = pair.scale * (b.flatten(1).double() @ a.flatten(1).double()).to(torch.promote_types(a.dtype, b.dtype))
+    made = pair.scale * (b.flatten(1).double() @ a.flatten(1).double()).to(
+        torch.promote_types(a.dtype, b.dtype)
+    )
     if transposed or "lora_embedding_" in pair.a:
         return made.T.contiguous()
     return made.reshape(len(b), *a.shape[1:])
@@ -267,24 +314,39 @@ def _matched(found: Mapping[str, Tensor], model: Tensors, text: str) -> dict[str
     """The tensors under the model's own names.
 
     Raises:
-        LoclinError: mismatches, tied tensors that change differently, or values that are not finite.
+        LoclinError: mismatches, tied tensors that change differently, or values that are not
+            finite.
     """
     held = matched_names([*model.shapes, *model.tied], found)
-    wrong = [f"{n} (no such tensor in the model)" for n in sorted(set(found) - set(held.values())) if found[n].any()]
+    wrong = [
+        f"{n} (no such tensor in the model)"
+        for n in sorted(set(found) - set(held.values()))
+        if found[n].any()
+    ]
     tensors: dict[str, Tensor] = {}
     for name, stored in held.items():
         known, values = model.tied.get(name, name), found[stored]
         if tuple(values.shape) != model.shapes[known]:
-            wrong.append(f"{stored} of shape {tuple(values.shape)} (the model's is {model.shapes[known]})")
+            wrong.append(
+                f"{stored} of shape {tuple(values.shape)} (the model's is {model.shapes[known]})"
+            )
         elif known in tensors and not torch.equal(tensors[known], values):
-            wrong.append(f"{stored} that changes otherwise than {known}, which the model ties to it")
+            wrong.append(
+                f"{stored} that changes otherwise than {known}, which the model ties to it"
+            )
         tensors[known] = values
     if wrong or not tensors:
-        listed = ", ".join(wrong[:SHOWN]) + (f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else "")
+        listed = ", ".join(wrong[:SHOWN]) + (
+            f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        )
         raise LoclinError(
-            f"expected tensors named and shaped as the model's, found {listed or 'none'} in {text}: give a direction of this model"
+            f"expected tensors named and shaped as the model's, found {listed or 'none'} in "
+            f"{text}: give a direction of this model"
         )
     for name, values in tensors.items():
         if not torch.isfinite(values).all():
-            raise LoclinError(f"expected a finite direction, found NaN or infinity in {name} of {text}: leave that out")
+            raise LoclinError(
+                f"expected a finite direction, found NaN or infinity in {name} of {text}: leave "
+                "that out"
+            )
     return tensors

@@ -1,4 +1,6 @@
-"""One checkpoint folder, as Hugging Face and peft write it: which tensors it holds, where, and how an adapter is scaled."""
+"""One checkpoint folder, as Hugging Face and peft write it: which tensors it holds, where, and how
+an adapter is scaled.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ class Checkpoint:
         path, stored_name = self.files[name]
         with _opened(path) as file:
             stored: Tensor = (
-                file.get_slice(stored_name)[rows] if self.shapes[name] else file.get_tensor(stored_name).reshape(1)
+                file.get_slice(stored_name)[rows]
+                if self.shapes[name]
+                else file.get_tensor(stored_name).reshape(1)
             )
             return stored.to(torch.promote_types(stored.dtype, torch.float32), copy=True)
 
@@ -66,11 +70,13 @@ def open_checkpoint(folder: Path, *, step: int | None) -> Checkpoint:
     """Read the headers of a folder's weights.
 
     Args:
-        folder: with model.safetensors, its sharded form, or adapter_model.safetensors and adapter_config.json.
+        folder: with model.safetensors, its sharded form, or adapter_model.safetensors and
+            adapter_config.json.
         step: the step that the folder's name tells.
 
     Raises:
-        LoclinError: no weights, weights in unsafe files only, a damaged file, or a trainer_state.json of another step.
+        LoclinError: no weights, weights in unsafe files only, a damaged file, or a
+            trainer_state.json of another step.
     """
     kind = weights_in(folder)
     if kind is None:
@@ -78,10 +84,13 @@ def open_checkpoint(folder: Path, *, step: int | None) -> Checkpoint:
     told = _json(folder / STATE).get("global_step") if (folder / STATE).is_file() else None
     if step is not None and told not in (None, step):
         raise LoclinError(
-            f"expected {folder.name} to be of step {step}, found step {told} in its {STATE}: give the folder its own name"
+            f"expected {folder.name} to be of step {step}, found step {told} in its {STATE}: give "
+            "the folder its own name"
         )
     if kind == SHARDED:
-        paths = sorted({folder / name for name in _json(folder / SHARDED).get("weight_map", {}).values()})
+        paths = sorted(
+            {folder / name for name in _json(folder / SHARDED).get("weight_map", {}).values()}
+        )
     else:
         paths = [folder / kind]
     files: dict[str, tuple[Path, str]] = {}
@@ -93,10 +102,16 @@ def open_checkpoint(folder: Path, *, step: int | None) -> Checkpoint:
                 if part.get_dtype() in FLOATS:
                     files[name], shapes[name] = (path, name), tuple(part.get_shape())
     if not files:
-        raise LoclinError(f"expected floating-point tensors in {folder}, found none: give unquantised weights")
+        raise LoclinError(
+            f"expected floating-point tensors in {folder}, found none: give unquantised weights"
+        )
     adapter = _json(folder / ADAPTER_CONFIG) if kind == ADAPTER else None
     return Checkpoint(
-        label=folder.name, step=step if told is None else told, adapter=adapter, files=files, shapes=shapes
+        label=folder.name,
+        step=step if told is None else told,
+        adapter=adapter,
+        files=files,
+        shapes=shapes,
     )
 
 
@@ -104,8 +119,9 @@ def scaling(adapter: Mapping[str, Any], weight: str) -> tuple[int, float]:
     """Rank and scale of an adapted weight: alpha/r, or alpha/√r with rank-stabilised LoRA.
 
     Args:
-        adapter: adapter_config.json. A weight's own rank and alpha are found as peft finds them: by the first key of
-            `rank_pattern` and `alpha_pattern` that, as a regular expression, ends the weight's name.
+        adapter: adapter_config.json. A weight's own rank and alpha are found as peft finds them: by
+            the first key of `rank_pattern` and `alpha_pattern` that, as a regular expression, ends
+            the weight's name.
         weight: the weight's name.
 
     >>> scaling({"r": 8, "lora_alpha": 16, "alpha_pattern": {"c_fc": 4}}, "base_model.model.h.0.mlp.c_fc")
@@ -114,7 +130,8 @@ def scaling(adapter: Mapping[str, Any], weight: str) -> tuple[int, float]:
     missing = next((key for key in ("r", "lora_alpha") if key not in adapter), None)
     if missing:
         raise LoclinError(
-            f"expected {missing!r} in adapter_config.json, found {', '.join(adapter) or 'nothing'}: give a LoRA adapter of peft"
+            f"expected {missing!r} in adapter_config.json, found "
+            f"{', '.join(adapter) or 'nothing'}: give a LoRA adapter of peft"
         )
     rank = _own(adapter.get("rank_pattern"), weight, adapter["r"])
     alpha = _own(adapter.get("alpha_pattern"), weight, adapter["lora_alpha"])
@@ -131,11 +148,13 @@ def _without_weights(folder: Path) -> LoclinError:
     unsafe = sorted(p.name for p in folder.glob("*.bin") if p.name != "training_args.bin")
     if unsafe:
         return LoclinError(
-            f"expected weights as safetensors in {folder}, found {unsafe[0]} alone, a kind of file that runs code when it is "
+            f"expected weights as safetensors in {folder}, found {unsafe[0]} alone, a kind of file "
+            "that runs code when it is "
             "loaded: convert to safetensors, for example by from_pretrained and save_pretrained"
         )
     return LoclinError(
-        f"expected {FULL}, {SHARDED} or {ADAPTER} in {folder}, found none of them: give a folder saved by Trainer or peft"
+        f"expected {FULL}, {SHARDED} or {ADAPTER} in {folder}, found none of them: give a folder "
+        "saved by Trainer or peft"
     )
 
 
@@ -146,7 +165,8 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except (OSError, SafetensorError) as error:
         raise LoclinError(
-            f"expected whole weights in {path}, found {error}: copy the file again or remove its folder"
+            f"expected whole weights in {path}, found {error}: copy the file again or remove its "
+            "folder"
         ) from error
 
 
@@ -156,5 +176,7 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise LoclinError(f"expected JSON in {path}, found {error}: copy the file again") from error
     if not isinstance(content, dict):
-        raise LoclinError(f"expected a JSON object in {path}, found {type(content).__name__}: copy the file again")
+        raise LoclinError(
+            f"expected a JSON object in {path}, found {type(content).__name__}: copy the file again"
+        )
     return content

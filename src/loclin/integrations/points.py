@@ -1,4 +1,6 @@
-"""A training run as the points it passed through: named tensors, each readable at all points at once, a block at a time."""
+"""A training run as the points it passed through: named tensors, each readable at all points at
+once, a block at a time.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ _BLOCK = 1 << 23  # values of all points together that are held at a time, 32 MB
 
 @dataclass(frozen=True, kw_only=True)
 class Adapted:
-    """A weight adapted by LoRA: the names of its factors A and B, and the scale s of its update sBA."""
+    """A weight adapted by LoRA: the names of its factors A and B, and the scale s of its update
+    sBA.
+    """
 
     a: str
     b: str
@@ -33,8 +37,8 @@ class Points:
         steps: optimiser steps taken at each point; None where nobody wrote it down.
         shapes: of the tensors that make up the space.
         adapted: LoRA pairs among them by the name of the adapted weight; empty for full weights.
-        read: a tensor's rows (slices of its first axis) at all points, t×rows×..., in float32 or float64; a tensor without
-            axes counts as one row.
+        read: a tensor's rows (slices of its first axis) at all points, t×rows×..., in float32 or
+            float64; a tensor without axes counts as one row.
         notes: what the reader of the numbers should know about the points, one sentence each.
     """
 
@@ -47,7 +51,8 @@ class Points:
 
 
 def row_blocks(shape: tuple[int, ...], points: int) -> Iterator[slice]:
-    """Slices of a tensor's first axis, each of few enough values at all points to be held in memory; one row at least.
+    """Slices of a tensor's first axis, each of few enough values at all points to be held in
+    memory; one row at least.
 
     >>> list(row_blocks((3, 1 << 20), 4)), list(row_blocks((), 4))
     ([slice(0, 2, None), slice(2, 3, None)], [slice(0, 1, None)])
@@ -72,7 +77,8 @@ def partner(name: str) -> str | None:
 
 
 def chosen(names: Iterable[str], pattern: str) -> list[str]:
-    """The names that a shell-style pattern takes (several separated by commas); the factors of a LoRA pair go together.
+    """The names that a shell-style pattern takes (several separated by commas); the factors of a
+    LoRA pair go together.
 
     Raises:
         LoclinError: the pattern takes none of them.

@@ -1,4 +1,6 @@
-"""A callback for `transformers.Trainer` that keeps every update and yields the page of `loclin trajectory`."""
+"""A callback for `transformers.Trainer` that keeps every update and yields the page of `loclin
+trajectory`.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +29,13 @@ Tensors = Mapping[str, Tensor]
 
 
 class TrajectoryCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]  # transformers is not typed
-    """Records the updates of a `Trainer` run as it goes; training takes the very same steps with and without it.
+    """Records the updates of a `Trainer` run as it goes; training takes the very same steps with
+    and without it.
 
-    Whole points are kept where they fit into the budget; then captures are exact, and for LoRA they are reported for the
-    weights too. Otherwise every update is sketched to m numbers (geometry/sketch.py), and one copy of the last point is kept
-    beside the model. Which of the two is printed when training starts. A second `train`, resumed or not, starts a new record.
+    Whole points are kept where they fit into the budget; then captures are exact, and for LoRA they
+    are reported for the weights too. Otherwise every update is sketched to m numbers
+    (geometry/sketch.py), and one copy of the last point is kept beside the model. Which of the two
+    is printed when training starts. A second `train`, resumed or not, starts a new record.
 
     Args:
         pattern: which trained tensors ("*attn*"; several patterns separated by commas).
@@ -47,7 +51,13 @@ class TrajectoryCallback(TrainerCallback):  # type: ignore[misc, unused-ignore] 
     """
 
     def __init__(
-        self, *, pattern: str = "*", every: int = 1, budget: int = 1 << 30, size: int = 1 << 14, seed: int = 0
+        self,
+        *,
+        pattern: str = "*",
+        every: int = 1,
+        budget: int = 1 << 30,
+        size: int = 1 << 14,
+        seed: int = 0,
     ) -> None:
         if every < 1:
             raise LoclinError(f"expected every of at least 1 step, found {every}: change it")
@@ -57,7 +67,12 @@ class TrajectoryCallback(TrainerCallback):  # type: ignore[misc, unused-ignore] 
         self._steps: list[int] = []
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module,
+        **kwargs: Any,
     ) -> None:
         """Choose how to keep the run, and keep its first point."""
         if not state.is_world_process_zero:
@@ -71,16 +86,25 @@ class TrajectoryCallback(TrainerCallback):  # type: ignore[misc, unused-ignore] 
         else:
             if self._sketch.size <= updates:
                 raise LoclinError(
-                    f"expected a sketch longer than the run's {updates} updates, found {self._sketch.size}: raise size or every"
+                    f"expected a sketch longer than the run's {updates} updates, found "
+                    f"{self._sketch.size}: raise size or every"
                 )
             self._keeper = _Sketched(self._sketch, tensors)
             how = f"sketched to {self._sketch.size} numbers (whole points would take {need / 2**20:.0f} MiB)"
         self._steps = [state.global_step]
         self._keeper.keep(tensors)
-        print(f"loclin: {updates} updates of {sum(p.numel() for p in tensors.values())} coordinates are kept {how}")
+        print(
+            f"loclin: {updates} updates of {sum(p.numel() for p in tensors.values())} coordinates "
+            f"are kept {how}"
+        )
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module,
+        **kwargs: Any,
     ) -> None:
         """Keep the update, once per optimiser step however many batches were accumulated."""
         due = state.global_step % self._every == 0 or state.global_step >= state.max_steps
@@ -96,11 +120,14 @@ class TrajectoryCallback(TrainerCallback):  # type: ignore[misc, unused-ignore] 
         """
         if self._keeper is None or len(self._steps) < 3:
             raise LoclinError(
-                f"expected at least 2 recorded updates, found {max(len(self._steps) - 1, 0)}: train first, or lower every"
+                f"expected at least 2 recorded updates, found {max(len(self._steps) - 1, 0)}: "
+                "train first, or lower every"
             )
         return self._keeper.run(tuple(self._steps))
 
-    def record(self, folder: str | Path, *, ks: tuple[int, ...] = KS, shuffles: int = SHUFFLES) -> Path:
+    def record(
+        self, folder: str | Path, *, ks: tuple[int, ...] = KS, shuffles: int = SHUFFLES
+    ) -> Path:
         """Measure the run and write the record and the page.
 
         Args:
@@ -159,7 +186,9 @@ class _Exact:
         return run_of(points)
 
     def _read(self, name: str, rows: slice) -> Tensor:
-        block = torch.stack([(p[name] if p[name].ndim else p[name].reshape(1))[rows] for p in self._points])
+        block = torch.stack(
+            [(p[name] if p[name].ndim else p[name].reshape(1))[rows] for p in self._points]
+        )
         return block.to(torch.promote_types(block.dtype, torch.float32))
 
 
@@ -175,7 +204,9 @@ class _Sketched:
 
     def keep(self, tensors: Tensors) -> None:
         if self._last:
-            totals = {p.device: torch.zeros(self._sketch.size, device=p.device) for p in tensors.values()}
+            totals = {
+                p.device: torch.zeros(self._sketch.size, device=p.device) for p in tensors.values()
+            }
             norms = []
             for name, p in tensors.items():
                 step = p.detach().float() - self._last[name].float()
@@ -192,7 +223,10 @@ class _Sketched:
     def run(self, steps: tuple[int, ...]) -> Run:
         rows, norms = torch.stack(self._rows), torch.stack(self._norms).double().numpy()
         if not (torch.isfinite(rows).all() and rows.any()):
-            raise LoclinError("expected finite updates that are not all zero, found others: check the learning rate")
+            raise LoclinError(
+                "expected finite updates that are not all zero, found others: check the learning "
+                "rate"
+            )
         moved = np.asarray((norms > 0).any(axis=0))
         movement = Movement(
             gramian=gramian(rows),
@@ -202,7 +236,9 @@ class _Sketched:
             still=int(np.sum(~moved)),
         )
         space = "factors" if any(".lora_" in name for name in self._sizes) else "weights"
-        notes = ("the factors were sketched, so that captures of the weights they make are not known",)
+        notes = (
+            "the factors were sketched, so that captures of the weights they make are not known",
+        )
         return Run(
             labels=tuple(f"step {s}" for s in steps),
             steps=steps,
@@ -230,14 +266,20 @@ def _saved_name(name: str) -> str:
 
 def _trained(model: nn.Module, pattern: str) -> dict[str, Tensor]:
     """The chosen trained tensors by the names they are saved under."""
-    named = [(_saved_name(n), p) for n, p in _unwrapped(model).named_parameters() if p.requires_grad]
+    named = [
+        (_saved_name(n), p) for n, p in _unwrapped(model).named_parameters() if p.requires_grad
+    ]
     tensors = dict(named)
     if len(tensors) < len(named):
-        raise LoclinError("expected one trained adapter, found two with the same tensors: train them one at a time")
+        raise LoclinError(
+            "expected one trained adapter, found two with the same tensors: train them one at a "
+            "time"
+        )
     empty = next((n for n, p in named if not p.numel()), None)
     if empty is not None:
         raise LoclinError(
-            f"expected whole parameters, found a shard of {empty}: use `loclin trajectory` on checkpoints"
+            f"expected whole parameters, found a shard of {empty}: use `loclin trajectory` on "
+            "checkpoints"
         )
     return {n: tensors[n] for n in chosen(tensors, pattern)}
 
@@ -258,4 +300,6 @@ def _adapted(model: nn.Module, tensors: Tensors) -> tuple[dict[str, Adapted], tu
     try:
         return pairs(tensors, scale), ()
     except (AttributeError, KeyError, ValueError):
-        return {}, ("the scale of the adapters is not known: measured in their own parameters alone",)
+        return {}, (
+            "the scale of the adapters is not known: measured in their own parameters alone",
+        )

@@ -1,4 +1,6 @@
-"""Causal language models with the tasks they are asked: the built-in ones, any hub id or folder, and LoRA adapters."""
+"""Causal language models with the tasks they are asked: the built-in ones, any hub id or folder,
+and LoRA adapters.
+"""
 
 from loclin.models.builtin import BUILT_IN
 from loclin.models.cache import cache_folder

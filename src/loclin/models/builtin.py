@@ -1,7 +1,7 @@
 """Built-in causal language models: made once from a written recipe, then read from the cache.
 
-A built-in model is an ordinary Hugging Face folder (safetensors, configuration, tokenizer) under the hash of its recipe, so
-that the loading code of any other folder serves it.
+A built-in model is an ordinary Hugging Face folder (safetensors, configuration, tokenizer) under
+the hash of its recipe, so that the loading code of any other folder serves it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from loclin.tasks.statements import Statements
 from loclin.training import minibatches, train
 
 Progress = Callable[[str, float], None]
-#: For a model that other runs wait for. Fixed, whatever the cores: sums of other numbers of threads round differently.
+#: For a model that other runs wait for. Fixed, whatever the cores: sums of other numbers of threads
+#: round differently.
 THREADS = 2
 
 
@@ -45,10 +46,12 @@ class Recipe:
         width, layers, heads: the GPT-2 configuration.
         steps, batch, learning_rate: AdamW with a cosine schedule.
         language: weight of the language loss on every token beside the loss on the answers.
-        reach: score that every task must reach on the "validate" split. While one does not, training goes on for half as
-            many steps at half the learning rate, the tasks below shown three times as often, `rounds` times at most.
+        reach: score that every task must reach on the "validate" split. While one does not,
+            training goes on for half as many steps at half the learning rate, the tasks below shown
+            three times as often, `rounds` times at most.
         hard: tasks shown three times as often from the beginning: the slowest to be learned.
-        shared: whether independent runs share one model (their adapters, damage and recovery differ), or have one each.
+        shared: whether independent runs share one model (their adapters, damage and recovery
+            differ), or have one each.
         version: raised when the code that reads a recipe changes its meaning.
     """
 
@@ -73,9 +76,24 @@ class Recipe:
         return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
 
 
-#: Most of the sequences train the model; the gradients of the drift need as many disjoint examples again.
-_SEQUENCE_SHARES = {"train": 0.66, "validate": 0.04, "damage": 0.05, "recovery": 0.1, "gradients": 0.12, "test": 0.03}
-_STATEMENT_SHARES = {"train": 0.4, "validate": 0.04, "damage": 0.12, "recovery": 0.14, "gradients": 0.2, "test": 0.1}
+#: Most of the sequences train the model; the gradients of the drift need as many disjoint examples
+#: again.
+_SEQUENCE_SHARES = {
+    "train": 0.66,
+    "validate": 0.04,
+    "damage": 0.05,
+    "recovery": 0.1,
+    "gradients": 0.12,
+    "test": 0.03,
+}
+_STATEMENT_SHARES = {
+    "train": 0.4,
+    "validate": 0.04,
+    "damage": 0.12,
+    "recovery": 0.14,
+    "gradients": 0.2,
+    "test": 0.1,
+}
 
 BUILT_IN: dict[str, Recipe] = {
     "sequences": Recipe(data=SequenceTasks(), shares=_SEQUENCE_SHARES, hard=("sort",)),
@@ -114,7 +132,8 @@ BUILT_IN: dict[str, Recipe] = {
 
 
 def built_in_folder(name: str, *, seed: int, progress: Progress) -> Path:
-    """The folder of a built-in model, trained on first use (always on the CPU: the cached weights do not depend on the device).
+    """The folder of a built-in model, trained on first use (always on the CPU: the cached weights
+    do not depend on the device).
 
     Raises:
         LoclinError: training that misses the recipe's score.
@@ -139,9 +158,13 @@ def built_in_examples(recipe: Recipe, seed: int) -> TaskData:
     return recipe.data.examples(seed=derived(seed, "inputs"))
 
 
-def _trained(recipe: Recipe, seed: int, progress: Progress) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
+def _trained(
+    recipe: Recipe, seed: int, progress: Progress
+) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     tokenizer = _word_tokenizer(recipe.data.words())
-    model = _initial_model(recipe, len(tokenizer), tokenizer.pad_token_id, seed=derived(seed, "initialisation"))
+    model = _initial_model(
+        recipe, len(tokenizer), tokenizer.pad_token_id, seed=derived(seed, "initialisation")
+    )
     lessons = recipe.data.lessons(seed=derived(seed, "inputs"))
     parts = grouped_splits(built_in_examples(recipe, seed), recipe.shares, seed=seed)
     taught = grouped_splits(lessons, recipe.shares, seed=seed)["train"]
@@ -149,23 +172,32 @@ def _trained(recipe: Recipe, seed: int, progress: Progress) -> tuple[GPT2LMHeadM
     data = {task: problem.batch("train", task) for task in problem.tasks}
     space, below = ParameterSpace(model), list(recipe.hard)
 
-    loss = partial(language_and_answer_loss, language=recipe.language) if recipe.language else mean_answer_loss
+    loss = (
+        partial(language_and_answer_loss, language=recipe.language)
+        if recipe.language
+        else mean_answer_loss
+    )
 
     for attempt in range(recipe.rounds):
         shown = concatenate([*data.values(), *(data[task] for task in below for _ in range(2))])
         batches = minibatches(shown, recipe.batch, seed=derived(seed, "pretraining", attempt))
         steps = recipe.steps // 2 if attempt else recipe.steps
-        optimiser = torch.optim.AdamW(space.parameters, lr=recipe.learning_rate / (2 if attempt else 1), fused=True)
+        optimiser = torch.optim.AdamW(
+            space.parameters, lr=recipe.learning_rate / (2 if attempt else 1), fused=True
+        )
         schedule = partial(_warm_cosine, steps=steps)
         watch = partial(_report_step, progress=progress, steps=steps)
-        train(model, space, batches, optimiser, steps, loss=loss, schedule=schedule, after_step=watch)
+        train(
+            model, space, batches, optimiser, steps, loss=loss, schedule=schedule, after_step=watch
+        )
         scores = {task: problem.score("validate", task) for task in problem.tasks}
         below = [task for task, score in scores.items() if score < recipe.reach]
         if not below:
             return model, tokenizer
     worst = min(scores, key=lambda task: scores[task])
     raise LoclinError(
-        f"expected a score of {recipe.reach} on every task after training, found {scores[worst]:.3f} on {worst}: "
+        f"expected a score of {recipe.reach} on every task after training, found "
+        f"{scores[worst]:.3f} on {worst}: "
         "use another seed"
     )
 
@@ -187,7 +219,8 @@ def _word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
 def _initial_model(recipe: Recipe, words: int, pad: int, *, seed: int) -> GPT2LMHeadModel:
     """A GPT-2 with weights N(0, 1/width) by the space's own seeded noise, no global seed.
 
-    The 0.02 of GPT-2 is made for width 768; at width 64 the tasks then wait hundreds of steps on a plateau.
+    The 0.02 of GPT-2 is made for width 768; at width 64 the tasks then wait hundreds of steps on a
+    plateau.
     """
     config = GPT2Config(
         vocab_size=words,
@@ -207,6 +240,8 @@ def _initial_model(recipe: Recipe, words: int, pad: int, *, seed: int) -> GPT2LM
     model = GPT2LMHeadModel(config).eval()
     space = ParameterSpace(model)
     start, noise = space.by_tensor(space.read()), space.by_tensor(space.noise(seed=seed))
-    matrices = {n: noise[n] / math.sqrt(recipe.width) if v.ndim > 1 else v for n, v in start.items()}
+    matrices = {
+        n: noise[n] / math.sqrt(recipe.width) if v.ndim > 1 else v for n, v in start.items()
+    }
     space.write(torch.cat([v.reshape(-1) for v in matrices.values()]))
     return model

@@ -1,4 +1,6 @@
-"""Where built-in models, and points trained from them, are kept: written whole or not at all, verified by checksum on every load."""
+"""Where built-in models, and points trained from them, are kept: written whole or not at all,
+verified by checksum on every load.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ def cache_folder() -> Path:
 def kept(name: str, write: Callable[[Path], None]) -> Path:
     """The folder of this name in the cache, made first where it is not there or damaged.
 
-    What is made is moved into place whole, so that an interrupted training leaves nothing that looks finished; a second
-    process that wants the same thing waits for the first.
+    What is made is moved into place whole, so that an interrupted training leaves nothing that
+    looks finished; a second process that wants the same thing waits for the first.
 
     Args:
         name: of the folder; it has to change with everything that its content depends on.

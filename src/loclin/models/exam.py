@@ -1,4 +1,6 @@
-"""Some examples of one task, asked where the model stands: loss and right answers of each, from the same passes."""
+"""Some examples of one task, asked where the model stands: loss and right answers of each, from the
+same passes.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ class Exam:
         problem: the model.
         batch: the examples with their right answers.
         choices: with all their options, where the task is to choose.
-        options: the token of every option, where each is one token and one pass over the prompts serves all; −1 beyond them.
+        options: the token of every option, where each is one token and one pass over the prompts
+            serves all; −1 beyond them.
         folds: of each example.
         count: of folds.
         at_once: rows in a pass that is differentiated.
@@ -40,7 +43,9 @@ class Exam:
     at_once: int
 
     @staticmethod
-    def of(problem: Problem, examples: Sequence[Example], *, folds: int = 1, at_once: int = 64) -> Exam:
+    def of(
+        problem: Problem, examples: Sequence[Example], *, folds: int = 1, at_once: int = 64
+    ) -> Exam:
         """An exam of these examples; their groups are dealt out to the folds in turn.
 
         Raises:
@@ -49,7 +54,8 @@ class Exam:
         groups = {g: i for i, g in enumerate(dict.fromkeys(e.group or e.prompt for e in examples))}
         if len(groups) < folds:
             raise LoclinError(
-                f"expected at least one group of examples for each of {folds} folds, found {len(groups)}: give more data or "
+                f"expected at least one group of examples for each of {folds} folds, found "
+                f"{len(groups)}: give more data or "
                 "lower --folds"
             )
         choices = None
@@ -72,31 +78,42 @@ class Exam:
         return np.bincount(self.folds, per_row, minlength=self.count)
 
     def tallies(self) -> tuple[Float[np.ndarray, " twice"], Float[np.ndarray, " twice"]]:
-        """Summed loss of every fold, then right answers of every fold; and how many tokens, then examples, those are.
+        """Summed loss of every fold, then right answers of every fold; and how many tokens, then
+        examples, those are.
 
         Both from the same passes. The losses are summed in float64, whatever the model's dtype.
         """
         found = [values.double().cpu().numpy() for values in self.answers()]
         sums = [np.bincount(self.folds, values, minlength=self.count) for values in found]
-        return np.concatenate(sums), np.concatenate([self.tokens, np.bincount(self.folds, minlength=self.count)])
+        return np.concatenate(sums), np.concatenate(
+            [self.tokens, np.bincount(self.folds, minlength=self.count)]
+        )
 
     @torch.no_grad()
-    def answers(self, copies: int = 1) -> tuple[Float[Tensor, " n_times_copies"], Bool[Tensor, " n_times_copies"]]:
-        """Of every example, the summed loss of its right answer (nats, in float64), and whether it is answered right.
+    def answers(
+        self, copies: int = 1
+    ) -> tuple[Float[Tensor, " n_times_copies"], Bool[Tensor, " n_times_copies"]]:
+        """Of every example, the summed loss of its right answer (nats, in float64), and whether it
+        is answered right.
 
-        With `copies` every pass holds its rows that many times, one whole set after the other, for a model that reads each
-        set with weights of its own (`search.stacked`); all examples of the first copy are given, then those of the next.
+        With `copies` every pass holds its rows that many times, one whole set after the other, for
+        a model that reads each set with weights of its own (`search.stacked`); all examples of the
+        first copy are given, then those of the next.
         """
         whole = self.choices is not None and self.options is None
         return self._whole_options(copies) if whole else self._answers(copies)
 
     def fold(self, number: int) -> Iterator[Batch]:
         """The examples of one fold, in batches small enough to differentiate."""
-        chosen = torch.from_numpy(np.flatnonzero(self.folds == number)).to(self.batch.input_ids.device)
+        chosen = torch.from_numpy(np.flatnonzero(self.folds == number)).to(
+            self.batch.input_ids.device
+        )
         return self.batch.rows(chosen).chunks(self.at_once)
 
     def loss(self, batch: Batch) -> tuple[Float[Tensor, ""], int]:
-        """Summed loss of a batch and its answer tokens, for `ParameterSpace.gradient` and Hessian products."""
+        """Summed loss of a batch and its answer tokens, for `ParameterSpace.gradient` and Hessian
+        products.
+        """
         return answer_loss(self.problem.model, batch)
 
     def _whole_options(self, copies: int) -> tuple[Tensor, Tensor]:
@@ -107,13 +124,19 @@ class Exam:
 
     def _answers(self, copies: int) -> tuple[Tensor, Tensor]:
         model, losses, right = self.problem.model, [], []
-        for rows in torch.arange(len(self.batch)).split(max(1, rows_at_once(model, self.batch) // copies)):
+        for rows in torch.arange(len(self.batch)).split(
+            max(1, rows_at_once(model, self.batch) // copies)
+        ):
             chunk = self.batch.rows(rows.to(self.batch.input_ids.device)).tiled(copies)
             logits, labels = answer_logits(model, chunk)
             kept = labels != IGNORED
             chosen, wanted = logits[kept].double(), labels[kept]
             tokens = torch.nn.functional.cross_entropy(chosen, wanted, reduction="none")
-            losses.append(tokens.new_zeros(len(chunk)).index_add(0, kept.nonzero()[:, 0], tokens).view(copies, -1))
+            losses.append(
+                tokens.new_zeros(len(chunk))
+                .index_add(0, kept.nonzero()[:, 0], tokens)
+                .view(copies, -1)
+            )
             if self.options is None:
                 correct = ((logits.argmax(-1) == labels) | ~kept).all(-1)
             else:  # every row has one answer token: `chosen` is one row of logits for each

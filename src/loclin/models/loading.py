@@ -39,11 +39,13 @@ def load(
     """A causal language model with the tasks it is asked, in disjoint splits.
 
     Args:
-        model: "sequences", "statements" or "sequences-small" (trained on first use), a hub id, or a folder.
-        data: the name of a built-in model for its data, "self" (the model's own samples), a JSON Lines file, or a data set of
-            the hub; or several files or data sets, each with tasks of its own. By default a built-in model's own.
-        seed: of the splits, and of a built-in model's data and training; another seed is an independent model, except that
-            "statements" is one model, whatever the seed.
+        model: "sequences", "statements" or "sequences-small" (trained on first use), a hub id, or a
+            folder.
+        data: the name of a built-in model for its data, "self" (the model's own samples), a JSON
+            Lines file, or a data set of the hub; or several files or data sets, each with tasks of
+            its own. By default a built-in model's own.
+        seed: of the splits, and of a built-in model's data and training; another seed is an
+            independent model, except that "statements" is one model, whatever the seed.
         how: revision, dtype, device, remote code.
         template: the prompt of a file's or data set's records, made from their fields.
         long: "drop" prompts longer than the model's context, or "fail".
@@ -51,11 +53,14 @@ def load(
         progress: called with a description and the share done while a model is trained.
 
     Raises:
-        LoclinError: whatever is wrong with the model or the data, a task of which the model can read nothing among it, in one line.
+        LoclinError: whatever is wrong with the model or the data, a task of which the model can
+            read nothing among it, in one line.
     """
     how = how or How()
     if model not in BUILT_IN and data is None:
-        raise LoclinError(f"expected --data with the model {model!r}, found none: give sequences, self or a file")
+        raise LoclinError(
+            f"expected --data with the model {model!r}, found none: give sequences, self or a file"
+        )
     network, tokenizer = load_model(model, how, seed=seed, progress=progress)
     names = [data] if isinstance(data, str) else list(data or ())
     source = BUILT_IN.get(names[0] if len(names) == 1 else "" if names else model)
@@ -81,15 +86,18 @@ def _all_left(before: TaskData, found: TaskData) -> None:
     lost = [task for task in before.examples if task not in found.examples]
     if lost:
         raise LoclinError(
-            f"expected examples of every task that the model can read, found none left of {', '.join(lost)} in {found.source}: dropped "
-            f"{counted(found.dropped)}; choose tasks in the words of the tokenizer, or another model"
+            "expected examples of every task that the model can read, found none left of "
+            f"{', '.join(lost)} in {found.source}: dropped "
+            f"{counted(found.dropped)}; choose tasks in the words of the tokenizer, or another "
+            "model"
         )
 
 
 def load_model(
     name: str, how: How, *, seed: int, progress: Progress | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model without data: a built-in one (trained on first use), a folder's or a hub id's, and its tokenizer.
+    """A model without data: a built-in one (trained on first use), a folder's or a hub id's, and
+    its tokenizer.
 
     Args:
         name: as `load` takes it.
@@ -103,7 +111,9 @@ def load_model(
     recipe = BUILT_IN.get(name)
     if recipe is None:
         return read_pretrained(name, how)
-    folder = built_in_folder(name, seed=_own_seed(recipe, seed), progress=progress or (lambda text, share: None))
+    folder = built_in_folder(
+        name, seed=_own_seed(recipe, seed), progress=progress or (lambda text, share: None)
+    )
     return read_pretrained(str(folder), replace(how, revision=None))
 
 
@@ -112,14 +122,20 @@ def _own_seed(recipe: Recipe, seed: int) -> int:
 
 
 def _read(
-    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: str, template: str | None, seed: int
+    network: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: str,
+    template: str | None,
+    seed: int,
 ) -> TaskData:
     if data == "self":
         context = context_of(network) or 64
         answer = min(4, max(context // 4, 1))
         prompt = min(8, max(context - answer, 1))
         drawn = derived(seed, "samples")
-        return self_examples(network, tokenizer, SELF_SAMPLES, prompt_tokens=prompt, answer_tokens=answer, seed=drawn)
+        return self_examples(
+            network, tokenizer, SELF_SAMPLES, prompt_tokens=prompt, answer_tokens=answer, seed=drawn
+        )
     if Path(data).is_file() or data.endswith((".jsonl", ".json")):
         return read_file(data, template=template)
     return read_hub(data, template=template)

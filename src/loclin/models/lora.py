@@ -1,7 +1,9 @@
-"""LoRA adapters by peft: attach one, and read the steps of its factors as steps of the weights they adapt.
+"""LoRA adapters by peft: attach one, and read the steps of its factors as steps of the weights they
+adapt.
 
-h = Wx + s·BAx with A r×in and B out×r (Hu et al. 2021, arXiv 2106.09685). What a user's model does depends on ΔW = s·BA alone,
-so captures are measured there too (`geometry.lora`), not only in the factors.
+h = Wx + s·BAx with A r×in and B out×r (Hu et al. 2021, arXiv 2106.09685). What a user's model does
+depends on ΔW = s·BA alone, so captures are measured there too (`geometry.lora`), not only in the
+factors.
 """
 
 from __future__ import annotations
@@ -37,10 +39,12 @@ class Lora:
     Attributes:
         rank: r.
         alpha: s = alpha/r; None takes twice the rank, s = 2.
-        targets: "all-linear" (every linear map but the output layer), or the last parts of module names, separated by commas.
+        targets: "all-linear" (every linear map but the output layer), or the last parts of module
+            names, separated by commas.
         dropout: on the adapter's input while it is trained.
-        init: "default" (A uniform, B zero) and "gaussian" start at ΔW = 0; "orthogonal" does up to round-off; "pissa" moves
-            the largest singular directions of W into the factors, which changes no output.
+        init: "default" (A uniform, B zero) and "gaussian" start at ΔW = 0; "orthogonal" does up to
+            round-off; "pissa" moves the largest singular directions of W into the factors, which
+            changes no output.
     """
 
     rank: int = 8
@@ -56,7 +60,8 @@ def attach(model: PreTrainedModel, lora: Lora, *, seed: int) -> peft.PeftModel:
     The factors are drawn by `seed` alone, and the global random state is left as it was.
 
     Raises:
-        LoclinError: a rank below 1, or targets that match no linear map (those that exist are listed).
+        LoclinError: a rank below 1, or targets that match no linear map (those that exist are
+            listed).
     """
     if lora.rank < 1:
         raise LoclinError(f"expected a LoRA rank of at least 1, found {lora.rank}: change --ranks")
@@ -67,7 +72,9 @@ def attach(model: PreTrainedModel, lora: Lora, *, seed: int) -> peft.PeftModel:
         unknown = [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in linear)]
         if unknown:
             there = ", ".join(sorted({n.rpartition(".")[2] for n in linear}))
-            raise LoclinError(f"expected LoRA targets among {there}, found {unknown[0]!r}: change --targets")
+            raise LoclinError(
+                f"expected LoRA targets among {there}, found {unknown[0]!r}: change --targets"
+            )
     settings = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
@@ -78,7 +85,9 @@ def attach(model: PreTrainedModel, lora: Lora, *, seed: int) -> peft.PeftModel:
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in linear.values()),
     )
     with seeded(derived(seed, "adapter")), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft's, over names that transformers is about to retire
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # peft's, over names that transformers is about to retire
         return peft.get_peft_model(model, settings).eval()
 
 
@@ -96,18 +105,26 @@ class Factors:
 
     @staticmethod
     def of(model: nn.Module, space: ParameterSpace) -> Factors | None:
-        """The factors in a space of this model, or None where the space holds anything but whole pairs of factors."""
+        """The factors in a space of this model, or None where the space holds anything but whole
+        pairs of factors.
+        """
         pairs = []
         for name, module in model.named_modules():
             if isinstance(module, LoraLayer) and _ADAPTER in module.lora_A:
                 a, b = (f"{name}.lora_{x}.{_ADAPTER}.weight" for x in "AB")
                 pairs.append((a, b, float(module.scaling[_ADAPTER])))
         named = {n for a, b, _ in pairs for n in (a, b)}
-        return Factors(space=space, pairs=tuple(pairs)) if pairs and named == set(space.names) else None
+        return (
+            Factors(space=space, pairs=tuple(pairs))
+            if pairs and named == set(space.names)
+            else None
+        )
 
     @property
     def dimension(self) -> int:
-        """Dimensions of the set of all ΔW: r(in + out) − r² for every adapted weight, the gauge R taken off."""
+        """Dimensions of the set of all ΔW: r(in + out) − r² for every adapted weight, the gauge R
+        taken off.
+        """
         ranks = [self._shapes[a][0] for a, _, _ in self.pairs]
         return self.space.dimension - sum(r * r for r in ranks)
 
@@ -120,17 +137,31 @@ class Factors:
         for (a, b, s), (here, moved) in zip(self.pairs, self._split(start, updates), strict=True):
             yield secants(_path(here[a], moved[a]), _path(here[b], moved[b]), scale=s)
 
-    def chords(self, start: Float[Tensor, " D"], displacements: Float[Tensor, "n D"]) -> Iterator[LowRank]:
+    def chords(
+        self, start: Float[Tensor, " D"], displacements: Float[Tensor, "n D"]
+    ) -> Iterator[LowRank]:
         """The n displacements of ΔW, each from `start`, one adapted weight after the other."""
-        for (a, b, s), (here, moved) in zip(self.pairs, self._split(start, displacements), strict=True):
+        for (a, b, s), (here, moved) in zip(
+            self.pairs, self._split(start, displacements), strict=True
+        ):
             each = [
-                secants(torch.stack([here[a], here[a] + da]), torch.stack([here[b], here[b] + db]), scale=s)
+                secants(
+                    torch.stack([here[a], here[a] + da]),
+                    torch.stack([here[b], here[b] + db]),
+                    scale=s,
+                )
                 for da, db in zip(moved[a], moved[b], strict=True)
             ]
-            yield LowRank(left=torch.cat([w.left for w in each]), right=torch.cat([w.right for w in each]))
+            yield LowRank(
+                left=torch.cat([w.left for w in each]), right=torch.cat([w.right for w in each])
+            )
 
-    def directions(self, point: Float[Tensor, " D"], rows: Float[Tensor, "n D"]) -> Iterator[LowRank]:
-        """What n directions of the factors do to ΔW at a point, to first order, one adapted weight after the other."""
+    def directions(
+        self, point: Float[Tensor, " D"], rows: Float[Tensor, "n D"]
+    ) -> Iterator[LowRank]:
+        """What n directions of the factors do to ΔW at a point, to first order, one adapted weight
+        after the other.
+        """
         for (a, b, s), (here, moved) in zip(self.pairs, self._split(point, rows), strict=True):
             yield tangents(here[a], here[b], moved[a], moved[b], scale=s)
 

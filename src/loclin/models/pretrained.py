@@ -1,4 +1,6 @@
-"""Reads any Hugging Face causal language model: a hub id or a folder, safetensors only, remote code off unless asked for."""
+"""Reads any Hugging Face causal language model: a hub id or a folder, safetensors only, remote code
+off unless asked for.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,12 @@ import torch
 import transformers
 from huggingface_hub.constants import HF_HUB_CACHE
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from loclin.errors import LoclinError
 
@@ -40,7 +47,8 @@ class How:
 
     Attributes:
         revision: branch, tag or commit of a hub id; None takes the newest.
-        dtype: of the weights; "auto" takes that of the files. Small weight steps are rounded away below float32.
+        dtype: of the weights; "auto" takes that of the files. Small weight steps are rounded away
+            below float32.
         device: where to put it.
         device_map: spread it over devices by accelerate instead ("auto", "balanced", ...).
         trust_remote_code: run code that comes with the model.
@@ -65,11 +73,12 @@ class How:
 
 
 def read_pretrained(name: str, how: How) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model in evaluation mode and its tokenizer, which has a padding token afterwards.
+    """A causal language model in evaluation mode and its tokenizer, which has a padding token
+    afterwards.
 
     Raises:
-        LoclinError: a folder that is no model, weights as pickles only, no tokenizer, a damaged file, a hub id that is neither
-            cached nor reachable, code of its own without leave.
+        LoclinError: a folder that is no model, weights as pickles only, no tokenizer, a damaged
+            file, a hub id that is neither cached nor reachable, code of its own without leave.
     """
     folder = Path(name)
     if folder.exists():
@@ -96,10 +105,16 @@ def context_of(model: PreTrainedModel) -> int | None:
 
 
 def missing_from_cache(name: str, *, dataset: bool = False) -> bool:
-    """Whether a hub id would have to be fetched: no local path, and no weights (or data files) in the local cache."""
+    """Whether a hub id would have to be fetched: no local path, and no weights (or data files) in
+    the local cache.
+    """
     if Path(name).exists():
         return False
-    kept = Path(HF_HUB_CACHE) / f"{'datasets' if dataset else 'models'}--{name.replace('/', '--')}" / "snapshots"
+    kept = (
+        Path(HF_HUB_CACHE)
+        / f"{'datasets' if dataset else 'models'}--{name.replace('/', '--')}"
+        / "snapshots"
+    )
     endings = ("*.parquet", "*.json", "*.jsonl", "*.csv") if dataset else ("*.safetensors",)
     return not any(found for ending in endings for found in kept.rglob(ending))
 
@@ -107,12 +122,14 @@ def missing_from_cache(name: str, *, dataset: bool = False) -> bool:
 def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise LoclinError(
-            f"expected a model folder or a hub id, found the file {folder}: name the folder that holds it"
+            f"expected a model folder or a hub id, found the file {folder}: name the folder that "
+            "holds it"
         )
     names = {p.name for p in folder.iterdir()}
     if "config.json" not in names:
         raise LoclinError(
-            f"expected a model folder with a config.json, found none in {folder}: save one with model.save_pretrained"
+            f"expected a model folder with a config.json, found none in {folder}: save one with "
+            "model.save_pretrained"
         )
     if not any(n.endswith(".safetensors") for n in names):
         pickles = sorted(n for n in names if n.endswith((".bin", ".pt", ".pth", ".ckpt")))
@@ -121,8 +138,17 @@ def _check_folder(folder: Path) -> None:
             f"expected weights as *.safetensors in {folder}, found {found}: "
             "save the model again with model.save_pretrained; pickles are never loaded"
         )
-    if not names & {"tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "spiece.model"}:
-        raise LoclinError(f"expected a tokenizer in {folder}, found none: save it there with tokenizer.save_pretrained")
+    if not names & {
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+        "tokenizer.model",
+        "spiece.model",
+    }:
+        raise LoclinError(
+            f"expected a tokenizer in {folder}, found none: save it there with "
+            "tokenizer.save_pretrained"
+        )
 
 
 def _why(name: str, folder: Path, how: How, error: Exception) -> str:
@@ -131,9 +157,7 @@ def _why(name: str, folder: Path, how: How, error: Exception) -> str:
     if "trust_remote_code" in first or "custom code" in first:
         return f"expected a model of transformers, found that {name} brings code of its own: read it, then pass --trust-remote-code"
     if "gated" in first.lower():
-        return (
-            f"expected access to {name}, found a gated repository: ask for access on its page, then run `hf auth login`"
-        )
+        return f"expected access to {name}, found a gated repository: ask for access on its page, then run `hf auth login`"
     if folder.exists() or not isinstance(error, OSError):
         return f"expected a causal language model in {name}, found {type(error).__name__}: {first}: save or download it again"
     if "safetensors" in first:
@@ -141,29 +165,39 @@ def _why(name: str, folder: Path, how: How, error: Exception) -> str:
     revision = f" --revision {how.revision}" if how.revision else ""
     offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
     return (
-        f"expected a built-in model, a folder, or a hub id that is cached or can be reached, found that {name!r} is none of "
-        f"these{offline}: where there is a network run `hf download {name}{revision}`, or give a folder"
+        "expected a built-in model, a folder, or a hub id that is cached or can be reached, found "
+        f"that {name!r} is none of "
+        f"these{offline}: where there is a network run `hf download {name}{revision}`, or give a "
+        "folder"
     )
 
 
 def _with_padding(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
-    """Many models have no padding token; the end token serves, since padded places are masked and never answers."""
+    """Many models have no padding token; the end token serves, since padded places are masked and
+    never answers.
+    """
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise LoclinError(
-                f"expected a tokenizer with a padding or an end token, found neither in {name}: set tokenizer.pad_token and save it"
+                f"expected a tokenizer with a padding or an end token, found neither in {name}: "
+                "set tokenizer.pad_token and save it"
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def device_named(asked: str, *, small: bool = False) -> str:
-    """The device that is asked for; "auto" takes an accelerator where there is one, unless the model is too small to gain.
+    """The device that is asked for; "auto" takes an accelerator where there is one, unless the
+    model is too small to gain.
 
     Raises:
         LoclinError: an accelerator that is not there.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     if asked == "auto":
         return "cpu" if small else next(name for name, yes in there.items() if yes)
     if not there.get(asked.split(":")[0], False):

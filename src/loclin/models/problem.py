@@ -27,7 +27,8 @@ class Problem:
     Attributes:
         model: in evaluation mode; with or without an adapter.
         tokenizer: its tokenizer.
-        examples: for every split, every task's examples; no group (input sequence, passage, phrasing of a fact) is in two.
+        examples: for every split, every task's examples; no group (input sequence, passage,
+            phrasing of a fact) is in two.
         notes: what was loaded and what was dropped, in sentences.
     """
 
@@ -35,8 +36,12 @@ class Problem:
     tokenizer: PreTrainedTokenizerBase
     examples: Mapping[str, Mapping[str, tuple[Example, ...]]]
     notes: tuple[str, ...] = ()
-    _batches: dict[tuple[str, str], Batch] = dataclasses.field(default_factory=dict, init=False, repr=False)
-    _choices: dict[tuple[str, str], Choices] = dataclasses.field(default_factory=dict, init=False, repr=False)
+    _batches: dict[tuple[str, str], Batch] = dataclasses.field(
+        default_factory=dict, init=False, repr=False
+    )
+    _choices: dict[tuple[str, str], Choices] = dataclasses.field(
+        default_factory=dict, init=False, repr=False
+    )
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -60,32 +65,43 @@ class Problem:
     def chance(self, task: str) -> float:
         """Score of a uniform guess among the options; 0 for free answers."""
         shown = self.examples["test"][task]
-        return sum(1 / len(e.options) for e in shown) / len(shown) if self.has_options(task) else 0.0
+        return (
+            sum(1 / len(e.options) for e in shown) / len(shown) if self.has_options(task) else 0.0
+        )
 
     def without_reading(self, task: str) -> float:
-        """Best score of an answer that does not depend on the question: of guessing, or of always giving the commonest answer."""
+        """Best score of an answer that does not depend on the question: of guessing, or of always
+        giving the commonest answer.
+        """
         answers = Counter(e.answer for e in self.examples["test"][task])
         return max(self.chance(task), max(answers.values()) / sum(answers.values()))
 
     def destroyed_at(self, task: str) -> float:
-        """Score up to which a task counts as destroyed: exact match of 0.05 (measures §1); with options, what guessing gives.
+        """Score up to which a task counts as destroyed: exact match of 0.05 (measures §1); with
+        options, what guessing gives.
 
-        A model that always gives the same of two options scores exactly what guessing gives, and knows no more.
+        A model that always gives the same of two options scores exactly what guessing gives, and
+        knows no more.
         """
         return max(DESTROYED, self.chance(task))
 
     def score(self, name: str, task: str) -> float:
-        """Share of a split's examples answered right: by exact match, or by the largest joint log-probability of the options."""
+        """Share of a split's examples answered right: by exact match, or by the largest joint
+        log-probability of the options.
+        """
         if not self.has_options(task):
             return accuracy(self.model, self.batch(name, task))
         if (name, task) not in self._choices:
-            self._choices[name, task] = collate_choices(self.examples[name][task], self.tokenizer).to(self.model.device)
+            self._choices[name, task] = collate_choices(
+                self.examples[name][task], self.tokenizer
+            ).to(self.model.device)
         return float(choose(self.model, self._choices[name, task]).float().mean())
 
 
 @contextmanager
 def twice_differentiable(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """Eager attention inside, the model's own afterwards: fused attention kernels have no double backward (measures §8).
+    """Eager attention inside, the model's own afterwards: fused attention kernels have no double
+    backward (measures §8).
 
     Raises:
         NoSecondDerivative: attention that cannot be made eager.
@@ -96,7 +112,9 @@ def twice_differentiable(model: PreTrainedModel | PeftModel) -> Iterator[None]:
         core.set_attn_implementation("eager")
     except (ValueError, ImportError) as error:
         raise _fused(before) from error
-    if core.config._attn_implementation != "eager":  # transformers only warns where a model cannot be switched
+    if (
+        core.config._attn_implementation != "eager"
+    ):  # transformers only warns where a model cannot be switched
         raise _fused(before)
     try:
         yield
@@ -106,6 +124,7 @@ def twice_differentiable(model: PreTrainedModel | PeftModel) -> Iterator[None]:
 
 def _fused(attention: str) -> NoSecondDerivative:
     return NoSecondDerivative(
-        f"expected a model whose attention can be made eager for second derivatives, found {attention!r} alone: choose finite "
+        "expected a model whose attention can be made eager for second derivatives, found "
+        f"{attention!r} alone: choose finite "
         "differences"
     )

@@ -1,4 +1,6 @@
-"""Drawings and words that the sections of the steering study share: cosines by layer, estimands, single numbers."""
+"""Drawings and words that the sections of the steering study share: cosines by layer, estimands,
+single numbers.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +27,30 @@ LIMITS = (-1.02, 1.02)
 
 def estimands(rows: Sequence[Row]) -> list[str]:
     """The estimands that are defined for these examples."""
-    return [of for of in ESTIMANDS if select(rows, "cosine_at", of=of, removed="nothing", at="late")]
+    return [
+        of for of in ESTIMANDS if select(rows, "cosine_at", of=of, removed="nothing", at="late")
+    ]
 
 
-def draw_layers(labels: tuple[str, str], name: str, caption: str, title: str, drawn: Sequence[Curve]) -> Drawing:
+def draw_layers(
+    labels: tuple[str, str], name: str, caption: str, title: str, drawn: Sequence[Curve]
+) -> Drawing:
     """Cosines over layers."""
     return draw_curves(
-        name, caption, drawn, over="layer", labels=labels, title=title, limits=LIMITS, log=(False, False)
+        name,
+        caption,
+        drawn,
+        over="layer",
+        labels=labels,
+        title=title,
+        limits=LIMITS,
+        log=(False, False),
     )
 
 
-def cosines(rows: Sequence[Row], of: str, label: str, colour: str, *, removed: str = "nothing") -> Curve:
+def cosines(
+    rows: Sequence[Row], of: str, label: str, colour: str, *, removed: str = "nothing"
+) -> Curve:
     """Cosines with CAA by layer."""
     return Curve(rows=select(rows, "cosine", of=of, removed=removed), label=label, colour=colour)
 

@@ -1,4 +1,6 @@
-"""Drawing: curves with bands, dots with whiskers, as SVG text that is the same bytes for the same numbers."""
+"""Drawing: curves with bands, dots with whiskers, as SVG text that is the same bytes for the same
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,17 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from loclin.record import Row
 
 #: Okabe and Ito's palette, told apart by colour-blind readers too.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5D3A9B", "#8C564B", "#555555")
+PALETTE = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#5D3A9B",
+    "#8C564B",
+    "#555555",
+)
 
 STYLE = {
     "axes.spines.top": False,
@@ -98,8 +110,8 @@ def draw_curves(
         limits: of the vertical axis; None fits them.
         log: which axes are logarithmic.
         base: of the logarithm.
-        decades: mark the decades of the horizontal axis (round numbers where it is not logarithmic) rather than the places
-            where something was measured.
+        decades: mark the decades of the horizontal axis (round numbers where it is not logarithmic)
+            rather than the places where something was measured.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.4, 4.4), layout="constrained")
@@ -128,7 +140,15 @@ def _curve(axes: Axes, curve: Curve, over: str) -> None:
         return
     x, y = [r.context[over] for r in rows], [defined(r.value) for r in rows]
     style = "--" if curve.dashed else "-"
-    axes.plot(x, y, style, color=curve.colour, label=curve.label, marker="" if curve.dashed else "o", markersize=3)
+    axes.plot(
+        x,
+        y,
+        style,
+        color=curve.colour,
+        label=curve.label,
+        marker="" if curve.dashed else "o",
+        markersize=3,
+    )
     bounded = [r for r in rows if r.low is not None]
     if curve.band and bounded:
         axes.fill_between(
@@ -167,7 +187,8 @@ def draw_dots(
 
     Args:
         name, caption: of the drawing.
-        groups: for every group (its name goes into the legend), labelled summary rows; the first group orders the labels.
+        groups: for every group (its name goes into the legend), labelled summary rows; the first
+            group orders the labels.
         label: of the horizontal axis.
         title: of the panel.
         log: whether the horizontal axis is logarithmic and fitted; otherwise it goes from 0 to 1.
@@ -186,13 +207,22 @@ def draw_dots(
                 y = len(order) - 1 - j + 0.16 * (0.5 - i)
                 if row.low is not None:
                     axes.plot([row.low, defined(row.high)], [y, y], color=PALETTE[i], linewidth=1.4)
-                axes.plot(row.value, y, "o", color=PALETTE[i], markersize=5, label=group if j == 0 else None)
+                axes.plot(
+                    row.value,
+                    y,
+                    "o",
+                    color=PALETTE[i],
+                    markersize=5,
+                    label=group if j == 0 else None,
+                )
         axes.set(xlabel=label, title=title, yticks=range(len(order)))
         if log:
             axes.set_xscale("log")
             low, high = axes.get_xlim()
             if high < 30 * low:  # hardly a decade mark is in sight
-                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 4 * low else MaxNLocator(5))
+                axes.xaxis.set_major_locator(
+                    LogLocator(subs=(1, 2, 5)) if high > 4 * low else MaxNLocator(5)
+                )
                 axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter(NullFormatter())
         elif fitted:
@@ -223,7 +253,8 @@ def draw_points(
         labels: of the axes.
         title: of the panel.
         fitted: fit the axes to the points; otherwise both go from 0 to 1.
-        log: whether both axes are logarithmic, and fitted; points that are not positive are then left out.
+        log: whether both axes are logarithmic, and fitted; points that are not positive are then
+            left out.
         diagonal: draw the line y = x.
     """
     with matplotlib.rc_context(STYLE):
@@ -233,7 +264,14 @@ def draw_points(
             kept = [p for p in pairs if not log or min(p) > 0]
             if kept:
                 colour, size = PALETTE[i % len(PALETTE)], 3 if len(kept) > 100 else 4
-                axes.plot(*zip(*kept, strict=True), "o", color=colour, markersize=size, alpha=0.6, label=group)
+                axes.plot(
+                    *zip(*kept, strict=True),
+                    "o",
+                    color=colour,
+                    markersize=size,
+                    alpha=0.6,
+                    label=group,
+                )
         axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
         if log:
             axes.set(xscale="log", yscale="log")
@@ -260,7 +298,8 @@ def draw_matrix(
     least: float = -1.0,
     most: float | None = 1.0,
 ) -> Drawing:
-    """Values over two context keys, as colours: blue below nought, white at it, red above; dark to bright from 0.
+    """Values over two context keys, as colours: blue below nought, white at it, red above; dark to
+    bright from 0.
 
     Args:
         name, caption: of the drawing.
@@ -268,7 +307,8 @@ def draw_matrix(
         over: the context keys of the horizontal and the vertical axis.
         labels: of the axes.
         title: of the panel.
-        least, most: the range of the colours; least is −1 or 0, and no `most` takes the largest value.
+        least, most: the range of the colours; least is −1 or 0, and no `most` takes the largest
+            value.
     """
     places = [sorted({r.context[key] for r in rows}) for key in over]
     cells = {(r.context[over[0]], r.context[over[1]]): defined(r.value) for r in rows}
@@ -278,10 +318,17 @@ def draw_matrix(
         axes = figure.add_subplot()
         axes.set_facecolor("#bbbbbb")
         image = axes.imshow(
-            values, cmap="RdBu_r" if least < 0 else "viridis", vmin=least, vmax=most, origin="lower", aspect="auto"
+            values,
+            cmap="RdBu_r" if least < 0 else "viridis",
+            vmin=least,
+            vmax=most,
+            origin="lower",
+            aspect="auto",
         )
         for set_ticks, marks in ((axes.set_xticks, places[0]), (axes.set_yticks, places[1])):
-            named = any(isinstance(m, str) for m in marks)  # every name is shown, numbers as far as they fit
+            named = any(
+                isinstance(m, str) for m in marks
+            )  # every name is shown, numbers as far as they fit
             shown = range(0, len(marks), 1 if named else -(-len(marks) // 8))
             set_ticks(list(shown), [str(marks[i]) for i in shown])
         if any(isinstance(m, str) for m in places[0]):

@@ -1,4 +1,6 @@
-"""The Krylov study on a page: how much of the way back gradient and Hessian at θ_D foresee, until when, and what curvature there is."""
+"""The Krylov study on a page: how much of the way back gradient and Hessian at θ_D foresee, until
+when, and what curvature there is.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from loclin.report.figures import PALETTE, Curve, Drawing, draw_curves, select
 from loclin.report.section import OPTIMISERS, Section, deciding_space, text_of, two_spaces
 from loclin.report.words import number
 
-#: Every basis, how it is called in a legend, its colour, and whether it is one of few that are drawn broken.
+#: Every basis, how it is called in a legend, its colour, and whether it is one of few that are
+#: drawn broken.
 BASES = (
     ("Krylov", "Krylov K_k(H, g)", 0, False),
     ("preconditioned Krylov", "AdamW's own, K_k(M⁻¹H, M⁻¹g)", 5, False),
@@ -23,12 +26,22 @@ BASES = (
 
 def sections(rows: Sequence[Row], config: Mapping[str, Any]) -> list[Section]:
     """The study's sections in reading order."""
-    return [_captures(rows, config), _until(rows, config), _model(rows, config), _curvature(rows, config)]
+    return [
+        _captures(rows, config),
+        _until(rows, config),
+        _model(rows, config),
+        _curvature(rows, config),
+    ]
 
 
 def _curves(rows: Sequence[Row], quantity: str, **context: Any) -> list[Curve]:
     return [
-        Curve(rows=select(rows, quantity, basis=name, **context), label=label, colour=PALETTE[c], dashed=dashed)
+        Curve(
+            rows=select(rows, quantity, basis=name, **context),
+            label=label,
+            colour=PALETTE[c],
+            dashed=dashed,
+        )
         for name, label, c, dashed in BASES
     ]
 
@@ -40,7 +53,8 @@ def _captures(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
         figures.append(
             draw_curves(
                 f"krylov-capture-{optimiser}",
-                f"Share of the displacement d in bases of size k, {label}, mean over runs with 95 % band.",
+                f"Share of the displacement d in bases of size k, {label}, mean over runs with 95 "
+                "% band.",
                 _curves(rows, "basis_capture", **here),
                 over="k",
                 labels=("dimensions k", "capture of d"),
@@ -49,34 +63,45 @@ def _captures(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
         )
         chance = select(rows, "basis_capture", basis="random", k=k, **here)
         own = (
-            f", AdamW's own space {text_of(rows, 'basis_capture', basis='preconditioned Krylov', k=k, **here)}"
+            ", AdamW's own space "
+            f"{text_of(rows, 'basis_capture', basis='preconditioned Krylov', k=k, **here)}"
             if optimiser == "adamw"
             else ""
         )
         future = {**here, "of": "future"}
         held = {name: text_of(rows, "basis_capture", basis=name, k=k, **here) for name, *_ in BASES}
         lines += [
-            f"{label}, k = {k}: the Krylov space holds {held['Krylov']} of d{own}; as many top eigenvectors "
-            f"{held['top eigenvectors']}, minibatch gradients {held['minibatch gradients']}, first updates {held['prefix']} (which "
-            f"are a part of d), random directions {held['random']} (k/D = {number(chance[0].null) if chance else '–'}).",
+            f"{label}, k = {k}: the Krylov space holds {held['Krylov']} of d{own}; as many top "
+            "eigenvectors "
+            f"{held['top eigenvectors']}, minibatch gradients {held['minibatch gradients']}, first "
+            f"updates {held['prefix']} (which "
+            f"are a part of d), random directions {held['random']} (k/D = "
+            f"{number(chance[0].null) if chance else '–'}).",
             f"Of what is still to come after step {k}, the Krylov space holds "
             f"{text_of(rows, 'basis_capture', basis='Krylov', k=k, **future)}, the first updates "
             f"{text_of(rows, 'basis_capture', basis='prefix', k=k, **future)}.",
         ]
     lines.append(
-        f"Gradient and Hessian are those of {config['curvature_examples']} examples; {k} minibatch gradients are those of "
+        f"Gradient and Hessian are those of {config['curvature_examples']} examples; {k} minibatch "
+        "gradients are those of "
         f"{k} × {config['batch']}, each example drawn again only when all have been."
     )
     if two_spaces(rows):
         factors = "; ".join(
-            f"{label} {text_of(rows, 'basis_capture', basis='Krylov', k=k, optimiser=o, space='factors', of='displacement')}"
+            f"{label} "
+            f"{text_of(rows, 'basis_capture', basis='Krylov', k=k, optimiser=o, space='factors', of='displacement')}"
             for o, label in OPTIMISERS.items()
         )
-        lines.append(f"All of this is measured in ΔW. In the factors A and B the Krylov space holds: {factors}.")
+        lines.append(
+            "All of this is measured in ΔW. In the factors A and B the Krylov space holds: "
+            f"{factors}."
+        )
     return Section(
         title="Does the way back lie in the Krylov space?",
-        question="Gradient and Hessian at the damaged point, before any step back is taken, make a space of k dimensions. A high "
-        "share is generic to smooth descent: what counts is whether it is more than curvature alone (eigenvectors) and the "
+        question="Gradient and Hessian at the damaged point, before any step back is taken, make a "
+        "space of k dimensions. A high "
+        "share is generic to smooth descent: what counts is whether it is more than curvature "
+        "alone (eigenvectors) and the "
         "gradient with its noise alone (minibatch gradients) hold.",
         figures=figures,
         sees=lines,
@@ -97,14 +122,24 @@ def _until(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
                 title=f"Until when, {label}, k = {k}",
             )
         )
-        held = sorted(select(rows, "capture_until", basis="Krylov", **here), key=lambda r: r.context["t"])
+        held = sorted(
+            select(rows, "capture_until", basis="Krylov", **here), key=lambda r: r.context["t"]
+        )
         most = [r.context["t"] for r in held if (r.value or 0.0) >= 0.5]
         if held:
             first, last = held[0], held[-1]
-            texts = [text_of(rows, "capture_until", basis="Krylov", t=r.context["t"], **here) for r in (first, last)]
+            texts = [
+                text_of(rows, "capture_until", basis="Krylov", t=r.context["t"], **here)
+                for r in (first, last)
+            ]
             lines.append(
-                f"{label}: the Krylov space holds {texts[0]} of the way after {_steps(first)} and {texts[1]} after {_steps(last)}; "
-                + (f"half or more at t = {', '.join(map(str, most))}." if most else "half at no measured t.")
+                f"{label}: the Krylov space holds {texts[0]} of the way after {_steps(first)} and "
+                f"{texts[1]} after {_steps(last)}; "
+                + (
+                    f"half or more at t = {', '.join(map(str, most))}."
+                    if most
+                    else "half at no measured t."
+                )
             )
     return Section(
         title="Until when?",
@@ -118,7 +153,8 @@ def _converged(rows: Sequence[Row], k: int) -> str:
     found = [r.value for r in rows if r.quantity == "converged_bound" and "run" in r.context]
     there = [v for v in found if v is not None]
     text = (
-        "The bound for a descent that has converged needs H positive definite; no Ritz value was negative in "
+        "The bound for a descent that has converged needs H positive definite; no Ritz value was "
+        "negative in "
         f"{len(there)} of {len(found)} runs"
     )
     return (
@@ -139,9 +175,12 @@ def _model(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
     cosines = sorted(select(rows, "descent_cosine"), key=lambda r: r.context["t"])
     figure = draw_curves(
         "krylov-bound",
-        f"What the Krylov space of {k} dimensions leaves of the way after t steps of SGD, with the bound for stopped descent.",
+        f"What the Krylov space of {k} dimensions leaves of the way after t steps of SGD, with the "
+        "bound for stopped descent.",
         [
-            Curve(rows=select(rows, "left_over"), label="measured ‖(I−P)d_t‖/‖d_t‖", colour=PALETTE[0]),
+            Curve(
+                rows=select(rows, "left_over"), label="measured ‖(I−P)d_t‖/‖d_t‖", colour=PALETTE[0]
+            ),
             Curve(
                 rows=select(rows, "left_over_bound"),
                 label="bound 2ηt‖g‖exp(−(k−1)²/2t)/‖d_t‖",
@@ -157,10 +196,15 @@ def _model(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
     )
     descent = draw_curves(
         "krylov-descent",
-        "Cosine of the way of SGD with that of gradient descent on the quadratic model at θ_D, and the ratio of their lengths.",
+        "Cosine of the way of SGD with that of gradient descent on the quadratic model at θ_D, and "
+        "the ratio of their lengths.",
         [
             Curve(rows=cosines, label="cosine of d_t with the model's", colour=PALETTE[0]),
-            Curve(rows=select(rows, "descent_length"), label="‖d_t‖ over the model's", colour=PALETTE[2]),
+            Curve(
+                rows=select(rows, "descent_length"),
+                label="‖d_t‖ over the model's",
+                colour=PALETTE[2],
+            ),
         ],
         over="t",
         labels=("recovery step t", ""),
@@ -168,8 +212,10 @@ def _model(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
         limits=None,
     )
     lines = [
-        f"The bound needs a spectrum within [0, 2/η]; as far as Ritz values and the largest eigenvalue tell, it was there in "
-        f"{int(sum(v or 0.0 for v in premise))} of {len(premise)} runs. It is about gradient descent on one quadratic: minibatch "
+        "The bound needs a spectrum within [0, 2/η]; as far as Ritz values and the largest "
+        "eigenvalue tell, it was there in "
+        f"{int(sum(v or 0.0 for v in premise))} of {len(premise)} runs. It is about gradient "
+        "descent on one quadratic: minibatch "
         "noise and a changing Hessian are outside it, so the measured share may lie above.",
         _converged(rows, k),
     ]
@@ -178,12 +224,15 @@ def _model(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
     if cosines:
         t = cosines[-1].context["t"]
         lines.append(
-            f"After {t} steps of SGD the way has a cosine of {text_of(rows, 'descent_cosine', t=t)} with that of gradient descent on "
-            f"the quadratic model of g and H, and {text_of(rows, 'descent_length', t=t)} times its length."
+            f"After {t} steps of SGD the way has a cosine of "
+            f"{text_of(rows, 'descent_cosine', t=t)} with that of gradient descent on "
+            f"the quadratic model of g and H, and {text_of(rows, 'descent_length', t=t)} times its "
+            "length."
         )
     return Section(
         title="Is it the descent of a quadratic?",
-        question="Gradient descent on the quadratic model stays within the space while t ≤ k, and near it somewhat longer.",
+        question="Gradient descent on the quadratic model stays within the space while t ≤ k, and "
+        "near it somewhat longer.",
         figures=[descent, figure],
         sees=lines,
     )
@@ -195,17 +244,25 @@ def _curvature(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
     negative = sum(1 for v in runs if v is not None and v < 0)
     return Section(
         title="What curvature is there?",
-        question="Largest eigenvalues of the Hessian of the task's loss at θ_D, and the Ritz values: the Hessian as the Krylov space "
+        question="Largest eigenvalues of the Hessian of the task's loss at θ_D, and the Ritz "
+        "values: the Hessian as the Krylov space "
         "sees it.",
         figures=[figure],
         sees=[
-            f"Largest eigenvalue {text_of(rows, 'eigenvalue', i=1)}, the {config['k']}th {text_of(rows, 'eigenvalue', i=config['k'])}; "
-            f"smallest Ritz value {text_of(rows, 'lowest_ritz_value')}, negative in {negative} of {len(runs)} runs; gradient of norm "
+            f"Largest eigenvalue {text_of(rows, 'eigenvalue', i=1)}, the {config['k']}th "
+            f"{text_of(rows, 'eigenvalue', i=config['k'])}; "
+            f"smallest Ritz value {text_of(rows, 'lowest_ritz_value')}, negative in {negative} of "
+            f"{len(runs)} runs; gradient of norm "
             f"{text_of(rows, 'gradient_norm')}.",
-            f"Trace {text_of(rows, 'trace')} and Frobenius norm {text_of(rows, 'frobenius_norm')}, each from {config['probes']} random "
-            "probes a run (the intervals are over runs; those of single runs, over probes, are in the record).",
+            f"Trace {text_of(rows, 'trace')} and Frobenius norm {text_of(rows, 'frobenius_norm')}, "
+            f"each from {config['probes']} random "
+            "probes a run (the intervals are over runs; those of single runs, over probes, are in "
+            "the record).",
             *(
-                ["Hessian-vector products were made by finite differences of gradients, a fallback that is not exact."]
+                [
+                    "Hessian-vector products were made by finite differences of gradients, a "
+                    "fallback that is not exact."
+                ]
                 if config.get("products") == "finite differences"
                 else []
             ),
@@ -216,10 +273,15 @@ def _curvature(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
 def _spectrum(rows: Sequence[Row]) -> Drawing:
     return draw_curves(
         "krylov-spectrum",
-        "The largest Hessian eigenvalues at θ_D and the Ritz values of the Krylov space, in order, mean over runs with 95 % band.",
+        "The largest Hessian eigenvalues at θ_D and the Ritz values of the Krylov space, in order, "
+        "mean over runs with 95 % band.",
         [
             Curve(rows=select(rows, "eigenvalue"), label="largest eigenvalues", colour=PALETTE[1]),
-            Curve(rows=select(rows, "ritz_value"), label="Ritz values of the Krylov space", colour=PALETTE[0]),
+            Curve(
+                rows=select(rows, "ritz_value"),
+                label="Ritz values of the Krylov space",
+                colour=PALETTE[0],
+            ),
         ],
         over="i",
         labels=("i, from the largest", "value"),

@@ -1,4 +1,6 @@
-"""The linearity study on a page: how the loss changes along straight lines, where first-order prediction ends, and why."""
+"""The linearity study on a page: how the loss changes along straight lines, where first-order
+prediction ends, and why.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +31,19 @@ GREY = "#555555"
 
 def sections(rows: Sequence[Row], config: Mapping[str, Any]) -> list[Section]:
     """The study's sections in reading order."""
-    return [_lines(rows, config), windows(rows, config), _wholes(rows, config), _pairs(rows, config)]
+    return [
+        _lines(rows, config),
+        windows(rows, config),
+        _wholes(rows, config),
+        _pairs(rows, config),
+    ]
 
 
 def _nulls(rows: Sequence[Row]) -> list[Row]:
     """What the rows are held against, as rows."""
-    return [Row(quantity="null", value=r.null, context=r.context) for r in rows if r.null is not None]
+    return [
+        Row(quantity="null", value=r.null, context=r.context) for r in rows if r.null is not None
+    ]
 
 
 def _lines(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
@@ -46,24 +55,32 @@ def _lines(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
         wide = max(config["tolerances"])
         there = {"point": point, "tolerance": wide, "sign": "both"}
         lines.append(
-            f"At {symbol} the loss is {text_of(rows, 'loss', point=point)} nats a token and the score "
-            f"{text_of(rows, 'score_here', point=point)}. The prediction holds to within {wide:g} of itself up to ε = "
+            f"At {symbol} the loss is {text_of(rows, 'loss', point=point)} nats a token and the "
+            "score "
+            f"{text_of(rows, 'score_here', point=point)}. The prediction holds to within {wide:g} "
+            "of itself up to ε = "
             f"{reach(rows, direction='gradient', **there)} along the gradient and up to ε = "
             f"{reach(rows, direction='random', **there)} along a random direction."
         )
     return Section(
         title="How does the loss change along a straight line?",
-        question="The change of the loss against the size of the step, beside what the gradient alone predicts (Figure 6): where do "
+        question="The change of the loss against the size of the step, beside what the gradient "
+        "alone predicts (Figure 6): where do "
         "the two part? A step ε moves the "
-        f"{moved(config)} by ε times their length along a unit direction, forward or backward; forward along the gradient raises "
+        f"{moved(config)} by ε times their length along a unit direction, forward or backward; "
+        "forward along the gradient raises "
         "the loss.",
         figures=figures,
         sees=[
-            f"Independent runs: {config['seeds']}; means over them are geometric for steps, windows and sizes of errors and of loss "
-            "changes, plain for losses, scores, signed loss changes and decades. Weights and losses are evaluated in "
-            f"{'float64' if config['evaluate'] == 'float64' else config['dtype']}, on {config['window_examples']} examples "
+            f"Independent runs: {config['seeds']}; means over them are geometric for steps, "
+            "windows and sizes of errors and of loss "
+            "changes, plain for losses, scores, signed loss changes and decades. Weights and "
+            "losses are evaluated in "
+            f"{'float64' if config['evaluate'] == 'float64' else config['dtype']}, on "
+            f"{config['window_examples']} examples "
             f"{_unseen(config)}.",
-            "Norm-matched noise is random within every tensor and has the gradient's norm there, at both points.",
+            "Norm-matched noise is random within every tensor and has the gradient's norm there, "
+            "at both points.",
             *(_by_factors(config)),
             *lines,
         ],
@@ -81,21 +98,33 @@ def _by_factors(config: Mapping[str, Any]) -> list[str]:
     if config["space"] != "lora":
         return []
     return [
-        "With LoRA what moves are the factors A and B: their length, and so ε, depends on how the update BA is split between them, "
+        "With LoRA what moves are the factors A and B: their length, and so ε, depends on how the "
+        "update BA is split between them, "
         "so that ε compares directions at one point here but not with steps of full weights."
     ]
 
 
 def _changes(rows: Sequence[Row], point: str, symbol: str, config: Mapping[str, Any]) -> Drawing:
     curves = []
-    for direction in ("gradient", "norm-matched noise", "task vector", "recovery, AdamW", "top curvature 1"):
+    for direction in (
+        "gradient",
+        "norm-matched noise",
+        "task vector",
+        "recovery, AdamW",
+        "top curvature 1",
+    ):
         found = select(rows, "log10_loss_change", point=point, direction=direction, sign="+")
         colour = DRAWN[direction]
-        curves.append(Curve(rows=powered(found), label=direction, colour=colour, band=direction == "gradient"))
-        curves.append(Curve(rows=_nulls(powered(found)), label="", colour=colour, dashed=True, band=False))
+        curves.append(
+            Curve(rows=powered(found), label=direction, colour=colour, band=direction == "gradient")
+        )
+        curves.append(
+            Curve(rows=_nulls(powered(found)), label="", colour=colour, dashed=True, band=False)
+        )
     return draw_curves(
         f"change-{point}",
-        f"Size of the loss change at {symbol} against the step, forward; dashed: the gradient's prediction.",
+        f"Size of the loss change at {symbol} against the step, forward; dashed: the gradient's "
+        "prediction.",
         [c for c in curves if c.rows],
         over="step",
         labels=(step_of(config), "|ΔL|, nats a token"),
@@ -106,25 +135,46 @@ def _changes(rows: Sequence[Row], point: str, symbol: str, config: Mapping[str, 
     )
 
 
-def _errors(rows: Sequence[Row], point: str, symbol: str, sign: str, config: Mapping[str, Any]) -> Drawing:
+def _errors(
+    rows: Sequence[Row], point: str, symbol: str, sign: str, config: Mapping[str, Any]
+) -> Drawing:
     curves, lowest, tolerances = [], 1.0, config["tolerances"]
     for direction, colour in DRAWN.items():
         found = powered(select(rows, "log10_error", point=point, direction=direction, sign=sign))
-        curves.append(Curve(rows=found, label=direction, colour=colour, band=direction == "gradient"))
+        curves.append(
+            Curve(rows=found, label=direction, colour=colour, band=direction == "gradient")
+        )
         lowest = min([lowest, *(defined(r.value) for r in found)])
     steps = curves[0].rows if curves else []
     for tolerance in tolerances:
         level = [replace(r, value=tolerance, low=None, high=None) for r in steps]
-        curves.append(Curve(rows=level, label=f"τ = {tolerance:g}", colour=GREY, dashed=True, band=False))
-    limits = powered(select(rows, "log10_limit", point=point, direction="gradient", tolerance=tolerances[0]))
+        curves.append(
+            Curve(rows=level, label=f"τ = {tolerance:g}", colour=GREY, dashed=True, band=False)
+        )
+    limits = powered(
+        select(rows, "log10_limit", point=point, direction="gradient", tolerance=tolerances[0])
+    )
     for limit in limits[:1]:
         rounding = [
-            replace(r, value=defined(limit.value) * tolerances[0] / r.context["step"], low=None, high=None)
+            replace(
+                r,
+                value=defined(limit.value) * tolerances[0] / r.context["step"],
+                low=None,
+                high=None,
+            )
             for r in steps
         ]
         seen = [r for r in rounding if defined(r.value) >= lowest / 3]
         if seen:
-            curves.append(Curve(rows=seen, label="round-off, gradient", colour="#000000", dashed=True, band=False))
+            curves.append(
+                Curve(
+                    rows=seen,
+                    label="round-off, gradient",
+                    colour="#000000",
+                    dashed=True,
+                    band=False,
+                )
+            )
     return draw_curves(
         f"error-{point}-{SIDES[sign]}",
         f"Relative error of first-order prediction at {symbol} against the step, {SIDES[sign]}.",
@@ -138,7 +188,9 @@ def _errors(rows: Sequence[Row], point: str, symbol: str, sign: str, config: Map
     )
 
 
-def _scores(rows: Sequence[Row], point: str, symbol: str, sign: str, config: Mapping[str, Any]) -> Drawing:
+def _scores(
+    rows: Sequence[Row], point: str, symbol: str, sign: str, config: Mapping[str, Any]
+) -> Drawing:
     curves = [
         Curve(
             rows=select(rows, "score", point=point, direction=direction, sign=sign),
@@ -187,7 +239,8 @@ def _wholes(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
         )
     return Section(
         title="Do real displacements stay inside?",
-        question="Task vectors and recoveries have a length of their own: is the whole step inside its window, and how far is the "
+        question="Task vectors and recoveries have a length of their own: is the whole step inside "
+        "its window, and how far is the "
         "gradient's prediction off at its end?",
         figures=figures,
         sees=lines,
@@ -197,28 +250,39 @@ def _wholes(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
 def _whole_line(rows: Sequence[Row], name: str, here: Mapping[str, Any], tolerance: float) -> str:
     changes = select(rows, "whole_loss_change", **here)
     told = (
-        f"the loss changes by {estimate_text(changes[0].value, changes[0].low, changes[0].high)}, where the gradient says "
-        f"{number(changes[0].null)}: a relative error of {power_text(rows, 'log10_whole_error', **here)}"
+        f"the loss changes by {estimate_text(changes[0].value, changes[0].low, changes[0].high)}, "
+        "where the gradient says "
+        f"{number(changes[0].null)}: a relative error of "
+        f"{power_text(rows, 'log10_whole_error', **here)}"
         if changes
         else "the loss there is not finite"
     )
     inside = select(rows, "whole_inside", **here, tolerance=tolerance)
     of = "tasks of all runs" if here["direction"] == TASK else "runs"
-    share = f"inside in {inside[0].value:.0%} of the {of}" if inside and inside[0].value is not None else ""
+    share = (
+        f"inside in {inside[0].value:.0%} of the {of}"
+        if inside and inside[0].value is not None
+        else ""
+    )
     missing = share_of(rows, "no_window", {**here, "tolerance": tolerance, "sign": "+"})
     none = f" (none forward {missing})" if missing else ""
     score = select(rows, "whole_score", **here)
-    scored = f"; score {number(score[0].null)} before, {number(score[0].value)} after" if score else ""
+    scored = (
+        f"; score {number(score[0].null)} before, {number(score[0].value)} after" if score else ""
+    )
     long = power_text(rows, "log10_whole_in_windows", **here, tolerance=tolerance)
     return (
-        f"{name[0].upper()}{name[1:]}: ‖δ‖/‖θ‖ = {power_text(rows, 'log10_whole_step', **here)}, length in windows {long}{none}, "
+        f"{name[0].upper()}{name[1:]}: ‖δ‖/‖θ‖ = {power_text(rows, 'log10_whole_step', **here)}, "
+        f"length in windows {long}{none}, "
         f"{share or 'whether inside is not known'}; {told}{scored}."
     )
 
 
 def _pairs(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
     names = dict.fromkeys(
-        (r.context["point"], r.context["pair"]) for r in rows if r.quantity == "log10_additivity_error"
+        (r.context["point"], r.context["pair"])
+        for r in rows
+        if r.quantity == "log10_additivity_error"
     )
     curves = [
         Curve(
@@ -231,13 +295,16 @@ def _pairs(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
     steps = curves[0].rows if curves else []
     for tolerance in config["tolerances"]:
         level = [replace(r, value=tolerance, low=None, high=None) for r in steps]
-        curves.append(Curve(rows=level, label=f"τ = {tolerance:g}", colour=GREY, dashed=True, band=False))
+        curves.append(
+            Curve(rows=level, label=f"τ = {tolerance:g}", colour=GREY, dashed=True, band=False)
+        )
     figures = []
     if names:
         figures.append(
             draw_curves(
                 "additivity",
-                "How far the effect of two steps at once is from the sum of their effects, against their size.",
+                "How far the effect of two steps at once is from the sum of their effects, against "
+                "their size.",
                 curves,
                 over="step",
                 labels=("size ε of each step", "|Δ(v+w) − Δ(v) − Δ(w)| / (|Δ(v)| + |Δ(w)|)"),
@@ -249,13 +316,16 @@ def _pairs(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
         )
     return Section(
         title="Do steps add up?",
-        question="Two steps at once, each of relative size ε: up to which size is their effect on the loss the sum of their effects?",
+        question="Two steps at once, each of relative size ε: up to which size is their effect on "
+        "the loss the sum of their effects?",
         figures=figures,
         sees=list(_pair_lines(rows, names, config["tolerances"][0])),
     )
 
 
-def _pair_lines(rows: Sequence[Row], names: Mapping[tuple[str, str], None], tolerance: float) -> Iterator[str]:
+def _pair_lines(
+    rows: Sequence[Row], names: Mapping[tuple[str, str], None], tolerance: float
+) -> Iterator[str]:
     for point, pair in names:
         found = select(rows, "log10_additivity_window", point=point, pair=pair, tolerance=tolerance)
         name = f"{pair[0].upper()}{pair[1:]} at {POINTS[point]}"
@@ -265,8 +335,13 @@ def _pair_lines(rows: Sequence[Row], names: Mapping[tuple[str, str], None], tole
         null = None if found[0].null is None else 10.0 ** found[0].null
         there: dict[str, Any] = {"point": point, "pair": pair, "tolerance": tolerance}
         missing = share_of(rows, "no_additivity", there)
-        none = f" {missing[0].upper()}{missing[1:]} there is no such size above round-off." if missing else ""
+        none = (
+            f" {missing[0].upper()}{missing[1:]} there is no such size above round-off."
+            if missing
+            else ""
+        )
         yield (
             f"{name}: they add up to within τ = {tolerance:g} until ε = "
-            f"{reach(rows, 'log10_additivity_window', 'additivity_open', **there)}; mixed curvature predicts {number(null)}.{none}"
+            f"{reach(rows, 'log10_additivity_window', 'additivity_open', **there)}; mixed "
+            f"curvature predicts {number(null)}.{none}"
         )

@@ -1,4 +1,6 @@
-"""Assembles the page: claims first, then for each study its questions, figures, findings and settings."""
+"""Assembles the page: claims first, then for each study its questions, figures, findings and
+settings.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,8 @@ def build(folder: Path) -> Path:
     finished = [s for s in run["studies"] if (folder / s / "results.json").exists()]
     if not finished:
         raise LoclinError(
-            f"expected a run folder with a finished study, found none in {folder}: let `loclin run` end first"
+            f"expected a run folder with a finished study, found none in {folder}: let `loclin "
+            "run` end first"
         )
     studies = [
         {

@@ -1,4 +1,6 @@
-"""First-order windows on a page: how far prediction reaches along every direction, as a figure and a table of radii (measures §7)."""
+"""First-order windows on a page: how far prediction reaches along every direction, as a figure and
+a table of radii (measures §7).
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def reach(
 
 
 def share_of(rows: Sequence[Row], quantity: str, there: Mapping[str, Any]) -> str:
-    """In how many runs something was so, of task vectors in which share of all their tasks; empty where in none."""
+    """In how many runs something was so, of task vectors in which share of all their tasks; empty
+    where in none.
+    """
     found = select(rows, quantity, **there)
     share = found[0].value if found else None
     if not share:
@@ -62,10 +66,14 @@ def share_of(rows: Sequence[Row], quantity: str, there: Mapping[str, Any]) -> st
 
 
 def powered(rows: Sequence[Row]) -> list[Row]:
-    """Rows of logarithms as the numbers themselves: geometric means over runs, with their intervals."""
+    """Rows of logarithms as the numbers themselves: geometric means over runs, with their
+    intervals.
+    """
     found = []
     for r in rows:
-        value, low, high, null = (None if x is None else 10.0**x for x in (r.value, r.low, r.high, r.null))
+        value, low, high, null = (
+            None if x is None else 10.0**x for x in (r.value, r.low, r.high, r.null)
+        )
         found.append(replace(r, value=value, low=low, high=high, null=null))
     return found
 
@@ -79,7 +87,11 @@ def power_text(rows: Sequence[Row], quantity: str, **context: Any) -> str:
 def directions_at(rows: Sequence[Row], point: str) -> list[str]:
     """The directions at a point, in the order of the record."""
     return list(
-        dict.fromkeys(r.context["direction"] for r in rows if r.quantity == "slope" and r.context.get("point") == point)
+        dict.fromkeys(
+            r.context["direction"]
+            for r in rows
+            if r.quantity == "slope" and r.context.get("point") == point
+        )
     )
 
 
@@ -91,7 +103,11 @@ def windows(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
         measured = [
             (d, r)
             for d in directions_at(rows, point)
-            for r in powered(select(rows, "log10_window", point=point, direction=d, tolerance=tolerance, sign="both"))
+            for r in powered(
+                select(
+                    rows, "log10_window", point=point, direction=d, tolerance=tolerance, sign="both"
+                )
+            )
         ]
         if measured:
             predicted = [(d, replace(r, value=r.null, low=None, high=None)) for d, r in measured]
@@ -109,11 +125,14 @@ def windows(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
         lines += _unsure_lines(rows, point, tolerance)
     return Section(
         title="How far does first-order prediction reach?",
-        question=f"The window ε_τ: the largest step up to which the loss changes by gradient times step to within τ = {tolerance:g} of "
-        "it, on the side where that ends first. Does curvature along the line, 2τ|gᵀv|/|vᵀHv|, say where?",
+        question="The window ε_τ: the largest step up to which the loss changes by gradient times "
+        f"step to within τ = {tolerance:g} of "
+        "it, on the side where that ends first. Does curvature along the line, 2τ|gᵀv|/|vᵀHv|, say "
+        "where?",
         figures=figures,
         sees=[
-            "Top curvature 1 is the eigenvector of the largest Hessian eigenvalue; prefix j is what update j of a recovery adds to the "
+            "Top curvature 1 is the eigenvector of the largest Hessian eigenvalue; prefix j is "
+            "what update j of a recovery adds to the "
             "span of those before it.",
             *lines,
         ],
@@ -135,7 +154,13 @@ def _radii(rows: Sequence[Row], config: Mapping[str, Any]) -> Table:
     header += [f"τ = {other:g}" for other in wider]
     header += ["round-off limit", "decades above it", "loss change inside"]
     found = [
-        _radius(rows, f"{direction} at {symbol}", {"point": point, "direction": direction}, tolerance, wider)
+        _radius(
+            rows,
+            f"{direction} at {symbol}",
+            {"point": point, "direction": direction},
+            tolerance,
+            wider,
+        )
         for point, symbol in POINTS.items()
         for direction in directions_at(rows, point)
     ]
@@ -144,11 +169,17 @@ def _radii(rows: Sequence[Row], config: Mapping[str, Any]) -> Table:
 
 
 def _radius(
-    rows: Sequence[Row], name: str, here: Mapping[str, Any], tolerance: float, wider: Sequence[float]
+    rows: Sequence[Row],
+    name: str,
+    here: Mapping[str, Any],
+    tolerance: float,
+    wider: Sequence[float],
 ) -> list[str]:
     there = {**here, "tolerance": tolerance, "sign": "both"}
     predicted = powered(select(rows, "log10_window", **there))
-    shares = [r.value for sign in SIDES for r in select(rows, "edge_loss_change", **here, sign=sign)]
+    shares = [
+        r.value for sign in SIDES for r in select(rows, "edge_loss_change", **here, sign=sign)
+    ]
     return [
         name,
         _radius_text(rows, there),
@@ -163,7 +194,11 @@ def _radius(
 
 
 def _radius_text(rows: Sequence[Row], there: Mapping[str, Any]) -> str:
-    return reach(rows, mark="", **there) if select(rows, "log10_window", **there) else "none above round-off"
+    return (
+        reach(rows, mark="", **there)
+        if select(rows, "log10_window", **there)
+        else "none above round-off"
+    )
 
 
 def _side(rows: Sequence[Row], there: Mapping[str, Any], sign: str) -> str:
@@ -177,10 +212,14 @@ def _unsure_lines(rows: Sequence[Row], point: str, tolerance: float) -> Iterator
         there = {"point": point, "direction": direction, "tolerance": tolerance, "sign": "both"}
         name = f"{direction[0].upper()}{direction[1:]} at {POINTS[point]}"
         if not select(rows, "log10_window", **there):
-            limit = power_text(rows, "log10_limit", **{k: v for k, v in there.items() if k != "sign"})
+            limit = power_text(
+                rows, "log10_limit", **{k: v for k, v in there.items() if k != "sign"}
+            )
             yield f"{name}: no window above round-off (ε = {limit}) in any run."
             continue
-        missing, opened = (share_of(rows, quantity, there) for quantity in ("no_window", "window_open"))
+        missing, opened = (
+            share_of(rows, quantity, there) for quantity in ("no_window", "window_open")
+        )
         if missing:
             yield f"{name}: {missing} there is no window above round-off; ε_τ is of the others."
         if opened:

@@ -35,10 +35,14 @@ def sections(rows: Sequence[Row], config: Mapping[str, Any]) -> list[Section]:
 
 
 def print_radius(folder: Path) -> None:
-    """Print the radius of a run folder as a short table, and what it rests on; nothing where the folder holds none that is finished."""
+    """Print the radius of a run folder as a short table, and what it rests on; nothing where the
+    folder holds none that is finished.
+    """
     record = Record(folder)
     run = record.run()
-    if STUDY not in run["studies"] or not (folder / STUDY / "results.json").exists():  # begun and failed
+    if (
+        STUDY not in run["studies"] or not (folder / STUDY / "results.json").exists()
+    ):  # begun and failed
         return
     rows, config, console = record.results(STUDY), run["studies"][STUDY], Console()
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -48,7 +52,10 @@ def print_radius(folder: Path) -> None:
         table.add_row(Text(_unit(unit, config)), *(Text(_size(rows, sign, unit)) for sign in SIDES))
     predicted = Text(text_of(rows, "predicted_radius", **{"as": "‖δ‖/‖θ‖"}))
     table.add_row(Text("‖δ‖/‖θ‖ by curvature"), predicted, predicted)
-    for quantity, name in (("edge_loss_change", "loss change there"), ("edge_score", "score there")):
+    for quantity, name in (
+        ("edge_loss_change", "loss change there"),
+        ("edge_score", "score there"),
+    ):
         table.add_row(Text(name), *(Text(text_of(rows, quantity, sign=sign)) for sign in SIDES))
     console.print(table)
     for line in (*_basis(rows, config, run["notes"].get(STUDY, [])), *_whole(rows)):
@@ -66,13 +73,19 @@ def _size(rows: Sequence[Row], sign: str, unit: str) -> str:
         return "none above round-off"
     opened = select(rows, "radius_open", sign=sign)
     bound = "≥ " if opened and opened[0].value else ""
-    return bound + (number(found[0].value) if bound else estimate_text(found[0].value, found[0].low, found[0].high))
+    return bound + (
+        number(found[0].value)
+        if bound
+        else estimate_text(found[0].value, found[0].low, found[0].high)
+    )
 
 
 def _basis(rows: Sequence[Row], config: Mapping[str, Any], notes: Sequence[str]) -> Iterator[str]:
     yield (
-        f"Predictable: the loss changes by gradient times step to within τ = {config['tolerance']:g} of it, at every smaller step "
-        f"too. Intervals are 95 % over {config['folds']} groups of examples; they say nothing of other directions or points."
+        "Predictable: the loss changes by gradient times step to within τ = "
+        f"{config['tolerance']:g} of it, at every smaller step "
+        f"too. Intervals are 95 % over {config['folds']} groups of examples; they say nothing of "
+        "other directions or points."
     )
     if config["direction"] == "gradient":
         yield "Forward is up the gradient; a step that lowers the loss goes backward."
@@ -83,7 +96,8 @@ def _basis(rows: Sequence[Row], config: Mapping[str, Any], notes: Sequence[str])
         yield f"Round-off begins below ‖δ‖/‖θ‖ = {number(limit[0].value)}: smaller steps cannot be told at this tolerance."
     if none:
         yield (
-            f"No predictable step above round-off {' and '.join(none)}: the loss bends before it can be told from round-off; try "
+            f"No predictable step above round-off {' and '.join(none)}: the loss bends before it "
+            "can be told from round-off; try "
             "--dtype float64 or a larger --tolerance."
         )
 
@@ -103,20 +117,29 @@ def _whole(rows: Sequence[Row]) -> Iterator[str]:
     )
     changes = select(rows, "whole_loss_change")
     told = (
-        f" The loss changes by {estimate_text(changes[0].value, changes[0].low, changes[0].high)}, where the gradient says "
+        f" The loss changes by {estimate_text(changes[0].value, changes[0].low, changes[0].high)}, "
+        "where the gradient says "
         f"{number(changes[0].null)} (relative error {text_of(rows, 'whole_error')})"
         if changes
         else " The loss there is not finite"
     )
     score = select(rows, "whole_score")
-    scored = f"; the score goes from {number(score[0].null)} to {text_of(rows, 'whole_score')}" if score else ""
+    scored = (
+        f"; the score goes from {number(score[0].null)} to {text_of(rows, 'whole_score')}"
+        if score
+        else ""
+    )
     yield f"The whole vector, λ = 1 (‖δ‖/‖θ‖ = {number(found[0].value)}), is {verdict}.{told}{scored}."
 
 
 def _radius(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
     lines = []
     for unit, words in UNITS.items():
-        named = f"{words} (the learning rate of one plain step)" if _unit(unit, config) != unit else words
+        named = (
+            f"{words} (the learning rate of one plain step)"
+            if _unit(unit, config) != unit
+            else words
+        )
         lines.append(
             f"Largest predictable step {named}: "
             + ", ".join(f"{_size(rows, sign, unit)} {side}" for sign, side in SIDES.items())
@@ -125,13 +148,17 @@ def _radius(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
     for sign, side in SIDES.items():
         if select(rows, "edge_loss_change", sign=sign):
             lines.append(
-                f"At its edge {side} the loss has changed by {text_of(rows, 'edge_loss_change', sign=sign)} nats a token from "
-                f"{_plain(rows, 'loss')}, and the score is {text_of(rows, 'edge_score', sign=sign)} after "
+                f"At its edge {side} the loss has changed by "
+                f"{text_of(rows, 'edge_loss_change', sign=sign)} nats a token from "
+                f"{_plain(rows, 'loss')}, and the score is "
+                f"{text_of(rows, 'edge_score', sign=sign)} after "
                 f"{_plain(rows, 'score_here')}."
             )
     return Section(
-        title=f"How far along {'..'.join(Path(part).name for part in config['direction'].rsplit('..', 1))}?",
-        question="The largest step, both ways along the direction, up to which the loss changes as its gradient says to within "
+        title="How far along "
+        f"{'..'.join(Path(part).name for part in config['direction'].rsplit('..', 1))}?",
+        question="The largest step, both ways along the direction, up to which the loss changes as "
+        "its gradient says to within "
         f"τ = {config['tolerance']:g}.",
         figures=[],
         sees=[*lines, *_whole(rows), *_basis(rows, config, [])],
@@ -144,8 +171,10 @@ def _line(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
         question="What the loss and the score do, both ways, and where the prediction leaves them.",
         figures=[_changes(rows), _errors(rows, config), _scores(rows)],
         sees=[
-            f"‖θ‖ = {_plain(rows, 'weights_length')} over {_plain(rows, 'dimension')} coordinates; the direction as given is "
-            f"{_plain(rows, 'direction_length')} long; slope {_plain(rows, 'slope')} and curvature {_plain(rows, 'curvature')} in "
+            f"‖θ‖ = {_plain(rows, 'weights_length')} over {_plain(rows, 'dimension')} coordinates; "
+            "the direction as given is "
+            f"{_plain(rows, 'direction_length')} long; slope {_plain(rows, 'slope')} and curvature "
+            f"{_plain(rows, 'curvature')} in "
             "steps of ‖θ‖."
         ],
     )
@@ -163,7 +192,9 @@ def _changes(rows: Sequence[Row]) -> Drawing:
         sizes = [replace(r, value=abs(r.value)) for r in found if r.value]
         lines = [replace(r, value=abs(r.null)) for r in found if r.null]
         curves.append(Curve(rows=sizes, label=side, colour=COLOURS[sign]))
-        curves.append(Curve(rows=lines, label=f"{side}, predicted", colour=COLOURS[sign], dashed=True))
+        curves.append(
+            Curve(rows=lines, label=f"{side}, predicted", colour=COLOURS[sign], dashed=True)
+        )
     return draw_curves(
         "change",
         "Size of the loss change against the step, both ways; dashed: gradient times step.",
@@ -189,7 +220,11 @@ def _errors(rows: Sequence[Row], config: Mapping[str, Any]) -> Drawing:
     if limit and limit[0].value:
         lowest = min((r.value for r in every if r.value), default=1.0)
         share = limit[0].value * config["tolerance"]
-        seen = [replace(r, value=share / r.context["step"]) for r in every if share / r.context["step"] >= lowest / 3]
+        seen = [
+            replace(r, value=share / r.context["step"])
+            for r in every
+            if share / r.context["step"] >= lowest / 3
+        ]
         curves.append(Curve(rows=seen, label="round-off", colour="#000000", dashed=True))
     return draw_curves(
         "error",
@@ -206,7 +241,8 @@ def _errors(rows: Sequence[Row], config: Mapping[str, Any]) -> Drawing:
 
 def _scores(rows: Sequence[Row]) -> Drawing:
     curves = [
-        Curve(rows=select(rows, "score", sign=sign), label=side, colour=COLOURS[sign]) for sign, side in SIDES.items()
+        Curve(rows=select(rows, "score", sign=sign), label=side, colour=COLOURS[sign])
+        for sign, side in SIDES.items()
     ]
     return draw_curves(
         "score",

@@ -25,7 +25,9 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A question, the figures that answer it, tables, and what one sees in them, in sentences made from the numbers."""
+    """A question, the figures that answer it, tables, and what one sees in them, in sentences made
+    from the numbers.
+    """
 
     title: str
     question: str
@@ -41,7 +43,9 @@ def text_of(rows: Sequence[Row], quantity: str, **context: Any) -> str:
 
 
 def deciding_space(rows: Sequence[Row]) -> str:
-    """The space that decides: the weights (with LoRA ΔW) where captures were measured there, else the trained coordinates."""
+    """The space that decides: the weights (with LoRA ΔW) where captures were measured there, else
+    the trained coordinates.
+    """
     found = {r.context.get("space") for r in rows}
     return "weights" if "weights" in found else "factors"
 

@@ -1,4 +1,6 @@
-"""One steering vector: how strongly it steers, whether routes agree on it, what it damages. A page, and a table for the terminal."""
+"""One steering vector: how strongly it steers, whether routes agree on it, what it damages. A page,
+and a table for the terminal.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,15 @@ from rich.table import Table
 from rich.text import Text
 
 from loclin.record import Record, Row
-from loclin.report.figures import PALETTE, Curve, Drawing, draw_curves, draw_matrix, draw_points, select
+from loclin.report.figures import (
+    PALETTE,
+    Curve,
+    Drawing,
+    draw_curves,
+    draw_matrix,
+    draw_points,
+    select,
+)
 from loclin.report.section import Section, text_of
 from loclin.report.section import Table as Listing
 from loclin.report.words import estimate_text, number, p_text
@@ -25,15 +35,24 @@ COLOURS = {"labels": PALETTE[0], "gradient": PALETTE[1], "logits": PALETTE[2], "
 
 def sections(rows: Sequence[Row], config: Mapping[str, Any]) -> list[Section]:
     """The page's sections in reading order."""
-    found = [_strength(rows, config), _routes(rows, config), _damage(rows, config), _prompts(rows, config)]
+    found = [
+        _strength(rows, config),
+        _routes(rows, config),
+        _damage(rows, config),
+        _prompts(rows, config),
+    ]
     return [*found, *([_texts(rows, config)] if select(rows, "generation") else [])]
 
 
 def print_steering(folder: Path) -> None:
-    """Print what a steering vector of a run folder does, as a short table; nothing where the folder holds none that is finished."""
+    """Print what a steering vector of a run folder does, as a short table; nothing where the folder
+    holds none that is finished.
+    """
     record = Record(folder)
     run = record.run()
-    if ENTRY not in run["studies"] or not (folder / ENTRY / "results.json").exists():  # begun and failed
+    if (
+        ENTRY not in run["studies"] or not (folder / ENTRY / "results.json").exists()
+    ):  # begun and failed
         return
     rows, config, console = record.results(ENTRY), run["studies"][ENTRY], Console()
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -65,11 +84,20 @@ def _chosen(rows: Sequence[Row]) -> list[int]:
 
 def _header(config: Mapping[str, Any]) -> tuple[str, ...]:
     kl = f"{config['kl']:g} nats"
-    return ("vector from", "slope", "p", "steered the other way", f"strength at {kl}", f"change at {kl}")
+    return (
+        "vector from",
+        "slope",
+        "p",
+        "steered the other way",
+        f"strength at {kl}",
+        f"change at {kl}",
+    )
 
 
 def _table(rows: Sequence[Row], config: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Every route: slope with p, anti-steerable share, strength at equal damage and what it does there."""
+    """Every route: slope with p, anti-steerable share, strength at equal damage and what it does
+    there.
+    """
     for route in _made(rows):
         slope = select(rows, "slope", route=route)[0]
         strength = select(rows, "strength_at_kl", route=route)
@@ -105,8 +133,10 @@ def _layer(rows: Sequence[Row], config: Mapping[str, Any]) -> Iterator[str]:
     if tried:
         best = next(r for r in tried if r.context["layer"] == chosen[0])
         yield (
-            f"The vector is added to the output of {where} of {len(tried)}: there its slope on the {config['choose']} prompts that "
-            f"choose is largest, {estimate_text(best.value, best.low, best.high)} logits per unit of strength."
+            f"The vector is added to the output of {where} of {len(tried)}: there its slope on the "
+            f"{config['choose']} prompts that "
+            f"choose is largest, {estimate_text(best.value, best.low, best.high)} logits per unit "
+            "of strength."
         )
         if config.get("without_block_0"):
             yield "Block 0 was not among them: a control vector of llama.cpp has none there."
@@ -124,7 +154,8 @@ def _beside(rows: Sequence[Row], config: Mapping[str, Any]) -> Iterator[str]:
     inside = slope.value is not None and abs(slope.value) <= (slope.null or 0.0)
     yield (
         f"One unit of strength moves the logit difference of the {config['test']} test prompts by "
-        f"{estimate_text(slope.value, slope.low, slope.high)} on average; {chance.n} random directions of that length move it by "
+        f"{estimate_text(slope.value, slope.low, slope.high)} on average; {chance.n} random "
+        "directions of that length move it by "
         f"{_band(chance)}{', so that this is no more than chance does' if inside else ''}."
     )
     if slope.value:
@@ -135,8 +166,10 @@ def _beside(rows: Sequence[Row], config: Mapping[str, Any]) -> Iterator[str]:
             times = f", {number((row.value or 0.0) / slope.value)} times that" if some else ""
             yield f"{_upper(name_of(other, config))} at the same length: {number(row.value)}{times}."
     yield (
-        f"Intervals are 95 % over the test prompts, by group, for these vectors; p is against isotropic random directions, at least "
-        f"{p_text(1 / (chance.n + 1))} with {chance.n} of them. They are a narrow null: most of them miss the few directions in which "
+        "Intervals are 95 % over the test prompts, by group, for these vectors; p is against "
+        "isotropic random directions, at least "
+        f"{p_text(1 / (chance.n + 1))} with {chance.n} of them. They are a narrow null: most of "
+        "them miss the few directions in which "
         "activations vary, so a small p alone says little."
     )
 
@@ -147,7 +180,8 @@ def _agreement(rows: Sequence[Row], config: Mapping[str, Any]) -> Iterator[str]:
         for row in select(rows, "cosine", layer=layer):
             a, b = (name_of(str(row.context[k]), config) for k in ("route", "with"))
             null = (
-                f"; 5 % of random weight steps have more than {number(row.null)}, p = {p_text(row.p)}"
+                f"; 5 % of random weight steps have more than {number(row.null)}, p = "
+                f"{p_text(row.p)}"
                 if row.null is not None
                 else ""
             )
@@ -162,7 +196,8 @@ def _strength(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
         figures.append(
             draw_curves(
                 "layers",
-                f"Slope of the vector from {name_of(route, config)} at every block alone, on the part that chooses.",
+                f"Slope of the vector from {name_of(route, config)} at every block alone, on the "
+                "part that chooses.",
                 [Curve(rows=tried, label=name_of(route, config), colour=COLOURS[route])],
                 over="layer",
                 labels=("block", "logits per unit of strength"),
@@ -172,13 +207,20 @@ def _strength(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
             )
         )
     curves = [
-        Curve(rows=select(rows, "change", route=r), label=name_of(r, config), colour=COLOURS[r]) for r in _made(rows)
+        Curve(rows=select(rows, "change", route=r), label=name_of(r, config), colour=COLOURS[r])
+        for r in _made(rows)
     ]
-    chance = Curve(rows=select(rows, "random_change"), label="random directions, middle 95 %", colour=GREY, dashed=True)
+    chance = Curve(
+        rows=select(rows, "random_change"),
+        label="random directions, middle 95 %",
+        colour=GREY,
+        dashed=True,
+    )
     figures.append(
         draw_curves(
             "dose",
-            "Mean change of the logit difference on the test prompts by strength, with 95 % intervals; random directions of the same "
+            "Mean change of the logit difference on the test prompts by strength, with 95 % "
+            "intervals; random directions of the same "
             "length dashed.",
             [*curves, chance],
             over="strength",
@@ -190,14 +232,18 @@ def _strength(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
     )
     return Section(
         title="Which layer, and how strongly?",
-        question="strength × vector is added to the output of a block at every token of the prompt. Measured is logit(toward) − "
-        "logit(away) of the next token. Every vector is as long as the difference that labels make at that block.",
+        question="strength × vector is added to the output of a block at every token of the "
+        "prompt. Measured is logit(toward) − "
+        "logit(away) of the next token. Every vector is as long as the difference that labels make "
+        "at that block.",
         figures=figures,
         sees=[*_layer(rows, config), *_beside(rows, config)],
         tables=[
             Listing(
-                caption="Every route on the test prompts. The slope is the mean over prompts, in logits per unit of strength, over "
-                "strengths from −1 to 1; steered the other way is the share of prompts whose own slope is below 0.",
+                caption="Every route on the test prompts. The slope is the mean over prompts, in "
+                "logits per unit of strength, over "
+                "strengths from −1 to 1; steered the other way is the share of prompts whose own "
+                "slope is below 0.",
                 header=_header(config),
                 rows=list(_table(rows, config)),
             )
@@ -206,7 +252,11 @@ def _strength(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
 
 
 def _routes(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
-    pairs = list(dict.fromkeys((str(r.context["route"]), str(r.context["with"])) for r in select(rows, "cosine")))
+    pairs = list(
+        dict.fromkeys(
+            (str(r.context["route"]), str(r.context["with"])) for r in select(rows, "cosine")
+        )
+    )
     figures: list[Drawing] = []
     if pairs:
         curves = [
@@ -219,11 +269,14 @@ def _routes(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
         ]
         null = select(rows, "random_cosine")
         if null:
-            curves.append(Curve(rows=null, label="random weight steps, labels", colour=GREY, dashed=True))
+            curves.append(
+                Curve(rows=null, label="random weight steps, labels", colour=GREY, dashed=True)
+            )
         figures.append(
             draw_curves(
                 "cosines",
-                "Cosine of every two routes by block, with 95 % intervals where there are any; dashed: the middle 95 % of random "
+                "Cosine of every two routes by block, with 95 % intervals where there are any; "
+                "dashed: the middle 95 % of random "
                 "weight steps beside labels.",
                 curves,
                 over="layer",
@@ -236,30 +289,40 @@ def _routes(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
         figures.append(_matrix(rows, config))
     return Section(
         title="Do the routes agree?",
-        question="Labels know no weights, and the gradient step was taken and read on other examples than those of the labels.",
+        question="Labels know no weights, and the gradient step was taken and read on other "
+        "examples than those of the labels.",
         figures=figures,
         sees=_explained(rows, config, pairs) or ["One route alone was made: nothing to compare."],
     )
 
 
-def _explained(rows: Sequence[Row], config: Mapping[str, Any], pairs: Sequence[tuple[str, str]]) -> list[str]:
+def _explained(
+    rows: Sequence[Row], config: Mapping[str, Any], pairs: Sequence[tuple[str, str]]
+) -> list[str]:
     """The cosines at the layers chosen, and what their intervals and their null are."""
     lines = list(_agreement(rows, config))
     if any("gradient" in pair for pair in pairs):
         lines.append(
-            "Cosines with the gradient step have intervals over prompts and over gradient batches, drawn again together; those of "
-            "labels and logits, which share their prompts, over prompts. A cosine with a search has none. "
-            "They speak of vectors made from as many examples: noise lowers every cosine, the more so the fewer there are."
+            "Cosines with the gradient step have intervals over prompts and over gradient batches, "
+            "drawn again together; those of "
+            "labels and logits, which share their prompts, over prompts. A cosine with a search "
+            "has none. "
+            "They speak of vectors made from as many examples: noise lowers every cosine, the more "
+            "so the fewer there are."
         )
     if select(rows, "random_cosine"):
         lines.append(
-            f"The null: {config['null']} random steps of the weights, as long in every tensor as the gradient step, and their "
-            "opposites. Their shifts share what any step of the weights does, which random directions of activations would not show."
+            f"The null: {config['null']} random steps of the weights, as long in every tensor as "
+            "the gradient step, and their "
+            "opposites. Their shifts share what any step of the weights does, which random "
+            "directions of activations would not show."
         )
     if ("gradient", "logits") in pairs or ("logits", "gradient") in pairs:
         lines.append(
-            "The logit gradient is what the rest of the network reads. A step that raises a logit can move late blocks along it "
-            "whatever the labels: agreement with labels that goes no further than theirs with the logit gradient may be this alone."
+            "The logit gradient is what the rest of the network reads. A step that raises a logit "
+            "can move late blocks along it "
+            "whatever the labels: agreement with labels that goes no further than theirs with the "
+            "logit gradient may be this alone."
         )
     return lines
 
@@ -271,7 +334,8 @@ def _matrix(rows: Sequence[Row], config: Mapping[str, Any]) -> Drawing:
         a, b = (name_of(str(row.context[k]), config) for k in ("route", "with"))
         cells += [replace(row, context={"a": x, "b": y}) for x, y in ((a, b), (b, a))]
     cells += [
-        Row(quantity="cosine", value=1.0, context={"a": n, "b": n}) for n in (name_of(r, config) for r in _made(rows))
+        Row(quantity="cosine", value=1.0, context={"a": n, "b": n})
+        for n in (name_of(r, config) for r in _made(rows))
     ]
     return draw_matrix(
         "matrix",
@@ -300,30 +364,37 @@ def _damage(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
             base=2,  # marks within a decade
         )
         for figure, caption, found, axis, title in (
-            ("kl", "KL divergence of the next tokens of neutral text by strength, with 95 % intervals over passages.",
+            ("kl", "KL divergence of the next tokens of neutral text by strength, with 95 % "
+                   "intervals over passages.",
              select(rows, "kl", route=route), "KL, nats a token", "Damage"),
-            ("perplexity", "Perplexity of neutral text by strength.", perplexity, "perplexity", "Perplexity"),
+            ("perplexity", "Perplexity of neutral text by "
+                           "strength.", perplexity, "perplexity", "Perplexity"),
         )
     ]  # fmt: skip
     before = number(perplexity[0].null) if perplexity else "not defined"
     lines = [
-        f"At strength 1 the vector from {name_of(r, config)} moves the next tokens of neutral text by "
-        f"{text_of(rows, 'kl', route=r, strength=1.0)} nats a token; perplexity goes from {before} to "
+        f"At strength 1 the vector from {name_of(r, config)} moves the next tokens of neutral text "
+        "by "
+        f"{text_of(rows, 'kl', route=r, strength=1.0)} nats a token; perplexity goes from {before} "
+        "to "
         f"{text_of(rows, 'perplexity', route=r, strength=1.0).removesuffix(' (no interval)')}."
         for r in _made(rows)
     ]
     for r in _made(rows):
         there = select(rows, "strength_at_kl", route=r)
         lines.append(
-            f"{_upper(name_of(r, config))}: {config['kl']:g} nats a token are reached at strength {number(there[0].value)}, where the "
+            f"{_upper(name_of(r, config))}: {config['kl']:g} nats a token are reached at strength "
+            f"{number(there[0].value)}, where the "
             f"logit difference has moved by {text_of(rows, 'change_at_kl', route=r)}."
             if there
             else f"{_upper(name_of(r, config))}: no strength reaches {config['kl']:g} nats a token."
         )
     return Section(
         title="What does it damage?",
-        question="The vector is added at every token of neutral text (passages, or the model's own samples). KL(p ‖ p′) is between the "
-        "next token's distribution without and with it; positions where an answer is due (the model as it is gives the two answers "
+        question="The vector is added at every token of neutral text (passages, or the model's own "
+        "samples). KL(p ‖ p′) is between the "
+        "next token's distribution without and with it; positions where an answer is due (the "
+        "model as it is gives the two answers "
         "more than half of the probability) are left out of it.",
         figures=figures,
         sees=lines,
@@ -333,10 +404,15 @@ def _damage(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
 def _prompts(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
     points: dict[str, list[tuple[float, float]]] = {}
     for route in COLOURS:  # in the order of their colours; a route that was not made has no points
-        values = sorted(r.value for r in select(rows, "prompt_slope", route=route) if r.value is not None)
-        points[name_of(route, config)] = [((i + 0.5) / len(values), v) for i, v in enumerate(values)]
+        values = sorted(
+            r.value for r in select(rows, "prompt_slope", route=route) if r.value is not None
+        )
+        points[name_of(route, config)] = [
+            ((i + 0.5) / len(values), v) for i, v in enumerate(values)
+        ]
     lines = [
-        f"The vector from {name_of(r, config)} steers {text_of(rows, 'anti_steerable', route=r)} of the test prompts the other way."
+        f"The vector from {name_of(r, config)} steers {text_of(rows, 'anti_steerable', route=r)} "
+        "of the test prompts the other way."
         for r in _made(rows)
     ]
     chance = select(rows, "random_anti_steerable")
@@ -366,14 +442,18 @@ def _texts(rows: Sequence[Row], config: Mapping[str, Any]) -> Section:
     prompts = dict.fromkeys(prompt for prompt, _ in texts)
     return Section(
         title="What does it say?",
-        question="The first test prompts that leave room, continued greedily with the vector at every token; 0 is the model as it is.",
+        question="The first test prompts that leave room, continued greedily with the vector at "
+        "every token; 0 is the model as it is.",
         figures=[],
         sees=[],
         tables=[
             Listing(
-                caption=f"Continuations by the vector from {name_of(_made(rows)[0], config)}; all of them, none picked.",
+                caption=f"Continuations by the vector from {name_of(_made(rows)[0], config)}; all "
+                "of them, none picked.",
                 header=("prompt", *(f"strength {s:g}" for s in strengths)),
-                rows=[[_line(p), *(_line(texts.get((p, s), "")) for s in strengths)] for p in prompts],
+                rows=[
+                    [_line(p), *(_line(texts.get((p, s), "")) for s in strengths)] for p in prompts
+                ],
             )
         ],
     )

@@ -18,25 +18,40 @@ COLOURS = {"supported": "green", "refuted": "red", "inconclusive": "yellow", "no
 
 
 def print_claims(folder: Path) -> None:
-    """Print every claim of a run folder with its estimate, p-value and verdict; nothing where no claim was decided."""
+    """Print every claim of a run folder with its estimate, p-value and verdict; nothing where no
+    claim was decided.
+    """
     claims = Record(folder).claims()
     if not claims:
         return
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("claim", "tested on", "measured", "p Holm", "verdict"):
         least = {"claim": 16, "tested on": 11, "p Holm": 7, "verdict": 12}.get(heading)
-        whole = heading in ("measured", "p Holm", "verdict")  # the others may take two lines where there is little room
+        whole = heading in (
+            "measured",
+            "p Holm",
+            "verdict",
+        )  # the others may take two lines where there is little room
         table.add_column(heading, no_wrap=whole, overflow="fold", min_width=least)
     for _, claim in claims:
-        cells = (claim.id, claim.setting, estimate_text(claim.value, claim.low, claim.high), p_text(claim.p_holm))
+        cells = (
+            claim.id,
+            claim.setting,
+            estimate_text(claim.value, claim.low, claim.high),
+            p_text(claim.p_holm),
+        )
         table.add_row(*map(Text, cells), Text(claim.verdict, style=COLOURS[claim.verdict]))
     Console().print(table)
 
 
 def print_findings(folder: Path, study: str) -> None:
-    """Print what a study without claims found, in the sentences of its page; nothing where the folder does not hold it finished."""
+    """Print what a study without claims found, in the sentences of its page; nothing where the
+    folder does not hold it finished.
+    """
     run = Record(folder).run()
-    if study not in run["studies"] or not (folder / study / "results.json").exists():  # begun and failed
+    if (
+        study not in run["studies"] or not (folder / study / "results.json").exists()
+    ):  # begun and failed
         return
     console = Console()
     for section in PAGES[study](Record(folder).results(study), run["studies"][study]):

@@ -7,14 +7,29 @@ from itertools import pairwise
 from typing import Any
 
 from loclin.record import Row
-from loclin.report.figures import PALETTE, Curve, Drawing, defined, draw_curves, draw_dots, draw_matrix, select
+from loclin.report.figures import (
+    PALETTE,
+    Curve,
+    Drawing,
+    defined,
+    draw_curves,
+    draw_dots,
+    draw_matrix,
+    select,
+)
 from loclin.report.section import Section
 from loclin.report.words import number, p_text
 
 #: What a space is called where there are two, and where there is one.
 TWO = {"weights": "weights ΔW", "factors": "factors A, B"}
 NULLS = {
-    "prefix_capture": ("stationary drift", "white, own norms", "white", "heavy ball", "shuffled order"),
+    "prefix_capture": (
+        "stationary drift",
+        "white, own norms",
+        "white",
+        "heavy ball",
+        "shuffled order",
+    ),
     "future_capture": ("stationary drift", "shuffled order"),
 }
 DISAGREE = 0.05  # captures in the two spaces of an adapter that differ by more are pointed out
@@ -27,7 +42,9 @@ def sections(rows: Sequence[Row], config: Mapping[str, Any]) -> list[Section]:
 
 
 def _spaces(rows: Sequence[Row]) -> dict[str, str]:
-    """The spaces that were measured, weights first, and a label for each ("" where there is but one)."""
+    """The spaces that were measured, weights first, and a label for each ("" where there is but
+    one).
+    """
     found = {r.context["space"] for r in rows if r.quantity == "dimension"}
     return {space: TWO[space] if len(found) > 1 else "" for space in TWO if space in found}
 
@@ -47,7 +64,9 @@ def _titled(label: str, text: str) -> str:
 
 
 def _run(rows: Sequence[Row], spaces: Mapping[str, str]) -> Section:
-    points = sorted((r for r in rows if r.quantity == "point_step"), key=lambda r: r.context["point"])
+    points = sorted(
+        (r for r in rows if r.quantity == "point_step"), key=lambda r: r.context["point"]
+    )
     segments = len(points) - 1
     figures = [_shares(rows, space, label) for space, label in spaces.items()]
     return Section(
@@ -55,14 +74,18 @@ def _run(rows: Sequence[Row], spaces: Mapping[str, str]) -> Section:
         question="Which points is it seen at, how far apart are they, and which tensors moved?",
         figures=[*figures, _lengths(rows, spaces)],
         sees=[
-            f"{segments} segments between {points[0].context['label']} and {points[-1].context['label']}. One run: no interval. "
-            "A p-value against shuffled order is exact for the run; it says nothing about other runs.",
+            f"{segments} segments between {points[0].context['label']} and "
+            f"{points[-1].context['label']}. One run: no interval. "
+            "A p-value against shuffled order is exact for the run; it says nothing about other "
+            "runs.",
             _spacing([r.value for r in points]),
             *(
                 _titled(
                     label,
-                    f"{_number(rows, 'dimension', space=s)} coordinates in {_number(rows, 'tensors', space=s)} tensors that "
-                    f"moved; {_number(rows, 'still_tensors', space=s)} never did. Shares of the squared segment lengths: "
+                    f"{_number(rows, 'dimension', space=s)} coordinates in "
+                    f"{_number(rows, 'tensors', space=s)} tensors that "
+                    f"moved; {_number(rows, 'still_tensors', space=s)} never did. Shares of the "
+                    "squared segment lengths: "
                     f"{_share_text(rows, s)}.",
                 )
                 for s, label in spaces.items()
@@ -76,13 +99,19 @@ def _run(rows: Sequence[Row], spaces: Mapping[str, str]) -> Section:
 def _spacing(steps: Sequence[float | None]) -> str:
     known = [s for s in steps if s is not None]
     if len(known) < len(steps):
-        return "How many optimiser steps each segment spans is not written down in every checkpoint."
+        return (
+            "How many optimiser steps each segment spans is not written down in every checkpoint."
+        )
     lengths = [round(b - a) for a, b in pairwise(known)]
     if len(set(lengths)) == 1:
-        return f"Each segment is {lengths[0]} optimiser {'step' if lengths[0] == 1 else 'steps'} long."
+        return (
+            f"Each segment is {lengths[0]} optimiser {'step' if lengths[0] == 1 else 'steps'} long."
+        )
     return (
-        f"Segments differ in length, from {min(lengths)} to {max(lengths)} optimiser steps: longer ones weigh more in every "
-        "capture, and nulls of equal steps do not fit; hold the curves against the one with the run's own norms."
+        f"Segments differ in length, from {min(lengths)} to {max(lengths)} optimiser steps: longer "
+        "ones weigh more in every "
+        "capture, and nulls of equal steps do not fit; hold the curves against the one with the "
+        "run's own norms."
     )
 
 
@@ -98,7 +127,8 @@ def _sketch_lines(rows: Sequence[Row], spaces: Mapping[str, str]) -> Iterator[st
         errors = select(rows, "sketch_sd", space=space, of="future_capture")
         if errors:
             yield (
-                f"Inner products were read from sketches of {errors[0].context['m']} numbers: that adds a standard deviation of up "
+                f"Inner products were read from sketches of {errors[0].context['m']} numbers: that "
+                "adds a standard deviation of up "
                 f"to {number(max(defined(r.value) for r in errors))} to a future-only capture."
             )
 
@@ -108,7 +138,8 @@ def _shares(rows: Sequence[Row], space: str, label: str) -> Drawing:
     chance = [Row(quantity="coordinates", value=r.null, context=r.context) for r in shares]
     return draw_dots(
         f"movement-shares-{space}",
-        "Share of each group of tensors in the squared lengths of the segments, and in the coordinates.",
+        "Share of each group of tensors in the squared lengths of the segments, and in the "
+        "coordinates.",
         {
             name: [(r.context["group"], r) for r in entries]
             for name, entries in {"movement": shares, "coordinates": chance}.items()
@@ -120,7 +151,11 @@ def _shares(rows: Sequence[Row], space: str, label: str) -> Drawing:
 
 def _lengths(rows: Sequence[Row], spaces: Mapping[str, str]) -> Drawing:
     curves = [
-        Curve(rows=_thinned(select(rows, "segment_length", space=s)), label=label or "weights", colour=PALETTE[i])
+        Curve(
+            rows=_thinned(select(rows, "segment_length", space=s)),
+            label=label or "weights",
+            colour=PALETTE[i],
+        )
         for i, (s, label) in enumerate(spaces.items())
     ]
     return draw_curves(
@@ -148,7 +183,8 @@ def _prefix(rows: Sequence[Row], spaces: Mapping[str, str]) -> Section:
         lines.append(_capture_line(rows, space, label))
     return Section(
         title="Do the first segments span the way?",
-        question="How much of the displacement d = Σu_t, and of the way f_k that is still to come after segment k, lies in the span "
+        question="How much of the displacement d = Σu_t, and of the way f_k that is still to come "
+        "after segment k, lies in the span "
         "of the first k segments, and how much would it for steps with no structure but a drift?",
         figures=figures,
         sees=[*lines, *_gauge_lines(rows, spaces)],
@@ -156,14 +192,19 @@ def _prefix(rows: Sequence[Row], spaces: Mapping[str, str]) -> Section:
 
 
 def _captures(rows: Sequence[Row], space: str, label: str, quantity: str, of: str) -> Drawing:
-    curves = [Curve(rows=select(rows, quantity, space=space), label="first k segments", colour=PALETTE[0])]
+    curves = [
+        Curve(rows=select(rows, quantity, space=space), label="first k segments", colour=PALETTE[0])
+    ]
     for null, colour in zip(NULLS[quantity], PALETTE[1:], strict=False):
         chosen = select(rows, f"{quantity}_null", null=null, space=space)
-        curves.append(Curve(rows=chosen, label=f"null: {null}", colour=colour, dashed=True, band=False))
+        curves.append(
+            Curve(rows=chosen, label=f"null: {null}", colour=colour, dashed=True, band=False)
+        )
     whole = quantity == "prefix_capture"
     return draw_curves(
         f"{quantity.replace('_', '-')}-{space}",
-        f"Share of the {'whole displacement' if whole else 'displacement after segment k'} in the span of the first k segments.",
+        f"Share of the {'whole displacement' if whole else 'displacement after segment k'} in the "
+        "span of the first k segments.",
         curves,
         over="k",
         labels=("k", f"capture of {of}"),
@@ -174,7 +215,9 @@ def _captures(rows: Sequence[Row], space: str, label: str, quantity: str, of: st
 def _compared(rows: Sequence[Row], space: str) -> int:
     """The k that the sentences are about: that of the overlaps, else the largest with a future."""
     overlaps = select(rows, "window_overlap", space=space)
-    ks = [r.context["k"] for r in overlaps] or [r.context["k"] for r in select(rows, "future_capture", space=space)]
+    ks = [r.context["k"] for r in overlaps] or [
+        r.context["k"] for r in select(rows, "future_capture", space=space)
+    ]
     return int(max(ks, default=1))
 
 
@@ -186,13 +229,17 @@ def _capture_line(rows: Sequence[Row], space: str, label: str) -> str:
     return _titled(
         label,
         f"the {first} {_number(rows, 'prefix_capture', **here)} of the whole way and "
-        f"{_number(rows, 'future_capture', **here)} of the way still to come. A stationary drift fitted to the same segments would "
+        f"{_number(rows, 'future_capture', **here)} of the way still to come. A stationary drift "
+        "fitted to the same segments would "
         f"give {_number(rows, 'prefix_capture_null', null='stationary drift', **here)} and "
-        f"{_number(rows, 'future_capture_null', null='stationary drift', **here)}, the segments in shuffled order "
+        f"{_number(rows, 'future_capture_null', null='stationary drift', **here)}, the segments in "
+        "shuffled order "
         f"{_number(rows, 'prefix_capture_null', null='shuffled order', **here)} and "
         f"{_number(rows, 'future_capture_null', null='shuffled order', **here)} "
-        f"(p = {p_text(future.p if future else None)} for the future), unrelated segments of the same lengths "
-        f"{_number(rows, 'prefix_capture_null', null='white, own norms', **here)} and 0.{_verdict(rows, here)}",
+        f"(p = {p_text(future.p if future else None)} for the future), unrelated segments of the "
+        "same lengths "
+        f"{_number(rows, 'prefix_capture_null', null='white, own norms', **here)} and "
+        f"0.{_verdict(rows, here)}",
     )
 
 
@@ -204,9 +251,7 @@ def _verdict(rows: Sequence[Row], here: Mapping[str, Any]) -> str:
     more = future.value - future.null
     if abs(more) < DISAGREE:
         return f" The future-only capture differs by less than {DISAGREE} from what a constant drift gives."
-    return (
-        f" That is {number(abs(more))} {'more' if more > 0 else 'less'} of the future than a constant drift explains."
-    )
+    return f" That is {number(abs(more))} {'more' if more > 0 else 'less'} of the future than a constant drift explains."
 
 
 def _gauge_lines(rows: Sequence[Row], spaces: Mapping[str, str]) -> Iterator[str]:
@@ -218,8 +263,10 @@ def _gauge_lines(rows: Sequence[Row], spaces: Mapping[str, str]) -> Iterator[str
     if len(values) == 2:
         apart = abs(values["weights"] - values["factors"])
         yield (
-            f"At k = {k} the two spaces {'disagree' if apart > DISAGREE else 'agree'} on the future-only capture "
-            f"({number(values['weights'])} in ΔW, {number(values['factors'])} in the factors). Numbers about the factors change with "
+            f"At k = {k} the two spaces {'disagree' if apart > DISAGREE else 'agree'} on the "
+            "future-only capture "
+            f"({number(values['weights'])} in ΔW, {number(values['factors'])} in the factors). "
+            "Numbers about the factors change with "
             "the gauge (A→RA, B→BR⁻¹) although the network does not: those about ΔW count."
         )
 
@@ -227,35 +274,62 @@ def _gauge_lines(rows: Sequence[Row], spaces: Mapping[str, str]) -> Iterator[str
 def _turning(rows: Sequence[Row], spaces: Mapping[str, str]) -> Section:
     cosines, overlaps, lines, figures = [], [], [], []
     for i, (space, label) in enumerate(spaces.items()):
-        found, windows = select(rows, "successive_cosine", space=space), select(rows, "window_overlap", space=space)
+        found, windows = (
+            select(rows, "successive_cosine", space=space),
+            select(rows, "window_overlap", space=space),
+        )
         cosines.append(Curve(rows=_thinned(found), label=label or "measured", colour=PALETTE[i]))
         overlaps.append(Curve(rows=windows, label=label or "measured", colour=PALETTE[i]))
         chance = [Row(quantity="null", value=r.null, context=r.context) for r in windows]
         overlaps.append(
-            Curve(rows=chance, label=f"{label} chance k/D".strip(), colour=PALETTE[i], dashed=True, band=False)
+            Curve(
+                rows=chance,
+                label=f"{label} chance k/D".strip(),
+                colour=PALETTE[i],
+                dashed=True,
+                band=False,
+            )
         )
         lines.append(_turning_line(found, windows, label))
         cells = select(rows, "segment_cosine", space=space)
         caption = "Cosine of every segment with every other (evenly chosen ones of a long run)."
         title = _titled(label, "cosines between segments")
         figures.append(
-            draw_matrix(f"cosines-{space}", caption, cells, over=("i", "j"), labels=("segment", "segment"), title=title)
+            draw_matrix(
+                f"cosines-{space}",
+                caption,
+                cells,
+                over=("i", "j"),
+                labels=("segment", "segment"),
+                title=title,
+            )
         )
     k = _compared(rows, next(iter(spaces)))
     figures += [
         draw_curves(
-            "successive-cosines", "Cosine of each segment with the one before.", cosines,
-            over="t", labels=("segment t", "cos(u_t, u_t₋₁)"), title="Does the next segment go on the same way?",
-            limits=(-1.02, 1.02), log=(False, False),
+            "successive-cosines",
+            "Cosine of each segment with the one before.",
+            cosines,
+            over="t",
+            labels=("segment t", "cos(u_t, u_t₋₁)"),
+            title="Does the next segment go on the same way?",
+            limits=(-1.02, 1.02),
+            log=(False, False),
         ),
         draw_curves(
-            "window-overlap", "Overlap of the first segments' span with that of later windows as long.", overlaps,
-            over="t", labels=(f"first segment of the window of {k}", "overlap"), title="Does the span drift?", log=(False, False),
+            "window-overlap",
+            "Overlap of the first segments' span with that of later windows as long.",
+            overlaps,
+            over="t",
+            labels=(f"first segment of the window of {k}", "overlap"),
+            title="Does the span drift?",
+            log=(False, False),
         ),
-    ]  # fmt: skip
+    ]
     return Section(
         title="Does the direction turn?",
-        question="How near is each segment to the one before, and the span of the first k to that of k later ones?",
+        question="How near is each segment to the one before, and the span of the first k to that "
+        "of k later ones?",
         figures=figures,
         sees=lines,
     )
@@ -274,7 +348,8 @@ def _turning_line(cosines: Sequence[Row], windows: Sequence[Row], label: str) ->
     first, last = windows[0], windows[-1]
     return _titled(
         label,
-        f"{text}. The span of the first {first.context['k']} overlaps with the next as many by {number(first.value)} and with the "
+        f"{text}. The span of the first {first.context['k']} overlaps with the next as many by "
+        f"{number(first.value)} and with the "
         f"last by {number(last.value)} (random spans: {number(first.null)}).",
     )
 
@@ -284,14 +359,27 @@ def _ranks(rows: Sequence[Row], spaces: Mapping[str, str]) -> Section:
     for space, label in spaces.items():
         curves = []
         for i, mean in enumerate(("uncentred", "centred")):
-            for vectors, dashed, shift in (("measured", False, 0), ("per tensor", True, 0), ("isotropic", True, 2)):
+            for vectors, dashed, shift in (
+                ("measured", False, 0),
+                ("per tensor", True, 0),
+                ("isotropic", True, 2),
+            ):
                 name = f"{mean}: measured" if vectors == "measured" else f"{mean}: {vectors} sketch"
                 chosen = select(rows, "participation_rank", space=space, mean=mean, vectors=vectors)
-                curves.append(Curve(rows=chosen, label=name, colour=PALETTE[i + shift], dashed=dashed, band=False))
+                curves.append(
+                    Curve(
+                        rows=chosen,
+                        label=name,
+                        colour=PALETTE[i + shift],
+                        dashed=dashed,
+                        band=False,
+                    )
+                )
         figures.append(
             draw_curves(
                 f"ranks-{space}",
-                "Participation ratio of the first n segments, with two random sketches of the same norms.",
+                "Participation ratio of the first n segments, with two random sketches of the same "
+                "norms.",
                 curves,
                 over="segments",
                 labels=("number of segments n", "participation ratio"),
@@ -304,7 +392,8 @@ def _ranks(rows: Sequence[Row], spaces: Mapping[str, str]) -> Section:
         lines += [_rank_line(rows, space, label, mean) for mean in ("uncentred", "centred")]
     return Section(
         title="How many dimensions does the way use?",
-        question="Effective rank of the segments, against random vectors that share nothing but the norms in every tensor.",
+        question="Effective rank of the segments, against random vectors that share nothing but "
+        "the norms in every tensor.",
         figures=figures,
         sees=lines,
     )

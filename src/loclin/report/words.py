@@ -22,7 +22,11 @@ def estimate_text(value: float | None, low: float | None, high: float | None) ->
     """
     if value is None:
         return "not defined"
-    return f"{number(value)} [{number(low)}, {number(high)}]" if low is not None else f"{number(value)} (no interval)"
+    return (
+        f"{number(value)} [{number(low)}, {number(high)}]"
+        if low is not None
+        else f"{number(value)} (no interval)"
+    )
 
 
 def p_text(p: float | None) -> str:

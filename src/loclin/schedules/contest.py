@@ -1,4 +1,6 @@
-"""What every schedule has in common: one start, several tasks, one budget of gradient evaluations, and how they are asked."""
+"""What every schedule has in common: one start, several tasks, one budget of gradient evaluations,
+and how they are asked.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,8 @@ class Contest:
         context: of all rows.
         dropout: whether the adapter has any while it is trained.
         keeping: where the updates of specialists are kept; nowhere by default.
-        validated: whether every schedule is asked validation examples too, for whoever chooses by them.
+        validated: whether every schedule is asked validation examples too, for whoever chooses by
+            them.
     """
 
     problem: Problem
@@ -90,7 +93,9 @@ class Contest:
     dropout: bool = False
     keeping: Keeping | None = None
     validated: bool = False
-    _specialists: dict[tuple[str, str], Trained] = field(default_factory=dict, init=False, repr=False)
+    _specialists: dict[tuple[str, str], Trained] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     @property
     def share(self) -> int:
@@ -109,30 +114,47 @@ class Contest:
 
     @cached_property
     def choosing(self) -> tuple[Exam, ...]:
-        """A few validation examples of every task, by which the scale of merged specialists is chosen."""
-        return tuple(self._exam("validate", task, self.terms.curve_examples, half=0) for task in self.tasks)
+        """A few validation examples of every task, by which the scale of merged specialists is
+        chosen.
+        """
+        return tuple(
+            self._exam("validate", task, self.terms.curve_examples, half=0) for task in self.tasks
+        )
 
     @cached_property
     def validating(self) -> tuple[Exam, ...]:
-        """A few others, by which schedules are chosen: of other groups, so that a scale that was chosen is not flattered."""
-        return tuple(self._exam("validate", task, self.terms.curve_examples, half=1) for task in self.tasks)
+        """A few others, by which schedules are chosen: of other groups, so that a scale that was
+        chosen is not flattered.
+        """
+        return tuple(
+            self._exam("validate", task, self.terms.curve_examples, half=1) for task in self.tasks
+        )
 
     def _exam(self, split: str, task: str, most: int, *, half: int | None = None) -> Exam:
         examples = list(self.problem.examples[split][task])
         if half is not None:
-            groups = sorted({e.group or e.prompt for e in examples}, key=lambda group: derived(0, "halves", group))
+            groups = sorted(
+                {e.group or e.prompt for e in examples},
+                key=lambda group: derived(0, "halves", group),
+            )
             mine = set(groups[half::2] or groups)  # one group alone serves both
             examples = [e for e in examples if (e.group or e.prompt) in mine]
-        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(derived(0, "exam", split, task)))
+        order = torch.randperm(
+            len(examples), generator=torch.Generator().manual_seed(derived(0, "exam", split, task))
+        )
         return Exam.of(self.problem, [examples[i] for i in order[:most].tolist()])
 
-    def stream(self, task: str, size: int | None = None, *, order: str = "order") -> Iterator[Batch]:
+    def stream(
+        self, task: str, size: int | None = None, *, order: str = "order"
+    ) -> Iterator[Batch]:
         """Batches of one task, in the same order for every schedule."""
         batch = self.problem.batch(self.lessons, task)
         return minibatches(batch, size or self.terms.batch, seed=derived(self.seed, order, task))
 
     def loss(self, *purpose: str) -> Callable[[Batch], tuple[Tensor, int]]:
-        """Summed loss of a batch; with dropout, drawn anew for each call by the seed and the purpose."""
+        """Summed loss of a batch; with dropout, drawn anew for each call by the seed and the
+        purpose.
+        """
         model, calls = self.problem.model, iter(range(1 << 30))
 
         def asked(batch: Batch) -> tuple[Tensor, int]:
@@ -179,13 +201,23 @@ class Contest:
                 if kept:
                     kept.keep(t)
                 before, taken = taken, taken + len(plan[t - 1])
-                curve.extend((mark, self.asked(self.quick)) for mark in marks if before < mark <= taken)
+                curve.extend(
+                    (mark, self.asked(self.quick)) for mark in marks if before < mark <= taken
+                )
 
             made = make_optimiser(self.optimiser, self.space, self.rate)
             seed = derived(self.seed, name)
-            course = train_tasks(self.space, streams, self.loss(name), made, plan, seed=seed, after_step=watch, **how)
+            course = train_tasks(
+                self.space, streams, self.loss(name), made, plan, seed=seed, after_step=watch, **how
+            )
             path = kept.trajectory(torch.from_numpy(course.losses)) if kept else None
-            return Trained(end=self.space.read(), courses=(course,), curve=tuple(curve), path=path, prepared=prepared)
+            return Trained(
+                end=self.space.read(),
+                courses=(course,),
+                curve=tuple(curve),
+                path=path,
+                prepared=prepared,
+            )
 
     def asked(self, exams: Sequence[Exam]) -> Float[np.ndarray, "K 2"]:
         """Mean loss per answer token and score of every task where the space stands."""
@@ -202,10 +234,14 @@ class Contest:
             return self.asked(exams)
 
     def specialist(self, task: str, *, order: str = "order") -> Trained:
-        """The training on one task alone with its share of the evaluations, made once for each order of the data."""
+        """The training on one task alone with its share of the evaluations, made once for each
+        order of the data.
+        """
         if (task, order) not in self._specialists:
             streams, name = {task: self.stream(task, order=order)}, f"{task}, {order}"
-            self._specialists[task, order] = self.trained(name, [(task,)] * self.share, streams, keeping=self.keeping)
+            self._specialists[task, order] = self.trained(
+                name, [(task,)] * self.share, streams, keeping=self.keeping
+            )
         return self._specialists[task, order]
 
     def _marks(self) -> list[int]:

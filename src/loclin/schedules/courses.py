@@ -1,4 +1,6 @@
-"""Every schedule that trains, as what it asks of `train_tasks`: simultaneous ones, one task after another, mended."""
+"""Every schedule that trains, as what it asks of `train_tasks`: simultaneous ones, one task after
+another, mended.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def by_schedule(contest: Contest, name: str) -> Trained:
 
 
 def one_by_one(contest: Contest, name: str, tasks: Sequence[str]) -> Trained:
-    """Task after task, a new optimiser for each; what a remedy prepares at the end of a task comes out of the next one's share."""
+    """Task after task, a new optimiser for each; what a remedy prepares at the end of a task comes
+    out of the next one's share.
+    """
     found = contest.specialist(tasks[0])
     kept: list[Tensor] = []  # what a remedy holds of every old task
     for j, task in enumerate(tasks[1:], start=1):
@@ -67,32 +71,52 @@ def one_by_one(contest: Contest, name: str, tasks: Sequence[str]) -> Trained:
     return found
 
 
-def _penalty(contest: Contest, old: str, end: Tensor, kept: list[Tensor]) -> tuple[Callable[[], Tensor], int]:
-    """The gradient of all penalties so far, that of the task that was just trained among them, and what its Fisher cost."""
+def _penalty(
+    contest: Contest, old: str, end: Tensor, kept: list[Tensor]
+) -> tuple[Callable[[], Tensor], int]:
+    """The gradient of all penalties so far, that of the task that was just trained among them, and
+    what its Fisher cost.
+    """
     space, terms = contest.space, contest.terms
     examples = min(terms.fisher_examples, len(contest.problem.batch(contest.lessons, old)))
     data = next(contest.stream(old, examples, order="fisher"))
     with space.restored():
         space.write(end)
-        fisher = fisher_diagonal(contest.problem.model, space, data, seed=derived(contest.seed, "fisher", old))
+        fisher = fisher_diagonal(
+            contest.problem.model, space, data, seed=derived(contest.seed, "fisher", old)
+        )
     kept += [end, fisher]
-    each = [consolidated(space, a, f, terms.consolidation) for a, f in zip(kept[::2], kept[1::2], strict=True)]
-    return lambda: torch.stack([gradient() for gradient in each]).sum(0), evaluations_of(examples, terms.batch)
+    each = [
+        consolidated(space, a, f, terms.consolidation)
+        for a, f in zip(kept[::2], kept[1::2], strict=True)
+    ]
+    return lambda: torch.stack([gradient() for gradient in each]).sum(0), evaluations_of(
+        examples, terms.batch
+    )
 
 
 def _gradients(contest: Contest, old: str, end: Tensor) -> Tensor:
     """Gradients of a task that was just trained, batch by batch.
 
-    To keep updates out of their span is the projection of GEM (Lopez-Paz and Ranzato 2017, arXiv 1706.08840) with every constraint
-    an equality, as in orthogonal gradient descent (Farajtabar et al. 2019, arXiv 1910.07104).
+    To keep updates out of their span is the projection of GEM (Lopez-Paz and Ranzato 2017, arXiv
+    1706.08840) with every constraint an equality, as in orthogonal gradient descent (Farajtabar et
+    al. 2019, arXiv 1910.07104).
     """
-    space, loss, batches = contest.space, contest.loss("old gradients"), contest.stream(old, order="old gradients")
+    space, loss, batches = (
+        contest.space,
+        contest.loss("old gradients"),
+        contest.stream(old, order="old gradients"),
+    )
     with space.restored():
         space.write(end)
-        return torch.stack([space.gradient(loss, [next(batches)]) for _ in range(contest.terms.old_gradients)])
+        return torch.stack(
+            [space.gradient(loss, [next(batches)]) for _ in range(contest.terms.old_gradients)]
+        )
 
 
 def _shared(contest: Contest, tasks: Sequence[str], size: int) -> Iterator[Batch]:
-    """Batches that hold as many examples of each task as of the others, as far as the size can be divided."""
+    """Batches that hold as many examples of each task as of the others, as far as the size can be
+    divided.
+    """
     sizes = [len(part) for part in np.array_split(np.arange(size), len(tasks))]
     return mixed([contest.stream(task, n) for task, n in zip(tasks, sizes, strict=True) if n])

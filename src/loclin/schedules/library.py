@@ -1,4 +1,6 @@
-"""Weights by torchjd: MGDA, UPGrad, IMTL-G, Aligned-MTL, CAGrad, Nash-MTL, scaled as this project's own (measures §12)."""
+"""Weights by torchjd: MGDA, UPGrad, IMTL-G, Aligned-MTL, CAGrad, Nash-MTL, scaled as this project's
+own (measures §12).
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,12 @@ NASH_ROUNDS = 20  # of the inner problem: torchjd's own
 def library_weights(name: str, tasks: int) -> Callable[[Products], Weights]:
     """A function from Gramians to weights, by torchjd.
 
-    MGDA (Désidéri 2012; Sener and Koltun 2018), UPGrad (Quinton and Rey 2024, arXiv 2406.16232), IMTL-G (Liu et al. 2021),
-    Aligned-MTL (Senushkin et al. 2023), CAGrad (arXiv 2110.14048, c = 0.5), Nash-MTL (Navon et al. 2022, arXiv 2202.01017). They
-    average, and are multiplied by K, so that equal gradients give the raw sum (CAGrad's is 1 + c times as long); Nash-MTL's weights
-    have no length of their own and are scaled to Σ w_i = K. Nash-MTL starts from its last solution: take a new function for
-    every training.
+    MGDA (Désidéri 2012; Sener and Koltun 2018), UPGrad (Quinton and Rey 2024, arXiv 2406.16232),
+    IMTL-G (Liu et al. 2021), Aligned-MTL (Senushkin et al. 2023), CAGrad (arXiv 2110.14048, c =
+    0.5), Nash-MTL (Navon et al. 2022, arXiv 2202.01017). They average, and are multiplied by K, so
+    that equal gradients give the raw sum (CAGrad's is 1 + c times as long); Nash-MTL's weights have
+    no length of their own and are scaled to Σ w_i = K. Nash-MTL starts from its last solution: take
+    a new function for every training.
 
     Args:
         name: one of `terms.LIBRARY`.
@@ -36,7 +39,9 @@ def library_weights(name: str, tasks: int) -> Callable[[Products], Weights]:
     array([1.5, 0.5])
     """
     try:
-        from torchjd import aggregation  # a second of imports, which the other schedules need not wait for
+        from torchjd import (
+            aggregation,
+        )  # a second of imports, which the other schedules need not wait for
 
         if name == "MGDA":
             return _averaging(aggregation.MGDAWeighting(), tasks)
@@ -50,18 +55,25 @@ def library_weights(name: str, tasks: int) -> Callable[[Products], Weights]:
         if name == "CAGrad":
             return _averaging(aggregation.CAGradWeighting(c=CAGRAD_RADIUS), tasks)
         if name == "Nash-MTL":
-            return _bargaining(aggregation.NashMTL(n_tasks=tasks, max_norm=0.0, optim_niter=NASH_ROUNDS))
+            return _bargaining(
+                aggregation.NashMTL(n_tasks=tasks, max_norm=0.0, optim_niter=NASH_ROUNDS)
+            )
     except ImportError as error:
         missing = str(error).strip().splitlines()[0].partition(" Install them")[0].rstrip(".")
         raise LoclinError(
-            f"expected the packages behind the schedule {name}, found {missing}: pip install 'loclin[schedules]'"
+            f"expected the packages behind the schedule {name}, found {missing}: pip install "
+            "'loclin[schedules]'"
         ) from None
     raise LoclinError(f"unknown schedule {name!r} of torchjd: expected one of {', '.join(LIBRARY)}")
 
 
-def _averaging(weighting: Callable[[torch.Tensor], torch.Tensor], tasks: int) -> Callable[[Products], Weights]:
+def _averaging(
+    weighting: Callable[[torch.Tensor], torch.Tensor], tasks: int
+) -> Callable[[Products], Weights]:
     def weigh(gramian: Products) -> Weights:
-        return np.asarray(tasks * weighting(torch.from_numpy(_of_length_one(gramian))).numpy(), dtype=float)
+        return np.asarray(
+            tasks * weighting(torch.from_numpy(_of_length_one(gramian))).numpy(), dtype=float
+        )
 
     return weigh
 
@@ -71,24 +83,31 @@ def _projecting(
 ) -> Callable[[Products], Weights]:
     """UPGrad in a unit for each gradient in which it has length 1.
 
-    The cone that gradients are projected on does not depend on their lengths, and a projection grows with what is projected: π(g_i) =
-    ‖g_i‖ π(g_i/‖g_i‖). The library's solver adds 1e-4 to the Gramian, which at unequal lengths is more than the shorter gradient.
+    The cone that gradients are projected on does not depend on their lengths, and a projection
+    grows with what is projected: π(g_i) = ‖g_i‖ π(g_i/‖g_i‖). The library's solver adds 1e-4 to the
+    Gramian, which at unequal lengths is more than the shorter gradient.
     """
 
     def weigh(gramian: Products) -> Weights:
         lengths = np.sqrt(np.diag(gramian))
         units = torch.from_numpy(gramian / np.outer(lengths, lengths))
-        return np.asarray(make(pref_vector=torch.from_numpy(lengths))(units).numpy() / lengths, dtype=float)
+        return np.asarray(
+            make(pref_vector=torch.from_numpy(lengths))(units).numpy() / lengths, dtype=float
+        )
 
     return weigh
 
 
 def _bargaining(aggregator: Callable[..., torch.Tensor]) -> Callable[[Products], Weights]:
     def weigh(gramian: Products) -> Weights:
-        values, vectors = np.linalg.eigh(_of_length_one(gramian))  # rows with these products, as the solver wants them
+        values, vectors = np.linalg.eigh(
+            _of_length_one(gramian)
+        )  # rows with these products, as the solver wants them
         rows = vectors * np.sqrt(np.maximum(values, 0.0))
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="You are solving a parameterized problem that is not DPP")
+            warnings.filterwarnings(
+                "ignore", message="You are solving a parameterized problem that is not DPP"
+            )
             warnings.filterwarnings("ignore", message="Solution may be inaccurate")
             found = aggregator.weighting(torch.from_numpy(rows)).numpy()  # type: ignore[attr-defined]
         return np.asarray(len(found) * found / found.sum(), dtype=float)
@@ -97,5 +116,7 @@ def _bargaining(aggregator: Callable[..., torch.Tensor]) -> Callable[[Products],
 
 
 def _of_length_one(gramian: Products) -> Products:
-    """The gradients in a unit in which their mean square length is 1: the solvers' tolerances are made for that."""
+    """The gradients in a unit in which their mean square length is 1: the solvers' tolerances are
+    made for that.
+    """
     return np.asarray(gramian / np.diag(gramian).mean())

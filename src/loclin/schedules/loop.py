@@ -1,4 +1,6 @@
-"""One loop for every schedule: which tasks a step differentiates, how their gradients make one, what is counted (measures §12)."""
+"""One loop for every schedule: which tasks a step differentiates, how their gradients make one,
+what is counted (measures §12).
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,8 @@ class Course:
         steps: optimiser steps.
         evaluations: gradients of one batch that were taken.
         losses: of every step, mean over its tasks.
-        cosines: mean cosine between the gradients of a step's tasks, NaN where it differentiated one.
+        cosines: mean cosine between the gradients of a step's tasks, NaN where it differentiated
+            one.
         seconds: of the steps alone, without what `after_step` did.
     """
 
@@ -77,7 +80,8 @@ def weighing(name: str, tasks: int) -> Weigh:
     """The weights of a simultaneous schedule by its name.
 
     Args:
-        name: "raw sum", "norm-balanced", "PCGrad", "equal decrease", "loss-balanced", or one of torchjd's (`library_weights`).
+        name: "raw sum", "norm-balanced", "PCGrad", "equal decrease", "loss-balanced", or one of
+            torchjd's (`library_weights`).
         tasks: K.
 
     Raises:
@@ -135,11 +139,13 @@ def train_tasks(
         after_step: called with t = 1..T after each step.
 
     Raises:
-        LoclinError: a loss or gradient that is not finite, or a gradient of zeros; task and step are named. Weights that are not
-            finite.
+        LoclinError: a loss or gradient that is not finite, or a gradient of zeros; task and step
+            are named. Weights that are not finite.
     """
     began, elsewhere, evaluations, first = time.perf_counter(), 0.0, 0, np.empty(0)
-    room = space.read().repeat(max(map(len, plan), default=1), 1)  # every step's gradients, then their sum
+    room = space.read().repeat(
+        max(map(len, plan), default=1), 1
+    )  # every step's gradients, then their sum
     means, cosines = np.empty(len(plan)), np.full(len(plan), np.nan)
     for t, names in enumerate(plan, start=1):
         rows = room[: len(names)]
@@ -151,7 +157,8 @@ def train_tasks(
         weights = weigh(moment) if weigh else np.ones(len(names))
         if not np.isfinite(weights).all():
             raise LoclinError(
-                f"expected finite weights of the gradients at step {t} of {len(plan)}, found {weights.tolist()}: "
+                f"expected finite weights of the gradients at step {t} of {len(plan)}, found "
+                f"{weights.tolist()}: "
                 "choose another schedule"
             )
         means[t - 1], cosines[t - 1] = losses.mean(), mean_cosine(products)
@@ -165,7 +172,9 @@ def train_tasks(
             elsewhere += time.perf_counter() - paused
     optimiser.zero_grad()
     seconds = time.perf_counter() - began - elsewhere
-    return Course(steps=len(plan), evaluations=evaluations, losses=means, cosines=cosines, seconds=seconds)
+    return Course(
+        steps=len(plan), evaluations=evaluations, losses=means, cosines=cosines, seconds=seconds
+    )
 
 
 def mean_cosine(products: Products) -> float:
@@ -198,7 +207,8 @@ def _gradients(
         losses.append(float(total.detach()) / max(count, 1))
         if not np.isfinite(losses[-1]):
             raise LoclinError(
-                f"expected a finite loss, found {losses[-1]} on {names[len(losses) - 1]} at {where}: lower the learning rate"
+                f"expected a finite loss, found {losses[-1]} on {names[len(losses) - 1]} at "
+                f"{where}: lower the learning rate"
             )
         return total, count
 
@@ -211,12 +221,14 @@ def _checked(products: Products, names: Sequence[str], where: str) -> Products:
     for name, length in zip(names, np.diag(products), strict=True):
         if not np.isfinite(length):
             raise LoclinError(
-                f"expected a finite gradient, found {length} as the squared length of that of {name} at {where}: lower the "
+                f"expected a finite gradient, found {length} as the squared length of that of "
+                f"{name} at {where}: lower the "
                 "learning rate, or train in float32"
             )
         if length == 0:
             raise LoclinError(
-                f"expected a gradient that is not zero, found zeros for {name} at {where}: nothing that is trained takes part in "
+                f"expected a gradient that is not zero, found zeros for {name} at {where}: nothing "
+                "that is trained takes part in "
                 "it; change --space or leave the task out"
             )
     return products
@@ -224,7 +236,10 @@ def _checked(products: Products, names: Sequence[str], where: str) -> Products:
 
 @torch.no_grad()
 def _step(
-    space: ParameterSpace, optimiser: torch.optim.Optimizer, gradient: Tensor, away_from: Subspace | None
+    space: ParameterSpace,
+    optimiser: torch.optim.Optimizer,
+    gradient: Tensor,
+    away_from: Subspace | None,
 ) -> None:
     for parameter, piece in zip(space.parameters, space.by_tensor(gradient).values(), strict=True):
         parameter.grad = piece.to(parameter.device)

@@ -1,4 +1,6 @@
-"""What mends training one task after another: replay, elastic weight consolidation, keeping out of the old task's gradients."""
+"""What mends training one task after another: replay, elastic weight consolidation, keeping out of
+the old task's gradients.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,15 @@ def replayed(batch: int, share: float) -> tuple[int, int]:
     return batch - old, old
 
 
-def fisher_diagonal(model: nn.Module, space: ParameterSpace, data: Batch, *, seed: int) -> Float[Tensor, " D"]:
-    """F_i = E[(∂ log p(token)/∂θ_i)²] per answer token, the tokens drawn from the model itself, at the current point.
+def fisher_diagonal(
+    model: nn.Module, space: ParameterSpace, data: Batch, *, seed: int
+) -> Float[Tensor, " D"]:
+    """F_i = E[(∂ log p(token)/∂θ_i)²] per answer token, the tokens drawn from the model itself, at
+    the current point.
 
-    Drawn, not taken from the data: the squares of the data's own gradients are no curvature (Kunstner et al. 2019, arXiv
-    1905.12558). F is the diagonal of the Gauss-Newton matrix of the mean loss per answer token.
+    Drawn, not taken from the data: the squares of the data's own gradients are no curvature
+    (Kunstner et al. 2019, arXiv 1905.12558). F is the diagonal of the Gauss-Newton matrix of the
+    mean loss per answer token.
 
     Args:
         model: the network.
@@ -52,16 +58,18 @@ def fisher_diagonal(model: nn.Module, space: ParameterSpace, data: Batch, *, see
 def consolidated(
     space: ParameterSpace, anchor: Float[Tensor, " D"], fisher: Float[Tensor, " D"], strength: float
 ) -> Callable[[], Float[Tensor, " D"]]:
-    """Gradient λ F ⊙ (θ − anchor) of the penalty (λ/2) Σ F_i (θ_i − anchor_i)² (Kirkpatrick et al. 2017, arXiv 1612.00796).
+    """Gradient λ F ⊙ (θ − anchor) of the penalty (λ/2) Σ F_i (θ_i − anchor_i)² (Kirkpatrick et al.
+    2017, arXiv 1612.00796).
 
-    With λ = 1 the penalty is the Gauss-Newton model of the old task's mean loss, so that training minimises the sum of both tasks'
-    losses as far as the diagonal knows the old one.
+    With λ = 1 the penalty is the Gauss-Newton model of the old task's mean loss, so that training
+    minimises the sum of both tasks' losses as far as the diagonal knows the old one.
     """
     return lambda: strength * fisher * (space.read() - anchor)
 
 
 def evaluations_of(examples: int, batch: int) -> int:
-    """Gradient evaluations that so many examples are worth: an evaluation is the gradient of one batch.
+    """Gradient evaluations that so many examples are worth: an evaluation is the gradient of one
+    batch.
 
     >>> evaluations_of(64, 24)
     3

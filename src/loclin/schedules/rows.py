@@ -1,4 +1,6 @@
-"""What a contest found, as rows: scores of every schedule and merged specialist, learning curves, cosines, the line between two."""
+"""What a contest found, as rows: scores of every schedule and merged specialist, learning curves,
+cosines, the line between two.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ def role(place: int) -> str:
 
 
 def contest_rows(contest: Contest, told: Told) -> tuple[list[Row], dict[str, float]]:
-    """The rows of every schedule, and seconds that each took for one gradient, those of MERGED left out.
+    """The rows of every schedule, and seconds that each took for one gradient, those of MERGED left
+    out.
 
     Args:
         contest: what is compared.
@@ -41,27 +44,39 @@ def contest_rows(contest: Contest, told: Told) -> tuple[list[Row], dict[str, flo
     names, seconds = contest.terms.named, {}
     start = contest.at(contest.start, contest.quick)
     known = contest.at(contest.start, contest.whole)[:, 1]
-    rows = [*_by_role(contest, "first_score", known, {}), _row(contest, "first_worst_score", known.min(), {})]
+    rows = [
+        *_by_role(contest, "first_score", known, {}),
+        _row(contest, "first_worst_score", known.min(), {}),
+    ]
     for done, name in enumerate(names):
         told(f"{' and '.join(contest.tasks)} by {len(names)} schedules", done / len(names))
         here = {"schedule": name, "family": family(name)}
         if name in MERGED:
             point, scale = _merged(contest, name)
             rows += _end_rows(
-                contest, point, here, contest.terms.evaluations // len(contest.tasks) * len(contest.tasks)
+                contest,
+                point,
+                here,
+                contest.terms.evaluations // len(contest.tasks) * len(contest.tasks),
             )
             rows.append(_row(contest, "merge_scale", scale, here))
         else:
             trained = _trained(contest, name)
-            seconds[name] = sum(c.seconds for c in trained.courses) / sum(c.evaluations for c in trained.courses)
+            seconds[name] = sum(c.seconds for c in trained.courses) / sum(
+                c.evaluations for c in trained.courses
+            )
             rows += _end_rows(contest, trained.end, here, trained.evaluations)
-            rows.append(_row(contest, "steps", sum(course.steps for course in trained.courses), here))
+            rows.append(
+                _row(contest, "steps", sum(course.steps for course in trained.courses), here)
+            )
             rows += _curve_rows(contest, trained, start, here)
     return [*rows, *_line_rows(contest)], seconds
 
 
 def cost_note(seconds: Mapping[str, float]) -> Iterator[str]:
-    """What a gradient costs under every schedule, as measured in this session; no part of the results, which do not change."""
+    """What a gradient costs under every schedule, as measured in this session; no part of the
+    results, which do not change.
+    """
     if REFERENCE in seconds:
         each = ", ".join(f"{name} {s / seconds[REFERENCE]:.2f}" for name, s in seconds.items())
         plain = f"{1e3 * seconds[REFERENCE]:.1f} ms here"
@@ -82,11 +97,18 @@ def _end_rows(contest: Contest, point: Point, here: Mapping[str, Any], taken: in
     yield _row(contest, "worst_score", scores.min(), here)
     yield _row(contest, "mean_score", scores.mean(), here)
     if contest.validated:
-        yield _row(contest, "validated_worst_score", contest.at(point, contest.validating)[:, 1].min(), here)
+        yield _row(
+            contest,
+            "validated_worst_score",
+            contest.at(point, contest.validating)[:, 1].min(),
+            here,
+        )
     yield _row(contest, "evaluations", taken, here)
 
 
-def _curve_rows(contest: Contest, trained: Trained, start: Asked, here: Mapping[str, Any]) -> Iterator[Row]:
+def _curve_rows(
+    contest: Contest, trained: Trained, start: Asked, here: Mapping[str, Any]
+) -> Iterator[Row]:
     before = 0
     cosines = np.concatenate([course.cosines for course in trained.courses])
     for mark, asked in ((0, start), *trained.curve):
@@ -102,18 +124,24 @@ def _curve_rows(contest: Contest, trained: Trained, start: Asked, here: Mapping[
 
 
 def _merged(contest: Contest, name: str) -> tuple[Point, float]:
-    """Specialists joined, and the scale of their task vectors: chosen by the worst task of the validation split."""
+    """Specialists joined, and the scale of their task vectors: chosen by the worst task of the
+    validation split.
+    """
     start, ends = contest.start, [contest.specialist(task).end for task in contest.tasks]
     if name == "average":
         return soup(start, ends), 1 / len(ends)
     join = ties if name == "TIES" else arithmetic
-    worst = [contest.at(join(start, ends, s), contest.choosing)[:, 1].min() for s in contest.terms.scales]
+    worst = [
+        contest.at(join(start, ends, s), contest.choosing)[:, 1].min() for s in contest.terms.scales
+    ]
     scale = contest.terms.scales[int(np.argmax(worst))]
     return join(start, ends, scale), scale
 
 
 def _line_rows(contest: Contest) -> Iterator[Row]:
-    """The straight line between the specialists of the first and of the last task: (1−α) θ_A + α θ_B."""
+    """The straight line between the specialists of the first and of the last task: (1−α) θ_A + α
+    θ_B.
+    """
     first, last = (contest.specialist(task).end for task in (contest.tasks[0], contest.tasks[-1]))
     found = np.array([contest.at((1 - a) * first + a * last, contest.quick) for a in ALPHAS])
     losses = found[:, :, 0].mean(1)
@@ -134,5 +162,7 @@ def _by_role(
 def _row(contest: Contest, quantity: str, value: float | int, here: Mapping[str, Any]) -> Row:
     number = float(value)
     return Row(
-        quantity=quantity, value=finite(None if math.isnan(number) else number), context={**contest.context, **here}
+        quantity=quantity,
+        value=finite(None if math.isnan(number) else number),
+        context={**contest.context, **here},
     )

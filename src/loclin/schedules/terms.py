@@ -1,4 +1,6 @@
-"""What schedules are compared under: which, how many gradients each may take, by which optimiser. Imports nothing heavy."""
+"""What schedules are compared under: which, how many gradients each may take, by which optimiser.
+Imports nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -38,31 +40,40 @@ def family(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """The terms of a comparison: every schedule starts at one point and takes as many gradients of one batch."""
+    """The terms of a comparison: every schedule starts at one point and takes as many gradients of
+    one batch.
+    """
 
     schedules: tuple[str, ...] = (*SIMULTANEOUS, *SEQUENTIAL, *REMEDIES, *MERGED)
-    """Which, by name (with a space in quotes). A step for each task: alternating, joint mixed (batches of all tasks). A step for all,
-    their gradients summed with weights: raw sum (1 each), norm-balanced (1/norm), PCGrad (conflicts projected out), equal decrease (all
-    losses fall alike), loss-balanced (what has fallen least counts most). One task after the other: sequential, sequential reversed;
-    mended: replay (old examples mixed in), consolidation (EWC), projection (out of the old task's gradients). Specialists merged:
-    average, task arithmetic, TIES. "all" adds torchjd's: MGDA, UPGrad, IMTL-G, Aligned-MTL, CAGrad, Nash-MTL (pip install
+    """Which, by name (with a space in quotes). A step for each task: alternating, joint mixed
+    (batches of all tasks). A step for all, their gradients summed with weights: raw sum (1 each),
+    norm-balanced (1/norm), PCGrad (conflicts projected out), equal decrease (all losses fall
+    alike), loss-balanced (what has fallen least counts most). One task after the other: sequential,
+    sequential reversed; mended: replay (old examples mixed in), consolidation (EWC), projection
+    (out of the old task's gradients). Specialists merged: average, task arithmetic, TIES. "all"
+    adds torchjd's: MGDA, UPGrad, IMTL-G, Aligned-MTL, CAGrad, Nash-MTL (pip install
     'loclin[schedules]')."""
     evaluations: int = 48
-    """Gradients of one task's batch that every schedule may take; one that sums K tasks makes a K-th as many steps."""
+    """Gradients of one task's batch that every schedule may take; one that sums K tasks makes a
+    K-th as many steps."""
     batch: int = 16
     """Examples behind one gradient."""
     points: int = 4
     """Places of a learning curve."""
     curve_examples: int = 64
-    """Test examples of each task behind a point of a learning curve, and validation examples behind a choice, at most."""
+    """Test examples of each task behind a point of a learning curve, and validation examples behind
+    a choice, at most."""
     test_examples: int = 256
     """Test examples of each task behind the score at the end, at most."""
     replay_share: float = 0.25
-    """Share of old examples in a batch with replay; in mixed batches tasks weigh by their answer tokens, as is usual."""
+    """Share of old examples in a batch with replay; in mixed batches tasks weigh by their answer
+    tokens, as is usual."""
     fisher_examples: int = 64
-    """Examples of the old task behind the diagonal Fisher of consolidation (EWC); their gradients count."""
+    """Examples of the old task behind the diagonal Fisher of consolidation (EWC); their gradients
+    count."""
     consolidation: float = 1.0
-    """λ of consolidation; at 1 the penalty is the old task's loss as far as the diagonal knows it."""
+    """λ of consolidation; at 1 the penalty is the old task's loss as far as the diagonal knows it.
+    """
     old_gradients: int = 8
     """Gradients of the old task that projection keeps updates out of; they count."""
     scales: tuple[float, ...] = (0.3, 0.5, 0.7, 1.0, 1.3)
@@ -83,30 +94,58 @@ class Terms:
         unknown = [name for name in self.schedules if name not in (*EVERY, "all")]
         if unknown or not self.schedules:
             found = repr(unknown[0]) if unknown else "none"
-            near = [name for name in EVERY if unknown and get_close_matches(unknown[0].lower(), [name.lower()])]
-            remedy = f"did you mean {near[0]!r}? change --schedules" if near else "change --schedules"
-            raise LoclinError(f"expected schedules among all, {', '.join(EVERY)}, found {found}: {remedy}")
+            near = [
+                name
+                for name in EVERY
+                if unknown and get_close_matches(unknown[0].lower(), [name.lower()])
+            ]
+            remedy = (
+                f"did you mean {near[0]!r}? change --schedules" if near else "change --schedules"
+            )
+            raise LoclinError(
+                f"expected schedules among all, {', '.join(EVERY)}, found {found}: {remedy}"
+            )
         if self.batch < tasks:
             raise LoclinError(
-                f"expected a batch of at least {tasks} examples, one a task, found {self.batch}: raise --batch"
+                f"expected a batch of at least {tasks} examples, one a task, found {self.batch}: "
+                "raise --batch"
             )
         if not 0 < self.replay_share < 1:
             raise LoclinError(
-                f"expected a share of replayed examples between 0 and 1, found {self.replay_share}: change --replay-share"
+                "expected a share of replayed examples between 0 and 1, found "
+                f"{self.replay_share}: change --replay-share"
             )
         if not self.consolidation > 0:
-            raise LoclinError(f"expected a consolidation above 0, found {self.consolidation}: change --consolidation")
+            raise LoclinError(
+                f"expected a consolidation above 0, found {self.consolidation}: change "
+                "--consolidation"
+            )
         if not self.scales or not min(self.scales) > 0:
-            raise LoclinError(f"expected scales above 0, found {list(self.scales)}: change --scales")
-        for name in ("points", "curve_examples", "test_examples", "fisher_examples", "old_gradients"):
+            raise LoclinError(
+                f"expected scales above 0, found {list(self.scales)}: change --scales"
+            )
+        for name in (
+            "points",
+            "curve_examples",
+            "test_examples",
+            "fisher_examples",
+            "old_gradients",
+        ):
             if getattr(self, name) < 1:
                 option = name.replace("_", "-")
-                raise LoclinError(f"expected {option} of at least 1, found {getattr(self, name)}: change --{option}")
+                raise LoclinError(
+                    f"expected {option} of at least 1, found {getattr(self, name)}: change "
+                    f"--{option}"
+                )
         # a remedy's preparation comes out of the second phase, of which something has to be left
-        spent = {"projection": self.old_gradients, "consolidation": ceil(self.fisher_examples / self.batch)}
+        spent = {
+            "projection": self.old_gradients,
+            "consolidation": ceil(self.fisher_examples / self.batch),
+        }
         least = 1 + max([spent[name] for name in self.named if name in spent], default=0)
         if self.evaluations < tasks * max(least, 1) or self.evaluations < self.points:
             raise LoclinError(
-                f"expected at least {max(tasks * least, self.points)} gradient evaluations for {tasks} tasks, {self.points} points of "
+                f"expected at least {max(tasks * least, self.points)} gradient evaluations for "
+                f"{tasks} tasks, {self.points} points of "
                 f"a curve and what remedies prepare, found {self.evaluations}: raise --evaluations"
             )

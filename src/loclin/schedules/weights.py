@@ -1,7 +1,9 @@
-"""Weights of K task gradients from their Gramian: raw sum, norm-balanced, PCGrad, equal decrease, loss-balanced (measures §12).
+"""Weights of K task gradients from their Gramian: raw sum, norm-balanced, PCGrad, equal decrease,
+loss-balanced (measures §12).
 
-Every function gives w with which the step goes along Σ w_i g_i. Where a method leaves the length of w open, Σ w_i = K, as for the
-raw sum: two equal gradients then give the same step under all of them.
+Every function gives w with which the step goes along Σ w_i g_i. Where a method leaves the length of
+w open, Σ w_i = K, as for the raw sum: two equal gradients then give the same step under all of
+them.
 """
 
 from __future__ import annotations
@@ -38,10 +40,11 @@ def norm_balanced(gramian: Products) -> Weights:
 
 
 def pcgrad(gramian: Products, *, seed: int = 0) -> Weights:
-    """PCGrad: every gradient gives up what points against another, then all are added (Yu et al. 2020, arXiv 2001.06782, alg. 1).
+    """PCGrad: every gradient gives up what points against another, then all are added (Yu et al.
+    2020, arXiv 2001.06782, alg. 1).
 
-    g_i ← g_i − (g_iᵀg_j / ‖g_j‖²) g_j for every j with g_iᵀg_j < 0, the others taken in a random order; with two tasks there is
-    no order to draw.
+    g_i ← g_i − (g_iᵀg_j / ‖g_j‖²) g_j for every j with g_iᵀg_j < 0, the others taken in a random
+    order; with two tasks there is no order to draw.
 
     Args:
         gramian: of the K gradients.
@@ -66,11 +69,13 @@ def pcgrad(gramian: Products, *, seed: int = 0) -> Weights:
 
 
 def equal_decrease(gramian: Products) -> Weights:
-    """w ≥ 0 with G w ∝ 1, Σ w_i = K: to first order every loss falls by the same amount (measures §12).
+    """w ≥ 0 with G w ∝ 1, Σ w_i = K: to first order every loss falls by the same amount (measures
+    §12).
 
-    G w ∝ 1 is the condition of the shortest vector in the convex hull of the gradients, argmin wᵀGw over w ≥ 0, Σ w_i = 1, which is
-    what is solved for: where no w ≥ 0 makes all decreases equal, it makes those of the tasks that take part equal and lets the
-    others fall faster; where no direction lowers all losses, it stands still. This is MGDA's direction (Désidéri 2012), exactly.
+    G w ∝ 1 is the condition of the shortest vector in the convex hull of the gradients, argmin wᵀGw
+    over w ≥ 0, Σ w_i = 1, which is what is solved for: where no w ≥ 0 makes all decreases equal, it
+    makes those of the tasks that take part equal and lets the others fall faster; where no
+    direction lowers all losses, it stands still. This is MGDA's direction (Désidéri 2012), exactly.
 
     Raises:
         LoclinError: a gradient of zero length.
@@ -81,17 +86,21 @@ def equal_decrease(gramian: Products) -> Weights:
     """
     values, vectors = np.linalg.eigh(gramian / _positive(gramian).max())
     rows = vectors * np.sqrt(np.maximum(values, 0.0))  # vectors with these products
-    # min ‖rowsᵀw‖² + (Σw − 1)² over w ≥ 0: whatever Σw is best, its direction is that of the shortest combination
-    found, _ = nnls(np.vstack([rows.T, np.ones(len(gramian))]), np.append(np.zeros(len(gramian)), 1.0))
+    # min ‖rowsᵀw‖² + (Σw − 1)² over w ≥ 0: whatever Σw is best, its direction is that of the
+    # shortest combination
+    found, _ = nnls(
+        np.vstack([rows.T, np.ones(len(gramian))]), np.append(np.zeros(len(gramian)), 1.0)
+    )
     return _scaled(found)
 
 
 def loss_balanced(losses: Weights, first: Weights, *, alpha: float = 0.5) -> Weights:
     """w_i ∝ (L_i / L_i at the first step)^α, Σ w_i = K: what has fallen least counts most.
 
-    After Loss-Balanced Task Weighting (Liu, Liang and Gitter 2019, "Loss-Balanced Task Weighting to Reduce Negative Transfer in
-    Multi-Task Learning", AAAI), with their α = 0.5; they take the first step of every epoch anew, where here it is that of the
-    training. The paper that this project follows does not say what its loss-balanced is.
+    After Loss-Balanced Task Weighting (Liu, Liang and Gitter 2019, "Loss-Balanced Task Weighting to
+    Reduce Negative Transfer in Multi-Task Learning", AAAI), with their α = 0.5; they take the first
+    step of every epoch anew, where here it is that of the training. The paper that this project
+    follows does not say what its loss-balanced is.
 
     Args:
         losses: of this step's batches.
@@ -106,7 +115,8 @@ def loss_balanced(losses: Weights, first: Weights, *, alpha: float = 0.5) -> Wei
     """
     if not (first > 0).all():
         raise LoclinError(
-            f"expected losses above zero at the first step, found {first.tolist()}: a task is known already; leave it out"
+            f"expected losses above zero at the first step, found {first.tolist()}: a task is "
+            "known already; leave it out"
         )
     shares = (losses / first) ** alpha
     return _scaled(shares) if shares.any() else np.ones(len(losses))
@@ -121,7 +131,8 @@ def _positive(gramian: Products) -> Weights:
     lengths = np.diag(gramian)
     if not (np.isfinite(gramian).all() and (lengths > 0).all()):
         raise LoclinError(
-            f"expected finite gradients that are not zero, found squared lengths {lengths.tolist()}: leave out tasks that "
+            "expected finite gradients that are not zero, found squared lengths "
+            f"{lengths.tolist()}: leave out tasks that "
             "have nothing to learn, or lower the learning rate"
         )
     return lengths

@@ -1,1 +1,3 @@
-"""Random search around a model's weights: candidates by seed, their scores, and what they are worth together."""
+"""Random search around a model's weights: candidates by seed, their scores, and what they are worth
+together.
+"""

@@ -15,24 +15,31 @@ from loclin.errors import LoclinError
 
 
 def read_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """The model with a trained adapter, in place: everything but the adapter is frozen. The global random state is left as it was.
+    """The model with a trained adapter, in place: everything but the adapter is frozen. The global
+    random state is left as it was.
 
     Raises:
-        LoclinError: no adapter there, one that is no LoRA, pickled factors, or factors that are not this model's.
+        LoclinError: no adapter there, one that is no LoRA, pickled factors, or factors that are not
+            this model's.
     """
     config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     for needed in (config, weights):
         if not needed.is_file():
             raise LoclinError(
-                f"expected a trained adapter with {needed.name} in {folder}, found none: give a folder saved by peft's "
+                f"expected a trained adapter with {needed.name} in {folder}, found none: give a "
+                "folder saved by peft's "
                 "save_pretrained; pickles are never loaded"
             )
     try:
         kind = json.loads(config.read_text(encoding="utf-8")).get("peft_type")
         if kind != "LORA":
-            raise LoclinError(f"expected a LoRA adapter in {folder}, found {kind}: give another --adapter")
+            raise LoclinError(
+                f"expected a LoRA adapter in {folder}, found {kind}: give another --adapter"
+            )
         with seeded(0), warnings.catch_warnings():  # peft draws factors before it reads them
-            warnings.simplefilter("ignore", FutureWarning)  # peft's, over names that transformers is about to retire
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # peft's, over names that transformers is about to retire
             warnings.filterwarnings("error", "Found missing adapter keys")
             return PeftModel.from_pretrained(model, str(folder), is_trainable=True).eval()
     except LoclinError:
@@ -48,6 +55,7 @@ def read_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         SafetensorError,
     ) as error:
         raise LoclinError(
-            f"expected an adapter of this model in {folder}, found {' '.join(str(error).split())[:200]}: give the model that it was "
+            f"expected an adapter of this model in {folder}, found "
+            f"{' '.join(str(error).split())[:200]}: give the model that it was "
             "trained on"
         ) from error

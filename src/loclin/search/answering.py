@@ -1,4 +1,6 @@
-"""What a model answers where it stands, in words, for votes: the greedy answer, or draws at a temperature (measures §11)."""
+"""What a model answers where it stands, in words, for votes: the greedy answer, or draws at a
+temperature (measures §11).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from loclin.tasks.batch import IGNORED, Batch, answer_logits, rows_at_once
 from loclin.tasks.choices import collate_choices, option_log_probabilities
 from loclin.tasks.example import Example
 
-#: From scores of n answers or tokens, log-probabilities up to a constant of each row, one of each row.
+#: From scores of n answers or tokens, log-probabilities up to a constant of each row, one of each
+#: row.
 Pick = Callable[[Float[Tensor, "n m"]], Int[Tensor, " n"]]
 
 
@@ -23,11 +26,12 @@ Pick = Callable[[Float[Tensor, "n m"]], Int[Tensor, " n"]]
 def answers(problem: Problem, examples: Sequence[Example]) -> list[str]:
     """The option of the largest joint log-probability, or greedy decoding.
 
-    Free answers are decoded to as many tokens as the right answer has, which is what exact match asks; up to a token that
-    ends the text. A right one is given back as the example spells it.
+    Free answers are decoded to as many tokens as the right answer has, which is what exact match
+    asks; up to a token that ends the text. A right one is given back as the example spells it.
 
     Returns:
-        One answer for each example; "" where the model gives none (nothing but special tokens, or scores that are no numbers).
+        One answer for each example; "" where the model gives none (nothing but special tokens, or
+        scores that are no numbers).
 
     Raises:
         LoclinError: no examples.
@@ -39,9 +43,11 @@ def answers(problem: Problem, examples: Sequence[Example]) -> list[str]:
 def sampled(
     problem: Problem, examples: Sequence[Example], count: int, *, temperature: float, seed: int
 ) -> list[list[str]]:
-    """Draws from softmax(log p / T): of the options, or token by token to the length of the right answer.
+    """Draws from softmax(log p / T): of the options, or token by token to the length of the right
+    answer.
 
-    The control of a vote at equal forward passes. Draws repeat with the seed, for the same examples in the same order.
+    The control of a vote at equal forward passes. Draws repeat with the seed, for the same examples
+    in the same order.
 
     Args:
         problem: the model.
@@ -57,11 +63,19 @@ def sampled(
         LoclinError: no examples.
     """
     generators = [torch.Generator().manual_seed(derived(seed, "sample", i)) for i in range(count)]
-    return _given(problem, examples, [partial(_drawn, temperature=temperature, generator=g) for g in generators])
+    return _given(
+        problem,
+        examples,
+        [partial(_drawn, temperature=temperature, generator=g) for g in generators],
+    )
 
 
-def _drawn(scores: Float[Tensor, "n m"], *, temperature: float, generator: torch.Generator) -> Int[Tensor, " n"]:
-    """One draw for every row, by Gumbel's noise in float64: argmax(log p / T + G) is a draw from softmax(log p / T)."""
+def _drawn(
+    scores: Float[Tensor, "n m"], *, temperature: float, generator: torch.Generator
+) -> Int[Tensor, " n"]:
+    """One draw for every row, by Gumbel's noise in float64: argmax(log p / T + G) is a draw from
+    softmax(log p / T).
+    """
     noise = -torch.empty(scores.shape, dtype=torch.float64).exponential_(generator=generator).log()
     return (scores.cpu().double() / temperature + noise).argmax(1)
 
@@ -74,7 +88,10 @@ def _given(problem: Problem, examples: Sequence[Example], picks: Sequence[Pick])
         )
         none = scores.isnan().any(1).tolist()
         chosen = [pick(scores.nan_to_num(-torch.inf)).tolist() for pick in picks]
-        return [["" if n else e.options[o] for e, n, o in zip(examples, none, row, strict=True)] for row in chosen]
+        return [
+            ["" if n else e.options[o] for e, n, o in zip(examples, none, row, strict=True)]
+            for row in chosen
+        ]
     batch = problem.collate(examples)
     return [_spoken(problem, examples, batch, pick) for pick in picks]
 
@@ -91,7 +108,9 @@ def _spoken(problem: Problem, examples: Sequence[Example], batch: Batch, pick: P
 
 
 def _decoded(problem: Problem, batch: Batch, pick: Pick) -> list[list[int]]:
-    """Token by token over the places of the right answers; what stands after a place cannot reach it. None for broken logits."""
+    """Token by token over the places of the right answers; what stands after a place cannot reach
+    it. None for broken logits.
+    """
     ids, kept = batch.input_ids.clone(), batch.labels != IGNORED
     starts, lengths = kept.int().argmax(1), kept.sum(1)
     lost = torch.zeros_like(lengths, dtype=torch.bool)
@@ -100,12 +119,15 @@ def _decoded(problem: Problem, batch: Batch, pick: Pick) -> list[list[int]]:
         places = starts[rows] + t
         only = torch.full_like(batch.labels[rows], IGNORED).scatter(1, places[:, None], 0)
         logits, labels = answer_logits(
-            problem.model, Batch(input_ids=ids[rows], attention_mask=batch.attention_mask[rows], labels=only)
+            problem.model,
+            Batch(input_ids=ids[rows], attention_mask=batch.attention_mask[rows], labels=only),
         )
         here = logits[labels != IGNORED]
         lost[rows] |= here.isnan().any(1)
         ids[rows, places] = pick(here.nan_to_num(-torch.inf)).to(ids.device)
-    return [[] if n else row[k].tolist() for row, k, n in zip(ids, kept, lost.tolist(), strict=True)]
+    return [
+        [] if n else row[k].tolist() for row, k, n in zip(ids, kept, lost.tolist(), strict=True)
+    ]
 
 
 def _text(problem: Problem, tokens: list[int]) -> str:

@@ -1,4 +1,6 @@
-"""Candidates by seed, and the weights that they stand for: always written from a copy of the base, never by going back."""
+"""Candidates by seed, and the weights that they stand for: always written from a copy of the base,
+never by going back.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ class Candidate:
         return self.sign * self.sigma
 
 
-def candidates(n: int, sigmas: Sequence[float], *, seed: int, antithetic: bool = False) -> list[Candidate]:
+def candidates(
+    n: int, sigmas: Sequence[float], *, seed: int, antithetic: bool = False
+) -> list[Candidate]:
     """n candidates at every σ: those of the first σ, then those of the next, and so on.
 
     The n seeds are the same at each σ, so that curves over σ are paired.
@@ -53,7 +57,8 @@ def candidates(n: int, sigmas: Sequence[float], *, seed: int, antithetic: bool =
         antithetic: candidates 2j and 2j + 1 are mirror images: one seed, signs + and −.
 
     Raises:
-        LoclinError: n < 1; a σ that is not positive and finite, or comes twice; none at all; an odd n with antithetic pairs.
+        LoclinError: n < 1; a σ that is not positive and finite, or comes twice; none at all; an odd
+            n with antithetic pairs.
 
     >>> [(c.index, c.sigma, c.sign) for c in candidates(2, [0.1, 0.2], seed=0, antithetic=True)]
     [(0, 0.1, 1), (1, 0.1, -1), (2, 0.2, 1), (3, 0.2, -1)]
@@ -61,9 +66,14 @@ def candidates(n: int, sigmas: Sequence[float], *, seed: int, antithetic: bool =
     if n < 1:
         raise LoclinError(f"expected at least 1 candidate, found {n}: raise --n")
     if antithetic and n % 2:
-        raise LoclinError(f"expected an even number of candidates for antithetic pairs, found {n}: change --n by one")
+        raise LoclinError(
+            f"expected an even number of candidates for antithetic pairs, found {n}: change --n by "
+            "one"
+        )
     if not sigmas or len(set(sigmas)) < len(sigmas):
-        raise LoclinError(f"expected at least one σ, each given once, found {list(sigmas)}: change --sigma")
+        raise LoclinError(
+            f"expected at least one σ, each given once, found {list(sigmas)}: change --sigma"
+        )
     for sigma in sigmas:
         _positive(sigma)
     return [
@@ -81,16 +91,19 @@ def candidates(n: int, sigmas: Sequence[float], *, seed: int, antithetic: bool =
 class Perturbed:
     """A model's chosen tensors, moved to one candidate after the other and back, bit for bit.
 
-    Every candidate's weights are base + sign·σ·z, computed in float32 or better from a copy of the base and rounded once to
-    the dtype of the weights. Nothing is ever subtracted, so nothing drifts. As a context manager it restores the base and
-    checks it against its hash, whatever happened inside.
+    Every candidate's weights are base + sign·σ·z, computed in float32 or better from a copy of the
+    base and rounded once to the dtype of the weights. Nothing is ever subtracted, so nothing
+    drifts. As a context manager it restores the base and checks it against its hash, whatever
+    happened inside.
 
-    Noise is drawn tensor by tensor: beside the copy of the base, memory grows by the largest tensor.
+    Noise is drawn tensor by tensor: beside the copy of the base, memory grows by the largest
+    tensor.
 
     Args:
         space: the tensors; where they stand now is the base.
         noise: how z is made.
-        basis: orthonormal rows; z is then Σᵢ zᵢqᵢ with k standard normal numbers, whatever the tensors.
+        basis: orthonormal rows; z is then Σᵢ zᵢqᵢ with k standard normal numbers, whatever the
+            tensors.
 
     Attributes:
         space: as given.
@@ -98,13 +111,17 @@ class Perturbed:
         basis: as given.
         base: a copy of every tensor, by name.
         hashes: blake2b of every tensor's bytes, by name.
-        stacks: whether stacked passes agree with placed weights here; None as long as nobody tried (`scoring.agrees`).
+        stacks: whether stacked passes agree with placed weights here; None as long as nobody tried
+            (`scoring.agrees`).
 
     Raises:
-        LoclinError: a basis of another dimension or that is not orthonormal, or with noise that is not gaussian.
+        LoclinError: a basis of another dimension or that is not orthonormal, or with noise that is
+            not gaussian.
     """
 
-    def __init__(self, space: ParameterSpace, noise: Noise, *, basis: Float[Tensor, "k D"] | None = None) -> None:
+    def __init__(
+        self, space: ParameterSpace, noise: Noise, *, basis: Float[Tensor, "k D"] | None = None
+    ) -> None:
         if basis is not None:
             _check_basis(basis, space.dimension, noise)
         self.space, self.noise, self.basis = space, noise, basis
@@ -113,12 +130,16 @@ class Perturbed:
         self.base = {n: p.detach().clone() for n, p in self._tensors.items()}
         self.hashes = {n: _hash(p) for n, p in self._tensors.items()}
         starts = [0, *torch.tensor(space.sizes).cumsum(0).tolist()]
-        self._spans = {n: slice(a, b) for n, a, b in zip(space.names, starts[:-1], starts[1:], strict=True)}
+        self._spans = {
+            n: slice(a, b) for n, a, b in zip(space.names, starts[:-1], starts[1:], strict=True)
+        }
         self._drawing = Drawing(noise, {n: tuple(p.shape) for n, p in self._tensors.items()})
 
     @torch.no_grad()
     def place(self, candidate: Candidate) -> None:
-        """Move the model to a candidate, from wherever it stands: every tensor is written once, from the base."""
+        """Move the model to a candidate, from wherever it stands: every tensor is written once,
+        from the base.
+        """
         for name, z in self._noise(candidate.seed):
             step(self.base[name], z, candidate.scale, self._tensors[name])
 
@@ -137,14 +158,18 @@ class Perturbed:
         for name, parameter in self._tensors.items():
             if _hash(parameter) != self.hashes[name]:
                 raise LoclinError(
-                    f"expected {name} at its base, found other bytes: load the model again, and report this"
+                    f"expected {name} at its base, found other bytes: load the model again, and "
+                    "report this"
                 )
 
     def __enter__(self) -> Perturbed:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.restore()
         self.verify()
@@ -155,7 +180,11 @@ class Perturbed:
         Returns:
             On the CPU, in float64 where the weights are and in float32 elsewhere.
         """
-        exact = torch.float64 if self.base[self.space.names[0]].dtype == torch.float64 else torch.float32
+        exact = (
+            torch.float64
+            if self.base[self.space.names[0]].dtype == torch.float64
+            else torch.float32
+        )
         whole = torch.empty(self.space.dimension, dtype=exact)
         for name, z in self._noise(candidate.seed):
             whole[self._spans[name]] = values(z).reshape(-1)
@@ -163,7 +192,9 @@ class Perturbed:
 
     @torch.no_grad()
     def realised(self, candidate: Candidate) -> dict[str, float]:
-        """How far every tensor moves, as a share of σ: RMS(placed − base)/σ. Near 1, less where the dtype rounds steps away."""
+        """How far every tensor moves, as a share of σ: RMS(placed − base)/σ. Near 1, less where the
+        dtype rounds steps away.
+        """
         shares = {}
         for name, z in self._noise(candidate.seed):
             base = self.base[name]
@@ -176,7 +207,8 @@ class Perturbed:
         """Check that a step of σ can be taken, by the noise of a seed of its own.
 
         Raises:
-            LoclinError: σ is not positive and finite, or so small that no weight of the space moves in its dtype.
+            LoclinError: σ is not positive and finite, or so small that no weight of the space moves
+                in its dtype.
         """
         _positive(sigma)
         for name, z in self._noise(derived(0, "probe")):
@@ -185,7 +217,8 @@ class Perturbed:
                 return
         dtype = str(base.dtype).removeprefix("torch.")
         raise LoclinError(
-            f"expected a σ that moves a weight, found {sigma:g}, which {dtype} rounds away everywhere: raise --sigma"
+            f"expected a σ that moves a weight, found {sigma:g}, which {dtype} rounds away "
+            "everywhere: raise --sigma"
         )
 
     def _noise(self, seed: int) -> Iterator[tuple[str, Tensor | LowRankNoise]]:
@@ -222,12 +255,17 @@ def _positive(sigma: float) -> None:
 
 def _check_basis(basis: Tensor, dimension: int, noise: Noise) -> None:
     if noise.kind != "gaussian":
-        raise LoclinError(f"expected gaussian noise inside a basis, found {noise}: change --noise or --space")
+        raise LoclinError(
+            f"expected gaussian noise inside a basis, found {noise}: change --noise or --space"
+        )
     if basis.ndim != 2 or not 0 < len(basis) <= basis.shape[1] == dimension:
         raise LoclinError(
-            f"expected a basis of rows of {dimension} numbers, found shape {tuple(basis.shape)}: check the space"
+            f"expected a basis of rows of {dimension} numbers, found shape {tuple(basis.shape)}: "
+            "check the space"
         )
     products = basis.double() @ basis.double().T
     off = float((products - torch.eye(len(basis)).to(products)).abs().max())
     if not off < 1e-3:
-        raise LoclinError(f"expected orthonormal rows, found products off by {off:.2g}: orthonormalise the basis")
+        raise LoclinError(
+            f"expected orthonormal rows, found products off by {off:.2g}: orthonormalise the basis"
+        )

@@ -1,4 +1,6 @@
-"""From a ledger to what is tested: candidates ranked on select, scored again on validate, which chooses one and an ensemble."""
+"""From a ledger to what is tested: candidates ranked on select, scored again on validate, which
+chooses one and an ensemble.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,8 @@ class Choice:
 
 
 def ranking(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Best first: by score, then by loss, then by index; a candidate whose loss is not finite is never selected.
+    """Best first: by score, then by loss, then by index; a candidate whose loss is not finite is
+    never selected.
 
     Raises:
         LoclinError: none is finite.
@@ -78,13 +81,15 @@ def ranking(outcomes: Sequence[Outcome]) -> list[Outcome]:
     finite = [o for o in outcomes if math.isfinite(o.loss)]
     if not finite:
         raise LoclinError(
-            f"expected a candidate with a finite loss, found none among {len(outcomes)}: choose a smaller --sigma"
+            f"expected a candidate with a finite loss, found none among {len(outcomes)}: choose a "
+            "smaller --sigma"
         )
     return sorted(finite, key=lambda o: (-o.score, o.loss, o.candidate.index))
 
 
 def pools(outcomes: Sequence[Outcome], most: int) -> dict[float | None, list[Candidate]]:
-    """The first `most` of all candidates (under None), and of those of every σ where there are several.
+    """The first `most` of all candidates (under None), and of those of every σ where there are
+    several.
 
     A σ none of whose candidates is finite has no pool.
     """
@@ -96,8 +101,11 @@ def pools(outcomes: Sequence[Outcome], most: int) -> dict[float | None, list[Can
     return {sigma: pool for sigma, pool in found.items() if pool}
 
 
-def asked(perturbed: Perturbed, exam: Exam, examples: Sequence[Example], candidate: Candidate | None) -> Asked:
-    """What a candidate answers, or the model itself for None; the model is back at its base afterwards.
+def asked(
+    perturbed: Perturbed, exam: Exam, examples: Sequence[Example], candidate: Candidate | None
+) -> Asked:
+    """What a candidate answers, or the model itself for None; the model is back at its base
+    afterwards.
 
     Args:
         perturbed: the coordinates of the search.
@@ -128,9 +136,11 @@ def choose(
     every: Sequence[Outcome],
     seed: int,
 ) -> Choice:
-    """What validate prefers: the single candidate with the best score, and the k and σ whose majority vote is right most often.
+    """What validate prefers: the single candidate with the best score, and the k and σ whose
+    majority vote is right most often.
 
-    Ties go to the lower loss, then the lower index; and to the smaller ensemble, then to the one over every σ.
+    Ties go to the lower loss, then the lower index; and to the smaller ensemble, then to the one
+    over every σ.
 
     Args:
         found: the pools, best first on select.
@@ -141,7 +151,10 @@ def choose(
         seed: of the control.
     """
     every_pool = {c.index: c for pool in found.values() for c in pool}
-    best = min(every_pool.values(), key=lambda c: (-validated[c.index].score, _worth(validated[c.index].loss), c.index))
+    best = min(
+        every_pool.values(),
+        key=lambda c: (-validated[c.index].score, _worth(validated[c.index].loss), c.index),
+    )
     wanted = [e.answer for e in examples]
     ensembles = [(sigma, pool[:k]) for k in sorted(ks) for sigma, pool in found.items()]
 

@@ -1,4 +1,6 @@
-"""`loclin search`, start to record: divide, foresee, score every candidate into the ledger, choose, test once, export."""
+"""`loclin search`, start to record: divide, foresee, score every candidate into the ledger, choose,
+test once, export.
+"""
 
 from __future__ import annotations
 
@@ -53,15 +55,16 @@ BASIS = f"{ENTRY}/basis.safetensors"
 
 
 def search(config: Config, *, out: Path) -> None:
-    """Search, showing the progress, and write the record. A search that was interrupted goes on; a finished one stays as it is.
+    """Search, showing the progress, and write the record. A search that was interrupted goes on; a
+    finished one stays as it is.
 
     Args:
         config: what to search.
         out: the run folder.
 
     Raises:
-        LoclinError: bad settings, a model or data that cannot be read, splits that are too small or overlap, a folder of another
-            search; everything scored so far is kept.
+        LoclinError: bad settings, a model or data that cannot be read, splits that are too small or
+            overlap, a folder of another search; everything scored so far is kept.
     """
     config = config.checked()
     noise, began = Noise.parse(config.noise), time.perf_counter()
@@ -72,9 +75,17 @@ def search(config: Config, *, out: Path) -> None:
     where = config.device_map or device
     out.mkdir(parents=True, exist_ok=True)
     with _alone(out):
-        record.open_study(ENTRY, settings, device=f"{where}, Ray at {config.ray}" if config.ray else where, kind=KIND)
+        record.open_study(
+            ENTRY,
+            settings,
+            device=f"{where}, Ray at {config.ray}" if config.ray else where,
+            kind=KIND,
+        )
         if (out / ENTRY / "results.json").exists():
-            print(f"the search in {out} ended before: this is its record; model and data are not read again")
+            print(
+                f"the search in {out} ended before: this is its record; model and data are not "
+                "read again"
+            )
         else:
             try:
                 with _shown() as (console, told):
@@ -83,8 +94,10 @@ def search(config: Config, *, out: Path) -> None:
                     rows, more = _searched(config, setup, splits, record, console, told)
             except torch.OutOfMemoryError as error:
                 raise LoclinError(
-                    f"expected room for the model and what the search asks of it on {where}, found too little "
-                    f"({' '.join(str(error).split())[:120]}): give a smaller --dtype, --no-forecast, fewer examples or another "
+                    f"expected room for the model and what the search asks of it on {where}, found "
+                    "too little "
+                    f"({' '.join(str(error).split())[:120]}): give a smaller --dtype, "
+                    "--no-forecast, fewer examples or another "
                     "--device; the candidates scored so far are kept"
                 ) from error
             record.write_results(ENTRY, rows, {})
@@ -104,7 +117,8 @@ def _alone(out: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise LoclinError(
-            f"expected {out} for this search alone, found another process searching there: wait for it, or choose another --out"
+            f"expected {out} for this search alone, found another process searching there: wait "
+            "for it, or choose another --out"
         ) from error
     try:
         yield
@@ -122,13 +136,20 @@ def divided_setup(config: Config, noise: Noise, device: str) -> tuple[Setup, Spl
     """
     how = How.of(config, device)
     problem = load(
-        config.model, data=config.data, seed=config.seed, how=how, template=config.template, long=config.long
+        config.model,
+        data=config.data,
+        seed=config.seed,
+        how=how,
+        template=config.template,
+        long=config.long,
     )
     prefix = config.space.startswith("prefix:")
     without = learned(config.model, config.data) or (("train",) if prefix else ())
     every = askable(problem.examples, task=config.task, without=without)
     splits = divided(
-        every, {"select": config.select, "validate": config.validate, "test": config.test}, seed=config.seed
+        every,
+        {"select": config.select, "validate": config.validate, "test": config.test},
+        seed=config.seed,
     )
     setup = Setup(
         model=config.model,
@@ -147,7 +168,9 @@ def divided_setup(config: Config, noise: Noise, device: str) -> tuple[Setup, Spl
 
 def search_candidates(config: Config, search: int) -> list[Candidate]:
     """The candidates of one of the searches."""
-    return candidates(config.n, config.sigma, seed=config.seed + search, antithetic=config.antithetic)
+    return candidates(
+        config.n, config.sigma, seed=config.seed + search, antithetic=config.antithetic
+    )
 
 
 def named(name: str, search: int) -> str:
@@ -179,7 +202,9 @@ def _searched(
         _keep_basis(record, basis)
     setup = dataclasses.replace(setup, batched=ready.batched, basis=basis, expected=fingerprint)
     foreseen = (
-        forecast_rows(ready.forecast, n=config.n, sigmas=config.sigma, k=k, wish=config.wish) if ready.forecast else []
+        forecast_rows(ready.forecast, n=config.n, sigmas=config.sigma, k=k, wish=config.wish)
+        if ready.forecast
+        else []
     )
     for line in forecast_lines(foreseen, dataclasses.asdict(config)):
         console.print(Text(line), soft_wrap=True)
@@ -205,7 +230,9 @@ def _searched(
 
 
 def kept_basis(record: Record) -> Tensor | None:
-    """The basis of "prefix:K" of an earlier session: an accelerator may not make the very same again."""
+    """The basis of "prefix:K" of an earlier session: an accelerator may not make the very same
+    again.
+    """
     path = record.folder / BASIS
     if not path.exists():
         return None
@@ -225,7 +252,9 @@ def _keep_basis(record: Record, basis: Tensor) -> None:
         scratch.replace(path)
 
 
-def _histogram(config: Config, ready: Prepared, outcomes: Sequence[Sequence[Outcome]]) -> Iterator[Row]:
+def _histogram(
+    config: Config, ready: Prepared, outcomes: Sequence[Sequence[Outcome]]
+) -> Iterator[Row]:
     every = [o for found in outcomes for o in found]
     return histogram_rows(every, loss=ready.loss, sigmas=config.sigma, forecast=ready.forecast)
 
@@ -267,7 +296,9 @@ def _scored(
             of = f" of search {search + 1} of {config.seeds}" if config.seeds > 1 else ""
             told(f"{text}{of}", (share + part * len(left)) / len(groups))
 
-        found = scores(setup, left, workers=config.workers, ray=config.ray, progress=progress, tell=tell)
+        found = scores(
+            setup, left, workers=config.workers, ray=config.ray, progress=progress, tell=tell
+        )
         with closing(found):
             for outcomes in found:
                 ledger.append(outcomes)
@@ -275,7 +306,8 @@ def _scored(
             index = outcome.candidate.index
             if index >= len(every) or every[index] != outcome.candidate:
                 raise LoclinError(
-                    f"expected candidate {index} of this search in {ledger.path}, found another seed, σ or sign: restore the file, or "
+                    f"expected candidate {index} of this search in {ledger.path}, found another "
+                    "seed, σ or sign: restore the file, or "
                     "move it away and search again"
                 )
         return ledger.outcomes(), notes
@@ -293,7 +325,13 @@ def _ended(
 ) -> list[Row]:
     """Choose, test, export; the rows of one search."""
     choice, lock = locked_choice(
-        record, f"{ENTRY}/{named('locked.json', search)}", worker, splits, outcomes, config.k, seed=config.seed + search
+        record,
+        f"{ENTRY}/{named('locked.json', search)}",
+        worker,
+        splits,
+        outcomes,
+        config.k,
+        seed=config.seed + search,
     )
     selected = next(o.score for o in outcomes if o.candidate.index == choice.best.index)
     found: Trial = trial_of(
@@ -311,13 +349,17 @@ def _ended(
     groups = [e.group or e.prompt for e in splits.test]
     compared = table(found.arms, found.base, groups=groups, seed=config.seed)
     return [
-        *observed_rows(outcomes, loss=ready.loss, sigmas=config.sigma, forecast=ready.forecast, search=search),
+        *observed_rows(
+            outcomes, loss=ready.loss, sigmas=config.sigma, forecast=ready.forecast, search=search
+        ),
         *compared_rows(compared, search=search),
         *winner_rows(found.winner, search=search),
     ]
 
 
-def _export(worker: Worker, record: Record, choice: Choice, search: int, fingerprint: dict[str, object]) -> None:
+def _export(
+    worker: Worker, record: Record, choice: Choice, search: int, fingerprint: dict[str, object]
+) -> None:
     perturbed = worker.perturbed
     write_candidate(worker.problem, perturbed, choice.best, record.folder / named("best", search))
     kept = Ensemble(
@@ -333,6 +375,8 @@ def _export(worker: Worker, record: Record, choice: Choice, search: int, fingerp
 @contextmanager
 def _shown() -> Iterator[tuple[Console, Told]]:
     """A progress bar, and where to print beside it."""
-    with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), transient=True) as bar:
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), transient=True
+    ) as bar:
         task = bar.add_task("", total=1.0)
         yield bar.console, lambda text, share: bar.update(task, description=text, completed=share)

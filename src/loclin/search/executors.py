@@ -1,4 +1,6 @@
-"""Groups of candidates scored in this process, in several, or on a Ray cluster: the same outcomes, whoever scores them."""
+"""Groups of candidates scored in this process, in several, or on a Ray cluster: the same outcomes,
+whoever scores them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from loclin.search.scoring import Outcome
 Group = Sequence[Candidate]
 Progress = Callable[[str, float], None]
 Tell = Callable[[str], None]
-DEATHS = 3  # of workers in a row, beyond one of each, with nothing scored in between, after which it is no accident
+# of workers in a row, beyond one of each, with nothing scored in between, after which it is no
+# accident
+DEATHS = 3
 
 
 @runtime_checkable
@@ -93,9 +97,9 @@ class Station:
             outcomes = act()
         except LoclinError as error:
             return Reply(error=str(error))
-        except (
-            Exception
-        ):  # whatever it is the parent has to hear of it: silence would be taken for a death, and tried again
+        # whatever it is the parent has to hear of it: silence would be taken for a death, and tried
+        # again
+        except Exception:
             return Reply(error=traceback.format_exc(), expected=False)
         notes = tuple(self._scorer.notes) if self._scorer else ()
         fresh, self._said = notes[self._said :], len(notes)
@@ -133,21 +137,24 @@ def scores(
 ) -> Generator[list[Outcome], None, None]:
     """Score every group; give each group's outcomes as they come.
 
-    Groups end in any order, and their outcomes do not depend on who scores them, nor on how many do: on the CPU every worker
-    uses one thread, in this process too. A worker that dies loses nothing: its group is scored again by another. A
-    Ctrl-C is raised between groups, never while one is with the caller; close what is given, or one may come to nothing.
+    Groups end in any order, and their outcomes do not depend on who scores them, nor on how many
+    do: on the CPU every worker uses one thread, in this process too. A worker that dies loses
+    nothing: its group is scored again by another. A Ctrl-C is raised between groups, never while
+    one is with the caller; close what is given, or one may come to nothing.
 
     Args:
         search: what to score with, such as a `Setup`.
         groups: candidates that are scored together.
-        workers: how many. 1 scores in this process (one Ray worker with `ray`); 0 takes one for every core (every CPU
-            or GPU of a Ray cluster), and this process alone on an accelerator.
+        workers: how many. 1 scores in this process (one Ray worker with `ray`); 0 takes one for
+            every core (every CPU or GPU of a Ray cluster), and this process alone on an
+            accelerator.
         ray: "local", "auto" or the address of a Ray cluster.
         progress: called with what is being done and the share of groups done.
         tell: called with every different thing that a worker has to say.
 
     Raises:
-        LoclinError: raised by a worker, workers that die one after the other, Ray that is missing or cannot be reached.
+        LoclinError: raised by a worker, workers that die one after the other, Ray that is missing
+            or cannot be reached.
         KeyboardInterrupt: Ctrl-C.
     """
     if not groups:
@@ -173,7 +180,9 @@ def _usual(search: Search) -> int:
 
 
 @contextmanager
-def _crew(search: Search, ray: str | None, workers: int, groups: int, tell: Tell) -> Iterator[tuple[Crew, int]]:
+def _crew(
+    search: Search, ray: str | None, workers: int, groups: int, tell: Tell
+) -> Iterator[tuple[Crew, int]]:
     """Workers to be, and how many to start."""
     if ray is None:
         from loclin.search.processes import Processes
@@ -209,7 +218,9 @@ def _in_process(
 
 @contextmanager
 def one_thread(device: str) -> Iterator[None]:
-    """One torch thread inside where the CPU computes, so that sums round alike whatever the cores; as many as before afterwards."""
+    """One torch thread inside where the CPU computes, so that sums round alike whatever the cores;
+    as many as before afterwards.
+    """
     if device != "cpu":
         yield
         return
@@ -229,7 +240,9 @@ def _dispatched(
     tell: Callable[[Sequence[str]], None],
     interruption: Interruption,
 ) -> Iterator[list[Outcome]]:
-    """Hand groups to workers that are ready; a dead worker's group goes to the end of the line, and a new worker takes its place."""
+    """Hand groups to workers that are ready; a dead worker's group goes to the end of the line, and
+    a new worker takes its place.
+    """
     line, idle = deque(groups), deque[int]()
     busy: dict[int, Group | None] = {crew.start(): None for _ in range(count)}
     done = deaths = 0
@@ -273,6 +286,8 @@ def _check(reply: Reply) -> None:
 
 def _deaths(count: int, why: str) -> LoclinError:
     return LoclinError(
-        f"expected workers to score candidates, found {count} dead one after the other (the last one: {why}): run the same "
-        "command again, with fewer --workers if memory was short; the candidates scored so far are kept"
+        f"expected workers to score candidates, found {count} dead one after the other (the last "
+        f"one: {why}): run the same "
+        "command again, with fewer --workers if memory was short; the candidates scored so far are "
+        "kept"
     )

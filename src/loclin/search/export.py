@@ -1,4 +1,6 @@
-"""What a user takes away: the best candidate as a safetensors delta or a peft adapter, the ensemble as seeds."""
+"""What a user takes away: the best candidate as a safetensors delta or a peft adapter, the ensemble
+as seeds.
+"""
 
 from __future__ import annotations
 
@@ -76,9 +78,12 @@ class Ensemble:
             )
             return Ensemble(**{**held, "best": best, "members": tuple(members)})
         except (OSError, ValueError, KeyError, TypeError) as error:
-            found = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            found = (
+                error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            )
             raise LoclinError(
-                f"expected the ensemble of a finished search in {path}, found {found}: let `loclin search` end first"
+                f"expected the ensemble of a finished search in {path}, found {found}: let `loclin "
+                "search` end first"
             ) from error
 
 
@@ -110,12 +115,16 @@ def member(perturbed: Perturbed, candidate: Candidate) -> Member:
         perturbed.restore()
 
 
-def write_candidate(problem: Problem, perturbed: Perturbed, candidate: Candidate, folder: Path) -> Path:
-    """Write a candidate: the folder of a peft adapter where an adapter was searched, else delta.safetensors.
+def write_candidate(
+    problem: Problem, perturbed: Perturbed, candidate: Candidate, folder: Path
+) -> Path:
+    """Write a candidate: the folder of a peft adapter where an adapter was searched, else
+    delta.safetensors.
 
-    The delta is θ′ − θ of every tensor as it was really placed, in float32 or better: exact for weights in half precision, to
-    one rounding for others (`loclin search replay` gives the very bits). Both are what `loclin radius --direction` reads.
-    The folder appears whole or not at all, in place of an older one.
+    The delta is θ′ − θ of every tensor as it was really placed, in float32 or better: exact for
+    weights in half precision, to one rounding for others (`loclin search replay` gives the very
+    bits). Both are what `loclin radius --direction` reads. The folder appears whole or not at all,
+    in place of an older one.
 
     Returns:
         What was written.
@@ -140,7 +149,8 @@ def write_candidate(problem: Problem, perturbed: Perturbed, candidate: Candidate
             made.rename(folder)
     except (OSError, safetensors.SafetensorError) as error:
         raise LoclinError(
-            f"expected to write {folder}, found {error}: make room or choose another --out; the search itself is kept"
+            f"expected to write {folder}, found {error}: make room or choose another --out; the "
+            "search itself is kept"
         ) from error
     return folder if isinstance(problem.model, PeftModel) else folder / "delta.safetensors"
 
@@ -149,7 +159,9 @@ def _write_delta(perturbed: Perturbed, candidate: Candidate, path: Path) -> None
     changes = {}
     for name, here in placed(perturbed).items():
         precise = torch.promote_types(here.dtype, torch.float32)
-        changes[name] = (here.detach().to(precise) - perturbed.base[name].to(precise)).cpu().contiguous()
+        changes[name] = (
+            (here.detach().to(precise) - perturbed.base[name].to(precise)).cpu().contiguous()
+        )
     told = {
         "base": weights_hash(perturbed.base),
         "seed": str(candidate.seed),
@@ -170,7 +182,8 @@ def check_rebuilt(perturbed: Perturbed, wanted: Member) -> None:
     found = member(perturbed, wanted.candidate)
     if found.weights != wanted.weights:
         raise LoclinError(
-            f"expected candidate {wanted.candidate.index} with weights of hash {wanted.weights}, found {found.weights}: use the torch "
+            f"expected candidate {wanted.candidate.index} with weights of hash {wanted.weights}, "
+            f"found {found.weights}: use the torch "
             "and the kind of processor that searched"
         )
 

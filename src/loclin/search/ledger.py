@@ -1,12 +1,15 @@
-"""Every candidate's outcome, kept as it comes: one file that is appended to, survives a kill, and belongs to one search.
+"""Every candidate's outcome, kept as it comes: one file that is appended to, survives a kill, and
+belongs to one search.
 
 ```
 {"format": 1, "search": <hash of the settings>, "settings": {...}}
-{"index": 0, "seed": ..., "sigma": 0.001, "sign": 1, "loss": 1.93, "score": 0.25, "right": "a0...", "finite": true}
+{"index": 0, "seed": ..., "sigma": 0.001, "sign": 1, "loss": 1.93, "score": 0.25, "right": "a0...",
+"finite": true}
 ...
 ```
 
-The order of the candidates is that of their arrival; two ledgers are the same when they hold the same lines.
+The order of the candidates is that of their arrival; two ledgers are the same when they hold the
+same lines.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ FORMAT = 1  # raised when a reader of older ledgers would be wrong
 
 
 class Ledger:
-    """The ledger of one search, open for more of its outcomes. Made by `Ledger.open`; closed by `close`, or as a context manager.
+    """The ledger of one search, open for more of its outcomes. Made by `Ledger.open`; closed by
+    `close`, or as a context manager.
 
     Attributes:
         path: of the file.
@@ -49,27 +53,36 @@ class Ledger:
     def open(path: Path, settings: Mapping[str, Any]) -> Ledger:
         """Begin a ledger, or go on with the one that is there.
 
-        A last line that was cut short by a kill is cut off, and `note` says so. Until it is closed no other process opens it.
+        A last line that was cut short by a kill is cut off, and `note` says so. Until it is closed
+        no other process opens it.
 
         Args:
             path: of the file.
-            settings: everything that decides the outcomes (hashes of model and data, noise, seed, σ, ...), as plain JSON
-                values under names that a user reads; "examples" is how many are scored.
+            settings: everything that decides the outcomes (hashes of model and data, noise, seed,
+                σ, ...), as plain JSON values under names that a user reads; "examples" is how many
+                are scored.
 
         Raises:
-            LoclinError: a ledger of other settings (the first that differs is named) or of a newer format, a line in its middle
-                that is no outcome, a file that cannot be written, a ledger that another process has open.
+            LoclinError: a ledger of other settings (the first that differs is named) or of a newer
+                format, a line in its middle that is no outcome, a file that cannot be written, a
+                ledger that another process has open.
         """
         plain = json.loads(json.dumps(settings))
-        if not isinstance(plain.get("examples"), int):  # without it nothing that is written could be read back
-            raise LoclinError(f"expected the number of examples in a ledger's settings, found {sorted(plain)}: name it")
+        if not isinstance(
+            plain.get("examples"), int
+        ):  # without it nothing that is written could be read back
+            raise LoclinError(
+                f"expected the number of examples in a ledger's settings, found {sorted(plain)}: "
+                "name it"
+            )
         lock = FileLock(path.with_name(f".{path.name}.lock"))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout as error:
             raise LoclinError(
-                f"expected {path} for this search alone, found another process writing to it: wait for it, or choose another "
+                f"expected {path} for this search alone, found another process writing to it: wait "
+                "for it, or choose another "
                 "--out"
             ) from error
         except OSError as error:
@@ -96,7 +109,8 @@ class Ledger:
         return all(i in self._held for i in range(n))
 
     def append(self, outcomes: Iterable[Outcome]) -> None:
-        """Keep outcomes: on disk when this ends, all of them or none. A candidate that is in it already stays as it is.
+        """Keep outcomes: on disk when this ends, all of them or none. A candidate that is in it
+        already stays as it is.
 
         Raises:
             LoclinError: a disk without room; what was there before stays whole.
@@ -117,7 +131,10 @@ class Ledger:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -158,7 +175,8 @@ class Ledger:
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Outcome]]:
-    """The settings and the outcomes of a ledger, by index; the file is left as it is, an unfinished last line left out.
+    """The settings and the outcomes of a ledger, by index; the file is left as it is, an unfinished
+    last line left out.
 
     Raises:
         LoclinError: no ledger there, or one that cannot be read.
@@ -167,18 +185,21 @@ def read(path: Path) -> tuple[dict[str, Any], list[Outcome]]:
         data = path.read_bytes()
     except OSError as error:
         raise LoclinError(
-            f"expected a ledger at {path}, found {error.strerror or error}: give the folder of a search"
+            f"expected a ledger at {path}, found {error.strerror or error}: give the folder of a "
+            "search"
         ) from error
     settings, held = _parsed(path, data[: data.rfind(b"\n") + 1])
     return settings, [held[i] for i in sorted(held)]
 
 
 def line(outcome: Outcome) -> str:
-    """What a ledger holds of one candidate: right answers as the hex digits of their packed bits, a loss that is not finite as null.
+    """What a ledger holds of one candidate: right answers as the hex digits of their packed bits, a
+    loss that is not finite as null.
 
     >>> made = Candidate(index=2, seed=5, sigma=0.1)
     >>> print(line(Outcome(candidate=made, loss=1.5, right=np.array([True, False, True, True]))), end="")
-    {"index": 2, "seed": 5, "sigma": 0.1, "sign": 1, "loss": 1.5, "score": 0.75, "right": "b0", "finite": true}
+    {"index": 2, "seed": 5, "sigma": 0.1, "sign": 1, "loss": 1.5, "score": 0.75, "right": "b0",
+    "finite": true}
     """
     candidate, finite = outcome.candidate, math.isfinite(outcome.loss)
     entry = {
@@ -203,7 +224,10 @@ def _as_read(outcome: Outcome) -> Outcome:
 def _header(settings: Mapping[str, Any]) -> str:
     canonical = json.dumps(settings, sort_keys=True)
     search = hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
-    return json.dumps({"format": FORMAT, "search": search, "settings": settings}, ensure_ascii=False) + "\n"
+    return (
+        json.dumps({"format": FORMAT, "search": search, "settings": settings}, ensure_ascii=False)
+        + "\n"
+    )
 
 
 def _parsed(path: Path, whole: bytes) -> tuple[dict[str, Any], dict[int, Outcome]]:
@@ -215,12 +239,14 @@ def _parsed(path: Path, whole: bytes) -> tuple[dict[str, Any], dict[int, Outcome
         examples = int(settings["examples"])
     except (ValueError, KeyError, TypeError) as error:
         raise LoclinError(
-            f"expected the header of a ledger in line 1 of {path}, found {_shown(first)}: choose another --out, or move the "
+            f"expected the header of a ledger in line 1 of {path}, found {_shown(first)}: choose "
+            "another --out, or move the "
             "file away"
         ) from error
     if written != FORMAT:
         raise LoclinError(
-            f"expected a ledger of format {FORMAT} in {path}, found {written}: read it with the loclin that wrote it, or "
+            f"expected a ledger of format {FORMAT} in {path}, found {written}: read it with the "
+            "loclin that wrote it, or "
             "choose another --out"
         )
     held: dict[int, Outcome] = {}
@@ -242,7 +268,8 @@ def _outcome(path: Path, number: int, text: bytes, examples: int) -> Outcome:
             raise ValueError("a line that says otherwise than it would be written")
     except (ValueError, KeyError, TypeError) as error:
         raise LoclinError(
-            f"expected the outcome of a candidate in line {number} of {path}, found {_shown(text)}: restore the file, or move "
+            f"expected the outcome of a candidate in line {number} of {path}, found "
+            f"{_shown(text)}: restore the file, or move "
             "it away and search again"
         ) from error
     return outcome
@@ -252,7 +279,8 @@ def _check_same(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -
     for name in [*here, *there]:
         if there.get(name) != here.get(name):
             raise LoclinError(
-                f"{path} belongs to another search ({name} is {there.get(name)!r} there, {here.get(name)!r} here): choose "
+                f"{path} belongs to another search ({name} is {there.get(name)!r} there, "
+                f"{here.get(name)!r} here): choose "
                 "another --out, or the same model, data and settings"
             )
 
@@ -263,7 +291,8 @@ def _shown(text: bytes) -> str:
 
 def _unwritable(path: Path, error: OSError) -> LoclinError:
     return LoclinError(
-        f"expected to write {path}, found {error.strerror or error}: make room or choose another --out; the candidates scored "
+        f"expected to write {path}, found {error.strerror or error}: make room or choose another "
+        "--out; the candidates scored "
         "so far are kept"
     )
 

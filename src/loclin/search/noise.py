@@ -1,4 +1,6 @@
-"""What a candidate adds to the weights: noise that is a function of (seed, tensor name) alone, made on the CPU in float32."""
+"""What a candidate adds to the weights: noise that is a function of (seed, tensor name) alone, made
+on the CPU in float32.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,12 @@ class Noise:
     """How the noise of one tensor is made.
 
     Attributes:
-        kind: "gaussian": every entry by itself, each tensor from a stream of its own; the law of random search is about this one.
-            "lowrank": matrices of rank `rank` with entries of unit variance (as in EGGROLL, Sarkar et al. 2025); tensors that
-            are no matrices are gaussian.
-            "tied": every tensor takes its first numbers from one stream, as some public code does by seeding a generator
-            again for each tensor. Tensors of one shape move alike, and the law does not hold: for comparison alone.
+        kind: "gaussian": every entry by itself, each tensor from a stream of its own; the law of
+            random search is about this one. "lowrank": matrices of rank `rank` with entries of unit
+            variance (as in EGGROLL, Sarkar et al. 2025); tensors that are no matrices are gaussian.
+            "tied": every tensor takes its first numbers from one stream, as some public code does
+            by seeding a generator again for each tensor. Tensors of one shape move alike, and the
+            law does not hold: for comparison alone.
         rank: of lowrank noise; 0 for the others.
     """
 
@@ -51,7 +54,8 @@ class Noise:
         if kind == "lowrank" and rank.isascii() and rank.isdigit() and int(rank) > 0:
             return Noise(kind="lowrank", rank=int(rank))
         raise LoclinError(
-            f"expected noise gaussian, lowrank:R with a rank R of at least 1, or tied, found {text!r}: change --noise"
+            "expected noise gaussian, lowrank:R with a rank R of at least 1, or tied, found "
+            f"{text!r}: change --noise"
         )
 
     def __str__(self) -> str:
@@ -60,7 +64,8 @@ class Noise:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LowRankNoise:
-    """E = left rightᵀ/√r with standard normal factors: entries of mean 0 and variance 1, uncorrelated but not independent.
+    """E = left rightᵀ/√r with standard normal factors: entries of mean 0 and variance 1,
+    uncorrelated but not independent.
 
     Attributes:
         left: one row for each row of E.
@@ -89,7 +94,8 @@ def draw(
     numbers: Normals | None = None,
     scratch: Float[Tensor, " room"] | None = None,
 ) -> Tensor | LowRankNoise:
-    """The noise of one tensor: a function of noise, seed, name and shape alone, whatever else is drawn, and in what order.
+    """The noise of one tensor: a function of noise, seed, name and shape alone, whatever else is
+    drawn, and in what order.
 
     Args:
         noise: how.
@@ -97,18 +103,25 @@ def draw(
         name: of the tensor.
         shape: of the tensor.
         numbers: who draws; a new one where left out.
-        scratch: memory to write gaussian or tied noise to, of at least `room(shape)` numbers: memory that is new costs a
-            third of the drawing. What is given back is then good until the next use of it.
+        scratch: memory to write gaussian or tied noise to, of at least `room(shape)` numbers:
+            memory that is new costs a third of the drawing. What is given back is then good until
+            the next use of it.
 
     Returns:
         Float32 on the CPU.
     """
     numbers = numbers or Normals()
     if noise.kind == "lowrank" and len(shape) == 2:
-        left, right = numbers.fill(torch.empty(sum(shape) * noise.rank), seed, name).view(-1, noise.rank).split(shape)
+        left, right = (
+            numbers.fill(torch.empty(sum(shape) * noise.rank), seed, name)
+            .view(-1, noise.rank)
+            .split(shape)
+        )
         return LowRankNoise(left=left, right=right)
     into, size = torch.empty(room(shape)) if scratch is None else scratch, math.prod(shape)
-    if noise.kind == "tied":  # in whole blocks: the numbers of a shorter tensor are then the first of a longer one
+    if (
+        noise.kind == "tied"
+    ):  # in whole blocks: the numbers of a shorter tensor are then the first of a longer one
         return numbers.fill(into[: room(shape)], seed, "tied")[:size].view(shape)
     return numbers.fill(into[:size], seed, name).view(shape)
 
@@ -138,14 +151,28 @@ class Drawing:
     def of(self, seed: int) -> Iterator[tuple[str, Tensor | LowRankNoise]]:
         """What `draw` gives for every tensor in turn, each good until the next is asked for.
 
-        By one thread: a second one that draws ahead gets in the way of torch's own, which wait for work by spinning.
+        By one thread: a second one that draws ahead gets in the way of torch's own, which wait for
+        work by spinning.
         """
-        if self._noise.kind == "tied":  # one stream: the numbers of the longest tensor are those of all
+        if (
+            self._noise.kind == "tied"
+        ):  # one stream: the numbers of the longest tensor are those of all
             whole = draw(
-                self._noise, seed, "", tuple(self._scratch.shape), numbers=self._numbers, scratch=self._scratch
+                self._noise,
+                seed,
+                "",
+                tuple(self._scratch.shape),
+                numbers=self._numbers,
+                scratch=self._scratch,
             )
             assert isinstance(whole, Tensor)
-            yield from ((name, whole[: math.prod(shape)].view(shape)) for name, shape in self._shapes.items())
+            yield from (
+                (name, whole[: math.prod(shape)].view(shape))
+                for name, shape in self._shapes.items()
+            )
             return
         for name, shape in self._shapes.items():
-            yield name, draw(self._noise, seed, name, shape, numbers=self._numbers, scratch=self._scratch)
+            yield (
+                name,
+                draw(self._noise, seed, name, shape, numbers=self._numbers, scratch=self._scratch),
+            )

@@ -1,7 +1,9 @@
-"""The stream of standard normal numbers that a search draws from: one for each (seed, purpose), as fast as one core makes them.
+"""The stream of standard normal numbers that a search draws from: one for each (seed, purpose), as
+fast as one core makes them.
 
-`ParameterSpace.noise` has torch's stream, made one number after the other by the Mersenne Twister, which takes half as long again
-(docs/log.md). A study reads its noise once; a search draws as many numbers as there are weights for every candidate.
+`ParameterSpace.noise` has torch's stream, made one number after the other by the Mersenne Twister,
+which takes half as long again (docs/log.md). A study reads its noise once; a search draws as many
+numbers as there are weights for every candidate.
 """
 
 from __future__ import annotations
@@ -19,12 +21,13 @@ _TURN = np.float32(2 * math.pi * 2**-32)
 
 
 class Normals:
-    """Standard normal numbers by seed and purpose, with memory of its own to work in: for one thread at a time.
+    """Standard normal numbers by seed and purpose, with memory of its own to work in: for one
+    thread at a time.
 
-    z = √(−2 ln u)·(cos 2πv, sin 2πv), Box and Muller 1958, with u on a grid of 2⁻²⁵ from 2⁻²⁴ to 1 and v on one of 2⁻³²;
-    no number is beyond 5.8.
-    The bits are those of SFC64 (Doty-Humphrey) from a state that is a digest of seed and purpose. They are the same on every
-    machine; logarithms, roots and sines are numpy's, the same up to the last places.
+    z = √(−2 ln u)·(cos 2πv, sin 2πv), Box and Muller 1958, with u on a grid of 2⁻²⁵ from 2⁻²⁴ to 1
+    and v on one of 2⁻³²; no number is beyond 5.8. The bits are those of SFC64 (Doty-Humphrey) from
+    a state that is a digest of seed and purpose. They are the same on every machine; logarithms,
+    roots and sines are numpy's, the same up to the last places.
     """
 
     def __init__(self) -> None:
@@ -35,9 +38,11 @@ class Normals:
         self._radius, self._angle = np.empty((2, BLOCK // 2), np.float32)
 
     def fill(self, into: Float[Tensor, " n"], seed: int, *purpose: str) -> Float[Tensor, " n"]:
-        """Write the numbers of (seed, purpose) to memory that is there (float32, on the CPU), and give it back.
+        """Write the numbers of (seed, purpose) to memory that is there (float32, on the CPU), and
+        give it back.
 
-        They are a function of n, seed and purpose alone; whole blocks of `BLOCK` do not depend on how many numbers follow.
+        They are a function of n, seed and purpose alone; whole blocks of `BLOCK` do not depend on
+        how many numbers follow.
         """
         text = ":".join(map(str, (seed, *purpose)))
         words = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=24).digest(), "<u8")
@@ -53,7 +58,9 @@ class Normals:
         bits = self._source.random_raw(half).view(np.int32)
         radius, angle = self._radius[:half], self._angle[:half]
         np.multiply(bits[:half], np.float32(2**-32), out=radius, dtype=np.float32, casting="unsafe")
-        radius += np.float32(0.5 + 2**-24)  # from 2⁻²⁴ to 1, both reached: the logarithm is finite and not positive
+        radius += np.float32(
+            0.5 + 2**-24
+        )  # from 2⁻²⁴ to 1, both reached: the logarithm is finite and not positive
         np.log(radius, out=radius)
         radius *= np.float32(-2)
         np.sqrt(radius, out=radius)
@@ -65,7 +72,8 @@ class Normals:
 
 
 def normals(size: int, seed: int, *purpose: str) -> Float[Tensor, " size"]:
-    """Standard normal numbers that are a function of size, seed and purpose alone: those of `Normals.fill`.
+    """Standard normal numbers that are a function of size, seed and purpose alone: those of
+    `Normals.fill`.
 
     >>> bool((normals(4, 0, "weight") == normals(4, 0, "weight")).all())
     True

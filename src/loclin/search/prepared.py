@@ -1,4 +1,6 @@
-"""What is measured before the first candidate, and kept: the splits, the model's own score, the forecast, what σ really does."""
+"""What is measured before the first candidate, and kept: the splits, the model's own score, the
+forecast, what σ really does.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ class Prepared:
         batched: whether the candidates of a group go through the model together.
         loss, score: of the model itself on select.
         forecast: None where none was wanted.
-        realised: for every σ, by tensor, the root mean square of what a candidate really moves it, as a share of σ.
+        realised: for every σ, by tensor, the root mean square of what a candidate really moves it,
+            as a share of σ.
         sizes: numbers in every tensor: the fewer, the further that share is from 1 by chance.
         notes: in sentences.
     """
@@ -59,7 +62,10 @@ class Prepared:
         """From what `prepared` wrote."""
         forecast = held["forecast"]
         if forecast is not None:
-            known = {name: forecast[name] and Estimate(**forecast[name]) for name in ("trace", "frobenius")}
+            known = {
+                name: forecast[name] and Estimate(**forecast[name])
+                for name in ("trace", "frobenius")
+            }
             forecast = Forecast(**{**forecast, **known, "notes": tuple(forecast["notes"])})
         return Prepared(**{**held, "forecast": forecast, "notes": tuple(held["notes"])})
 
@@ -85,26 +91,35 @@ def prepared(
         told: called with what is done and the share of it.
 
     Raises:
-        LoclinError: other data than those of the session before, a σ with which nothing moves, candidates that cannot go through
-            the model together although they were to, a loss that is not finite.
+        LoclinError: other data than those of the session before, a σ with which nothing moves,
+            candidates that cannot go through the model together although they were to, a loss that
+            is not finite.
     """
     path = record.folder / name
     if not path.exists():
         found = _measured(worker, splits, config, group, told)
-        record.write_text(name, json.dumps(dataclasses.asdict(found), ensure_ascii=False, indent=1) + "\n")
+        record.write_text(
+            name, json.dumps(dataclasses.asdict(found), ensure_ascii=False, indent=1) + "\n"
+        )
     try:
         ready = Prepared.of(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LoclinError(
-            f"expected what an earlier session measured in {path}, found {error}: delete it and run again"
+            f"expected what an earlier session measured in {path}, found {error}: delete it and "
+            "run again"
         ) from error
     for part, digest in splits.hashes().items():
         if ready.splits.get(part) != digest:
             raise LoclinError(
-                f"expected the {part} examples that this search began with in {record.folder}, found others: give the same data, or "
+                f"expected the {part} examples that this search began with in {record.folder}, "
+                "found others: give the same data, or "
                 "choose another --out"
             )
-    check_same(ready.fingerprint, _own(worker), f"give the same model, or choose another --out than {record.folder}")
+    check_same(
+        ready.fingerprint,
+        _own(worker),
+        f"give the same model, or choose another --out than {record.folder}",
+    )
     return ready
 
 
@@ -113,7 +128,9 @@ def _own(worker: Worker) -> dict[str, Any]:
     return {name: value for name, value in worker.fingerprint().items() if name != "batched"}
 
 
-def _measured(worker: Worker, splits: Splits, config: Config, group: Sequence[Candidate], told: Told) -> Prepared:
+def _measured(
+    worker: Worker, splits: Splits, config: Config, group: Sequence[Candidate], told: Told
+) -> Prepared:
     perturbed, exam = worker.perturbed, worker.exam
     for sigma in config.sigma:
         perturbed.check_sigma(sigma)
@@ -127,7 +144,8 @@ def _measured(worker: Worker, splits: Splits, config: Config, group: Sequence[Ca
             why = "that stacked passes give another loss than placed weights"
         if why is not None:
             raise LoclinError(
-                f"expected candidates that can go through the model together, found {why}: leave out --batched yes"
+                f"expected candidates that can go through the model together, found {why}: leave "
+                "out --batched yes"
             )
     losses, right = exam.answers()
     forecast = None
@@ -150,7 +168,8 @@ def _measured(worker: Worker, splits: Splits, config: Config, group: Sequence[Ca
     )
     shown = group[0]
     realised = {
-        repr(sigma): perturbed.realised(dataclasses.replace(shown, sigma=sigma, sign=1)) for sigma in config.sigma
+        repr(sigma): perturbed.realised(dataclasses.replace(shown, sigma=sigma, sign=1))
+        for sigma in config.sigma
     }
     together = f"{len(group)} at a time" if batched else "one at a time"
     return Prepared(
@@ -162,5 +181,8 @@ def _measured(worker: Worker, splits: Splits, config: Config, group: Sequence[Ca
         forecast=forecast,
         realised=realised,
         sizes=dict(zip(perturbed.space.names, perturbed.space.sizes, strict=True)),
-        notes=(f"candidates go through the model {together}", *(forecast.notes if forecast else ())),
+        notes=(
+            f"candidates go through the model {together}",
+            *(forecast.notes if forecast else ()),
+        ),
     )

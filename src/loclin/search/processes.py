@@ -1,4 +1,6 @@
-"""Workers as processes of this machine, each on its own pipe, so that one that is killed takes no other along."""
+"""Workers as processes of this machine, each on its own pipe, so that one that is killed takes no
+other along.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ class Processes:
         """Replies that have come, None from a process that died."""
         by_pipe = {pipe: worker for worker, (_, pipe) in self._running.items()}
         found = [
-            (by_pipe[pipe], _received(pipe)) for pipe in wait(list(by_pipe), seconds) if isinstance(pipe, Connection)
+            (by_pipe[pipe], _received(pipe))
+            for pipe in wait(list(by_pipe), seconds)
+            if isinstance(pipe, Connection)
         ]
         for worker, reply in found:
             if reply is None:

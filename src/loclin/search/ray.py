@@ -1,4 +1,6 @@
-"""Workers as Ray actors, one model each. The search travels to each of them once, then only candidates and outcomes do."""
+"""Workers as Ray actors, one model each. The search travels to each of them once, then only
+candidates and outcomes do.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,16 @@ from loclin.errors import LoclinError
 from loclin.jobs import cores
 from loclin.search.executors import Group, Reply, Search, Station, Tell
 
-ANSWER_WITHIN = 60.0  # seconds in which a cluster must let a driver in; Ray itself tries for more than three minutes
+# seconds in which a cluster must let a driver in; Ray itself tries for more than three minutes
+ANSWER_WITHIN = 60.0
 PATIENCE = 30.0  # seconds after which a wait for room is said
-PLACED_WITHIN = (
-    600.0  # seconds in which a cluster must find room for a first worker; one that grows by machines needs minutes
-)
+# seconds in which a cluster must find room for a first worker; one that grows by machines needs
+# minutes
+PLACED_WITHIN = 600.0
 STORE = 100_000_000  # bytes of Ray's object store: nothing large ever travels
-_PROBE = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, configure_logging=False)"
+_PROBE = (
+    "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, configure_logging=False)"
+)
 
 
 class Actors:
@@ -55,7 +60,9 @@ class Actors:
         self._began, self._placed = time.monotonic(), False
 
     def room(self) -> int:
-        """How many workers the cluster has room for, as it is now; at least one, since clusters grow."""
+        """How many workers the cluster has room for, as it is now; at least one, since clusters
+        grow.
+        """
         return max(1, int(self._ray.cluster_resources().get(self._needs, 0)))
 
     def start(self) -> int:
@@ -71,7 +78,8 @@ class Actors:
         self._awaited[self._actors[worker].score.remote(group)] = worker
 
     def wait(self, seconds: float) -> list[tuple[int, Reply | None]]:
-        """Replies that have come, None from an actor that died, was killed for memory, or whose node is gone.
+        """Replies that have come, None from an actor that died, was killed for memory, or whose
+        node is gone.
 
         Raises:
             LoclinError: there is no room for a single worker.
@@ -113,7 +121,8 @@ class Actors:
         held = f"{there.get('CPU', 0):g} CPU and {there.get('GPU', 0):g} GPU in the cluster, or others hold them"
         if waited > PLACED_WITHIN:
             raise LoclinError(
-                f"expected Ray to place a worker on 1 {self._needs} within {PLACED_WITHIN:.0f} seconds, found no room ({held}): "
+                f"expected Ray to place a worker on 1 {self._needs} within {PLACED_WITHIN:.0f} "
+                f"seconds, found no room ({held}): "
                 "start nodes that have it, or change --device"
             )
         if not self._told:
@@ -122,25 +131,36 @@ class Actors:
 
 
 def _short(text: str) -> str:
-    """First and last line of what Ray says, without its colours: what happened, and the exception behind it."""
-    lines = [" ".join(line.split()) for line in re.sub(r"\x1b\[\d+m", "", text).splitlines() if line.strip()]
+    """First and last line of what Ray says, without its colours: what happened, and the exception
+    behind it.
+    """
+    lines = [
+        " ".join(line.split())
+        for line in re.sub(r"\x1b\[\d+m", "", text).splitlines()
+        if line.strip()
+    ]
     return " ... ".join(dict.fromkeys(line[:160] for line in (lines[:1] + lines[-1:])))
 
 
 @contextmanager
 def connected(address: str, workers: int) -> Iterator[None]:
-    """A connection to Ray: the program's own where it has one, which is then left as it is, or a new one that ends here.
+    """A connection to Ray: the program's own where it has one, which is then left as it is, or a
+    new one that ends here.
 
     Args:
-        address: "local" for a Ray of this machine that ends with the connection; "auto" for the one that runs here, or that
-            $RAY_ADDRESS names; HOST:PORT for a cluster that this machine is a node of.
+        address: "local" for a Ray of this machine that ends with the connection; "auto" for the one
+            that runs here, or that $RAY_ADDRESS names; HOST:PORT for a cluster that this machine is
+            a node of.
         workers: CPUs of a local Ray; 0 takes every core.
 
     Raises:
-        LoclinError: Ray is not installed, or there is none at the address that lets us in within `ANSWER_WITHIN` seconds.
+        LoclinError: Ray is not installed, or there is none at the address that lets us in within
+            `ANSWER_WITHIN` seconds.
     """
     if importlib.util.find_spec("ray") is None:
-        raise LoclinError("expected Ray for --ray, found that it is not installed: run pip install 'loclin[ray]'")
+        raise LoclinError(
+            "expected Ray for --ray, found that it is not installed: run pip install 'loclin[ray]'"
+        )
     import ray
 
     if ray.is_initialized():
@@ -150,9 +170,17 @@ def connected(address: str, workers: int) -> Iterator[None]:
         _check_reachable(address)
     try:
         with _quiet():
-            options = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.ERROR}
+            options = {
+                "log_to_driver": False,
+                "configure_logging": False,
+                "logging_level": logging.ERROR,
+            }
             if address == "local":
-                options |= {"include_dashboard": False, "object_store_memory": STORE, "num_cpus": workers or cores()}
+                options |= {
+                    "include_dashboard": False,
+                    "object_store_memory": STORE,
+                    "num_cpus": workers or cores(),
+                }
             ray.init(address=address, **options)
     except Exception as error:
         raise _no_ray(address, str(error)) from error
@@ -163,10 +191,13 @@ def connected(address: str, workers: int) -> Iterator[None]:
 
 
 def _check_reachable(address: str) -> None:
-    """Whether Ray lets a driver in, tried in a process that can be given up: `ray.init` itself cannot."""
+    """Whether Ray lets a driver in, tried in a process that can be given up: `ray.init` itself
+    cannot.
+    """
     if address != "auto" and not re.fullmatch(r"[^/\s]+:\d+", address):
         raise LoclinError(
-            f"expected local, auto or HOST:PORT, found --ray {address}: on a machine of the cluster give auto; from elsewhere run "
+            f"expected local, auto or HOST:PORT, found --ray {address}: on a machine of the "
+            "cluster give auto; from elsewhere run "
             "the command there, by `ray job submit`"
         )
     if address != "auto":
@@ -177,7 +208,9 @@ def _check_reachable(address: str) -> None:
             raise _no_ray(address, str(error)) from error
     probe = [sys.executable, "-W", "ignore", "-c", _PROBE, address]
     try:
-        done = subprocess.run(probe, capture_output=True, text=True, timeout=ANSWER_WITHIN, check=False)
+        done = subprocess.run(
+            probe, capture_output=True, text=True, timeout=ANSWER_WITHIN, check=False
+        )
     except subprocess.TimeoutExpired as error:
         raise _no_ray(address, f"no answer within {ANSWER_WITHIN:.0f} seconds") from error
     if done.returncode:
@@ -187,7 +220,8 @@ def _check_reachable(address: str) -> None:
 
 def _no_ray(address: str, why: str) -> LoclinError:
     return LoclinError(
-        f"expected a Ray cluster for --ray {address}, found none ({' '.join(why.split())[:200]}): start one with `ray start --head`, "
+        f"expected a Ray cluster for --ray {address}, found none ({' '.join(why.split())[:200]}): "
+        "start one with `ray start --head`, "
         "check the address, or give --ray local"
     )
 

@@ -1,4 +1,6 @@
-"""The numbers of a search as tidy rows: forecast, what was observed beside it, and what the test says."""
+"""The numbers of a search as tidy rows: forecast, what was observed beside it, and what the test
+says.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def forecast_rows(
         wish: a gain whose price is asked.
     """
     spread = 1.96 * forecast.loss_sd
-    loss = Estimate(value=forecast.loss, low=forecast.loss - spread, high=forecast.loss + spread, n=1)
+    loss = Estimate(
+        value=forecast.loss, low=forecast.loss - spread, high=forecast.loss + spread, n=1
+    )
     rows = [
         estimated("loss", loss, {}),
         estimated("trace", forecast.trace, {}),
@@ -68,12 +72,19 @@ def forecast_rows(
 
 
 def observed_rows(
-    outcomes: Sequence[Outcome], *, loss: float, sigmas: Sequence[float], forecast: Forecast | None, search: int
+    outcomes: Sequence[Outcome],
+    *,
+    loss: float,
+    sigmas: Sequence[float],
+    forecast: Forecast | None,
+    search: int,
 ) -> Iterator[Row]:
-    """What the candidates of one search did on the select examples, at every σ, beside the law where there is a forecast.
+    """What the candidates of one search did on the select examples, at every σ, beside the law
+    where there is a forecast.
 
-    Gains are in nats per answer token, those of the candidate with the lowest loss; the mean over all draws of n of the N
-    candidates (`ensemble.best_of`). Candidates whose loss is not finite are drawn but never selected.
+    Gains are in nats per answer token, those of the candidate with the lowest loss; the mean over
+    all draws of n of the N candidates (`ensemble.best_of`). Candidates whose loss is not finite are
+    drawn but never selected.
 
     Args:
         outcomes: the ledger.
@@ -96,7 +107,9 @@ def observed_rows(
             continue
         for n, gain in zip(ns, best_of(gains, ns), strict=True):
             expected = forecast.gain(n, sigma).value if forecast else None
-            yield Row(quantity="best_of_n", value=gain, null=finite(expected), context=context | {"n": n})
+            yield Row(
+                quantity="best_of_n", value=gain, null=finite(expected), context=context | {"n": n}
+            )
 
 
 def histogram_rows(
@@ -111,15 +124,25 @@ def histogram_rows(
         gains = gains[np.isfinite(gains)]
         if len(gains) < 2 or not gains.max() > gains.min():
             continue
-        heights, edges = np.histogram(gains, bins=min(BINS, max(5, math.isqrt(len(gains)))), density=True)
-        for height, left, right in zip(heights.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-            expected = None if forecast is None else _expected_share(forecast, sigma, left, right) / (right - left)
+        heights, edges = np.histogram(
+            gains, bins=min(BINS, max(5, math.isqrt(len(gains)))), density=True
+        )
+        for height, left, right in zip(
+            heights.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True
+        ):
+            expected = (
+                None
+                if forecast is None
+                else _expected_share(forecast, sigma, left, right) / (right - left)
+            )
             place = {"sigma": sigma, "gain": (left + right) / 2}
             yield Row(quantity="gain_density", value=height, null=expected, context=place)
 
 
 def compared_rows(table: Sequence[ArmRow], *, search: int) -> Iterator[Row]:
-    """The comparison on the test examples: score and gain of every arm, with intervals over examples."""
+    """The comparison on the test examples: score and gain of every arm, with intervals over
+    examples.
+    """
     for arm in table:
         context: dict[str, Any] = {
             "search": search,
@@ -134,21 +157,24 @@ def compared_rows(table: Sequence[ArmRow], *, search: int) -> Iterator[Row]:
 
 
 def winner_rows(scores: Sequence[tuple[str, float, float]], *, search: int) -> Iterator[Row]:
-    """The chosen candidate's score on each split, beside the model's own as null: what selection promised, and what was left.
+    """The chosen candidate's score on each split, beside the model's own as null: what selection
+    promised, and what was left.
 
     Args:
         scores: name of the split, the winner's score, the model's own.
         search: which search.
     """
     for name, score, own in scores:
-        yield Row(quantity="winner", value=score, null=own, context={"search": search, "split": name})
+        yield Row(
+            quantity="winner", value=score, null=own, context={"search": search, "split": name}
+        )
 
 
 def over_searches(rows: Sequence[Row]) -> list[Row]:
     """Means over searches, without "search" in their context: what a page draws.
 
-    Their interval is over searches, on one division of the examples. A single search keeps what it has: intervals over test
-    examples, and p-values, which have no mean.
+    Their interval is over searches, on one division of the examples. A single search keeps what it
+    has: intervals over test examples, and p-values, which have no mean.
     """
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -164,7 +190,9 @@ def over_searches(rows: Sequence[Row]) -> list[Row]:
         if len({r.context["search"] for r in rows if "search" in r.context}) == 1:
             found.append(replace(first, context=context))
         elif first.quantity != "p_holm":
-            found.append(estimated(first.quantity, over_runs(values) if values else None, context, null=null))
+            found.append(
+                estimated(first.quantity, over_runs(values) if values else None, context, null=null)
+            )
     return found
 
 
@@ -190,5 +218,9 @@ def _expected_share(forecast: Forecast, sigma: float, left: float, right: float)
 
 def _relative(forecast: Forecast, sigma: float, k: int | None) -> Row:
     """σ√D/‖θ‖, the length of a candidate's step as a share of the weights' (√k in a basis)."""
-    share = sigma * math.sqrt(k or forecast.coordinates) / forecast.weights if forecast.weights else None
+    share = (
+        sigma * math.sqrt(k or forecast.coordinates) / forecast.weights
+        if forecast.weights
+        else None
+    )
     return Row(quantity="relative_sigma", value=share, context={"sigma": sigma})

@@ -26,7 +26,8 @@ class Outcome:
 
     Attributes:
         candidate: which.
-        loss: mean over all answer tokens, in nats; not finite where the candidate's weights give nothing finite.
+        loss: mean over all answer tokens, in nats; not finite where the candidate's weights give
+            nothing finite.
         right: of every example, whether it is answered right; never where its loss is not a number.
     """
 
@@ -40,16 +41,21 @@ class Outcome:
         return float(self.right.mean())
 
 
-def score(perturbed: Perturbed, exam: Exam, group: Sequence[Candidate], *, batched: bool) -> list[Outcome]:
-    """The outcome of every candidate of a group. Afterwards the model stands at its base, whatever happens.
+def score(
+    perturbed: Perturbed, exam: Exam, group: Sequence[Candidate], *, batched: bool
+) -> list[Outcome]:
+    """The outcome of every candidate of a group. Afterwards the model stands at its base, whatever
+    happens.
 
     Args:
         perturbed: the model's chosen tensors.
         exam: asked of every candidate.
         group: the candidates.
-        batched: all of them in the same forward passes (`Stacking`), rather than one after the other.
+        batched: all of them in the same forward passes (`Stacking`), rather than one after the
+            other.
 
-    Low-rank noise of weights in float32 or float64 is never added to them, batched or not: its thin product runs beside theirs.
+    Low-rank noise of weights in float32 or float64 is never added to them, batched or not: its thin
+    product runs beside theirs.
 
     Raises:
         LoclinError: batched candidates that cannot be stacked.
@@ -57,9 +63,15 @@ def score(perturbed: Perturbed, exam: Exam, group: Sequence[Candidate], *, batch
     noise, model = perturbed.noise, exam.problem.model
     if batched and perturbed.basis is not None:
         raise LoclinError(
-            "expected noise of the tensors for batched candidates, found a basis: score them one at a time"
+            "expected noise of the tensors for batched candidates, found a basis: score them one "
+            "at a time"
         )
-    thin = noise.kind == "lowrank" and perturbed.basis is None and bool(group) and agrees(perturbed, exam, group[0])
+    thin = (
+        noise.kind == "lowrank"
+        and perturbed.basis is None
+        and bool(group)
+        and agrees(perturbed, exam, group[0])
+    )
     if batched or thin:
         perturbed.restore()  # stacks are made around where the tensors stand
         stacking = Stacking(model, perturbed.space, noise)
@@ -84,10 +96,11 @@ def _together(stacking: Stacking, exam: Exam, group: Sequence[Candidate]) -> lis
 
 
 def agrees(perturbed: Perturbed, exam: Exam, candidate: Candidate) -> bool:
-    """Whether stacked passes see a candidate as the placed weights do: tried on one, then remembered with the weights.
+    """Whether stacked passes see a candidate as the placed weights do: tried on one, then
+    remembered with the weights.
 
-    They do wherever modules read their tensors by their own forward alone, and are given rows as the model was. Where they do
-    not, or cannot be stacked at all, stacking is not for this model.
+    They do wherever modules read their tensors by their own forward alone, and are given rows as
+    the model was. Where they do not, or cannot be stacked at all, stacking is not for this model.
     """
     if perturbed.stacks is None:
         perturbed.stacks = _agrees(perturbed, exam, candidate)
@@ -103,7 +116,10 @@ def _agrees(perturbed: Perturbed, exam: Exam, candidate: Candidate) -> bool:
         placed = _outcome(candidate, tokens, *exam.answers())
     finally:
         perturbed.restore()
-    pair = [candidate, replace(candidate, sign=-candidate.sign)]  # two, so that rows have to be told apart
+    pair = [
+        candidate,
+        replace(candidate, sign=-candidate.sign),
+    ]  # two, so that rows have to be told apart
     try:
         stacked = _together(Stacking(model, space, perturbed.noise), exam, pair)[0]
     except (LoclinError, torch.OutOfMemoryError):  # rows that a module regroups; no room
@@ -112,11 +128,14 @@ def _agrees(perturbed: Perturbed, exam: Exam, candidate: Candidate) -> bool:
     return bool(np.isclose(stacked.loss, placed.loss, rtol=close, atol=close, equal_nan=True))
 
 
-def faster(perturbed: Perturbed, exam: Exam, group: Sequence[Candidate], *, rounds: int = 3) -> bool:
-    """Whether to score groups like this one in stacked passes: where these agree, and take less time, measured here.
+def faster(
+    perturbed: Perturbed, exam: Exam, group: Sequence[Candidate], *, rounds: int = 3
+) -> bool:
+    """Whether to score groups like this one in stacked passes: where these agree, and take less
+    time, measured here.
 
-    The least of `rounds` times each, taken in turn after one pass that is not counted. So that a score near a tie does not
-    change, a search makes this choice once and keeps it.
+    The least of `rounds` times each, taken in turn after one pass that is not counted. So that a
+    score near a tie does not change, a search makes this choice once and keeps it.
     """
     whole = 0 if perturbed.noise.kind == "lowrank" else len(group) * perturbed.space.dimension
     if whole > WHOLE_WEIGHTS or not agrees(perturbed, exam, group[0]):

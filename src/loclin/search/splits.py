@@ -1,4 +1,6 @@
-"""Select, validate, test: three disjoint parts of the examples, divided by group before anything is scored (measures §11)."""
+"""Select, validate, test: three disjoint parts of the examples, divided by group before anything is
+scored (measures §11).
+"""
 
 from __future__ import annotations
 
@@ -35,14 +37,17 @@ class Splits:
 
 def examples_hash(examples: Sequence[Example]) -> str:
     """A digest of some examples, word for word and in order."""
-    return hashlib.blake2b(json.dumps([astuple(e) for e in examples]).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(
+        json.dumps([astuple(e) for e in examples]).encode(), digest_size=16
+    ).hexdigest()
 
 
 def divided(examples: Sequence[Example], sizes: Mapping[str, int], *, seed: int) -> Splits:
     """Draw select, validate and test of given sizes; no group, and no prompt, is in two of them.
 
-    Groups are put in the order of a keyed hash, so that a group's place depends on (seed, group) alone, and dealt out to test,
-    then validate, then select, until each holds its number. What a last group has beyond it is left out.
+    Groups are put in the order of a keyed hash, so that a group's place depends on (seed, group)
+    alone, and dealt out to test, then validate, then select, until each holds its number. What a
+    last group has beyond it is left out.
 
     Args:
         examples: what to divide.
@@ -50,8 +55,8 @@ def divided(examples: Sequence[Example], sizes: Mapping[str, int], *, seed: int)
         seed: another seed, another division.
 
     Raises:
-        LoclinError: too few examples (the message says how many are needed), or one prompt in two groups that come to lie in
-            two parts.
+        LoclinError: too few examples (the message says how many are needed), or one prompt in two
+            groups that come to lie in two parts.
 
     >>> pool = [Example(prompt=f"{i} =", answer=" x", group=str(i // 2)) for i in range(20)]
     >>> parts = divided(pool, {"select": 6, "validate": 4, "test": 8}, seed=0)
@@ -74,7 +79,8 @@ def check_disjoint(splits: Splits) -> None:
 
 
 def learned(model: str, data: str | None) -> tuple[str, ...]:
-    """Splits of the data that a built-in model was trained or chosen on: of its own data two, of others none.
+    """Splits of the data that a built-in model was trained or chosen on: of its own data two, of
+    others none.
 
     >>> learned("statements", None), learned("statements", "mine.jsonl")
     (('train', 'validate'), ())
@@ -88,7 +94,8 @@ def askable(data: Data, *, task: str | None, without: Sequence[str]) -> list[Exa
     Args:
         data: by split, then by task.
         task: the one that is searched for; None takes all.
-        without: splits that are left out, because the model, or a subspace to search in, was made from them.
+        without: splits that are left out, because the model, or a subspace to search in, was made
+            from them.
 
     Raises:
         LoclinError: no such task.

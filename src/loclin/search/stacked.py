@@ -1,7 +1,9 @@
-"""Several candidates in one forward pass: every block of rows sees the weights of its own candidate.
+"""Several candidates in one forward pass: every block of rows sees the weights of its own
+candidate.
 
-Inside, the modules that hold the chosen tensors are asked by a forward of their own: with a stack of whole weights and a batched
-product, or, for low-rank noise of a matrix, with the base weight that all share and a thin product beside it.
+Inside, the modules that hold the chosen tensors are asked by a forward of their own: with a stack
+of whole weights and a batched product, or, for low-rank noise of a matrix, with the base weight
+that all share and a thin product beside it.
 """
 
 from __future__ import annotations
@@ -62,27 +64,36 @@ class _Rows:
         self.each, over = divmod(len(shown), self.candidates)
         if over or not self.each:
             raise LoclinError(
-                f"expected a multiple of {self.candidates} rows, found {len(shown)}: repeat all rows for each candidate"
+                f"expected a multiple of {self.candidates} rows, found {len(shown)}: repeat all "
+                "rows for each candidate"
             )
 
     def split(self, x: Tensor) -> Tensor:
-        """Rows by candidate: [C·n, ...] → [C, n, ...]; the one row that all share → [C, n, ...] too."""
+        """Rows by candidate: [C·n, ...] → [C, n, ...]; the one row that all share → [C, n, ...]
+        too.
+        """
         if len(x) == 1 and self.candidates * self.each > 1:  # positions
             return x.expand(self.candidates, self.each, *x.shape[1:])
         if len(x) != self.candidates * self.each:
             raise LoclinError(
-                f"expected {self.candidates * self.each} rows in every module, found {len(x)}: score one candidate at a time"
+                f"expected {self.candidates * self.each} rows in every module, found {len(x)}: "
+                "score one candidate at a time"
             )
         return x.view(self.candidates, self.each, *x.shape[1:])
 
 
 def why_not(model: nn.Module, space: ParameterSpace, noise: Noise) -> str | None:
-    """Why candidates of this space cannot be stacked: the first tensor whose module cannot, in words. None where all can.
+    """Why candidates of this space cannot be stacked: the first tensor whose module cannot, in
+    words. None where all can.
 
-    Linear maps, transformers' `Conv1D`, embeddings and layer norms can, LoRA factors among them, and every module with a
-    single weight that meets its rows elementwise, which is tried out (RMS norms).
+    Linear maps, transformers' `Conv1D`, embeddings and layer norms can, LoRA factors among them,
+    and every module with a single weight that meets its rows elementwise, which is tried out (RMS
+    norms).
     """
-    half = next((n for n, p in zip(space.names, space.parameters, strict=True) if p.dtype.itemsize < 4), None)
+    half = next(
+        (n for n, p in zip(space.names, space.parameters, strict=True) if p.dtype.itemsize < 4),
+        None,
+    )
     if noise.kind == "lowrank" and half is not None:
         return f"{half} is in half precision, which would round low-rank steps one at a time but not in a stack"
     owners = _owners(model, space)
@@ -91,13 +102,19 @@ def why_not(model: nn.Module, space: ParameterSpace, noise: Noise) -> str | None
             return f"{name} is in no module of the model"
         for module, _ in owners[name]:
             if not _stackable(module):
-                return f"{name} is in a {type(module).__name__}, which takes one weight for all rows"
+                return (
+                    f"{name} is in a {type(module).__name__}, which takes one weight for all rows"
+                )
     return None
 
 
 @contextmanager
-def stacked(model: nn.Module, space: ParameterSpace, noise: Noise, candidates: Sequence[Candidate]) -> Iterator[None]:
-    """Inside, the model takes C·n rows, and rows c·n to (c + 1)·n − 1 see the weights of candidate c. See `Stacking`."""
+def stacked(
+    model: nn.Module, space: ParameterSpace, noise: Noise, candidates: Sequence[Candidate]
+) -> Iterator[None]:
+    """Inside, the model takes C·n rows, and rows c·n to (c + 1)·n − 1 see the weights of candidate
+    c. See `Stacking`.
+    """
     with Stacking(model, space, noise).of(candidates):
         yield
 
@@ -117,7 +134,8 @@ class Stacking:
     def __init__(self, model: nn.Module, space: ParameterSpace, noise: Noise) -> None:
         if (reason := why_not(model, space, noise)) is not None:
             raise LoclinError(
-                f"expected tensors that can be stacked, found that {reason}: score one candidate at a time"
+                f"expected tensors that can be stacked, found that {reason}: score one candidate "
+                "at a time"
             )
         self._model, self._owners = model, _owners(model, space)
         self._tensors = {n: p.detach() for n, p in zip(space.names, space.parameters, strict=True)}
@@ -125,7 +143,8 @@ class Stacking:
 
     @contextmanager
     def of(self, candidates: Sequence[Candidate]) -> Iterator[None]:
-        """Inside, the model takes C·n rows, and rows c·n to (c + 1)·n − 1 see the weights of candidate c. Without gradients.
+        """Inside, the model takes C·n rows, and rows c·n to (c + 1)·n − 1 see the weights of
+        candidate c. Without gradients.
 
         No tensor is written: the chosen ones stay at the base.
 
@@ -139,7 +158,9 @@ class Stacking:
             for module, attribute in self._owners[name]:
                 held.setdefault(module, {})[attribute] = stack
         with ExitStack() as undo:
-            undo.callback(self._model.register_forward_pre_hook(rows.count, with_kwargs=True).remove)
+            undo.callback(
+                self._model.register_forward_pre_hook(rows.count, with_kwargs=True).remove
+            )
             for module, stacks in held.items():
                 undo.callback(vars(module).pop, "forward", None)
                 vars(module)["forward"] = _forward(module, stacks, rows)
@@ -147,7 +168,9 @@ class Stacking:
 
     @torch.no_grad()
     def _stacks(self, candidates: Sequence[Candidate]) -> dict[str, Stack]:
-        """Every tensor's stack, filled candidate by candidate with the very values that `Perturbed.place` would write."""
+        """Every tensor's stack, filled candidate by candidate with the very values that
+        `Perturbed.place` would write.
+        """
         stacks: dict[str, Stack] = {}
         for c, candidate in enumerate(candidates):
             for name, z in self._drawing.of(candidate.seed):
@@ -159,17 +182,24 @@ class Stacking:
                     stack.left[c], stack.right[c] = z.left, z.right
                 else:
                     step(self._tensors[name], z, candidate.scale, stack[c])
-        return {n: s.scaled([c.scale for c in candidates]) if isinstance(s, Thin) else s for n, s in stacks.items()}
+        return {
+            n: s.scaled([c.scale for c in candidates]) if isinstance(s, Thin) else s
+            for n, s in stacks.items()
+        }
 
 
 def _empty(base: Tensor, z: Tensor | LowRankNoise, count: int) -> Stack:
     if isinstance(z, LowRankNoise):
-        return Thin(left=base.new_empty(count, *z.left.shape), right=base.new_empty(count, *z.right.shape))
+        return Thin(
+            left=base.new_empty(count, *z.left.shape), right=base.new_empty(count, *z.right.shape)
+        )
     return base.new_empty(count, *base.shape)
 
 
 def _owners(model: nn.Module, space: ParameterSpace) -> dict[str, list[tuple[nn.Module, str]]]:
-    """The modules that hold each chosen tensor, and under which attribute: several where it is tied."""
+    """The modules that hold each chosen tensor, and under which attribute: several where it is
+    tied.
+    """
     names = {id(p): n for n, p in zip(space.names, space.parameters, strict=True)}
     found: dict[str, list[tuple[nn.Module, str]]] = {n: [] for n in space.names}
     for module in model.modules():
@@ -193,7 +223,9 @@ def _stackable(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def _elementwise(module: nn.Module) -> bool:
-    """Whether a module's only weight meets the last dimension alone, so that a stack of them can: tried on two weights."""
+    """Whether a module's only weight meets the last dimension alone, so that a stack of them can:
+    tried on two weights.
+    """
     own = dict(module.named_parameters())
     if list(own) != ["weight"] or own["weight"].ndim != 1:
         return False
@@ -201,26 +233,39 @@ def _elementwise(module: nn.Module) -> bool:
     weights = normals(weight.numel() * 2, 0, "weights").view(2, -1).to(weight)
     x = normals(weight.numel() * 6, 0, "inputs").view(2, 3, -1).to(weight)
     try:
-        one = torch.stack([_with_weight(module, w, part) for w, part in zip(weights, x, strict=True)])
+        one = torch.stack(
+            [_with_weight(module, w, part) for w, part in zip(weights, x, strict=True)]
+        )
         both = _with_weight(module, weights[:, None], x)
     except (RuntimeError, TypeError, ValueError):
         return False
-    return both.shape == one.shape and torch.allclose(both.double(), one.double(), rtol=1e-2, atol=1e-2)
+    return both.shape == one.shape and torch.allclose(
+        both.double(), one.double(), rtol=1e-2, atol=1e-2
+    )
 
 
 @torch.no_grad()
 def _looked_up(module: nn.Embedding) -> bool:
-    """Whether a module gives the rows that are asked of its weight, all times one number (Gemma's do): tried on two weights."""
+    """Whether a module gives the rows that are asked of its weight, all times one number (Gemma's
+    do): tried on two weights.
+    """
     if type(module).forward is nn.Embedding.forward:
         return True
-    rows = normals(module.num_embeddings * 3, 0, "rows").view(-1, 3).to(module.weight)  # so that no index is beyond it
+    rows = (
+        normals(module.num_embeddings * 3, 0, "rows").view(-1, 3).to(module.weight)
+    )  # so that no index is beyond it
     ids = torch.tensor([[1, 0]], device=rows.device)
     try:
-        times, found = _with_weight(module, torch.ones_like(rows[:, :1]), ids), _with_weight(module, rows, ids)
+        times, found = (
+            _with_weight(module, torch.ones_like(rows[:, :1]), ids),
+            _with_weight(module, rows, ids),
+        )
     except (RuntimeError, TypeError, ValueError, IndexError, AssertionError):
         return False
     expected = times.flatten()[0] * rows[ids]
-    return found.shape == expected.shape and torch.allclose(found.double(), expected.double(), rtol=1e-2, atol=1e-2)
+    return found.shape == expected.shape and torch.allclose(
+        found.double(), expected.double(), rtol=1e-2, atol=1e-2
+    )
 
 
 def _with_weight(module: nn.Module, weight: Tensor, x: Tensor) -> Tensor:
@@ -257,7 +302,9 @@ def _forward(module: nn.Module, stack: Mapping[str, Stack], rows: _Rows) -> Forw
     return scaled
 
 
-def _linear(module: nn.Linear | Conv1D, weight: Stack | None, bias: Tensor | None, rows: _Rows) -> Forward:
+def _linear(
+    module: nn.Linear | Conv1D, weight: Stack | None, bias: Tensor | None, rows: _Rows
+) -> Forward:
     """y = xW + b with W and b of every candidate, or xW + x·left·rightᵀ + b with W of all."""
     turned = isinstance(module, nn.Linear)  # its weight is [out, in]
 
@@ -286,7 +333,10 @@ def _embedding(module: nn.Embedding, weight: Stack, rows: _Rows) -> Forward:
 
     def forward(ids: Tensor) -> Tensor:
         parts = rows.split(ids).reshape(rows.candidates, -1)
-        there = parts + module.num_embeddings * torch.arange(rows.candidates, device=ids.device)[:, None]
+        there = (
+            parts
+            + module.num_embeddings * torch.arange(rows.candidates, device=ids.device)[:, None]
+        )
         if isinstance(weight, Thin):
             found = _with_weight(module, weight.left.flatten(0, 1), there) @ weight.right.mT
             found += type(module).forward(module, parts)
@@ -297,14 +347,19 @@ def _embedding(module: nn.Embedding, weight: Stack, rows: _Rows) -> Forward:
     return forward
 
 
-def _layer_norm(module: nn.LayerNorm, weight: Tensor | None, bias: Tensor | None, rows: _Rows) -> Forward:
+def _layer_norm(
+    module: nn.LayerNorm, weight: Tensor | None, bias: Tensor | None, rows: _Rows
+) -> Forward:
     def forward(x: Tensor) -> Tensor:
         parts = rows.split(x)
         precise = (
             parts if parts.dtype in (torch.float32, torch.float64) else parts.float()
         )  # rounded once, as the fused kernel does
         found = functional.layer_norm(precise, module.normalized_shape, eps=module.eps)
-        for stack, own, join in ((weight, module.weight, torch.Tensor.mul_), (bias, module.bias, torch.Tensor.add_)):
+        for stack, own, join in (
+            (weight, module.weight, torch.Tensor.mul_),
+            (bias, module.bias, torch.Tensor.add_),
+        ):
             if stack is not None:
                 join(found, _facing(stack, parts))
             elif own is not None:

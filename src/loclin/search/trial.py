@@ -51,7 +51,8 @@ def locked_choice(
     *,
     seed: int,
 ) -> tuple[Choice, str]:
-    """What validate chooses, written down with its hash before test is asked; what was written down stays.
+    """What validate chooses, written down with its hash before test is asked; what was written down
+    stays.
 
     Args:
         record: the run folder.
@@ -66,7 +67,8 @@ def locked_choice(
         The choice and its hash.
 
     Raises:
-        LoclinError: a file that was changed, or that belongs to other test examples or another ledger.
+        LoclinError: a file that was changed, or that belongs to other test examples or another
+            ledger.
     """
     test, path = examples_hash(splits.test), record.folder / name
     scored = hashlib.blake2b("".join(map(line, outcomes)).encode(), digest_size=16).hexdigest()
@@ -77,12 +79,16 @@ def locked_choice(
         validated = {i: asked(worker.perturbed, exam, splits.validate, c) for i, c in every.items()}
         made = choose(found, validated, splits.validate, ks, every=outcomes, seed=seed)
         content: dict[str, Any] = {"choice": asdict(made), "test": test, "ledger": scored}
-        record.write_text(name, json.dumps({**content, "hash": _hash(content)}, ensure_ascii=False, indent=1) + "\n")
+        record.write_text(
+            name,
+            json.dumps({**content, "hash": _hash(content)}, ensure_ascii=False, indent=1) + "\n",
+        )
     held = _read(path)
     told = held.pop("hash", None)
     if told != _hash(held) or held.get("test") != test or held.get("ledger") != scored:
         raise LoclinError(
-            f"expected the choice that was locked before test was asked, found {path} changed since: restore it, or search into "
+            f"expected the choice that was locked before test was asked, found {path} changed "
+            "since: restore it, or search into "
             "another --out"
         )
     return _choice(held["choice"]), told
@@ -100,7 +106,8 @@ def trial_of(
     temperature: float,
     seed: int,
 ) -> Trial:
-    """Ask test about the locked choice, once: what was answered is kept, and read from there ever after.
+    """Ask test about the locked choice, once: what was answered is kept, and read from there ever
+    after.
 
     Args:
         record: the run folder.
@@ -119,22 +126,38 @@ def trial_of(
     path = record.folder / name
     if not path.exists():
         content = _asked(worker, splits, choice, selected, temperature, seed)
-        record.write_text(name, json.dumps({"lock": lock, **content}, ensure_ascii=False, indent=1) + "\n")
+        record.write_text(
+            name, json.dumps({"lock": lock, **content}, ensure_ascii=False, indent=1) + "\n"
+        )
     held = _read(path)
     if held.get("lock") != lock:
         raise LoclinError(
-            f"expected {path} to hold the answers of the locked choice, found those of another: test is asked once; search into "
+            f"expected {path} to hold the answers of the locked choice, found those of another: "
+            "test is asked once; search into "
             "another --out"
         )
     base, *arms = (
-        Arm(**{**arm, "right": np.unpackbits(np.frombuffer(bytes.fromhex(arm["right"]), np.uint8), count=len(splits.test)) == 1})
+        Arm(
+            **{
+                **arm,
+                "right": np.unpackbits(
+                    np.frombuffer(bytes.fromhex(arm["right"]), np.uint8), count=len(splits.test)
+                )
+                == 1,
+            }
+        )
         for arm in held["arms"]
-    )  # fmt: skip
+    )
     return Trial(base=base, arms=tuple(arms), winner=tuple((s, a, b) for s, a, b in held["winner"]))
 
 
 def _asked(
-    worker: Worker, splits: Splits, choice: Choice, selected: tuple[float, float], temperature: float, seed: int
+    worker: Worker,
+    splits: Splits,
+    choice: Choice,
+    selected: tuple[float, float],
+    temperature: float,
+    seed: int,
 ) -> dict[str, Any]:
     exam, wanted = Exam.of(worker.problem, splits.test), [e.answer for e in splits.test]
     own = asked(worker.perturbed, exam, splits.test, None)
@@ -147,10 +170,15 @@ def _asked(
     where = "every σ" if choice.sigma is None else f"σ = {choice.sigma:g}"
     arms = [
         (MODEL, own.right, 1, "greedy, or its best option"),
-        ("best candidate", given[choice.best.index].right, 1, f"candidate {choice.best.index}, σ = {choice.best.sigma:g}"),
-        ("vote of the best", voted(choice.members), choice.k, f"the {choice.k} best of {where}, chosen on validate"),
-        ("vote of random candidates", voted(choice.strangers), len(choice.strangers), f"as many of {where}, at random"),
-        ("vote of the model sampled", solved(vote(draws), wanted), choice.k, f"at temperature {temperature:g}"),
+        ("best candidate", given[choice.best.index].right, 1, f"candidate {choice.best.index}, σ = "
+                                                              f"{choice.best.sigma:g}"),
+        ("vote of the best", voted(choice.members), choice.k, f"the {choice.k} best of {where}, "
+                                                              "chosen on validate"),
+        ("vote of random candidates", voted(choice.strangers), len(choice.strangers), "as many of "
+                                                                                      f"{where}, "
+                                                                                      "at random"),
+        ("vote of the model sampled", solved(vote(draws), wanted), choice.k, "at temperature "
+                                                                             f"{temperature:g}"),
     ]  # fmt: skip
     validate = Exam.of(worker.problem, splits.validate)
     unmoved = asked(worker.perturbed, validate, splits.validate, None)
@@ -168,8 +196,12 @@ def _asked(
 
 
 def _choice(held: dict[str, Any]) -> Choice:
-    members, strangers = (tuple(Candidate(**c) for c in held[name]) for name in ("members", "strangers"))
-    return Choice(**{**held, "best": Candidate(**held["best"]), "members": members, "strangers": strangers})
+    members, strangers = (
+        tuple(Candidate(**c) for c in held[name]) for name in ("members", "strangers")
+    )
+    return Choice(
+        **{**held, "best": Candidate(**held["best"]), "members": members, "strangers": strangers}
+    )
 
 
 def _hash(content: dict[str, Any]) -> str:

@@ -1,4 +1,6 @@
-"""How far routes to a steering vector agree, layer by layer: cosines with intervals over prompts and gradient batches, and a null."""
+"""How far routes to a steering vector agree, layer by layer: cosines with intervals over prompts
+and gradient batches, and a null.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,9 @@ class Resampled:
 
     Attributes:
         prompts: routes whose direction is an average over the prompts of the labels part.
-        batches: the gradient step, in parts: the direction is the sum over gradient batches of averages over the prompts of the
-            shift part, each as long as its batch's gradient. Empty where no gradient step is compared.
+        batches: the gradient step, in parts: the direction is the sum over gradient batches of
+            averages over the prompts of the shift part, each as long as its batch's gradient. Empty
+            where no gradient step is compared.
     """
 
     prompts: Mapping[str, Averaged]
@@ -54,7 +57,8 @@ def gradient_batches(
     path: str | None,
     told: Callable[[float], None],
 ) -> tuple[Averaged, ...]:
-    """The shift of every batch of the gradient part: n_b‖g_b‖·J(−g_b/‖g_b‖), by small steps both ways; their sum goes along −Jg.
+    """The shift of every batch of the gradient part: n_b‖g_b‖·J(−g_b/‖g_b‖), by small steps both
+    ways; their sum goes along −Jg.
 
     Groups are dealt out to at most 8 batches, so that none is in two.
     """
@@ -66,7 +70,9 @@ def gradient_batches(
         batch = rows.answered(tokens)
         chunks = (batch.rows(r.to(batch.labels.device)) for r in pieces(model, rows.batch))
         gradient = space.gradient(lambda each: answer_loss(model, each), chunks)
-        moved = step_averaged(model, space, -gradient, read, estimand=estimand, eta=SMALL, layers=layers, path=path)
+        moved = step_averaged(
+            model, space, -gradient, read, estimand=estimand, eta=SMALL, layers=layers, path=path
+        )
         weight = len(rows) * float(gradient.double().norm())
         found.append(Averaged(each=weight * moved.each, labels=moved.labels, groups=moved.groups))
         told((b + 1) / BATCHES)
@@ -76,12 +82,15 @@ def gradient_batches(
 def agreement(
     directions: Mapping[str, Float[Tensor, "L d"]], made: Resampled, *, seed: int
 ) -> dict[tuple[str, str], list[Estimate]]:
-    """cos(a_L, b_L) of every pair of routes at every layer, with an interval where both can be drawn again.
+    """cos(a_L, b_L) of every pair of routes at every layer, with an interval where both can be
+    drawn again.
 
-    The interval is tanh(artanh cos ± t·s), s the standard deviation of artanh cos over bootstrap draws: whole groups of prompts,
-    and gradient batches, are drawn with replacement, and t is Student's with one degree of freedom less than the smallest number of
-    units that are drawn. Quantiles of the draws themselves would lie too low: noise that is drawn twice turns a direction further
-    away. It says what other prompts and batches of these numbers would give, for this model.
+    The interval is tanh(artanh cos ± t·s), s the standard deviation of artanh cos over bootstrap
+    draws: whole groups of prompts, and gradient batches, are drawn with replacement, and t is
+    Student's with one degree of freedom less than the smallest number of units that are drawn.
+    Quantiles of the draws themselves would lie too low: noise that is drawn twice turns a direction
+    further away. It says what other prompts and batches of these numbers would give, for this
+    model.
 
     Args:
         directions: of every route.
@@ -89,13 +98,16 @@ def agreement(
         seed: of the draws.
 
     Returns:
-        By pair, layer by layer; the interval is infinite where a route (a search) cannot be drawn again.
+        By pair, layer by layer; the interval is infinite where a route (a search) cannot be drawn
+        again.
     """
     spread = _spread(made, layers=len(next(iter(directions.values()))), seed=seed)
     found: dict[tuple[str, str], list[Estimate]] = {}
     for a, b in combinations(directions, 2):
         values = cosines(directions[a], directions[b]).double().tolist()
-        found[a, b] = [_estimate(c, *spread.get((a, b, i), (math.inf, 1))) for i, c in enumerate(values)]
+        found[a, b] = [
+            _estimate(c, *spread.get((a, b, i), (math.inf, 1))) for i, c in enumerate(values)
+        ]
     return found
 
 
@@ -115,14 +127,18 @@ def null_cosines(
     seed: int,
     told: Callable[[float], None],
 ) -> Float[np.ndarray, "m L"]:
-    """The same cosine with labels for random steps of the weights, as long in every tensor as the gradient step; both signs.
+    """The same cosine with labels for random steps of the weights, as long in every tensor as the
+    gradient step; both signs.
 
-    A step back shifts activations the other way, to first order: the second sign of each is minus the first.
+    A step back shifts activations the other way, to first order: the second sign of each is minus
+    the first.
     """
     rows = []
     drawn = random_directions(space, count, seed=derived(seed, "null"), matched="tensor", like=like)
     for i, direction in enumerate(drawn):
-        moved = shift(model, space, direction, read.batch, size=eta, layers=layers, path=path, origin=origin)
+        moved = shift(
+            model, space, direction, read.batch, size=eta, layers=layers, path=path, origin=origin
+        )
         rows.append(cosines(estimated_by(moved, read, estimand).direction(), against))
         told((i + 1) / count)
     one: np.ndarray = torch.stack(rows).double().numpy()
@@ -137,8 +153,12 @@ def _estimate(cosine: float, spread: float, units: int) -> Estimate:
     return Estimate(value=cosine, low=math.tanh(z - half), high=math.tanh(z + half), n=units)
 
 
-def _spread(made: Resampled, *, layers: int, seed: int) -> dict[tuple[str, str, int], tuple[float, int]]:
-    """For every pair of routes that can be drawn again, at every layer: s, and the smallest number of units."""
+def _spread(
+    made: Resampled, *, layers: int, seed: int
+) -> dict[tuple[str, str, int], tuple[float, int]]:
+    """For every pair of routes that can be drawn again, at every layer: s, and the smallest number
+    of units.
+    """
     rng = np.random.default_rng(derived(seed, "agreement"))
     names = [*made.prompts, *(["gradient"] if made.batches else [])]
     if len(names) < 2:
@@ -147,12 +167,19 @@ def _spread(made: Resampled, *, layers: int, seed: int) -> dict[tuple[str, str, 
     weights, units = _drawn(one.groups, rng) if one is not None else (np.empty((0, 0)), 0)
     others, readers = _drawn(made.batches[0].groups, rng) if made.batches else (np.empty((0, 0)), 0)
     count = len(made.batches)
-    taken = rng.multinomial(count, np.full(count, 1 / count), size=DRAWS) if count else np.empty((DRAWS, 0))
+    taken = (
+        rng.multinomial(count, np.full(count, 1 / count), size=DRAWS)
+        if count
+        else np.empty((DRAWS, 0))
+    )
     found: dict[tuple[str, str, int], tuple[float, int]] = {}
     for layer in range(layers):
         drawn = {name: route.weighted(layer, weights) for name, route in made.prompts.items()}
         if count:
-            parts = (w[:, None] * b.weighted(layer, others) for w, b in zip(taken.T, made.batches, strict=True))
+            parts = (
+                w[:, None] * b.weighted(layer, others)
+                for w, b in zip(taken.T, made.batches, strict=True)
+            )
             drawn["gradient"] = np.sum(list(parts), axis=0)
         for a, b in combinations(names, 2):
             least = min([units, readers, count] if "gradient" in (a, b) else [units])
@@ -165,11 +192,15 @@ def _drawn(groups: Sequence[str], rng: np.random.Generator) -> tuple[Float[np.nd
     """How often each prompt is in every draw of whole groups, and how many groups there are."""
     home = np.array(group_numbers(groups))
     count = int(home.max()) + 1
-    return rng.multinomial(count, np.full(count, 1 / count), size=DRAWS)[:, home].astype(float), count
+    return rng.multinomial(count, np.full(count, 1 / count), size=DRAWS)[:, home].astype(
+        float
+    ), count
 
 
 def _deviation(a: Float[np.ndarray, "r d"], b: Float[np.ndarray, "r d"]) -> float:
-    """Standard deviation of artanh cos over the draws in which it is defined; infinite where it hardly ever is."""
+    """Standard deviation of artanh cos over the draws in which it is defined; infinite where it
+    hardly ever is.
+    """
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     defined = np.isfinite(lengths) & (lengths > 0)
     if defined.sum() < DRAWS // 2:

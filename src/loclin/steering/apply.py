@@ -1,4 +1,6 @@
-"""`loclin steer apply`: what a model says with a steering vector at several strengths, side by side."""
+"""`loclin steer apply`: what a model says with a steering vector at several strengths, side by
+side.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from loclin.activations.blocks import blocks, chosen_layers
 from loclin.dropout import seeded
@@ -51,7 +58,8 @@ def apply(config: ApplyConfig, *, console: Console | None = None) -> list[Genera
     """Read vector and model, generate from every prompt at every strength, and print it.
 
     Raises:
-        LoclinError: a vector that cannot be read or is of another model, no prompts, a context too small.
+        LoclinError: a vector that cannot be read or is of another model, no prompts, a context too
+            small.
     """
     console = console or Console()
     vector, prompts = read_vector(config.vector, shift=config.shift), _prompts(config)
@@ -59,7 +67,10 @@ def apply(config: ApplyConfig, *, console: Console | None = None) -> list[Genera
     how = How.of(config, device)
     with console.status("reading the model") as status:
         model, tokenizer = load_model(
-            config.model, how, seed=config.seed, progress=lambda text, share: status.update(f"{text}: {share:.0%}")
+            config.model,
+            how,
+            seed=config.seed,
+            progress=lambda text, share: status.update(f"{text}: {share:.0%}"),
         )
     vector = replace(vector, layers_path=config.layers_path or vector.layers_path)
     if config.layer:
@@ -77,14 +88,17 @@ def apply(config: ApplyConfig, *, console: Console | None = None) -> list[Genera
         seed=config.seed,
     )
     where = f"block{'s' if len(vector.layers) > 1 else ''} {', '.join(map(str, vector.layers))}"
-    console.print(Text(f"{config.vector.name}: made with {vector.model} by {vector.route}, added at {where}"))
+    console.print(
+        Text(f"{config.vector.name}: made with {vector.model} by {vector.route}, added at {where}")
+    )
     console.print(Text(f"strength 1: {vector.norm}"))
     show(made, console)
     return made
 
 
 def read_vector(path: Path, *, shift: int = 0) -> SteeringVector:
-    """A vector from a safetensors or a GGUF file, told apart by the ending; `shift` as in `read_gguf`.
+    """A vector from a safetensors or a GGUF file, told apart by the ending; `shift` as in
+    `read_gguf`.
 
     Raises:
         LoclinError: it cannot be read.
@@ -104,7 +118,8 @@ def generations(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> list[Generation]:
-    """From every prompt, at every strength: prompt by prompt, one at a time, with a key-value cache.
+    """From every prompt, at every strength: prompt by prompt, one at a time, with a key-value
+    cache.
 
     Args:
         model: in evaluation mode; not changed.
@@ -112,20 +127,27 @@ def generations(
         vector: that fits the model.
         prompts: given with the tokenizer's special tokens.
         strengths: how often the vector is added.
-        tokens: new ones at most (the model's end token ends a text sooner); by default 40, or what the context leaves.
+        tokens: new ones at most (the model's end token ends a text sooner); by default 40, or what
+            the context leaves.
         start: position of the first token that is steered.
-        temperature: 0 for the likeliest token; else tokens are drawn, with noise that depends on seed and prompt alone.
+        temperature: 0 for the likeliest token; else tokens are drawn, with noise that depends on
+            seed and prompt alone.
         seed: of the draws.
 
     Raises:
-        LoclinError: no prompts, a prompt of no tokens, prompt and new tokens beyond the context, a vector of another model, a
-            temperature out of range, logits that are not finite.
+        LoclinError: no prompts, a prompt of no tokens, prompt and new tokens beyond the context, a
+            vector of another model, a temperature out of range, logits that are not finite.
     """
     check_temperature(temperature)
     if not prompts:
-        raise LoclinError("expected at least one prompt, found none: give --prompt or --prompts FILE")
+        raise LoclinError(
+            "expected at least one prompt, found none: give --prompt or --prompts FILE"
+        )
     device = model.get_input_embeddings().weight.device
-    asked = [torch.tensor(tokenizer(p)["input_ids"], dtype=torch.long, device=device)[None] for p in prompts]
+    asked = [
+        torch.tensor(tokenizer(p)["input_ids"], dtype=torch.long, device=device)[None]
+        for p in prompts
+    ]
     counts = [_room(model, p, ids.shape[1], tokens) for p, ids in zip(prompts, asked, strict=True)]
     made = []
     for prompt, ids, count in zip(prompts, asked, counts, strict=True):
@@ -134,17 +156,31 @@ def generations(
             with vector.applied(model, strength=strength, start=start):
                 new = _continued(model, tokenizer, ids, count, temperature=temperature, seed=noise)
             made.append(
-                Generation(prompt=prompt, strength=strength, text=tokenizer.decode(new, skip_special_tokens=True))
+                Generation(
+                    prompt=prompt,
+                    strength=strength,
+                    text=tokenizer.decode(new, skip_special_tokens=True),
+                )
             )
     return made
 
 
 def show(made: Sequence[Generation], console: Console) -> None:
-    """Print generations prompt by prompt: a column for each strength where there is room, else one below the other."""
+    """Print generations prompt by prompt: a column for each strength where there is room, else one
+    below the other.
+    """
     strengths = list(dict.fromkeys(g.strength for g in made))
     for prompt in dict.fromkeys(g.prompt for g in made):
-        texts = {g.strength: Text(g.text.strip() or "(nothing)") for g in made if g.prompt == prompt}
-        table = Table(box=SIMPLE_HEAD, title=Text(prompt), title_justify="left", expand=True, padding=(0, 1, 0, 0))
+        texts = {
+            g.strength: Text(g.text.strip() or "(nothing)") for g in made if g.prompt == prompt
+        }
+        table = Table(
+            box=SIMPLE_HEAD,
+            title=Text(prompt),
+            title_justify="left",
+            expand=True,
+            padding=(0, 1, 0, 0),
+        )
         if console.width // len(strengths) >= NARROW:
             for strength in strengths:
                 table.add_column(f"{strength:+g}" if strength else "0", ratio=1, overflow="fold")
@@ -162,13 +198,19 @@ def _prompts(config: ApplyConfig) -> list[str]:
     lines: list[str] = []
     if config.prompts is not None:
         try:
-            lines = [line for line in config.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines = [
+                line
+                for line in config.prompts.read_text(encoding="utf-8").splitlines()
+                if line.strip()
+            ]
         except (OSError, UnicodeDecodeError) as error:
             raise LoclinError(
                 f"expected a text file of prompts in UTF-8, found {error}: give another --prompts"
             ) from error
         if not lines:
-            raise LoclinError(f"expected prompts in {config.prompts}, found blank lines only: write one a line")
+            raise LoclinError(
+                f"expected prompts in {config.prompts}, found blank lines only: write one a line"
+            )
     return [*config.prompt, *lines]
 
 
@@ -180,7 +222,8 @@ def _room(model: PreTrainedModel | PeftModel, prompt: str, length: int, tokens: 
     most = None if context is None else context - length
     if most is not None and most < (tokens or 1):
         raise LoclinError(
-            f"expected prompt and new tokens within the model's context of {context}, found a prompt of {length} and "
+            f"expected prompt and new tokens within the model's context of {context}, found a "
+            f"prompt of {length} and "
             f"{tokens or 1} new: shorten the prompt or lower --tokens"
         )
     return tokens or min(TOKENS, TOKENS if most is None else most)
@@ -194,7 +237,8 @@ class _Finite(LogitsProcessor):
     ) -> Float[Tensor, "n vocab"]:
         if not torch.isfinite(scores.amax(-1)).all():  # −∞ alone forbids a token
             raise LoclinError(
-                "expected finite logits, found NaN or infinity: take a smaller strength, or check the model's weights"
+                "expected finite logits, found NaN or infinity: take a smaller strength, or check "
+                "the model's weights"
             )
         return scores
 
@@ -209,7 +253,9 @@ def _continued(
     temperature: float,
     seed: int,
 ) -> list[int]:
-    """The new tokens, by `generate`: greedy, or drawn from softmax(logits / temperature); else as the model's own settings say."""
+    """The new tokens, by `generate`: greedy, or drawn from softmax(logits / temperature); else as
+    the model's own settings say.
+    """
     how = (
         {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         if temperature

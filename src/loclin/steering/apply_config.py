@@ -11,21 +11,24 @@ import tyro
 
 from loclin.errors import LoclinError
 
-COLDEST = 1e-5  # far below, logits over the temperature overflow; here already the likeliest token alone is drawn
+# far below, logits over the temperature overflow; here already the likeliest token alone is drawn
+COLDEST = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
 class ApplyConfig:
     """Generate with a steering vector at several strengths, side by side.
 
-    strength · vector is added to the outputs of the vector's blocks; strength 0 is the model as it is. What strength 1 is, the
-    file says, and so does the first line that is printed.
+    strength · vector is added to the outputs of the vector's blocks; strength 0 is the model as it
+    is. What strength 1 is, the file says, and so does the first line that is printed.
 
-    Example: loclin steer apply vector.safetensors --model gpt2 --prompt "I think that" --strength -2 0 2
+    Example: loclin steer apply vector.safetensors --model gpt2 --prompt "I think that" --strength
+    -2 0 2
     """
 
     vector: Annotated[Path, tyro.conf.Positional]
-    """The vector: a safetensors file of `loclin steer`, or a GGUF control vector (pip install 'loclin[gguf]')."""
+    """The vector: a safetensors file of `loclin steer`, or a GGUF control vector (pip install
+    'loclin[gguf]')."""
     model: str
     """A folder, a hub id, or a built-in model (statements)."""
     prompt: tuple[str, ...] = ()
@@ -35,20 +38,24 @@ class ApplyConfig:
     strength: tuple[float, ...] = (-1.0, 0.0, 1.0)
     """Multiples of the vector that are added; below 0 the other way."""
     layer: tuple[int, ...] = ()
-    """Blocks of the vector to use, numbered from 0, negative ones from the end; all that it has by default."""
+    """Blocks of the vector to use, numbered from 0, negative ones from the end; all that it has by
+    default."""
     tokens: int | None = None
     """New tokens; 40 by default, or as many as the model's context leaves."""
     start: int = 0
-    """Position of the first token that is steered, counted from 0 over prompt and new tokens; 0 steers the prompt too."""
+    """Position of the first token that is steered, counted from 0 over prompt and new tokens; 0
+    steers the prompt too."""
     temperature: float = 0.0
-    """0 takes the likeliest token (greedy); above 0, tokens are drawn, with the same noise at every strength."""
+    """0 takes the likeliest token (greedy); above 0, tokens are drawn, with the same noise at every
+    strength."""
     seed: int = 0
     """Of the draws, and of a built-in model."""
     force: bool = False
-    """Use a vector of another kind of model or number of blocks; a line says what is ignored. A different width never fits."""
+    """Use a vector of another kind of model or number of blocks; a line says what is ignored. A
+    different width never fits."""
     shift: int = 0
-    """Of a GGUF file: 1 moves every direction one block towards the input, for files of llama.cpp's cvector-generator, which adds
-    one block later than it reads."""
+    """Of a GGUF file: 1 moves every direction one block towards the input, for files of llama.cpp's
+    cvector-generator, which adds one block later than it reads."""
 
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
@@ -61,7 +68,8 @@ class ApplyConfig:
     trust_remote_code: bool = False
     """Run code that comes with a model. Read it first."""
     layers_path: str | None = None
-    """Where the model's blocks are, if they are not found ("model.layers"); the vector's own by default."""
+    """Where the model's blocks are, if they are not found ("model.layers"); the vector's own by
+    default."""
 
     def checked(self) -> ApplyConfig:
         """This configuration, if it can be applied.
@@ -70,25 +78,35 @@ class ApplyConfig:
             LoclinError: what was expected, what was found, what to do.
         """
         if not self.prompt and self.prompts is None:
-            raise LoclinError("expected at least one prompt, found none: give --prompt or --prompts FILE")
+            raise LoclinError(
+                "expected at least one prompt, found none: give --prompt or --prompts FILE"
+            )
         if any(not p for p in self.prompt):
             raise LoclinError("expected prompts with text, found an empty one: fill it in")
         if self.prompts is not None and not self.prompts.is_file():
-            raise LoclinError(f"expected a file of prompts, found nothing at {self.prompts}: check the path")
+            raise LoclinError(
+                f"expected a file of prompts, found nothing at {self.prompts}: check the path"
+            )
         if not self.strength:
             raise LoclinError("expected at least one strength, found none: give --strength -1 0 1")
         for strength in self.strength:
             if not math.isfinite(strength):
-                raise LoclinError(f"expected a finite strength, found {strength}: change --strength")
+                raise LoclinError(
+                    f"expected a finite strength, found {strength}: change --strength"
+                )
         if self.tokens is not None and self.tokens < 1:
-            raise LoclinError(f"expected at least 1 new token, found {self.tokens}: change --tokens")
+            raise LoclinError(
+                f"expected at least 1 new token, found {self.tokens}: change --tokens"
+            )
         if self.start < 0:
             raise LoclinError(f"expected a first token from 0, found {self.start}: change --start")
         check_temperature(self.temperature)
         if self.shift not in (0, 1):
             raise LoclinError(f"expected a shift of 0 or 1, found {self.shift}: change --shift")
         if self.shift and self.vector.suffix != ".gguf":
-            raise LoclinError(f"expected a GGUF file with --shift, found {self.vector}: leave --shift out")
+            raise LoclinError(
+                f"expected a GGUF file with --shift, found {self.vector}: leave --shift out"
+            )
         return self
 
 
@@ -99,4 +117,7 @@ def check_temperature(temperature: float) -> None:
         LoclinError: below 0, above 0 but too small to divide by, or not finite.
     """
     if temperature != 0 and not COLDEST <= temperature < math.inf:
-        raise LoclinError(f"expected a temperature of 0 or from {COLDEST:g}, found {temperature}: change --temperature")
+        raise LoclinError(
+            f"expected a temperature of 0 or from {COLDEST:g}, found {temperature}: change "
+            "--temperature"
+        )

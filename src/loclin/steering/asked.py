@@ -1,4 +1,6 @@
-"""Prompts with the two tokens that are compared after each: what every direction and every steering effect is read from."""
+"""Prompts with the two tokens that are compared after each: what every direction and every steering
+effect is read from.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from loclin.tasks.example import Example
 YES = " yes"  # the positive option where nobody names one
 GRADED_AT_ONCE = (
     1 << 11
-)  # tokens of one pass that keeps what a backward pass needs: about 3 GB for a model of 500M weights
+    # tokens of one pass that keeps what a backward pass needs: about 3 GB for a model of 500M
+    # weights
+)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -34,8 +38,8 @@ class Asked:
         gold: the right one of the two tokens.
         groups: what no two splits share, for each example.
         examples: where they come from.
-        form: "class": all examples have the same two options, and toward is the positive one; "paired": toward is the right
-            answer of each example.
+        form: "class": all examples have the same two options, and toward is the positive one;
+            "paired": toward is the right answer of each example.
         positive: the positive option, in the class form.
     """
 
@@ -58,7 +62,12 @@ class Asked:
         return tuple(sorted({*self.toward.tolist(), *self.away.tolist()}))
 
     def rows(
-        self, index: Int[np.ndarray, " m"] | Bool[np.ndarray, " n"] | Int[Tensor, " m"] | Sequence[int] | slice
+        self,
+        index: Int[np.ndarray, " m"]
+        | Bool[np.ndarray, " n"]
+        | Int[Tensor, " m"]
+        | Sequence[int]
+        | slice,
     ) -> Asked:
         """The chosen prompts, in the order of the index, cut to the longest of them.
 
@@ -68,7 +77,8 @@ class Asked:
         chosen = np.arange(len(self))[index.cpu().numpy() if isinstance(index, Tensor) else index]
         if not len(chosen):
             raise LoclinError(
-                f"expected at least one of {len(self)} prompts, found an index that chooses none: change it"
+                f"expected at least one of {len(self)} prompts, found an index that chooses none: "
+                "change it"
             )
         places = torch.from_numpy(chosen).to(self.toward.device)
         return replace(
@@ -93,7 +103,9 @@ class Asked:
         )
 
     def answered(self, tokens: Int[Tensor, " n"]) -> Batch:
-        """Each prompt with one token after it, and that token as its label: `answer_loss` then gives −log p(token | prompt)."""
+        """Each prompt with one token after it, and that token as its label: `answer_loss` then
+        gives −log p(token | prompt).
+        """
         one = torch.ones_like(self.batch.input_ids[:, :1])
         ends = self.batch.attention_mask.sum(1, keepdim=True)
         token = tokens[:, None].to(self.batch.input_ids)
@@ -117,20 +129,20 @@ def ask(
 ) -> Asked:
     """Examples of two options as prompts with a token toward and a token away.
 
-    Tokens that both options begin with (" (" of " (A)" and " (B)") go to the end of the prompt; the next one must differ, and
-    what follows it must be the same in both.
+    Tokens that both options begin with (" (" of " (A)" and " (B)") go to the end of the prompt; the
+    next one must differ, and what follows it must be the same in both.
 
     Args:
         examples: each with two options, its answer one of them.
         tokenizer: of the model.
-        positive: the option that counts as +. By default " yes", where every example has it; without one the right answer
-            counts as +, the paired form.
+        positive: the option that counts as +. By default " yes", where every example has it;
+            without one the right answer counts as +, the paired form.
         device: of the model.
 
     Raises:
-        LoclinError: no examples; other than two options, or an answer that is none of them; a positive option that is missing
-            somewhere, or other options beside it; options that do not differ in one token; examples of one class alone; or
-            what `collate` refuses.
+        LoclinError: no examples; other than two options, or an answer that is none of them; a
+            positive option that is missing somewhere, or other options beside it; options that do
+            not differ in one token; examples of one class alone; or what `collate` refuses.
     """
     _two_options(examples)
     named = positive or (YES if all(YES in e.options for e in examples) else None)
@@ -165,8 +177,11 @@ def ask(
     ).to(device)
 
 
-def pieces(model: nn.Module, batch: Batch, *, rows_at_once: int | None = None) -> Iterator[Int[Tensor, " m"]]:
-    """Rows of like length together: at most `GRADED_AT_ONCE` tokens, and logits after the last token of each within 256 MB.
+def pieces(
+    model: nn.Module, batch: Batch, *, rows_at_once: int | None = None
+) -> Iterator[Int[Tensor, " m"]]:
+    """Rows of like length together: at most `GRADED_AT_ONCE` tokens, and logits after the last
+    token of each within 256 MB.
 
     A single row always passes. With `rows_at_once`, at most so many rows whatever their length.
     """
@@ -176,7 +191,10 @@ def pieces(model: nn.Module, batch: Batch, *, rows_at_once: int | None = None) -
     ends: set[int] = set()
     for row in sorted(range(len(batch)), key=lambda row: lengths[row]):
         size, reached = len(piece) + 1, ends | {lengths[row]}
-        full = size * lengths[row] > GRADED_AT_ONCE or size * len(reached) * vocabulary > LOGITS_AT_ONCE
+        full = (
+            size * lengths[row] > GRADED_AT_ONCE
+            or size * len(reached) * vocabulary > LOGITS_AT_ONCE
+        )
         if piece and (full if rows_at_once is None else size > rows_at_once):
             yield torch.tensor(piece)
             piece, reached = [], {lengths[row]}
@@ -190,7 +208,10 @@ def next_logits(model: nn.Module, batch: Batch) -> Float[Tensor, "n vocab"]:
     last = batch.attention_mask.sum(1) - 1
     places, which = last.unique(return_inverse=True)
     logits = model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, logits_to_keep=places
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        use_cache=False,
+        logits_to_keep=places,
     ).logits
     found: Tensor = logits[torch.arange(len(batch), device=logits.device), which.to(logits.device)]
     return found.float() if found.dtype in (torch.float16, torch.bfloat16) else found
@@ -202,10 +223,14 @@ def _two_options(examples: Sequence[Example]) -> None:
     for e in examples:
         if len(set(e.options)) != 2 or len(e.options) != 2:
             raise LoclinError(
-                f"expected examples of two options, found {len(set(e.options))} for the answer {e.answer!r}: steering compares two"
+                f"expected examples of two options, found {len(set(e.options))} for the answer "
+                f"{e.answer!r}: steering compares two"
             )
         if e.answer not in e.options:
-            raise LoclinError(f"expected the answer among the options {e.options}, found {e.answer!r}: add it there")
+            raise LoclinError(
+                f"expected the answer among the options {e.options}, found {e.answer!r}: add it "
+                "there"
+            )
 
 
 def _one_pair(examples: Sequence[Example], positive: str) -> None:
@@ -213,14 +238,19 @@ def _one_pair(examples: Sequence[Example], positive: str) -> None:
     for pair in pairs.values():
         if positive not in pair:
             raise LoclinError(
-                f"expected the positive option {positive!r} in every example, found the options {pair}: name another one"
+                f"expected the positive option {positive!r} in every example, found the options "
+                f"{pair}: name another one"
             )
     if len(pairs) > 1:
         found = " and ".join(map(str, sorted(pairs.values())[:2]))
-        raise LoclinError(f"expected the same two options in every example, found {found}: name no positive one")
+        raise LoclinError(
+            f"expected the same two options in every example, found {found}: name no positive one"
+        )
 
 
-def _option_tokens(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Mapping[str, list[int]]:
+def _option_tokens(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase
+) -> Mapping[str, list[int]]:
     texts = sorted({option for e in examples for option in e.options})
     return dict(zip(texts, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True))
 
@@ -231,7 +261,8 @@ def _shared(tokens: Mapping[str, list[int]], one: str, other: str) -> int:
     k = next((i for i, (s, t) in enumerate(zip(a, b, strict=False)) if s != t), min(len(a), len(b)))
     if min(len(a), len(b)) <= k or a[k + 1 :] != b[k + 1 :]:
         raise LoclinError(
-            f"expected options that differ in one token, found {one!r} and {other!r} with the tokens {a} and {b}: reword them"
+            f"expected options that differ in one token, found {one!r} and {other!r} with the "
+            f"tokens {a} and {b}: reword them"
         )
     return k
 
@@ -246,5 +277,9 @@ def _shortened(batch: Batch, extra: Int[Tensor, " n"]) -> Batch:
     if int(left.min()) < 1:
         raise LoclinError("expected prompts of at least one token, found an empty one: fill it in")
     mask = (torch.arange(batch.input_ids.shape[1]) < left[:, None]).long()
-    whole = Batch(input_ids=batch.input_ids * mask, attention_mask=mask, labels=torch.full_like(batch.labels, IGNORED))
+    whole = Batch(
+        input_ids=batch.input_ids * mask,
+        attention_mask=mask,
+        labels=torch.full_like(batch.labels, IGNORED),
+    )
     return whole.rows(slice(None))

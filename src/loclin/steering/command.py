@@ -1,4 +1,6 @@
-"""`loclin steer`, start to record: divide, make the vectors, choose the layer, test once, write the vector."""
+"""`loclin steer`, start to record: divide, make the vectors, choose the layer, test once, write the
+vector.
+"""
 
 from __future__ import annotations
 
@@ -57,28 +59,36 @@ NEUTRAL_TOKENS = 32  # of a passage of neutral text, at most
 
 
 def steer(config: Config, *, out: Path) -> None:
-    """Make the vector, showing the progress, and write it and the record. What is finished already stays as it is.
+    """Make the vector, showing the progress, and write it and the record. What is finished already
+    stays as it is.
 
     Args:
         config: what to do.
         out: the run folder.
 
     Raises:
-        LoclinError: bad settings, a model or data that cannot be read or used, a folder of another run.
+        LoclinError: bad settings, a model or data that cannot be read or used, a folder of another
+            run.
     """
     config = config.checked()
     if config.data is None and config.model not in BUILT_IN:
         raise LoclinError(
-            f"expected --data with the model {config.model!r}, found none: give a JSON Lines file, google/boolq or statements"
+            f"expected --data with the model {config.model!r}, found none: give a JSON Lines file, "
+            "google/boolq or statements"
         )
     if config.gguf and find_spec("gguf") is None:
-        raise LoclinError("expected the gguf package for --gguf, found none: pip install 'loclin[gguf]'")
+        raise LoclinError(
+            "expected the gguf package for --gguf, found none: pip install 'loclin[gguf]'"
+        )
     began, record = time.perf_counter(), Record(out, option="--folder")
     device = device_named(config.device, small=config.model in BUILT_IN)
     where, kept = config.device_map or device, out / "vector.safetensors"
     record.open_study(ENTRY, _settings(config), device=where, kind=KIND)
     if (out / ENTRY / "results.json").exists() and _readable(kept):
-        print(f"the vector in {out} was made before, by the same settings: model and data are not read again")
+        print(
+            f"the vector in {out} was made before, by the same settings: model and data are not "
+            "read again"
+        )
         notes = record.run()["notes"].get(ENTRY, [])
     else:
         try:
@@ -88,7 +98,8 @@ def steer(config: Config, *, out: Path) -> None:
         except torch.OutOfMemoryError as error:
             raise LoclinError(
                 f"expected room for the model and its gradients on {where}, found too little "
-                f"({' '.join(str(error).split())[:120]}): give fewer examples, a pattern with --space, or another --device"
+                f"({' '.join(str(error).split())[:120]}): give fewer examples, a pattern with "
+                "--space, or another --device"
             ) from error
         vector.save(kept)
         record.write_results(ENTRY, rows, arrays)
@@ -100,7 +111,11 @@ def _settings(config: Config) -> dict[str, object]:
     """What decides the vector: the settings, and the files that were read, by their bytes."""
     told = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_WHAT}
     files = {"data": Path(config.data or ""), "neutral": config.neutral}
-    read = {f"{n}_hash": _file_hash(path) for n, path in files.items() if path is not None and path.is_file()}
+    read = {
+        f"{n}_hash": _file_hash(path)
+        for n, path in files.items()
+        if path is not None and path.is_file()
+    }
     return {**told, **read, "without_block_0": config.without_first}
 
 
@@ -131,11 +146,18 @@ def _begun(config: Config, device: str, told: Told) -> Work:
     """Model and data, divided."""
     how = How.of(config, device)
     problem = load(
-        config.model, data=config.data, seed=config.seed, how=how, template=config.template, long=config.long
+        config.model,
+        data=config.data,
+        seed=config.seed,
+        how=how,
+        template=config.template,
+        long=config.long,
     )
     layers = tuple(range(len(blocks(problem.model, config.layers_path))))
     _check_layers(config, len(layers))
-    return Work(config=config, problem=problem, parts=parted(problem, config), layers=layers, told=told)
+    return Work(
+        config=config, problem=problem, parts=parted(problem, config), layers=layers, told=told
+    )
 
 
 def _check_layers(config: Config, count: int) -> None:
@@ -146,9 +168,13 @@ def _check_layers(config: Config, count: int) -> None:
     """
     numbers = chosen_layers(count, config.given_layers)
     if config.without_first and count == 1:
-        raise LoclinError("expected a model of two blocks or more for --gguf, found one block: leave --gguf out")
+        raise LoclinError(
+            "expected a model of two blocks or more for --gguf, found one block: leave --gguf out"
+        )
     if config.gguf is not None and not config.without_first and 0 in numbers:
-        raise LoclinError("expected blocks from 1 with --gguf, found 0, which llama.cpp refuses: change --layer")
+        raise LoclinError(
+            "expected blocks from 1 with --gguf, found 0, which llama.cpp refuses: change --layer"
+        )
 
 
 def _steered(work: Work) -> tuple[list[Row], dict[str, np.ndarray], SteeringVector, list[str]]:
@@ -169,26 +195,36 @@ def _steered(work: Work) -> tuple[list[Row], dict[str, np.ndarray], SteeringVect
     arrays = {f"direction/{route}": raw.float().numpy() for route, raw in found.raw.items()}
     sizes = ", ".join(f"{config.sizes[name]} {name}" for name in PARTS)
     said = f"the examples are divided into {sizes}; no group in two of them"
-    plus = "the right answer of each example" if parts.test.positive is None else f"{parts.test.positive!r}"
+    plus = (
+        "the right answer of each example"
+        if parts.test.positive is None
+        else f"{parts.test.positive!r}"
+    )
     towards = f"+ is towards {plus}, at the token in which the two options differ"
     return rows, arrays, vector, [*_true_here(work.problem.notes), said, towards, *notes]
 
 
 def _true_here(notes: Sequence[str]) -> list[str]:
-    """What was said of the data, without how options are scored elsewhere: here one token of each is compared."""
+    """What was said of the data, without how options are scored elsewhere: here one token of each
+    is compared.
+    """
     return [note for note in notes if not note.endswith(JOINT)]
 
 
 def _chosen(
     work: Work, vectors: Mapping[int, Float[Tensor, " d"]]
 ) -> tuple[tuple[int, ...], dict[int, Float[np.ndarray, " n"]]]:
-    """The layers asked for, or the one where the vector steers most on the choose part, and the slopes that say so."""
+    """The layers asked for, or the one where the vector steers most on the choose part, and the
+    slopes that say so.
+    """
     given = work.config.given_layers
     if given is not None:
         return tuple(dict.fromkeys(chosen_layers(len(work.layers), given))), {}
     told = work.share("choosing the layer")
     tried = {n: v for n, v in vectors.items() if n or not work.config.without_first}
-    slopes = layer_slopes(work.model, work.parts.choose, tried, path=work.config.layers_path, told=told)
+    slopes = layer_slopes(
+        work.model, work.parts.choose, tried, path=work.config.layers_path, told=told
+    )
     return (max(slopes, key=lambda layer: float(slopes[layer].mean())),), slopes
 
 
@@ -209,24 +245,41 @@ def _vector(work: Work, directions: Mapping[int, Float[Tensor, " d"]]) -> Steeri
         norm=f"as long as {labels_norm(parts.labels, class_form=not paired)}",
         data=parts.hash(),
         path=config.layers_path,
-        position="answer" if config.route == "labels" and (paired or config.form == "paired") else "last",
+        position="answer"
+        if config.route == "labels" and (paired or config.form == "paired")
+        else "last",
         name=config.model if config.model in BUILT_IN or not Path(config.model).exists() else None,
         revision=config.revision,
-        about={"layer": " ".join(config.layer), **told, **made_of(parts.labels, form=form, seed=config.seed)},
+        about={
+            "layer": " ".join(config.layer),
+            **told,
+            **made_of(parts.labels, form=form, seed=config.seed),
+        },
     )
 
 
 def _measured(
-    work: Work, vectors: Mapping[str, Mapping[int, Float[Tensor, " d"]]], lengths: Mapping[int, float]
+    work: Work,
+    vectors: Mapping[str, Mapping[int, Float[Tensor, " d"]]],
+    lengths: Mapping[int, float],
 ) -> tuple[list[Row], list[str]]:
     """What the vectors do on the test part and on neutral text, once."""
     config, test, model, path = work.config, work.parts.test, work.model, work.config.layers_path
     width = next(iter(next(iter(vectors.values())).values())).numel()
-    found = responses(model, test, vectors, config.strengths, path=path, told=work.share("steering the test prompts"))
+    found = responses(
+        model,
+        test,
+        vectors,
+        config.strengths,
+        path=path,
+        told=work.share("steering the test prompts"),
+    )
     drawn = random_vectors(lengths, width, count=config.band, seed=config.seed)
     near = [s for s in config.strengths if abs(s) <= LINEAR]
     told = work.share("steering at random")
-    band = responses(model, test, {str(i): v for i, v in enumerate(drawn)}, near, path=path, told=told)
+    band = responses(
+        model, test, {str(i): v for i, v in enumerate(drawn)}, near, path=path, told=told
+    )
     work.told("reading neutral text", 0.0)
     neutral = neutral_text(
         model,
@@ -249,17 +302,26 @@ def _measured(
         *harm_rows(harmed, seed=config.seed),
         *equal_damage_rows(equal, target=config.kl, groups=test.groups, seed=config.seed),
     ]
-    return rows, [f"damage is measured on {len(neutral.batch)} passages: {neutral.source}", *neutral.notes]
+    return rows, [
+        f"damage is measured on {len(neutral.batch)} passages: {neutral.source}",
+        *neutral.notes,
+    ]
 
 
 def _texts(work: Work, vector: SteeringVector) -> list[Generation]:
-    """What the model says after the first test prompts that leave room for it, at the outermost strengths and at 0."""
+    """What the model says after the first test prompts that leave room for it, at the outermost
+    strengths and at 0.
+    """
     config, tokenizer, context = work.config, work.problem.tokenizer, context_of(work.model)
     strengths = sorted({min(config.strengths), 0.0, max(config.strengths)})
     work.told("writing examples", 0.0)
     said: list[Generation] = []
     for e in work.parts.test.examples if config.tokens else ():
-        room = config.tokens if context is None else min(config.tokens, context - len(tokenizer(e.prompt)["input_ids"]))
+        room = (
+            config.tokens
+            if context is None
+            else min(config.tokens, context - len(tokenizer(e.prompt)["input_ids"]))
+        )
         if room >= 1 and len(said) < SHOWN * len(strengths):
             said += generations(work.model, tokenizer, vector, [e.prompt], strengths, tokens=room)
     return said
@@ -268,6 +330,8 @@ def _texts(work: Work, vector: SteeringVector) -> list[Generation]:
 @contextmanager
 def _shown() -> Iterator[Told]:
     """A progress bar."""
-    with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), transient=True) as bar:
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), transient=True
+    ) as bar:
         task = bar.add_task("", total=1.0)
         yield lambda text, share: bar.update(task, description=text, completed=share)

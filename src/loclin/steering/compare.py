@@ -1,4 +1,6 @@
-"""Directions held against each other, against random ones, and against what their own noise lets them reach."""
+"""Directions held against each other, against random ones, and against what their own noise lets
+them reach.
+"""
 
 from __future__ import annotations
 
@@ -39,20 +41,31 @@ def without(v: Float[Tensor, "L d"], *directions: Float[Tensor, "L d"]) -> Float
     for layer, vector in enumerate(v):
         span = Subspace.spanned_by(torch.stack([d[layer] for d in directions]).double())
         left = vector.double() - span.project(vector.double())
-        rows.append(left if left.norm() > 4 * torch.finfo(v.dtype).eps * vector.norm() else torch.zeros_like(left))
+        rows.append(
+            left
+            if left.norm() > 4 * torch.finfo(v.dtype).eps * vector.norm()
+            else torch.zeros_like(left)
+        )
     return torch.stack(rows).to(v.dtype)
 
 
-def without_outliers(v: Float[Tensor, "L d"], h: Float[Tensor, "L n d"], count: int) -> Float[Tensor, "L d"]:
-    """v with zeros, at each layer, in the `count` coordinates where the mean of h² over prompts is largest.
+def without_outliers(
+    v: Float[Tensor, "L d"], h: Float[Tensor, "L n d"], count: int
+) -> Float[Tensor, "L d"]:
+    """v with zeros, at each layer, in the `count` coordinates where the mean of h² over prompts is
+    largest.
 
-    A few coordinates of a language model are far larger than all others and can carry a cosine alone.
+    A few coordinates of a language model are far larger than all others and can carry a cosine
+    alone.
 
     Raises:
         LoclinError: a count that leaves no coordinate.
     """
     if not 0 <= count < v.shape[-1]:
-        raise LoclinError(f"expected 0 to {v.shape[-1] - 1} coordinates to take out, found {count}: change the number")
+        raise LoclinError(
+            f"expected 0 to {v.shape[-1] - 1} coordinates to take out, found {count}: change the "
+            "number"
+        )
     largest = h.double().square().mean(1).topk(count, dim=-1).indices
     return v.scatter(-1, largest, 0.0)
 
@@ -71,8 +84,9 @@ def random_directions(
         space: where they live.
         count: how many.
         seed: direction i is a function of (seed, i) alone.
-        matched: "all", isotropic; "tensor", isotropic within each tensor and of the same share of the norm there as `like`:
-            real gradients put very unequal weight on the tensors, and the isotropic null is then too narrow.
+        matched: "all", isotropic; "tensor", isotropic within each tensor and of the same share of
+            the norm there as `like`: real gradients put very unequal weight on the tensors, and the
+            isotropic null is then too narrow.
         like: the direction to match, of any length; "tensor" needs it.
 
     Raises:
@@ -80,19 +94,27 @@ def random_directions(
     """
     if matched == "tensor" and like is None:
         raise LoclinError("expected a direction to match tensor by tensor, found none: give like=")
-    shares = None if matched == "all" or like is None else space.by_tensor(_unit(like, "matched").to(like.dtype))
+    shares = (
+        None
+        if matched == "all" or like is None
+        else space.by_tensor(_unit(like, "matched").to(like.dtype))
+    )
     for i in range(count):
         noise = space.noise(seed=derived(seed, "weight direction", i))
         for name, piece in space.by_tensor(noise).items() if shares is not None else ():
             assert shares is not None
-            piece.mul_(float(shares[name].norm()) / float(piece.norm()))  # a view: writes into the noise
+            piece.mul_(
+                float(shares[name].norm()) / float(piece.norm())
+            )  # a view: writes into the noise
         yield noise.div_(noise.norm())
 
 
 def reliability(one: Float[Tensor, "L d"], other: Float[Tensor, "L d"]) -> Float[Tensor, " L"]:
-    """2r/(1+r), with r the cosine of the same vector from two halves of its data (Spearman 1910, Brown 1910; measures §13).
+    """2r/(1+r), with r the cosine of the same vector from two halves of its data (Spearman 1910,
+    Brown 1910; measures §13).
 
-    How well the vector from all of the data agrees with another such vector; 0 where r < 0, which is no agreement at all.
+    How well the vector from all of the data agrees with another such vector; 0 where r < 0, which
+    is no agreement at all.
 
     Raises:
         LoclinError: a vector that is zero or not finite.
@@ -104,7 +126,8 @@ def reliability(one: Float[Tensor, "L d"], other: Float[Tensor, "L d"]) -> Float
 def disattenuated(
     cosine: Float[Tensor, " L"], reliability: Float[Tensor, " L"], other: Float[Tensor, " L"]
 ) -> Float[Tensor, " L"]:
-    """cos/√(rel₁·rel₂): what the cosine of two vectors would be without their own noise (Spearman 1904; measures §13).
+    """cos/√(rel₁·rel₂): what the cosine of two vectors would be without their own noise (Spearman
+    1904; measures §13).
 
     May be beyond 1, by the noise of the reliabilities. NaN where either is NaN or 0.
     """
@@ -126,6 +149,7 @@ def _unit(vectors: Float[Tensor, "*a d"], which: str) -> Float[Tensor, "*a d"]:
         found = "zeros" if float(lengths[wrong].flatten()[0]) == 0 else "NaN or infinity"
         place = f" at {where}" if where else ""
         raise LoclinError(
-            f"expected a vector that is finite and not zero, found {found}: the {which} one{place} has no angle"
+            f"expected a vector that is finite and not zero, found {found}: the {which} one{place} "
+            "has no angle"
         )
     return exact / lengths

@@ -1,4 +1,6 @@
-"""Directions from labels alone: the contrastive activation addition (CAA) vector in both of its forms."""
+"""Directions from labels alone: the contrastive activation addition (CAA) vector in both of its
+forms.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,11 @@ from loclin.errors import LoclinError
 from loclin.steering.asked import Asked
 
 
-def class_contrast(h: Float[Tensor, "L n d"], labels: Bool[np.ndarray, " n"]) -> Float[Tensor, "L d"]:
-    """CAA, class form: mean of h over the prompts whose label is true, minus the mean over the others (measures §13).
+def class_contrast(
+    h: Float[Tensor, "L n d"], labels: Bool[np.ndarray, " n"]
+) -> Float[Tensor, "L d"]:
+    """CAA, class form: mean of h over the prompts whose label is true, minus the mean over the
+    others (measures §13).
 
     Sums are in float64: the two means are often far longer than their difference.
 
@@ -32,7 +37,8 @@ def class_contrast(h: Float[Tensor, "L n d"], labels: Bool[np.ndarray, " n"]) ->
     positive = int(labels.sum())
     if positive in (0, len(labels)):
         raise LoclinError(
-            f"expected prompts of both classes, found {len(labels)} with {positive} of the positive one: give both"
+            f"expected prompts of both classes, found {len(labels)} with {positive} of the "
+            "positive one: give both"
         )
     weights = torch.from_numpy(labels / positive - ~labels / (len(labels) - positive)).to(h.device)
     return torch.stack([weights @ layer.double() for layer in h]).to(h.dtype)
@@ -41,14 +47,19 @@ def class_contrast(h: Float[Tensor, "L n d"], labels: Bool[np.ndarray, " n"]) ->
 def paired_differences(
     model: nn.Module, asked: Asked, *, layers: Sequence[int], path: str | None = None
 ) -> Float[Tensor, "L n d"]:
-    """h at the answer token of prompt and toward token, minus the same for the away token; CAA's paired form is the mean over n.
+    """h at the answer token of prompt and toward token, minus the same for the away token; CAA's
+    paired form is the mean over n.
 
-    Of contrast pairs (Panickssery et al. 2024, "Steering Llama 2 via contrastive activation addition").
+    Of contrast pairs (Panickssery et al. 2024, "Steering Llama 2 via contrastive activation
+    addition").
 
     Raises:
         LoclinError: what `activations` refuses.
     """
     plus, minus = asked.answered(asked.toward), asked.answered(asked.away)
-    read = (activations(model, batch, layers=layers, position="answer", path=path) for batch in (plus, minus))
+    read = (
+        activations(model, batch, layers=layers, position="answer", path=path)
+        for batch in (plus, minus)
+    )
     toward, away = read
     return toward - away

@@ -1,4 +1,6 @@
-"""What a change does to a model's answers: logit differences after every prompt, by strength, and their slopes."""
+"""What a change does to a model's answers: logit differences after every prompt, by strength, and
+their slopes.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,14 @@ from loclin.steering.asked import Asked, next_logits, pieces
 
 
 @torch.no_grad()
-def logit_differences(model: nn.Module, asked: Asked, *, rows_at_once: int | None = None) -> Float[np.ndarray, " n"]:
-    """logit(toward) − logit(away) of the token after each prompt, where the model stands (measures §13).
+def logit_differences(
+    model: nn.Module, asked: Asked, *, rows_at_once: int | None = None
+) -> Float[np.ndarray, " n"]:
+    """logit(toward) − logit(away) of the token after each prompt, where the model stands (measures
+    §13).
 
-    Equal to log p(toward) − log p(away). Rows of like length go through the model together; no number depends on that beyond
-    round-off.
+    Equal to log p(toward) − log p(away). Rows of like length go through the model together; no
+    number depends on that beyond round-off.
 
     Args:
         model: a causal LM in evaluation mode.
@@ -34,11 +39,16 @@ def logit_differences(model: nn.Module, asked: Asked, *, rows_at_once: int | Non
     for rows in pieces(model, asked.batch, rows_at_once=rows_at_once):
         chosen = asked.rows(rows)
         logits = next_logits(model, chosen.batch)
-        toward, away = (tokens.to(logits.device)[:, None] for tokens in (chosen.toward, chosen.away))
-        found[rows.numpy()] = (logits.gather(1, toward) - logits.gather(1, away))[:, 0].cpu().numpy()
+        toward, away = (
+            tokens.to(logits.device)[:, None] for tokens in (chosen.toward, chosen.away)
+        )
+        found[rows.numpy()] = (
+            (logits.gather(1, toward) - logits.gather(1, away))[:, 0].cpu().numpy()
+        )
     if not np.isfinite(found).all():
         raise LoclinError(
-            f"expected finite logits, found {int((~np.isfinite(found)).sum())} of {len(found)} prompts without: take a smaller "
+            f"expected finite logits, found {int((~np.isfinite(found)).sum())} of {len(found)} "
+            "prompts without: take a smaller "
             "strength or step, or check the model's weights"
         )
     return found
@@ -53,7 +63,8 @@ def dose_response(
     path: str | None = None,
     only: Literal["every", "last"] = "every",
 ) -> Float[np.ndarray, "a n"]:
-    """Logit differences of every prompt with strength·v_L added to the output of every block L given (measures §13).
+    """Logit differences of every prompt with strength·v_L added to the output of every block L
+    given (measures §13).
 
     Args:
         model: a causal LM in evaluation mode; untouched afterwards.
@@ -68,7 +79,9 @@ def dose_response(
     """
     doses = np.asarray(strengths, dtype=float)
     if not len(doses) or not np.isfinite(doses).all():
-        raise LoclinError(f"expected finite strengths, at least one, found {list(strengths)}: change them")
+        raise LoclinError(
+            f"expected finite strengths, at least one, found {list(strengths)}: change them"
+        )
     rows = []
     for dose in doses.tolist():
         with added(model, {layer: dose * v for layer, v in vectors.items()}, only=only, path=path):
@@ -79,7 +92,8 @@ def dose_response(
 def slopes(
     differences: Float[np.ndarray, "a n"], strengths: Sequence[float | int] | np.ndarray
 ) -> Float[np.ndarray, " n"]:
-    """Least-squares slope of every prompt's logit difference against the strength: Σ(s − s̄)y / Σ(s − s̄)², in logits.
+    """Least-squares slope of every prompt's logit difference against the strength: Σ(s − s̄)y / Σ(s
+    − s̄)², in logits.
 
     Raises:
         LoclinError: fewer than two different strengths, or not one for each row.
@@ -90,7 +104,8 @@ def slopes(
     doses = np.asarray(strengths, dtype=float)
     if doses.shape != differences.shape[:1] or len(np.unique(doses)) < 2:
         raise LoclinError(
-            f"expected a strength for each of {len(differences)} rows, two of them different, found {list(strengths)}: "
+            f"expected a strength for each of {len(differences)} rows, two of them different, "
+            f"found {list(strengths)}: "
             "give more strengths"
         )
     centred = doses - doses.mean()
@@ -104,5 +119,7 @@ def anti_steerable(slopes: Float[np.ndarray, " n"]) -> float:
     0.25
     """
     if not len(slopes):
-        raise LoclinError("expected the slope of at least one prompt, found none: give more prompts")
+        raise LoclinError(
+            "expected the slope of at least one prompt, found none: give more prompts"
+        )
     return float((slopes < 0).mean())

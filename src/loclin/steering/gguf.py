@@ -1,13 +1,15 @@
-"""Steering vectors as GGUF control vectors: written for llama.cpp, and read from other programs (`pip install 'loclin[gguf]'`).
+"""Steering vectors as GGUF control vectors: written for llama.cpp, and read from other programs
+(`pip install 'loclin[gguf]'`).
 
-A control vector is a GGUF file of architecture "controlvector" with tensors `direction.{i}`, one-dimensional, F32, of the model's
-width. What i means:
+A control vector is a GGUF file of architecture "controlvector" with tensors `direction.{i}`,
+one-dimensional, F32, of the model's width. What i means:
 
 - llama.cpp adds direction.{i} to the output of its block i, counted from 0 (`--control-vector`). It refuses direction.0.
 - This file writes so: direction.{i} is v_i, for the output of block i. A vector at block 0 cannot be written.
 - repeng reads block i's output, writes direction.{i} and adds it there: the same i. Read it with `shift=0`.
 - llama.cpp's cvector-generator writes what it read at block 0's output as direction.1, and so on: it is added one block
-  later than it was read. `shift=0` gives what llama.cpp then does; `shift=1` puts it back where it was read.
+  later than it was read. `shift=0` gives what llama.cpp then does; `shift=1` puts it back where it
+  was read.
 """
 
 from __future__ import annotations
@@ -22,7 +24,15 @@ import torch
 from torch import Tensor
 
 from loclin.errors import LoclinError
-from loclin.steering.vector import SITE, VERSION, SteeringVector, rebuilt, strings, unreadable, written
+from loclin.steering.vector import (
+    SITE,
+    VERSION,
+    SteeringVector,
+    rebuilt,
+    strings,
+    unreadable,
+    written,
+)
 
 ARCHITECTURE = "controlvector"
 _OWN = "loclin."  # before the keys that llama.cpp knows nothing of
@@ -30,18 +40,21 @@ _NAME = "direction."
 
 
 def write_gguf(vector: SteeringVector, path: str | os.PathLike[str]) -> None:
-    """Write a control vector for llama.cpp, whole or not at all: direction.{L} is added to the output of block L.
+    """Write a control vector for llama.cpp, whole or not at all: direction.{L} is added to the
+    output of block L.
 
     All that the vector knows of itself goes along in keys `loclin.*`, which others ignore.
 
     Raises:
-        LoclinError: a direction at block 0, one that is zero or not finite, no `gguf` package, a place that cannot be written.
+        LoclinError: a direction at block 0, one that is zero or not finite, no `gguf` package, a
+            place that cannot be written.
     """
     package = _package()
     vector.check()
     if 0 in vector.directions:
         raise LoclinError(
-            "expected directions at blocks from 1, found one at block 0, which llama.cpp refuses: leave it out with --layer"
+            "expected directions at blocks from 1, found one at block 0, which llama.cpp refuses: "
+            "leave it out with --layer"
         )
     with written(Path(path)) as scratch:
         writer = package.GGUFWriter(scratch, ARCHITECTURE)
@@ -62,14 +75,16 @@ def read_gguf(path: str | os.PathLike[str], *, shift: int = 0) -> SteeringVector
 
     Args:
         path: a file of loclin, repeng or llama.cpp's cvector-generator.
-        shift: 0: where llama.cpp would add it; 1: one block earlier, where cvector-generator read it.
+        shift: 0: where llama.cpp would add it; 1: one block earlier, where cvector-generator read
+            it.
 
     Returns:
-        The vector; of another program's file only the kind of model is known, so its number of blocks is None.
+        The vector; of another program's file only the kind of model is known, so its number of
+        blocks is None.
 
     Raises:
-        LoclinError: no such file, none of a control vector, damaged, directions that are zero, not finite or not F32, a shift
-            other than 0 of a file that loclin wrote, no `gguf` package.
+        LoclinError: no such file, none of a control vector, damaged, directions that are zero, not
+            finite or not F32, a shift other than 0 of a file that loclin wrote, no `gguf` package.
     """
     package, path = _package(), Path(path)
     if not path.is_file():
@@ -79,16 +94,25 @@ def read_gguf(path: str | os.PathLike[str], *, shift: int = 0) -> SteeringVector
     except LoclinError as error:
         raise LoclinError(unreadable(path, error)) from error
     except Exception as error:  # the package raises whatever a damaged file leads it to
-        raise LoclinError(unreadable(path, ValueError(f"no GGUF, or a damaged one ({error})"))) from error
+        raise LoclinError(
+            unreadable(path, ValueError(f"no GGUF, or a damaged one ({error})"))
+        ) from error
     own = {name.removeprefix(_OWN): text for name, text in told.items() if name.startswith(_OWN)}
     if own and shift:
-        raise LoclinError(f"expected a shift of 0 for a file that loclin wrote, found {shift}: leave it out")
+        raise LoclinError(
+            f"expected a shift of 0 for a file that loclin wrote, found {shift}: leave it out"
+        )
     if own.get("version", str(VERSION)) != str(VERSION):
-        raise LoclinError(unreadable(path, ValueError(f"format {own['version']} where this loclin reads {VERSION}")))
+        raise LoclinError(
+            unreadable(
+                path, ValueError(f"format {own['version']} where this loclin reads {VERSION}")
+            )
+        )
     if min(tensors, default=0) < shift:
         first = min(tensors, default=None)
         raise LoclinError(
-            f"expected directions from {shift} with a shift of {shift}, found {first} in {path}: choose another shift"
+            f"expected directions from {shift} with a shift of {shift}, found {first} in {path}: "
+            "choose another shift"
         )
     directions = {str(i - shift): t for i, t in tensors.items()}
     return rebuilt(directions, own or _foreign(path, told), path)
@@ -96,16 +120,23 @@ def read_gguf(path: str | os.PathLike[str], *, shift: int = 0) -> SteeringVector
 
 def _content(reader: Any) -> tuple[dict[int, Tensor], dict[str, str]]:
     """The directions by their number, and every text of a control vector."""
-    told = {name: _text(f) for name, f in reader.fields.items() if f.types and f.types[0].name == "STRING"}
+    told = {
+        name: _text(f)
+        for name, f in reader.fields.items()
+        if f.types and f.types[0].name == "STRING"
+    }
     kind = told.get("general.architecture")
     if kind != ARCHITECTURE:
-        raise LoclinError(f"GGUF of architecture {kind!r} where a control vector has {ARCHITECTURE!r}")
+        raise LoclinError(
+            f"GGUF of architecture {kind!r} where a control vector has {ARCHITECTURE!r}"
+        )
     found = {t.name: t for t in reader.tensors if t.name.startswith(_NAME)}
     for name, tensor in found.items():
         if tensor.tensor_type.name != "F32" or len(tensor.shape) != 1:
             shape = [int(n) for n in tensor.shape]
             raise LoclinError(
-                f"{name} of type {tensor.tensor_type.name} and shape {shape} where one dimension of F32 belongs"
+                f"{name} of type {tensor.tensor_type.name} and shape {shape} where one dimension "
+                "of F32 belongs"
             )
     return {int(n.removeprefix(_NAME)): torch.tensor(t.data.copy()) for n, t in found.items()}, told
 
@@ -136,5 +167,6 @@ def _package() -> Any:
         return import_module("gguf")
     except ImportError as error:
         raise LoclinError(
-            "expected the gguf package for files of llama.cpp, found none: pip install 'loclin[gguf]'"
+            "expected the gguf package for files of llama.cpp, found none: pip install "
+            "'loclin[gguf]'"
         ) from error

@@ -1,4 +1,6 @@
-"""Examples given to a route: asked in one form, within the model's context, and cut in two where a step needs it."""
+"""Examples given to a route: asked in one form, within the model's context, and cut in two where a
+step needs it.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,17 @@ def halves(
     positive: str | None,
     seed: int,
 ) -> tuple[Asked, Asked]:
-    """Two halves of the examples, asked all at once so that both have one form; no group is in both.
+    """Two halves of the examples, asked all at once so that both have one form; no group is in
+    both.
 
     Raises:
         LoclinError: as `asked_within`, or all the examples are one group.
     """
     whole = asked_within(examples, tokenizer, model, positive=positive, form="auto")
-    parts, place = split(examples, {"step": 0.5, "read": 0.5}, seed=seed), {id(e): i for i, e in enumerate(examples)}
+    parts, place = (
+        split(examples, {"step": 0.5, "read": 0.5}, seed=seed),
+        {id(e): i for i, e in enumerate(examples)},
+    )
     step, read = (whole.rows([place[id(e)] for e in parts[n]]) for n in ("step", "read"))
     return step, read
 
@@ -53,7 +59,8 @@ def asked_within(
     context = context_of(cast(PreTrainedModel, model))
     if context is not None and longest > context:
         raise LoclinError(
-            f"expected prompts within the model's context of {context} tokens, found one of {longest}: shorten it or leave it out"
+            f"expected prompts within the model's context of {context} tokens, found one of "
+            f"{longest}: shorten it or leave it out"
         )
     return asked
 
@@ -65,4 +72,6 @@ def check_named(name: str, value: str, known: object) -> None:
         LoclinError: it is none of them.
     """
     if value not in get_args(known):
-        raise LoclinError(f"expected {name} among {', '.join(get_args(known))}, found {value!r}: change it")
+        raise LoclinError(
+            f"expected {name} among {', '.join(get_args(known))}, found {value!r}: change it"
+        )

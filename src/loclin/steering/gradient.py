@@ -1,4 +1,6 @@
-"""Directions from one gradient step of the weights, and the shift of activations that a weight step makes."""
+"""Directions from one gradient step of the weights, and the shift of activations that a weight step
+makes.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ def step_direction(
     loss: Literal["fixed", "gold"] | Int[Tensor, " n"],
     rows_at_once: int | None = None,
 ) -> Float[Tensor, " D"]:
-    """−g/‖g‖ for the gradient g of the mean over prompts of −log p(token | prompt), where the space stands (measures §13).
+    """−g/‖g‖ for the gradient g of the mean over prompts of −log p(token | prompt), where the space
+    stands (measures §13).
 
     Cross entropy over the whole vocabulary after the last prompt token.
 
@@ -42,8 +45,9 @@ def step_direction(
         model: the module of the space.
         space: which tensors step.
         asked: the gradient batch.
-        loss: which token: "fixed", the toward token of every prompt (E1; in the paired form the same as "gold"); "gold", its
-            right answer (E2, E3); or a token for each prompt, for nulls of permuted labels and of unrelated answers.
+        loss: which token: "fixed", the toward token of every prompt (E1; in the paired form the
+            same as "gold"); "gold", its right answer (E2, E3); or a token for each prompt, for
+            nulls of permuted labels and of unrelated answers.
         rows_at_once: rows of one backward pass; by default as many as `pieces` allows.
 
     Raises:
@@ -52,8 +56,14 @@ def step_direction(
     tokens = {"fixed": asked.toward, "gold": asked.gold}[loss] if isinstance(loss, str) else loss
     batch = asked.answered(tokens)
     rows = pieces(model, asked.batch, rows_at_once=rows_at_once)
-    step = -space.gradient(lambda b: answer_loss(model, b), (batch.rows(r.to(batch.labels.device)) for r in rows))
-    named = f"a gradient of the {loss} loss" if isinstance(loss, str) else "a gradient of the loss of the given tokens"
+    step = -space.gradient(
+        lambda b: answer_loss(model, b), (batch.rows(r.to(batch.labels.device)) for r in rows)
+    )
+    named = (
+        f"a gradient of the {loss} loss"
+        if isinstance(loss, str)
+        else "a gradient of the loss of the given tokens"
+    )
     return step / _length(step, named)
 
 
@@ -68,7 +78,8 @@ def shift(
     path: str | None = None,
     origin: Float[Tensor, "L n d"] | None = None,
 ) -> Float[Tensor, "L n d"]:
-    """Δh_L = h_L(θ + size·‖θ‖·v) − h_L(θ) at the last token of each prompt, with v = direction/‖direction‖ (measures §13).
+    """Δh_L = h_L(θ + size·‖θ‖·v) − h_L(θ) at the last token of each prompt, with v =
+    direction/‖direction‖ (measures §13).
 
     The point of the space is afterwards what it was, bit for bit.
 
@@ -83,8 +94,8 @@ def shift(
         origin: h_L(θ) of the same prompts and layers, where it is known.
 
     Raises:
-        LoclinError: weights in half precision, which rounds small steps away; a zero or non-finite direction; a shift that is
-            not finite.
+        LoclinError: weights in half precision, which rounds small steps away; a zero or non-finite
+            direction; a shift that is not finite.
     """
     step = size * _step(model, space, direction)
     before = activations(model, batch, layers=layers, path=path) if origin is None else origin
@@ -104,10 +115,12 @@ def centred_shift(
     layers: Sequence[int],
     path: str | None = None,
 ) -> Float[Tensor, "L n d"]:
-    """(h_L(θ + size·‖θ‖·v) − h_L(θ − size·‖θ‖·v))/2 at the last token of each prompt: half the difference of a step forward and back.
+    """(h_L(θ + size·‖θ‖·v) − h_L(θ − size·‖θ‖·v))/2 at the last token of each prompt: half the
+    difference of a step forward and back.
 
-    What is even in the step cancels. It is no part of the direction, and where prompts pull against each other (E3) it is not
-    small: the distance from the limit falls as O(size²), that of `shift` as O(size).
+    What is even in the step cancels. It is no part of the direction, and where prompts pull against
+    each other (E3) it is not small: the distance from the limit falls as O(size²), that of `shift`
+    as O(size).
 
     Raises:
         LoclinError: as `shift` does.
@@ -131,33 +144,46 @@ def shift_per_size(
     path: str | None = None,
     rows_at_once: int | None = None,
 ) -> Float[Tensor, "L n d"]:
-    """J_L v·‖θ‖, the limit of shift/size as the size goes to 0, by forward-mode differentiation with eager attention.
+    """J_L v·‖θ‖, the limit of shift/size as the size goes to 0, by forward-mode differentiation
+    with eager attention.
 
-    J_L is the Jacobian of h_L at the last token with respect to the weights of the space, v = direction/‖direction‖.
+    J_L is the Jacobian of h_L at the last token with respect to the weights of the space, v =
+    direction/‖direction‖.
 
     Raises:
-        LoclinError: weights in half precision; a zero or non-finite direction; a product that is not finite.
+        LoclinError: weights in half precision; a zero or non-finite direction; a product that is
+            not finite.
         NoSecondDerivative: attention that cannot be made eager.
     """
     numbers = chosen_layers(len(blocks(model, path)), layers)
     tangents = space.by_tensor(_step(model, space, direction))
     points = {n: p.detach() for n, p in zip(space.names, space.parameters, strict=True)}
-    eager = twice_differentiable(model) if isinstance(model, PreTrainedModel | PeftModel) else nullcontext()
+    eager = (
+        twice_differentiable(model)
+        if isinstance(model, PreTrainedModel | PeftModel)
+        else nullcontext()
+    )
     found, order = [], []
     with eager, torch.no_grad():
         for rows in pieces(model, batch, rows_at_once=rows_at_once):
             chosen = batch.rows(rows.to(batch.labels.device))
             found.append(_product(model, points, tangents, chosen, numbers, path))
             order.append(rows)
-    return _finite(torch.cat(found, dim=1)[:, torch.cat(order).argsort()], "the Jacobian-vector product")
+    return _finite(
+        torch.cat(found, dim=1)[:, torch.cat(order).argsort()], "the Jacobian-vector product"
+    )
 
 
 def mean_shift(shift: Float[Tensor, "L n d"]) -> Float[Tensor, "L d"]:
-    """Mean over prompts: estimand E1 for a step on the fixed loss, E2 for one on the gold loss (measures §13)."""
+    """Mean over prompts: estimand E1 for a step on the fixed loss, E2 for one on the gold loss
+    (measures §13).
+    """
     return shift.mean(1)
 
 
-def class_shift(shift: Float[Tensor, "L n d"], labels: Bool[np.ndarray, " n"]) -> Float[Tensor, "L d"]:
+def class_shift(
+    shift: Float[Tensor, "L n d"], labels: Bool[np.ndarray, " n"]
+) -> Float[Tensor, "L d"]:
     """Estimand E3 (measures §13): mean(Δh | true) − mean(Δh | false), for a step on the gold loss.
 
     Raises:
@@ -181,8 +207,13 @@ def _product(
 
     def states(moved: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         with captured(stack, layers) as kept:
-            torch.func.functional_call(model, dict(moved), (), {**given, "use_cache": False, "logits_to_keep": 1})
-        return tuple(kept[n][torch.arange(len(batch), device=kept[n].device), last.to(kept[n].device)] for n in layers)
+            torch.func.functional_call(
+                model, dict(moved), (), {**given, "use_cache": False, "logits_to_keep": 1}
+            )
+        return tuple(
+            kept[n][torch.arange(len(batch), device=kept[n].device), last.to(kept[n].device)]
+            for n in layers
+        )
 
     ways = {n: tangents[n].to(p.device) for n, p in points.items()}
     with warnings.catch_warnings():  # torch's own forward mode still uses what torch deprecates
@@ -191,28 +222,41 @@ def _product(
     return torch.stack([m.cpu() for m in moving])
 
 
-def _step(model: nn.Module, space: ParameterSpace, direction: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
+def _step(
+    model: nn.Module, space: ParameterSpace, direction: Float[Tensor, " D"]
+) -> Float[Tensor, " D"]:
     """‖θ‖·direction/‖direction‖ in the dtype of the space, checked."""
     point = space.read()
     if point.dtype in HALF:
         raise LoclinError(
-            f"expected weights in float32 or better, found {point.dtype}: small steps round away, load float32"
+            f"expected weights in float32 or better, found {point.dtype}: small steps round away, "
+            "load float32"
         )
     own = dict(model.named_parameters())
     if any(own.get(n) is not p for n, p in zip(space.names, space.parameters, strict=True)):
-        raise LoclinError("expected a space of this model, found the tensors of another module: make one of this model")
-    return direction.to(point) * (float(point.norm()) / _length(direction, "a direction of the weights"))
+        raise LoclinError(
+            "expected a space of this model, found the tensors of another module: make one of this "
+            "model"
+        )
+    return direction.to(point) * (
+        float(point.norm()) / _length(direction, "a direction of the weights")
+    )
 
 
 def _length(vector: Tensor, named: str) -> float:
     length = float(vector.norm())
     if length == 0 or not np.isfinite(length):
         found = "zeros" if length == 0 else "NaN or infinity"
-        raise LoclinError(f"expected {named} that is finite and not zero, found {found}: no step along it is defined")
+        raise LoclinError(
+            f"expected {named} that is finite and not zero, found {found}: no step along it is "
+            "defined"
+        )
     return length
 
 
 def _finite(moved: Tensor, named: str) -> Tensor:
     if not torch.isfinite(moved).all():
-        raise LoclinError(f"expected finite values in {named}, found NaN or infinity: take a smaller step")
+        raise LoclinError(
+            f"expected finite values in {named}, found NaN or infinity: take a smaller step"
+        )
     return moved

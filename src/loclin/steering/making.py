@@ -104,7 +104,9 @@ def made(work: Work) -> Made:
             raw[route] = prompts[route].direction()
     if step is not None and "labels" in raw and config.null:
         null = step.null(work, raw["labels"])
-    found = agreement(raw, Resampled(prompts=prompts, batches=step.batches if step else ()), seed=config.seed)
+    found = agreement(
+        raw, Resampled(prompts=prompts, batches=step.batches if step else ()), seed=config.seed
+    )
     return Made(
         raw=raw,
         scaled={route: as_long_as(each, unit, work.layers) for route, each in raw.items()},

@@ -34,8 +34,9 @@ class Neutral:
 
     Attributes:
         batch: one passage a row; every token is a label.
-        answers: tokens of the answers that are steered. Where the model as it is gives them more than half of the probability, an
-            answer is due: moving it there is the effect, and counts as no damage.
+        answers: tokens of the answers that are steered. Where the model as it is gives them more
+            than half of the probability, an answer is due: moving it there is the effect, and
+            counts as no damage.
         source: where the text comes from, in words.
         notes: remarks on what was taken.
     """
@@ -51,9 +52,9 @@ class Damage:
     """What a change does to the next tokens of neutral text.
 
     Attributes:
-        kl: of every row, the mean of KL(p ‖ p′) over its positions but those where an answer is due (`Neutral.answers`; 0 where no
-            other is left), p the distribution of the next token before and p′ after the
-            change; in nats.
+        kl: of every row, the mean of KL(p ‖ p′) over its positions but those where an answer is due
+            (`Neutral.answers`; 0 where no other is left), p the distribution of the next token
+            before and p′ after the change; in nats.
         perplexity: exp of the mean negative log-likelihood per token of the text, after the change.
         perplexity_before: the same of the model as it is.
     """
@@ -73,24 +74,27 @@ def neutral_text(
     seed: int,
     answers: Sequence[int] = (),
 ) -> Neutral:
-    """Passages of a file, or what the model says by itself (`self_examples`), cut to so many tokens.
+    """Passages of a file, or what the model says by itself (`self_examples`), cut to so many
+    tokens.
 
     Args:
         model: a causal LM in evaluation mode.
         tokenizer: its tokenizer.
         file: plain text, one passage a line; the model's own samples where there is none.
-        count: passages. From a longer file as many are drawn; of samples fewer may come, with a note.
+        count: passages. From a longer file as many are drawn; of samples fewer may come, with a
+            note.
         tokens: of a passage at most, no more than the model's context.
         seed: of the draw.
         answers: tokens of the answers that are steered, see `Neutral`.
 
     Raises:
-        LoclinError: a count below 1 or tokens below 2, a file that cannot be read or holds too few passages of two tokens or more,
-            what `self_examples` refuses.
+        LoclinError: a count below 1 or tokens below 2, a file that cannot be read or holds too few
+            passages of two tokens or more, what `self_examples` refuses.
     """
     if count < 1 or tokens < 2:
         raise LoclinError(
-            f"expected at least 1 passage of at least 2 tokens, found {count} of {tokens}: ask for more neutral text"
+            f"expected at least 1 passage of at least 2 tokens, found {count} of {tokens}: ask for "
+            "more neutral text"
         )
     device = next(model.parameters()).device
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[operator, union-attr]
@@ -100,7 +104,14 @@ def neutral_text(
         return Neutral(batch=read.to(device), answers=tuple(answers), source=file.name)
     # One token more is said than is asked for, and there may be one of beginning.
     longest = tokens if context is None else min(tokens, context - 1 - _special(tokenizer))
-    said = self_examples(model, tokenizer, count, prompt_tokens=longest, answer_tokens=1, seed=derived(seed, "neutral"))
+    said = self_examples(
+        model,
+        tokenizer,
+        count,
+        prompt_tokens=longest,
+        answer_tokens=1,
+        seed=derived(seed, "neutral"),
+    )
     texts = [e.prompt for e in said.examples["self"]]
     batch = _text_batch(texts, tokenizer).to(device)
     return Neutral(batch=batch, answers=tuple(answers), source=said.source, notes=said.notes)
@@ -110,26 +121,32 @@ def _special(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(int(tokenizer.num_special_tokens_to_add()), int(tokenizer.bos_token_id is not None))
 
 
-def _passages(file: Path, tokenizer: PreTrainedTokenizerBase, *, count: int, tokens: int, seed: int) -> Batch:
+def _passages(
+    file: Path, tokenizer: PreTrainedTokenizerBase, *, count: int, tokens: int, seed: int
+) -> Batch:
     if not file.is_file():
         raise LoclinError(f"expected a file of plain text, found none at {file}: check the path")
     try:
         lines = [line for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (UnicodeDecodeError, OSError) as error:
         raise LoclinError(
-            f"expected UTF-8 text, found {type(error).__name__} in {file}: save it as plain text in UTF-8"
+            f"expected UTF-8 text, found {type(error).__name__} in {file}: save it as plain text "
+            "in UTF-8"
         ) from None
     long_enough = [line.strip() for line in lines if len(tokenizer(line.strip())["input_ids"]) > 1]
     if len(long_enough) < count:
         raise LoclinError(
-            f"expected at least {count} passages of 2 tokens or more, one a line, found {len(long_enough)} in {file}: add lines, "
+            f"expected at least {count} passages of 2 tokens or more, one a line, found "
+            f"{len(long_enough)} in {file}: add lines, "
             "or ask for fewer"
         )
     drawn = sorted(range(len(long_enough)), key=lambda i: derived(seed, "neutral", i))[:count]
     return _text_batch([long_enough[i] for i in sorted(drawn)], tokenizer, tokens)
 
 
-def _text_batch(texts: list[str], tokenizer: PreTrainedTokenizerBase, tokens: int | None = None) -> Batch:
+def _text_batch(
+    texts: list[str], tokenizer: PreTrainedTokenizerBase, tokens: int | None = None
+) -> Batch:
     """Passages as rows, cut after so many tokens, every token of them a label."""
     whole = prompts_batch(texts, tokenizer)
     ids, mask = whole.input_ids[:, :tokens], whole.attention_mask[:, :tokens]
@@ -140,12 +157,14 @@ def _text_batch(texts: list[str], tokenizer: PreTrainedTokenizerBase, tokens: in
 def damage(model: nn.Module, neutral: Neutral, change: Change) -> Damage:
     """KL(p ‖ p′) and perplexity of the next tokens of neutral text under a change (measures §13).
 
-    Rows go through the model in chunks, before and after the change; the logits of both together obey `LOGITS_AT_ONCE`.
+    Rows go through the model in chunks, before and after the change; the logits of both together
+    obey `LOGITS_AT_ONCE`.
 
     Args:
         model: a causal LM in evaluation mode, as it is outside the change.
         neutral: the text.
-        change: makes a context inside which the model is the changed one, like `lambda: added(model, vectors)`.
+        change: makes a context inside which the model is the changed one, like `lambda:
+            added(model, vectors)`.
     """
     kl, losses, losses_before, tokens = [], 0.0, 0.0, 0
     for chunk in _chunks(model, neutral):
@@ -157,13 +176,17 @@ def damage(model: nn.Module, neutral: Neutral, change: Change) -> Damage:
         losses += after.loss
         tokens += int(before.kept.sum())
     return Damage(
-        kl=np.concatenate(kl), perplexity=_exp(losses / tokens), perplexity_before=_exp(losses_before / tokens)
+        kl=np.concatenate(kl),
+        perplexity=_exp(losses / tokens),
+        perplexity_before=_exp(losses_before / tokens),
     )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Said:
-    """Log-probabilities of the next tokens of some rows, where the rows have tokens at all, and −Σ log p of those that are there."""
+    """Log-probabilities of the next tokens of some rows, where the rows have tokens at all, and −Σ
+    log p of those that are there.
+    """
 
     log_p: Float[Tensor, "n positions vocab"]
     kept: Bool[Tensor, "n positions"]
@@ -173,7 +196,9 @@ class _Said:
 def _said(model: nn.Module, chunk: Batch) -> _Said:
     logits, labels = answer_logits(model, chunk)
     kept = labels != IGNORED
-    log_p = (logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits).log_softmax(-1)
+    log_p = (
+        logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    ).log_softmax(-1)
     chosen = log_p.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
     return _Said(log_p=log_p, kept=kept, loss=-float(chosen[kept].sum()))
 
@@ -206,7 +231,8 @@ def strength_at_kl(
     only: Literal["every", "last"] = "every",
     smallest: float = 2**-6,
 ) -> float | None:
-    """The strength > 0 at which adding strength·v_L brings the mean KL on neutral text to a target: `amount_at_kl` of vectors.
+    """The strength > 0 at which adding strength·v_L brings the mean KL on neutral text to a target:
+    `amount_at_kl` of vectors.
 
     Args:
         model: a causal LM in evaluation mode; untouched afterwards.
@@ -222,7 +248,9 @@ def strength_at_kl(
     """
 
     def adding(strength: float) -> AbstractContextManager[object]:
-        return added(model, {layer: strength * v for layer, v in vectors.items()}, only=only, path=path)
+        return added(
+            model, {layer: strength * v for layer, v in vectors.items()}, only=only, path=path
+        )
 
     return amount_at_kl(model, neutral, adding, target, smallest=smallest)
 
@@ -238,8 +266,9 @@ def amount_at_kl(
 ) -> float | None:
     """The amount > 0 of a change at which the mean KL on neutral text first reaches a target.
 
-    Doubled from the smallest amount until the target is reached (halved first, where that is beyond it already), then bisected on
-    the logarithm until two amounts in the ratio 1.01 have it between them. KL need not grow with the amount beyond there.
+    Doubled from the smallest amount until the target is reached (halved first, where that is beyond
+    it already), then bisected on the logarithm until two amounts in the ratio 1.01 have it between
+    them. KL need not grow with the amount beyond there.
 
     Args:
         model: a causal LM in evaluation mode.
@@ -249,8 +278,8 @@ def amount_at_kl(
         smallest: amount to begin with.
 
     Returns:
-        None where 2²⁰ times the smallest amount does not reach the target or 2⁻²⁰ times still passes it, or where KL stops being a
-        number first.
+        None where 2²⁰ times the smallest amount does not reach the target or 2⁻²⁰ times still
+        passes it, or where KL stops being a number first.
 
     Raises:
         LoclinError: a target or smallest amount that is not positive and finite.
@@ -280,7 +309,9 @@ def amount_at_kl(
     return math.sqrt(low * high) if math.isfinite(kl(high)) else None
 
 
-def _bracket(kl: Callable[[float], float], target: float, smallest: float) -> tuple[float, float] | None:
+def _bracket(
+    kl: Callable[[float], float], target: float, smallest: float
+) -> tuple[float, float] | None:
     """Two amounts in the ratio 2, the first below the target and the second not (or no number)."""
     amount = smallest
     below = kl(amount) < target

@@ -40,28 +40,37 @@ class Parts:
 
 
 def parted(problem: Problem, config: Config) -> Parts:
-    """Divide the examples that a built-in model did not learn from; every part is asked in the same form.
+    """Divide the examples that a built-in model did not learn from; every part is asked in the same
+    form.
 
     Args:
         problem: model, tokenizer and data.
         config: sizes of the parts, the task, the positive option, the seed.
 
     Raises:
-        LoclinError: too few examples (the message says how many are needed), no such task, options that cannot be compared by one
-            token, a part of one class, E3 or the class form without classes.
+        LoclinError: too few examples (the message says how many are needed), no such task, options
+            that cannot be compared by one token, a part of one class, E3 or the class form without
+            classes.
     """
     every = askable(problem.examples, task=config.task, without=learned(config.model, config.data))
     dealt_out = dealt(every, config.sizes, seed=config.seed, purpose="steering parts")
-    # The form is a property of all the examples: a part that happens to hold one class is an error, not another form.
+    # The form is a property of all the examples: a part that happens to hold one class is an error,
+    # not another form.
     whole = ask(every, problem.tokenizer, positive=config.positive, device="cpu")
     tokenizer, device = problem.tokenizer, problem.model.device
-    parts = {name: part_asked(name, dealt_out[name], tokenizer, whole.positive, device) for name in PARTS}
+    parts = {
+        name: part_asked(name, dealt_out[name], tokenizer, whole.positive, device) for name in PARTS
+    }
     found = Parts(**parts)
     if found.labels.labels is None:
-        for name, value, refused in (("form", config.form, "class"), ("estimand", config.estimand, "E3")):
+        for name, value, refused in (
+            ("form", config.form, "class"),
+            ("estimand", config.estimand, "E3"),
+        ):
             if value == refused:
                 raise LoclinError(
-                    f"expected examples with a positive option for --{name} {value}, found none that all of them have: name it "
+                    f"expected examples with a positive option for --{name} {value}, found none "
+                    "that all of them have: name it "
                     f"with --positive, or take another --{name}"
                 )
     return found
@@ -90,9 +99,12 @@ def part_asked(
         found = ask(examples, tokenizer, positive=positive, device=device)
     except LoclinError as error:
         raise LoclinError(f"in the {name} part: {error}") from error
-    if found.positive != positive:  # examples of several pairs of options, of which this part happens to hold one
+    if (
+        found.positive != positive
+    ):  # examples of several pairs of options, of which this part happens to hold one
         raise LoclinError(
-            f"in the {name} part: expected the options of all the data, found those with {found.positive!r} alone: take one --task, or "
+            f"in the {name} part: expected the options of all the data, found those with "
+            f"{found.positive!r} alone: take one --task, or "
             "more examples"
         )
     return found

@@ -1,4 +1,6 @@
-"""The direction that the rest of the network reads: the gradient of the logit difference with respect to activations."""
+"""The direction that the rest of the network reads: the gradient of the logit difference with
+respect to activations.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,11 @@ def logit_gradient(
     per_prompt: bool = False,
     rows_at_once: int | None = None,
 ) -> Float[Tensor, "L *n d"]:
-    """g_L = mean over prompts of ∂(logit_toward − logit_away)/∂h_L at the last token (measures §13, the baseline).
+    """g_L = mean over prompts of ∂(logit_toward − logit_away)/∂h_L at the last token (measures §13,
+    the baseline).
 
-    How much a small push of h_L, at that token alone, moves the logit difference. Late-layer agreement of other directions may
-    be this alone.
+    How much a small push of h_L, at that token alone, moves the logit difference. Late-layer
+    agreement of other directions may be this alone.
 
     Args:
         model: in evaluation mode; which of its tensors ask for gradients does not matter.
@@ -51,12 +54,19 @@ def logit_gradient(
 
 
 def answer_gradient(
-    model: nn.Module, asked: Asked, *, tokens: Int[Tensor, " n"], layers: Sequence[int], path: str | None = None
+    model: nn.Module,
+    asked: Asked,
+    *,
+    tokens: Int[Tensor, " n"],
+    layers: Sequence[int],
+    path: str | None = None,
 ) -> Float[Tensor, "L d"]:
-    """Mean over prompts of ∂ log p(token | prompt)/∂h_L at the last token, one token for each prompt.
+    """Mean over prompts of ∂ log p(token | prompt)/∂h_L at the last token, one token for each
+    prompt.
 
-    A step that raises an answer's probability and does nothing else shifts the last block along this, not along the logit
-    difference: the two answers' gradients together span what agreement by the readout alone can lie in.
+    A step that raises an answer's probability and does nothing else shifts the last block along
+    this, not along the logit difference: the two answers' gradients together span what agreement by
+    the readout alone can lie in.
 
     Raises:
         LoclinError: as `logit_gradient` does.
@@ -75,7 +85,12 @@ def _difference(logits: Float[Tensor, "n vocab"], asked: Asked) -> Float[Tensor,
 
 
 def _each(
-    model: nn.Module, asked: Asked, score: Score, layers: Sequence[int], path: str | None, rows_at_once: int | None
+    model: nn.Module,
+    asked: Asked,
+    score: Score,
+    layers: Sequence[int],
+    path: str | None,
+    rows_at_once: int | None,
 ) -> Float[Tensor, "L n d"]:
     numbers = chosen_layers(len(blocks(model, path)), layers)
     found, order = [], []
@@ -91,7 +106,8 @@ def _checked(mean: Float[Tensor, "L d"], layers: Sequence[int]) -> Float[Tensor,
         if length == 0 or not torch.isfinite(gradient).all():
             raise LoclinError(
                 f"expected a finite logit gradient that is not zero at block {layer}, found "
-                f"{'zeros' if length == 0 else 'NaN or infinity'}: choose other blocks or other options"
+                f"{'zeros' if length == 0 else 'NaN or infinity'}: choose other blocks or other "
+                "options"
             )
     return mean
 
@@ -107,12 +123,16 @@ def _gradients(
         gradients = torch.autograd.grad(read_out.sum(), [kept[n] for n in layers])
     last = last_places(asked.batch.attention_mask)
     read = [g[row.to(g.device), last.to(g.device)].cpu() for g in gradients]
-    return torch.stack([g.float() if g.dtype in (torch.float16, torch.bfloat16) else g for g in read])
+    return torch.stack(
+        [g.float() if g.dtype in (torch.float16, torch.bfloat16) else g for g in read]
+    )
 
 
 @contextmanager
 def _leaf(block: nn.Module) -> Iterator[None]:
-    """The output of this block is where differentiation ends: nothing below it keeps a graph, and frozen weights do no harm."""
+    """The output of this block is where differentiation ends: nothing below it keeps a graph, and
+    frozen weights do no harm.
+    """
 
     def cut(module: nn.Module, given: Any, output: Any) -> Any:
         start = output_of(output).detach().requires_grad_()

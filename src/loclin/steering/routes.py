@@ -1,4 +1,6 @@
-"""Three routes to a steering vector: from labels, from one gradient step, from a random search (measures §13)."""
+"""Three routes to a steering vector: from labels, from one gradient step, from a random search
+(measures §13).
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ class Averaged:
 
     Attributes:
         each: one vector of every prompt at every layer.
-        labels: the direction is the mean where they are true less the mean where they are not; without them, the mean.
+        labels: the direction is the mean where they are true less the mean where they are not;
+            without them, the mean.
         groups: of every prompt.
     """
 
@@ -52,15 +55,21 @@ class Averaged:
         return self.each.double().mean(1).to(self.each.dtype)
 
     def weighted(self, layer: int, weights: Float[np.ndarray, "r n"]) -> Float[np.ndarray, "r d"]:
-        """The average at one layer with other weights of the prompts, once for every row of weights; NaN where a class has none."""
+        """The average at one layer with other weights of the prompts, once for every row of
+        weights; NaN where a class has none.
+        """
         each: np.ndarray = self.each[layer].double().numpy()
         if self.labels is None:
             return _mean(each, weights)
-        difference: np.ndarray = _mean(each, weights * self.labels) - _mean(each, weights * ~self.labels)
+        difference: np.ndarray = _mean(each, weights * self.labels) - _mean(
+            each, weights * ~self.labels
+        )
         return difference
 
 
-def _mean(each: Float[np.ndarray, "n d"], weights: Float[np.ndarray, "r n"]) -> Float[np.ndarray, "r d"]:
+def _mean(
+    each: Float[np.ndarray, "n d"], weights: Float[np.ndarray, "r n"]
+) -> Float[np.ndarray, "r d"]:
     total, found = weights.sum(1, keepdims=True), np.full((len(weights), each.shape[1]), np.nan)
     np.divide(weights @ each, total, out=found, where=total > 0)
     return found
@@ -78,8 +87,9 @@ def from_labels(
 ) -> SteeringVector:
     """The difference that labels make (CAA, measures §13); strength 1 is that difference.
 
-    Class form: mean of h_L at the last prompt token where the positive option is right, less the mean where not. Paired form: mean
-    over prompts of h_L at the answer token of one answer, less that of the other.
+    Class form: mean of h_L at the last prompt token where the positive option is right, less the
+    mean where not. Paired form: mean over prompts of h_L at the answer token of one answer, less
+    that of the other.
 
     Args:
         model: in evaluation mode; untouched.
@@ -91,8 +101,8 @@ def from_labels(
         path: of the list of blocks, where it is not found by itself.
 
     Raises:
-        LoclinError: examples that cannot be asked so or are longer than the model's context, one class alone, a layer out of range,
-            an unknown form, the class form without classes.
+        LoclinError: examples that cannot be asked so or are longer than the model's context, one
+            class alone, a layer out of range, an unknown form, the class form without classes.
     """
     numbers = chosen_layers(len(blocks(model, path)), layers)
     check_named("form", form, Form)
@@ -123,17 +133,19 @@ def from_gradient(
     path: str | None = None,
     seed: int = 0,
 ) -> SteeringVector:
-    """The shift of activations that one gradient step makes, as long as the difference that labels make.
+    """The shift of activations that one gradient step makes, as long as the difference that labels
+    make.
 
-    The step is taken on one half of the examples, by group, and its shift is read on the other half.
+    The step is taken on one half of the examples, by group, and its shift is read on the other
+    half.
 
     Args:
         model: in evaluation mode, float32 or better; bit for bit what it was afterwards.
         tokenizer: its tokenizer.
         examples: each with two options that differ in one token.
         layers: 0-based, negative from the end; all by default.
-        estimand: E1, mean shift of a step towards the positive answer; E2, of a step towards the right answers; E3, class contrast of
-            the shift of that step.
+        estimand: E1, mean shift of a step towards the positive answer; E2, of a step towards the
+            right answers; E3, class contrast of the shift of that step.
         eta: η, the length of the step over the length of the weights.
         space: "full", or a shell pattern of the parameters that step.
         positive: the option that counts as +; " yes" where every example has it.
@@ -141,8 +153,9 @@ def from_gradient(
         seed: of the halves.
 
     Raises:
-        LoclinError: examples that cannot be asked so or are longer than the model's context, a layer out of range, an unknown
-            estimand, an eta not above 0, weights in half precision, a gradient that is zero or not finite, E3 without classes.
+        LoclinError: examples that cannot be asked so or are longer than the model's context, a
+            layer out of range, an unknown estimand, an eta not above 0, weights in half precision,
+            a gradient that is zero or not finite, E3 without classes.
     """
     numbers = chosen_layers(len(blocks(model, path)), layers)
     check_named("estimand", estimand, Estimand)
@@ -151,8 +164,12 @@ def from_gradient(
     step, read = halves(examples, tokenizer, model, positive=positive, seed=seed)
     weights = space_of(model, space)
     toward = step_direction(model, weights, step, loss=loss_of(estimand))
-    made = step_averaged(model, weights, toward, read, estimand=estimand, eta=eta, layers=numbers, path=path)
-    directions = as_long_as(made.direction(), reference(model, read, layers=numbers, path=path), numbers)
+    made = step_averaged(
+        model, weights, toward, read, estimand=estimand, eta=eta, layers=numbers, path=path
+    )
+    directions = as_long_as(
+        made.direction(), reference(model, read, layers=numbers, path=path), numbers
+    )
     return described(
         model,
         dict(zip(numbers, directions, strict=True)),
@@ -178,9 +195,11 @@ def from_search(
     path: str | None = None,
     seed: int = 0,
 ) -> SteeringVector:
-    """The mean shift of activations of the best of many random weight steps, as long as the difference that labels make.
+    """The mean shift of activations of the best of many random weight steps, as long as the
+    difference that labels make.
 
-    Steps are scored by log p(toward) on one half of the examples, by group, and the shift of the winners is read on the other half.
+    Steps are scored by log p(toward) on one half of the examples, by group, and the shift of the
+    winners is read on the other half.
 
     Args:
         model: in evaluation mode, float32 or better; bit for bit what it was afterwards.
@@ -196,14 +215,23 @@ def from_search(
         seed: of the halves and of the steps.
 
     Raises:
-        LoclinError: examples that cannot be asked so or are longer than the model's context, a layer out of range, weights in half
-            precision, more winners than steps.
+        LoclinError: examples that cannot be asked so or are longer than the model's context, a
+            layer out of range, weights in half precision, more winners than steps.
     """
     numbers = chosen_layers(len(blocks(model, path)), layers)
     search, read = halves(examples, tokenizer, model, positive=positive, seed=seed)
     raw = searched(
-        model, space_of(model, space), search, read, count=count, winners=winners, size=size, layers=numbers, seed=seed, path=path
-    )  # fmt: skip
+        model,
+        space_of(model, space),
+        search,
+        read,
+        count=count,
+        winners=winners,
+        size=size,
+        layers=numbers,
+        seed=seed,
+        path=path,
+    )
     directions = as_long_as(raw, reference(model, read, layers=numbers, path=path), numbers)
     return described(
         model,
@@ -222,15 +250,19 @@ def from_search(
     )
 
 
-def labels_averaged(model: nn.Module, asked: Asked, *, form: Form, layers: Sequence[int], path: str | None) -> Averaged:
-    """What the vector from labels is an average of: activations in the class form, differences in the paired one.
+def labels_averaged(
+    model: nn.Module, asked: Asked, *, form: Form, layers: Sequence[int], path: str | None
+) -> Averaged:
+    """What the vector from labels is an average of: activations in the class form, differences in
+    the paired one.
 
     Raises:
         LoclinError: the class form without classes.
     """
     if form == "class" and asked.labels is None:
         raise LoclinError(
-            "expected examples with a positive option for the class form, found none: name it, or take another form"
+            "expected examples with a positive option for the class form, found none: name it, or "
+            "take another form"
         )
     if asked.labels is None or form == "paired":
         each = paired_differences(model, asked, layers=layers, path=path)
@@ -239,7 +271,9 @@ def labels_averaged(model: nn.Module, asked: Asked, *, form: Form, layers: Seque
     return Averaged(each=each, labels=asked.labels, groups=asked.groups)
 
 
-def logits_averaged(model: nn.Module, asked: Asked, *, layers: Sequence[int], path: str | None) -> Averaged:
+def logits_averaged(
+    model: nn.Module, asked: Asked, *, layers: Sequence[int], path: str | None
+) -> Averaged:
     """The gradient of the logit difference in the activations of every prompt: the baseline of §13."""
     each = logit_gradient(model, asked, layers=layers, path=path, per_prompt=True)
     return Averaged(each=each, labels=None, groups=asked.groups)
@@ -256,20 +290,27 @@ def step_averaged(
     layers: Sequence[int],
     path: str | None,
 ) -> Averaged:
-    """The shift that a weight step of length η‖θ‖, taken forward and back, makes on every prompt; E3 contrasts the classes.
+    """The shift that a weight step of length η‖θ‖, taken forward and back, makes on every prompt;
+    E3 contrasts the classes.
 
     Raises:
         LoclinError: E3 without classes, weights in half precision.
     """
     if estimand == "E3" and asked.labels is None:
-        raise LoclinError("expected examples with a positive option for E3, found none: name it, or take E1 or E2")
+        raise LoclinError(
+            "expected examples with a positive option for E3, found none: name it, or take E1 or E2"
+        )
     moved = centred_shift(model, space, direction, asked.batch, size=eta, layers=layers, path=path)
     return estimated_by(moved, asked, estimand)
 
 
 def estimated_by(moved: Float[Tensor, "L n d"], asked: Asked, estimand: Estimand) -> Averaged:
-    """Shifts of every prompt as what the estimand averages: all of them, or for E3 one class less the other."""
-    return Averaged(each=moved, labels=asked.labels if estimand == "E3" else None, groups=asked.groups)
+    """Shifts of every prompt as what the estimand averages: all of them, or for E3 one class less
+    the other.
+    """
+    return Averaged(
+        each=moved, labels=asked.labels if estimand == "E3" else None, groups=asked.groups
+    )
 
 
 def searched(
@@ -288,13 +329,27 @@ def searched(
 ) -> Float[Tensor, "L d"]:
     """Mean shift on the prompts of `read` of the random steps that score best on those of `search`."""
     found = perturbed_shifts(
-        model, space, search, read, count=count, size=size, layers=layers, seed=seed, best=winners, path=path, told=told
+        model,
+        space,
+        search,
+        read,
+        count=count,
+        size=size,
+        layers=layers,
+        seed=seed,
+        best=winners,
+        path=path,
+        told=told,
     )
     return winners_vector(found, winners)
 
 
-def reference(model: nn.Module, asked: Asked, *, layers: Sequence[int], path: str | None) -> Float[Tensor, " L"]:
-    """How long the difference is that labels make at each layer: of the classes, or of the paired answers where there are none."""
+def reference(
+    model: nn.Module, asked: Asked, *, layers: Sequence[int], path: str | None
+) -> Float[Tensor, " L"]:
+    """How long the difference is that labels make at each layer: of the classes, or of the paired
+    answers where there are none.
+    """
     made = labels_averaged(model, asked, form="auto", layers=layers, path=path)
     lengths: Tensor = made.direction().double().norm(dim=-1)
     return lengths
@@ -312,7 +367,8 @@ def as_long_as(
     for layer, a, b in zip(layers, own.tolist(), lengths.tolist(), strict=True):
         if not (0 < a < np.inf and 0 < b < np.inf):
             raise LoclinError(
-                f"expected directions that are finite and not zero, found lengths of {a:g} and {b:g} at block {layer}: choose other "
+                f"expected directions that are finite and not zero, found lengths of {a:g} and "
+                f"{b:g} at block {layer}: choose other "
                 "blocks or more examples"
             )
     scaled: Tensor = (direction.double() * (lengths / own)[:, None]).to(direction.dtype)
@@ -338,7 +394,11 @@ def labels_norm(asked: Asked, *, class_form: bool) -> str:
 
 def made_of(asked: Asked, *, form: Form = "auto", seed: int | None = None) -> dict[str, str]:
     """Form, positive option and seed, as text for the file; what there is not is left out."""
-    told = {"form": asked.form if form == "auto" else form, "positive": asked.positive, "seed": seed}
+    told = {
+        "form": asked.form if form == "auto" else form,
+        "positive": asked.positive,
+        "seed": seed,
+    }
     return {name: str(value) for name, value in told.items() if value is not None}
 
 

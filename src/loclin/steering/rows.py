@@ -24,9 +24,13 @@ def layer_rows(
     groups: Sequence[str],
     seed: int,
 ) -> Iterator[Row]:
-    """The slope on the choose part at every layer tried, how long strength 1 is there, and which layers were taken."""
+    """The slope on the choose part at every layer tried, how long strength 1 is there, and which
+    layers were taken.
+    """
     for layer, found in slopes.items():
-        yield estimated("layer_slope", over_examples(found, groups=groups, seed=seed), {"layer": layer})
+        yield estimated(
+            "layer_slope", over_examples(found, groups=groups, seed=seed), {"layer": layer}
+        )
     for layer, length in lengths.items():
         yield Row(quantity="length", value=length, context={"layer": layer})
     for layer in chosen:
@@ -36,7 +40,8 @@ def layer_rows(
 def response_rows(
     found: Mapping[str, Response], band: Sequence[Response], *, groups: Sequence[str], seed: int
 ) -> Iterator[Row]:
-    """Dose response, slopes and anti-steerable share of every route, beside random directions of the same length.
+    """Dose response, slopes and anti-steerable share of every route, beside random directions of
+    the same length.
 
     p is (b+1)/(m+1): b of the m random directions have a mean slope as large, of either sign.
     """
@@ -65,7 +70,12 @@ def _quantiles(quantity: str, draws: Float[np.ndarray, " m"], context: Mapping[s
     """Mean and the middle 95 % of random directions: a band, not an interval of the mean."""
     low, high = np.quantile(draws, TAILS)
     return Row(
-        quantity=quantity, value=float(draws.mean()), low=float(low), high=float(high), n=len(draws), context=context
+        quantity=quantity,
+        value=float(draws.mean()),
+        low=float(low),
+        high=float(high),
+        n=len(draws),
+        context=context,
     )
 
 
@@ -101,7 +111,12 @@ def harm_rows(found: Mapping[str, Sequence[Harm]], *, seed: int) -> Iterator[Row
         for harm in harms:
             context = {"route": route, "strength": harm.strength}
             yield estimated("kl", over_examples(harm.kl, seed=seed), context)
-            yield Row(quantity="perplexity", value=finite(harm.perplexity), null=finite(harm.before), context=context)
+            yield Row(
+                quantity="perplexity",
+                value=finite(harm.perplexity),
+                null=finite(harm.before),
+                context=context,
+            )
 
 
 def equal_damage_rows(
@@ -111,10 +126,14 @@ def equal_damage_rows(
     groups: Sequence[str],
     seed: int,
 ) -> Iterator[Row]:
-    """The strength at which the damage is the target, and what it adds to the logit difference there; no value where it never is."""
+    """The strength at which the damage is the target, and what it adds to the logit difference
+    there; no value where it never is.
+    """
     for route, there in found.items():
         context = {"route": route, "kl": target}
-        yield Row(quantity="strength_at_kl", value=None if there is None else there[0], context=context)
+        yield Row(
+            quantity="strength_at_kl", value=None if there is None else there[0], context=context
+        )
         estimate = None if there is None else over_examples(there[1], groups=groups, seed=seed)
         yield estimated("change_at_kl", estimate, context)
 
@@ -122,4 +141,6 @@ def equal_damage_rows(
 def generation_rows(made: Sequence[Generation]) -> Iterator[Row]:
     """Steered texts: the value is the strength, the text stands in the context."""
     for g in made:
-        yield Row(quantity="generation", value=g.strength, context={"prompt": g.prompt, "text": g.text})
+        yield Row(
+            quantity="generation", value=g.strength, context={"prompt": g.prompt, "text": g.text}
+        )

@@ -1,4 +1,6 @@
-"""The search route to a steering vector: what the best of many random steps in weights do to activations (Figure 9)."""
+"""The search route to a steering vector: what the best of many random steps in weights do to
+activations (Figure 9).
+"""
 
 from __future__ import annotations
 
@@ -20,20 +22,24 @@ from loclin.search.noise import Noise
 from loclin.seeds import derived
 from loclin.steering.asked import Asked, next_logits, pieces
 
-#: ‖σz‖/‖θ‖, a tenth of the law's limit `law.valid_up_to` for the loss of E1 on the smaller built-in statement model (0.22; 0.51 on
-#: the larger): scores then follow the gradient at a correlation above 0.99 (`law.alignment_correlation`), and a smaller step, by the
-#: law, would find the same direction. Set from gradient and curvature alone, before any vector was tested.
+#: ‖σz‖/‖θ‖, a tenth of the law's limit `law.valid_up_to` for the loss of E1 on the smaller built-in
+#: statement model (0.22; 0.51 on the larger): scores then follow the gradient at a correlation
+#: above 0.99 (`law.alignment_correlation`), and a smaller step, by the law, would find the same
+#: direction. Set from gradient and curvature alone, before any vector was tested.
 SIZE = 0.02
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Found:
-    """What random steps in weights scored on one part of the prompts, and did to activations on another.
+    """What random steps in weights scored on one part of the prompts, and did to activations on
+    another.
 
     Attributes:
-        scores: mean log p(toward) on the search part of every candidate, in nats, in the order of the candidates.
+        scores: mean log p(toward) on the search part of every candidate, in nats, in the order of
+            the candidates.
         before: the same of the model as it is.
-        shifts: mean over the extraction part of h_L(θ + σz) − h_L(θ) at the last token, of every candidate measured.
+        shifts: mean over the extraction part of h_L(θ + σz) − h_L(θ) at the last token, of every
+            candidate measured.
         measured: which candidates those are.
         layers: 0-based, in the order of `shifts`.
         sigma: σ, in units of the weights.
@@ -51,12 +57,16 @@ class Found:
 def toward_log_probability(
     model: nn.Module, asked: Asked, *, rows_at_once: int | None = None
 ) -> Float[np.ndarray, " n"]:
-    """log p(toward | prompt) over the whole vocabulary, in nats, where the model stands: minus the loss of E1 (measures §13)."""
+    """log p(toward | prompt) over the whole vocabulary, in nats, where the model stands: minus the
+    loss of E1 (measures §13).
+    """
     found = np.empty(len(asked))
     for rows in pieces(model, asked.batch, rows_at_once=rows_at_once):
         chosen = asked.rows(rows)
         log_p = next_logits(model, chosen.batch).log_softmax(-1)
-        found[rows.numpy()] = log_p.gather(1, chosen.toward.to(log_p.device)[:, None])[:, 0].cpu().numpy()
+        found[rows.numpy()] = (
+            log_p.gather(1, chosen.toward.to(log_p.device)[:, None])[:, 0].cpu().numpy()
+        )
     return found
 
 
@@ -75,40 +85,55 @@ def perturbed_shifts(
     rows_at_once: int | None = None,
     told: Callable[[float], None] | None = None,
 ) -> Found:
-    """Score random steps σz, z ~ N(0, I_D), and read the mean activation shift of each; one candidate in memory at a time.
+    """Score random steps σz, z ~ N(0, I_D), and read the mean activation shift of each; one
+    candidate in memory at a time.
 
-    Step i is a function of (seed, i, tensor name) alone. σ is the step per coordinate at which ‖σz‖ = size·‖θ‖ on average:
-    σ = size·‖θ‖/√D.
+    Step i is a function of (seed, i, tensor name) alone. σ is the step per coordinate at which ‖σz‖
+    = size·‖θ‖ on average: σ = size·‖θ‖/√D.
 
     Args:
-        model: a causal LM in evaluation mode, in float32 or better; bit for bit what it was afterwards, whatever happens.
+        model: a causal LM in evaluation mode, in float32 or better; bit for bit what it was
+            afterwards, whatever happens.
         space: the tensors that move.
         search: prompts that candidates are scored on.
-        extract: prompts that shifts are read on. No group of prompts may be in both: that is the caller's duty.
+        extract: prompts that shifts are read on. No group of prompts may be in both: that is the
+            caller's duty.
         count: N.
         size: of a step, relative to ‖θ‖.
         layers: whose outputs are read.
         seed: of the steps.
-        best: read the shifts of so many candidates of the largest scores alone, placed a second time, where reading all N would
-            take too long; `chance_vectors` then has nothing to draw from.
+        best: read the shifts of so many candidates of the largest scores alone, placed a second
+            time, where reading all N would take too long; `chance_vectors` then has nothing to draw
+            from.
         path: where the blocks are, if not where they usually are.
         rows_at_once: in one forward pass.
         told: called with the share that is done after every candidate.
 
     Raises:
-        LoclinError: a count below 1, a size that is not positive and finite, `best` not from 1 to N, weights of all zeros or in half
-            precision, a step that leaves scores or activations that are not finite.
+        LoclinError: a count below 1, a size that is not positive and finite, `best` not from 1 to
+            N, weights of all zeros or in half precision, a step that leaves scores or activations
+            that are not finite.
     """
     sigma = _sigma(space, count, size, best)
     steps = candidates(count, [sigma], seed=derived(seed, "steering"))
     wanted = list(layers)
 
     def centre() -> Float[Tensor, "L d"]:
-        h = activations(model, extract.batch, layers=wanted, position="last", path=path, rows_at_once=rows_at_once)
+        h = activations(
+            model,
+            extract.batch,
+            layers=wanted,
+            position="last",
+            path=path,
+            rows_at_once=rows_at_once,
+        )
         return h.double().mean(1)
 
     scores, shifts = np.empty(count), []
-    origin, before = centre(), float(toward_log_probability(model, search, rows_at_once=rows_at_once).mean())
+    origin, before = (
+        centre(),
+        float(toward_log_probability(model, search, rows_at_once=rows_at_once).mean()),
+    )
     with Perturbed(space, Noise()) as perturbed:
         for i, step in enumerate(steps):
             perturbed.place(step)
@@ -124,22 +149,36 @@ def perturbed_shifts(
     found = torch.stack(shifts)
     if not (np.isfinite(scores).all() and bool(found.isfinite().all())):
         raise LoclinError(
-            f"expected finite scores and activations of every step, found others at size {size:g}: lower it"
+            f"expected finite scores and activations of every step, found others at size {size:g}: "
+            "lower it"
         )
-    return Found(scores=scores, before=before, shifts=found, measured=measured, layers=tuple(wanted), sigma=sigma)
+    return Found(
+        scores=scores,
+        before=before,
+        shifts=found,
+        measured=measured,
+        layers=tuple(wanted),
+        sigma=sigma,
+    )
 
 
 def _sigma(space: ParameterSpace, count: int, size: float, best: int | None) -> float:
     if not (math.isfinite(size) and size > 0):
         raise LoclinError(f"expected a positive, finite size of the steps, found {size}: change it")
     if best is not None and not 1 <= best <= count:
-        raise LoclinError(f"expected 1 to {count} winners, found {best}: take fewer winners or more candidates")
+        raise LoclinError(
+            f"expected 1 to {count} winners, found {best}: take fewer winners or more candidates"
+        )
     kind = space.parameters[0].dtype
     if kind not in (torch.float32, torch.float64):
-        raise LoclinError(f"expected float32 weights for small steps, found {kind}: choose --dtype float32")
+        raise LoclinError(
+            f"expected float32 weights for small steps, found {kind}: choose --dtype float32"
+        )
     length = float(exact(space.read()).norm())
     if not length > 0 or not math.isfinite(length):
-        raise LoclinError(f"expected weights of a positive, finite norm, found {length}: load the model again")
+        raise LoclinError(
+            f"expected weights of a positive, finite norm, found {length}: load the model again"
+        )
     return size * length / math.sqrt(space.dimension)
 
 
@@ -149,7 +188,8 @@ def _best(scores: Float[np.ndarray, " N"], k: int) -> Int[np.ndarray, " k"]:
 
 
 def winners_vector(found: Found, k: int) -> Float[Tensor, "L d"]:
-    """Mean activation shift of the k candidates of the largest scores: the vector of the search route (measures §13).
+    """Mean activation shift of the k candidates of the largest scores: the vector of the search
+    route (measures §13).
 
     Raises:
         LoclinError: k is not from 1 to the number of candidates whose shifts were read.
@@ -159,7 +199,8 @@ def winners_vector(found: Found, k: int) -> Float[Tensor, "L d"]:
 
 
 def chance_vectors(found: Found, k: int, *, draws: int, seed: int) -> Float[Tensor, "draws L d"]:
-    """The same with the scores permuted: mean shifts of k candidates drawn at random, the null of the selection.
+    """The same with the scores permuted: mean shifts of k candidates drawn at random, the null of
+    the selection.
 
     Args:
         found: a search whose candidates were all measured.
@@ -168,18 +209,25 @@ def chance_vectors(found: Found, k: int, *, draws: int, seed: int) -> Float[Tens
         seed: of the permutations.
 
     Raises:
-        LoclinError: k is not from 1 to N, no draws, or a search that read the shifts of its winners alone.
+        LoclinError: k is not from 1 to N, no draws, or a search that read the shifts of its winners
+            alone.
     """
     _check_winners(found, k)
     if len(found.measured) < len(found.scores) or draws < 1:
         raise LoclinError(
-            f"expected the shifts of all {len(found.scores)} candidates and at least 1 draw, found {len(found.measured)} and "
+            f"expected the shifts of all {len(found.scores)} candidates and at least 1 draw, found "
+            f"{len(found.measured)} and "
             f"{draws}: measure all of them"
         )
     rng = np.random.default_rng(derived(seed, "chance"))
-    return torch.stack([found.shifts[_best(rng.permutation(found.scores), k)].mean(0) for _ in range(draws)])
+    return torch.stack(
+        [found.shifts[_best(rng.permutation(found.scores), k)].mean(0) for _ in range(draws)]
+    )
 
 
 def _check_winners(found: Found, k: int) -> None:
     if not 1 <= k <= len(found.measured):
-        raise LoclinError(f"expected 1 to {len(found.measured)} winners, found {k}: take fewer, or more candidates")
+        raise LoclinError(
+            f"expected 1 to {len(found.measured)} winners, found {k}: take fewer, or more "
+            "candidates"
+        )

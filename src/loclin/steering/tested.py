@@ -1,4 +1,6 @@
-"""What steering vectors do: which layer takes them best, how every prompt answers to the strength, what is damaged."""
+"""What steering vectors do: which layer takes them best, how every prompt answers to the strength,
+what is damaged.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ LINEAR = 1.0  # slopes are over strengths up to here
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Response:
-    """How the logit difference of every prompt answers to a vector, or to another change by so much.
+    """How the logit difference of every prompt answers to a vector, or to another change by so
+    much.
 
     Attributes:
         strengths: in order.
@@ -61,9 +64,13 @@ class Harm:
     before: float
 
 
-def adding(model: nn.Module, vectors: Mapping[int, Float[Tensor, " d"]], *, path: str | None) -> Change:
+def adding(
+    model: nn.Module, vectors: Mapping[int, Float[Tensor, " d"]], *, path: str | None
+) -> Change:
     """Adds a multiple of vectors to the outputs of their blocks, at every token."""
-    return lambda strength: added(model, {layer: strength * v for layer, v in vectors.items()}, path=path)
+    return lambda strength: added(
+        model, {layer: strength * v for layer, v in vectors.items()}, path=path
+    )
 
 
 def layer_slopes(
@@ -74,7 +81,9 @@ def layer_slopes(
     path: str | None,
     told: Told,
 ) -> dict[int, Float[np.ndarray, " n"]]:
-    """Each layer alone: half the difference of the logit difference at strengths 1 and −1, of every prompt."""
+    """Each layer alone: half the difference of the logit difference at strengths 1 and −1, of every
+    prompt.
+    """
     found = {}
     for i, (layer, vector) in enumerate(vectors.items()):
         minus, plus = dose_response(model, asked, {layer: vector}, [-1.0, 1.0], path=path)
@@ -136,13 +145,19 @@ def responses(
     before = logit_differences(model, asked)
     found = {}
     for i, (name, by_layer) in enumerate(vectors.items()):
-        found[name] = response(model, asked, adding(model, by_layer, path=path), strengths, before=before)
+        found[name] = response(
+            model, asked, adding(model, by_layer, path=path), strengths, before=before
+        )
         told((i + 1) / len(vectors))
     return found
 
 
-def random_vectors(lengths: Mapping[int, float], width: int, *, count: int, seed: int) -> list[dict[int, Tensor]]:
-    """Directions that know nothing, as long as the vector at each layer; a function of (seed, number, layer) alone."""
+def random_vectors(
+    lengths: Mapping[int, float], width: int, *, count: int, seed: int
+) -> list[dict[int, Tensor]]:
+    """Directions that know nothing, as long as the vector at each layer; a function of (seed,
+    number, layer) alone.
+    """
 
     def one(number: int, layer: int) -> Tensor:
         drawn = torch.Generator().manual_seed(derived(seed, "random activation", number, layer))
@@ -165,7 +180,14 @@ def harms(
     found, change = [], adding(model, vectors, path=path)
     for strength in sorted(strengths):
         done = damage(model, neutral, partial(change, strength))
-        found.append(Harm(strength=strength, kl=done.kl, perplexity=done.perplexity, before=done.perplexity_before))
+        found.append(
+            Harm(
+                strength=strength,
+                kl=done.kl,
+                perplexity=done.perplexity,
+                before=done.perplexity_before,
+            )
+        )
     return found
 
 
@@ -178,7 +200,9 @@ def at_equal_damage(
     *,
     path: str | None,
 ) -> tuple[float, Float[np.ndarray, " n"]] | None:
-    """The strength at which the damage reaches a target, and what it adds to every prompt's logit difference; None if it never does."""
+    """The strength at which the damage reaches a target, and what it adds to every prompt's logit
+    difference; None if it never does.
+    """
     strength = strength_at_kl(model, neutral, vectors, target, path=path)
     if strength is None:
         return None

@@ -1,4 +1,6 @@
-"""A steering vector as a value: directions at block outputs that add, subtract and scale, with what they were made of."""
+"""A steering vector as a value: directions at block outputs that add, subtract and scale, with what
+they were made of.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +39,13 @@ _OPTIONAL = ("revision", "layers_path")
 class SteeringVector:
     """v_L for some blocks L of a model: strength·v_L is added to h_L, the output of block L.
 
-    Sums and multiples are vectors again: (a + b)_L = a_L + b_L, (c·a)_L = c·a_L; a block that only one side has counts as zero in
-    the other. The result is for the same kind of model; what it was made of is written "a + b" where the sides differ.
+    Sums and multiples are vectors again: (a + b)_L = a_L + b_L, (c·a)_L = c·a_L; a block that only
+    one side has counts as zero in the other. The result is for the same kind of model; what it was
+    made of is written "a + b" where the sides differ.
 
     Attributes:
-        directions: v_L by block, numbered from 0, each of the model's width; copied, as float32 on the CPU.
+        directions: v_L by block, numbered from 0, each of the model's width; copied, as float32 on
+            the CPU.
         model: the model it was made with, by its name.
         revision: of a hub id.
         model_type: the kind of model, as transformers names it ("gpt2", "qwen2").
@@ -56,7 +60,8 @@ class SteeringVector:
         about: anything else worth keeping, as text.
 
     Raises:
-        LoclinError: no directions, one that is no vector, different widths, a block that the model does not have.
+        LoclinError: no directions, one that is no vector, different widths, a block that the model
+            does not have.
 
     >>> told = dict(model="m", model_type="gpt2", blocks=4, route="labels", position="last", norm="mean", data="", dtype="float32")
     >>> a = SteeringVector(directions={1: torch.tensor([1.0, 0.0])}, **told)
@@ -83,20 +88,28 @@ class SteeringVector:
 
     def __post_init__(self) -> None:
         if not self.directions:
-            raise LoclinError("expected a direction for at least one block, found none: choose layers")
+            raise LoclinError(
+                "expected a direction for at least one block, found none: choose layers"
+            )
         if any(v.ndim != 1 or not v.numel() for v in self.directions.values()):
             raise LoclinError(
-                "expected one vector for each block, found another shape: take the mean over examples first"
+                "expected one vector for each block, found another shape: take the mean over "
+                "examples first"
             )
         if len({v.numel() for v in self.directions.values()}) > 1:
             found = ", ".join(sorted({str(v.numel()) for v in self.directions.values()}))
-            raise LoclinError(f"expected vectors of one width, found {found}: make them with one model")
+            raise LoclinError(
+                f"expected vectors of one width, found {found}: make them with one model"
+            )
         for layer in self.directions:
             if layer < 0 or (self.blocks is not None and layer >= self.blocks):
                 most = "any" if self.blocks is None else self.blocks - 1
-                raise LoclinError(f"expected blocks numbered from 0 to {most}, found {layer}: check the layers")
+                raise LoclinError(
+                    f"expected blocks numbered from 0 to {most}, found {layer}: check the layers"
+                )
         copied = {
-            int(n): self.directions[n].detach().to("cpu", torch.float32, copy=True) for n in sorted(self.directions)
+            int(n): self.directions[n].detach().to("cpu", torch.float32, copy=True)
+            for n in sorted(self.directions)
         }
         object.__setattr__(self, "directions", copied)
         object.__setattr__(self, "about", dict(self.about))
@@ -129,7 +142,10 @@ class SteeringVector:
         if not isinstance(factor, Real):
             return NotImplemented
         if not math.isfinite(factor):
-            raise LoclinError(f"expected a finite number to scale a vector by, found {float(factor)}: give another")
+            raise LoclinError(
+                f"expected a finite number to scale a vector by, found {float(factor)}: give "
+                "another"
+            )
         scaled = {layer: v * float(factor) for layer, v in self.directions.items()}
         return replace(self, directions=scaled, norm=f"{float(factor):g} × ({self.norm})")
 
@@ -139,26 +155,47 @@ class SteeringVector:
         if not isinstance(divisor, Real):
             return NotImplemented
         if divisor == 0 or not math.isfinite(divisor):
-            raise LoclinError(f"expected a finite divisor other than 0, found {float(divisor)}: give another")
+            raise LoclinError(
+                f"expected a finite divisor other than 0, found {float(divisor)}: give another"
+            )
         scaled = {layer: v / float(divisor) for layer, v in self.directions.items()}
         return replace(self, directions=scaled, norm=f"({self.norm}) / {float(divisor):g}")
 
     def __neg__(self) -> SteeringVector:
-        return replace(self, directions={layer: -v for layer, v in self.directions.items()}, norm=f"−({self.norm})")
+        return replace(
+            self,
+            directions={layer: -v for layer, v in self.directions.items()},
+            norm=f"−({self.norm})",
+        )
 
     def normalised(self, length: float | int | Mapping[int, float | int] = 1.0) -> SteeringVector:
         """The same directions with this Euclidean length, at every block or by block.
 
         Raises:
-            LoclinError: a length that is not above 0 or missing, a direction that is zero or not finite.
+            LoclinError: a length that is not above 0 or missing, a direction that is zero or not
+                finite.
         """
         self.check()
-        lengths = dict(length) if isinstance(length, Mapping) else dict.fromkeys(self.layers, float(length))
+        lengths = (
+            dict(length)
+            if isinstance(length, Mapping)
+            else dict.fromkeys(self.layers, float(length))
+        )
         for layer in self.layers:
             if not 0 < lengths.get(layer, 0.0) < math.inf:
-                raise LoclinError(f"expected a length above 0 at block {layer}, found {lengths.get(layer)}: give one")
-        scaled = {n: (v.double() * (lengths[n] / v.double().norm())).float() for n, v in self.directions.items()}
-        words = f"length {length:g}" if isinstance(length, int | float) else "a length of its own at every block"
+                raise LoclinError(
+                    f"expected a length above 0 at block {layer}, found {lengths.get(layer)}: give "
+                    "one"
+                )
+        scaled = {
+            n: (v.double() * (lengths[n] / v.double().norm())).float()
+            for n, v in self.directions.items()
+        }
+        words = (
+            f"length {length:g}"
+            if isinstance(length, int | float)
+            else "a length of its own at every block"
+        )
         return replace(self, directions=scaled, norm=words)
 
     def at(self, layers: Sequence[int]) -> SteeringVector:
@@ -173,7 +210,8 @@ class SteeringVector:
             if number not in self.directions:
                 have = ", ".join(map(str, self.layers))
                 raise LoclinError(
-                    f"expected a block that the vector has a direction for ({have}), found {layer}: change --layer"
+                    f"expected a block that the vector has a direction for ({have}), found "
+                    f"{layer}: change --layer"
                 )
             chosen[number] = self.directions[number]
         return replace(self, directions=chosen)
@@ -182,12 +220,15 @@ class SteeringVector:
         """cos(v_L, w_L) at every block that both have.
 
         Raises:
-            LoclinError: vectors of different models, no block in common, a direction that is zero or not finite.
+            LoclinError: vectors of different models, no block in common, a direction that is zero
+                or not finite.
         """
         _check_addable(self, other)
         shared = [n for n in self.layers if n in other.directions]
         if not shared:
-            raise LoclinError("expected vectors with a block in common, found none: choose the layers anew")
+            raise LoclinError(
+                "expected vectors with a block in common, found none: choose the layers anew"
+            )
         self.at(shared).check()
         other.at(shared).check()
         pairs = ((n, self.directions[n].double(), other.directions[n].double()) for n in shared)
@@ -202,27 +243,35 @@ class SteeringVector:
         for layer, direction in self.directions.items():
             if not torch.isfinite(direction).all():
                 raise LoclinError(
-                    f"expected finite numbers at block {layer}, found NaN or infinity: make the vector anew"
+                    f"expected finite numbers at block {layer}, found NaN or infinity: make the "
+                    "vector anew"
                 )
             if not direction.any():
                 raise LoclinError(
-                    f"expected a direction at block {layer}, found zeros: leave the block out with --layer"
+                    f"expected a direction at block {layer}, found zeros: leave the block out with "
+                    "--layer"
                 )
 
     def fitted(self, model: PreTrainedModel | PeftModel, *, force: bool = False) -> SteeringVector:
         """This vector, where it can be added to this model.
 
-        With `force`, another kind of model or number of blocks is ignored, with one line on stderr that says so; the vector
-        that comes back is labelled as this model's. A different width, or a block that is not there, cannot be ignored.
+        With `force`, another kind of model or number of blocks is ignored, with one line on stderr
+        that says so; the vector that comes back is labelled as this model's. A different width, or
+        a block that is not there, cannot be ignored.
 
         Raises:
             LoclinError: a vector of another model, or one that `check` refuses.
         """
         self.check()
-        d, count, kind = width(model), len(blocks(model, self.layers_path)), str(bare(model).config.model_type)  # type: ignore[union-attr]
+        d, count, kind = (
+            width(model),
+            len(blocks(model, self.layers_path)),
+            str(bare(model).config.model_type),
+        )  # type: ignore[union-attr]
         if d != self.width:
             raise LoclinError(
-                f"expected a vector of the model's width {d}, found one of width {self.width}, made with {self.model}: give a vector "
+                f"expected a vector of the model's width {d}, found one of width {self.width}, "
+                f"made with {self.model}: give a vector "
                 "of this model"
             )
         unlike = []
@@ -232,26 +281,36 @@ class SteeringVector:
             unlike.append(f"made with {self.blocks} blocks, not {count}")
         if unlike and not force:
             raise LoclinError(
-                f"expected a vector of this model, found one of another ({'; '.join(unlike)}): give a vector of this model, or "
+                f"expected a vector of this model, found one of another ({'; '.join(unlike)}): "
+                "give a vector of this model, or "
                 "ignore it with --force"
             )
         if self.layers[-1] >= count:
             raise LoclinError(
-                f"expected a vector for blocks 0 to {count - 1}, found one for block {self.layers[-1]}: choose others with --layer"
+                f"expected a vector for blocks 0 to {count - 1}, found one for block "
+                f"{self.layers[-1]}: choose others with --layer"
             )
         if unlike:
             print(f"loclin: ignored that the vector was {'; '.join(unlike)}", file=sys.stderr)
         return replace(self, model_type=kind, blocks=count)
 
     def applied(
-        self, model: PreTrainedModel | PeftModel, *, strength: float | int = 1.0, start: int = 0, force: bool = False
+        self,
+        model: PreTrainedModel | PeftModel,
+        *,
+        strength: float | int = 1.0,
+        start: int = 0,
+        force: bool = False,
     ) -> AbstractContextManager[Any]:
-        """Inside, strength·v_L is added to the output of block L at every token from position `start` on.
+        """Inside, strength·v_L is added to the output of block L at every token from position
+        `start` on.
 
-        Works in forward passes and in generation, with or without a key-value cache. At strength 0 nothing is added at all.
+        Works in forward passes and in generation, with or without a key-value cache. At strength 0
+        nothing is added at all.
 
         Raises:
-            LoclinError: a vector of another model (`fitted`), a strength that is not finite, a negative start.
+            LoclinError: a vector of another model (`fitted`), a strength that is not finite, a
+                negative start.
         """
         if not math.isfinite(strength):
             raise LoclinError(f"expected a finite strength, found {strength}: change --strength")
@@ -262,7 +321,8 @@ class SteeringVector:
         return added(model, scaled, start=start, path=fit.layers_path)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file, whole or not at all: tensor "block.{L}" for every L, everything else as metadata.
+        """Write a safetensors file, whole or not at all: tensor "block.{L}" for every L, everything
+        else as metadata.
 
         Raises:
             LoclinError: a direction that is zero or not finite, a place that cannot be written.
@@ -287,7 +347,9 @@ class SteeringVector:
                 if told.get("format") != FORMAT:
                     raise ValueError("safetensors of something else")
                 if told.get("version") != str(VERSION):
-                    raise ValueError(f"format {told.get('version')} where this loclin reads {VERSION}")
+                    raise ValueError(
+                        f"format {told.get('version')} where this loclin reads {VERSION}"
+                    )
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, ValueError, SafetensorError) as error:
             raise LoclinError(unreadable(path, error)) from error
@@ -350,11 +412,14 @@ def written(path: Path) -> Iterator[Path]:
             scratch = Path(folder) / path.name
             yield scratch
             usual = Path(folder) / ".usual"
-            usual.touch()  # with the mode of any new file; safetensors lets nobody else read its own
+            # with the mode of any new file; safetensors lets nobody else read its own
+            usual.touch()
             scratch.chmod(usual.stat().st_mode & 0o777)
             scratch.replace(path)
     except (OSError, SafetensorError) as error:
-        raise LoclinError(f"expected to write {path}, found {error}: make room or choose another file") from error
+        raise LoclinError(
+            f"expected to write {path}, found {error}: make room or choose another file"
+        ) from error
 
 
 def _check_addable(one: SteeringVector, other: SteeringVector) -> None:
@@ -367,7 +432,8 @@ def _check_addable(one: SteeringVector, other: SteeringVector) -> None:
         a, b = getattr(one, name), getattr(other, name)
         if a != b and not (name in ("blocks", "layers_path") and None in (a, b)):
             raise LoclinError(
-                f"expected vectors of one kind of model, found {name} {a} and {b}: make both with one model"
+                f"expected vectors of one kind of model, found {name} {a} and {b}: make both with "
+                "one model"
             )
 
 
@@ -375,10 +441,18 @@ def _sum(one: SteeringVector, other: SteeringVector, sign: float) -> SteeringVec
     _check_addable(one, other)
     zero = torch.zeros(one.width)
     every = {*one.directions, *other.directions}
-    directions = {n: one.directions.get(n, zero) + sign * other.directions.get(n, zero) for n in every}
-    joined = {n: _joined(getattr(one, n), getattr(other, n)) for n in ("model", "route", "position", "data", "dtype")}
+    directions = {
+        n: one.directions.get(n, zero) + sign * other.directions.get(n, zero) for n in every
+    }
+    joined = {
+        n: _joined(getattr(one, n), getattr(other, n))
+        for n in ("model", "route", "position", "data", "dtype")
+    }
     norm = f"({one.norm}) {'+' if sign > 0 else '−'} ({other.norm})"
-    about = {n: _joined(one.about.get(n, ""), other.about.get(n, "")) for n in {**one.about, **other.about}}
+    about = {
+        n: _joined(one.about.get(n, ""), other.about.get(n, ""))
+        for n in {**one.about, **other.about}
+    }
     return replace(
         one,
         directions=directions,
@@ -393,4 +467,6 @@ def _sum(one: SteeringVector, other: SteeringVector, sign: float) -> SteeringVec
 
 def _joined(one: str, other: str) -> str:
     """Both texts, each part once."""
-    return " + ".join(dict.fromkeys(part for part in (*one.split(" + "), *other.split(" + ")) if part))
+    return " + ".join(
+        dict.fromkeys(part for part in (*one.split(" + "), *other.split(" + ")) if part)
+    )

@@ -1,4 +1,6 @@
-"""What every stage of one run works with: the model, its adapter, the task to destroy, and that the model knows it."""
+"""What every stage of one run works with: the model, its adapter, the task to destroy, and that the
+model knows it.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ Progress = Callable[[str, float], None]
 C = TypeVar("C", bound=Settings, covariant=True)
 Asked = TypeVar("Asked", bound=Settings)
 TEACHING_ROUNDS = 5
-CLEARLY = 0.1  # of the way from answers that ignore the question to perfect ones: what has to be there to be destroyed
+# of the way from answers that ignore the question to perfect ones: what has to be there to be
+# destroyed
+CLEARLY = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,8 @@ class Demand:
     """What a study will ask of the data and of the memory.
 
     Attributes:
-        examples: how many examples of the run's task it draws from each split, and which options lower that.
+        examples: how many examples of the run's task it draws from each split, and which options
+            lower that.
         vectors: how many D-wide vectors it holds at once, and which options lower that.
         rows: how many vectors it keeps (`Keeping`), and what they are called.
     """
@@ -55,7 +60,8 @@ class Bench(Generic[C]):
         problem: the model, its adapter attached, and its data.
         space: the trained coordinates.
         factors: where LoRA's factors are in it; None where the weights themselves are trained.
-        task, other: the destroyed task, and another one to hold its recovery against (None where there is only one).
+        task, other: the destroyed task, and another one to hold its recovery against (None where
+            there is only one).
         keeping: where updates go.
         seed: of everything random in this run.
         notes: what was loaded, dropped, taught and kept where, in sentences.
@@ -79,7 +85,9 @@ class Bench(Generic[C]):
 
     def dimension(self, space: str) -> int:
         """Dimensions of a space of the study."""
-        return self.factors.dimension if space == "weights" and self.factors else self.space.dimension
+        return (
+            self.factors.dimension if space == "weights" and self.factors else self.space.dimension
+        )
 
     def score(self, task: str | None = None) -> float:
         """Score on the test split, of the destroyed task unless another is named."""
@@ -90,7 +98,9 @@ class Bench(Generic[C]):
         return derived(self.seed, "dropout", *purpose) if self.config.dropout else None
 
     def kept(self, name: str, make: Callable[[], Tensor]) -> Float[Tensor, " D"]:
-        """The point that `make` gives where the space stands; of a built-in model it is made once for all studies."""
+        """The point that `make` gives where the space stands; of a built-in model it is made once
+        for all studies.
+        """
         if self.config.model not in BUILT_IN:
             return make()
         return kept_point(self.problem, self.space, self.config, self.seed, name, make)
@@ -101,7 +111,8 @@ class Bench(Generic[C]):
 
 
 def device(config: ModelSettings) -> str:
-    """The device that a configuration asks for; built-in models are too small to gain from an accelerator.
+    """The device that a configuration asks for; built-in models are too small to gain from an
+    accelerator.
 
     Raises:
         LoclinError: an accelerator that is not there.
@@ -113,12 +124,15 @@ def make_bench(config: Asked, run: int, demand: Demand, progress: Progress) -> B
     """Load, attach and teach.
 
     Raises:
-        LoclinError: whatever is wrong with the model, the data or the settings; a task that cannot be taught.
+        LoclinError: whatever is wrong with the model, the data or the settings; a task that cannot
+            be taught.
     """
     seed = derived(config.seed + run, "recovery study")
     problem, space, factors = _surroundings(config, run, progress)
     if config.task not in ("each", *problem.tasks):
-        raise LoclinError(f"unknown task {config.task!r}: expected each, or one of {', '.join(problem.tasks)}")
+        raise LoclinError(
+            f"unknown task {config.task!r}: expected each, or one of {', '.join(problem.tasks)}"
+        )
     index = run % len(problem.tasks) if config.task == "each" else problem.tasks.index(config.task)
     sketch = Sketch(size=config.sketch_size, seed=derived(seed, "sketch"))
     kept = Keeping(store=config.store, folder=cache_folder(), sketch=sketch)
@@ -143,7 +157,9 @@ def make_bench(config: Asked, run: int, demand: Demand, progress: Progress) -> B
     return replace(bench, notes=(*problem.notes, taught, keeping.sentence(space, count, named)))
 
 
-def _surroundings(config: Settings, run: int, progress: Progress) -> tuple[Problem, ParameterSpace, Factors | None]:
+def _surroundings(
+    config: Settings, run: int, progress: Progress
+) -> tuple[Problem, ParameterSpace, Factors | None]:
     how = How.of(config, device(config))
     problem = load(
         config.model,
@@ -155,7 +171,11 @@ def _surroundings(config: Settings, run: int, progress: Progress) -> tuple[Probl
         progress=progress,
     )
     if config.space != "lora":
-        return problem, ParameterSpace(problem.model, "*" if config.space == "full" else config.space), None
+        return (
+            problem,
+            ParameterSpace(problem.model, "*" if config.space == "full" else config.space),
+            None,
+        )
     lora = Lora(
         rank=config.ranks[run % len(config.ranks)],
         alpha=config.alpha,
@@ -176,40 +196,51 @@ def check_sizes(demand: Demand, problem: Problem, task: str) -> None:
         found = len(problem.examples[name][task])
         if found < needed:
             raise LoclinError(
-                f"expected at least {needed} examples of {task} in the {name} split, found {found}: give more data or lower {remedy}"
+                f"expected at least {needed} examples of {task} in the {name} split, found "
+                f"{found}: give more data or lower {remedy}"
             )
 
 
 def _check_room(demand: Demand, space: ParameterSpace) -> None:
-    """Whether the directions that are held at once fit: bases, controls and gradients, D numbers each."""
+    """Whether the directions that are held at once fit: bases, controls and gradients, D numbers
+    each.
+    """
     vectors, remedy = demand.vectors
     needed = vectors * space.dimension * space.parameters[0].element_size()
     free = free_memory(space.parameters[0].device)
     if needed > free:
         raise LoclinError(
-            f"expected room for about {vectors} directions of {space.dimension} coordinates ({needed / 1e9:.0f} GB), found "
-            f"{free / 1e9:.0f} GB of free memory: train by --space lora or a pattern, or lower {remedy}"
+            f"expected room for about {vectors} directions of {space.dimension} coordinates "
+            f"({needed / 1e9:.0f} GB), found "
+            f"{free / 1e9:.0f} GB of free memory: train by --space lora or a pattern, or lower "
+            f"{remedy}"
         )
 
 
 def teach(bench: Bench[Settings], progress: Progress) -> str:
-    """Train the space on every task until the worst one reaches the score asked for; the point afterwards is θ₀.
+    """Train the space on every task until the worst one reaches the score asked for; the point
+    afterwards is θ₀.
 
-    An adapter is taught one round at least: at its initial point B is zero, and with it half of all gradients. The model's
-    own samples are known from the beginning.
+    An adapter is taught one round at least: at its initial point B is zero, and with it half of all
+    gradients. The model's own samples are known from the beginning.
 
     Returns:
         How well the tasks are known, in a sentence.
 
     Raises:
-        LoclinError: the task to destroy is known hardly better than by answers that ignore the question.
+        LoclinError: the task to destroy is known hardly better than by answers that ignore the
+            question.
     """
     problem = bench.problem
     bench.space.write(bench.kept("taught", lambda: _taught(bench, progress)))
     known = check_known(bench, bench.task)
     scores = {task: problem.score("validate", task) for task in problem.tasks}
     worst_task = min(scores, key=lambda task: scores[task])
-    short = "" if scores[worst_task] >= bench.config.reach else f", short of the {bench.config.reach:.2f} asked for"
+    short = (
+        ""
+        if scores[worst_task] >= bench.config.reach
+        else f", short of the {bench.config.reach:.2f} asked for"
+    )
     return f"known before the damage: {known:.2f} on {bench.task}, {scores[worst_task]:.2f} on the worst task ({worst_task}){short}"
 
 
@@ -223,7 +254,8 @@ def check_known(bench: Bench[Settings], task: str) -> float:
     known, least = bench.score(task), blind + CLEARLY * (1 - blind)
     if known < least:
         raise LoclinError(
-            f"expected a score of at least {least:.2f} on {task} before the damage, found {known:.2f}: there is nothing "
+            f"expected a score of at least {least:.2f} on {task} before the damage, found "
+            f"{known:.2f}: there is nothing "
             "to destroy; raise --teach-steps or --teach-lr, or give a task that the model can learn"
         )
     return known
@@ -236,7 +268,9 @@ def _taught(bench: Bench[Settings], progress: Progress) -> Float[Tensor, " D"]:
         if worst >= config.reach and (done or config.space != "lora" or config.data == "self"):
             break
         data = concatenate([problem.batch("train", task) for task in problem.tasks])
-        batches = minibatches(data, min(config.batch, len(data)), seed=derived(bench.seed, "teaching", done))
+        batches = minibatches(
+            data, min(config.batch, len(data)), seed=derived(bench.seed, "teaching", done)
+        )
         optimiser = make_optimiser("adamw", bench.space, config.teach_lr)
         train(
             problem.model,

@@ -1,4 +1,6 @@
-"""The course of every run (measures §1): one task is destroyed while the others are kept, then trained back and recorded."""
+"""The course of every run (measures §1): one task is destroyed while the others are kept, then
+trained back and recorded.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ DAMAGE_ROUNDS = 5
 
 
 def damage(bench: Bench[Settings], *tasks: str) -> Float[Tensor, " D"]:
-    """θ_D: the point after training on wrong answers to one task, or several, and right ones to the others, in equal shares.
+    """θ_D: the point after training on wrong answers to one task, or several, and right ones to the
+    others, in equal shares.
 
     Of a built-in model it is trained once for all studies (`Bench.kept`).
 
@@ -33,7 +36,10 @@ def _damaged(bench: Bench[Settings], tasks: Sequence[str]) -> Float[Tensor, " D"
     config, problem, space = bench.config, bench.problem, bench.space
     examples = problem.examples["damage"]
     seeds = {task: derived(bench.seed, "wrong answers", task) for task in tasks}
-    wrong = [problem.collate(with_wrong_answers(examples[task], seed=seed)) for task, seed in seeds.items()]
+    wrong = [
+        problem.collate(with_wrong_answers(examples[task], seed=seed))
+        for task, seed in seeds.items()
+    ]
     kept = [problem.collate(examples[t]) for t in problem.tasks if t not in tasks]
     data = concatenate([*kept, *wrong * max(len(kept) // len(wrong), 1)])
     with space.restored():
@@ -48,12 +54,17 @@ def _damaged(bench: Bench[Settings], tasks: Sequence[str]) -> Float[Tensor, " D"
                 config.damage_steps,
                 dropout_seed=bench.dropout("damage", *tasks),
             )
-            known = {task: score for task in tasks if (score := bench.score(task)) > problem.destroyed_at(task)}
+            known = {
+                task: score
+                for task in tasks
+                if (score := bench.score(task)) > problem.destroyed_at(task)
+            }
             if not known:
                 return space.read()
     task, score = next(iter(known.items()))
     raise LoclinError(
-        f"expected a score of {problem.destroyed_at(task):.2f} or less on {task} after damage, found {score:.2f}: "
+        f"expected a score of {problem.destroyed_at(task):.2f} or less on {task} after damage, "
+        f"found {score:.2f}: "
         "raise --damage-steps or --damage-lr"
     )
 
@@ -85,7 +96,9 @@ def recovery(
     config, problem, space = bench.config, bench.problem, bench.space
     with space.restored():
         space.write(start)
-        batches = minibatches(problem.batch("recovery", task), config.batch, seed=derived(bench.seed, "order", order))
+        batches = minibatches(
+            problem.batch("recovery", task), config.batch, seed=derived(bench.seed, "order", order)
+        )
         made = make_optimiser(optimiser, space, config.learning_rates(bench.run)[optimiser])  # type: ignore[arg-type]
         return record(
             problem.model,

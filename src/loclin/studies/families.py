@@ -1,4 +1,6 @@
-"""Ordered directions to hold a recovery against, as every space of a study sees them: the trained coordinates and, with LoRA, ΔW."""
+"""Ordered directions to hold a recovery against, as every space of a study sees them: the trained
+coordinates and, with LoRA, ΔW.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ Directions = Float[Tensor, "k D"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Family:
-    """Ordered directions, as every space of the study sees them; the basis of size k is the span of the first k.
+    """Ordered directions, as every space of the study sees them; the basis of size k is the span of
+    the first k.
 
     Attributes:
         rows: in the trained coordinates, or their sketches where the updates are sketched.
@@ -36,7 +39,9 @@ class Family:
 def products(
     bench: Bench[Settings], first: Family, second: Family | None = None
 ) -> dict[str, Float[np.ndarray, "n m"]]:
-    """Inner products of two families, or of one with itself, in every space of the study (`Config.spaces`)."""
+    """Inner products of two families, or of one with itself, in every space of the study
+    (`Config.spaces`).
+    """
     flat = gramian(first.rows, None if second is None else second.rows)
     trained = bench.config.spaces[-1]
     if first.weights is None:
@@ -45,7 +50,10 @@ def products(
         found = [low_rank_gramian([w]) for w in first.weights()]
     else:
         assert second.weights is not None
-        found = [low_rank_gramian([w], [v]) for w, v in zip(first.weights(), second.weights(), strict=True)]
+        found = [
+            low_rank_gramian([w], [v])
+            for w, v in zip(first.weights(), second.weights(), strict=True)
+        ]
     return {"weights": np.sum(found, axis=0), trained: flat}
 
 

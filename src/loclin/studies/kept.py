@@ -1,4 +1,6 @@
-"""Points that every study of a run starts from: the taught and the damaged one, trained once and kept beside the built-in models."""
+"""Points that every study of a run starts from: the taught and the damaged one, trained once and
+kept beside the built-in models.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +23,25 @@ from loclin.studies.settings import Settings
 
 SOURCE = Path(__file__).parent.parent
 FILE = "point.safetensors"
-#: Settings that no point depends on: how many runs there are, where they go, and how updates are kept.
+#: Settings that no point depends on: how many runs there are, where they go, and how updates are
+#: kept.
 NO_MATTER = ("seeds", "out", "profile", "workers", "store", "sketch_size")
 
 
 def kept_point(
-    problem: Problem, space: ParameterSpace, settings: Settings, seed: int, name: str, make: Callable[[], Tensor]
+    problem: Problem,
+    space: ParameterSpace,
+    settings: Settings,
+    seed: int,
+    name: str,
+    make: Callable[[], Tensor],
 ) -> Float[Tensor, " D"]:
-    """The point that `make` gives where the space stands, bit for bit, made first where the cache does not hold it.
+    """The point that `make` gives where the space stands, bit for bit, made first where the cache
+    does not hold it.
 
-    Kept under a digest of all that it can depend on: every weight of the model, the data, the settings that studies share, the
-    seed, the versions of the libraries and of loclin's own code, what the processor can do. Only points of built-in models are
-    kept: others may be large.
+    Kept under a digest of all that it can depend on: every weight of the model, the data, the
+    settings that studies share, the seed, the versions of the libraries and of loclin's own code,
+    what the processor can do. Only points of built-in models are kept: others may be large.
 
     Args:
         problem, space: the model as it stands, and which of its weights are the point.
@@ -52,11 +61,17 @@ def kept_point(
     return safetensors.torch.load_file(folder / FILE)["point"].to(space.parameters[0].device)
 
 
-def _depends_on(problem: Problem, space: ParameterSpace, settings: Settings, seed: int, name: str) -> Iterator[bytes]:
+def _depends_on(
+    problem: Problem, space: ParameterSpace, settings: Settings, seed: int, name: str
+) -> Iterator[bytes]:
     shared = [f.name for f in dataclasses.fields(Settings) if f.name not in NO_MATTER]
     yield repr((name, seed, [(n, getattr(settings, n)) for n in shared], space.names)).encode()
     versions = [metadata.version(name) for name in ("torch", "transformers", "peft")]
-    where = (torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), str(space.parameters[0].device))
+    where = (
+        torch.backends.cpu.get_cpu_capability(),
+        torch.get_num_threads(),
+        str(space.parameters[0].device),
+    )
     yield repr((versions, where, _code())).encode()
     yield repr({split: dict(tasks) for split, tasks in problem.examples.items()}).encode()
     for tensor_name, tensor in problem.model.state_dict().items():

@@ -1,4 +1,5 @@
-"""The loss and the score of an exam along a ray of the weights, by folds of its examples (measures §7).
+"""The loss and the score of an exam along a ray of the weights, by folds of its examples (measures
+§7).
 
 Steps are relative, as everywhere in `window`: ε moves the point by ε‖θ‖ along a unit direction.
 """
@@ -29,8 +30,9 @@ from loclin.window import (
 )
 
 Array = Float[np.ndarray, " n"]
-#: The scatter of the loss is read from the smallest steps that are at most this far below the one where curvature doubles the
-#: change, but so many unit round-offs long that the weights move along the line rather than from one rounding to the next.
+#: The scatter of the loss is read from the smallest steps that are at most this far below the one
+#: where curvature doubles the change, but so many unit round-offs long that the weights move along
+#: the line rather than from one rounding to the next.
 STRAIGHT, SCATTER_STEPS, ROUNDINGS = 1e-3, 5, 30
 SPREAD = 4.0  # from the least to the largest of them at least
 
@@ -75,23 +77,30 @@ class Profile:
         return least, max(most, SPREAD * least)
 
     def further_for_scatter(self) -> list[float]:
-        """Signed steps that are still to be asked for enough pairs of opposite ones to read the scatter from."""
+        """Signed steps that are still to be asked for enough pairs of opposite ones to read the
+        scatter from.
+        """
         least, most = self._straight
         pairs = [s for s in self.steps if least <= s <= most and -s in self.steps]
         wanted = np.geomspace(max(least, most / SPREAD**4), most, SCATTER_STEPS)
-        new = [float(s) for s in wanted if s not in self.steps][: max(0, SCATTER_STEPS - len(pairs))]
+        new = [float(s) for s in wanted if s not in self.steps][
+            : max(0, SCATTER_STEPS - len(pairs))
+        ]
         return [sign * s for s in new for sign in (1, -1)]
 
     @property
     def noise(self) -> float:
         """Scatter of the loss, from the smallest steps that have an opposite (`evaluation_noise`).
 
-        Where none lies between the bounds, from the smallest of all: rather too large a scatter than none.
+        Where none lies between the bounds, from the smallest of all: rather too large a scatter
+        than none.
         """
         least, most = self._straight
         pairs = [s for s in self.steps if s > 0 and -s in self.steps]
         small = [s for s in pairs if least <= s <= most][:SCATTER_STEPS] or pairs[:1]
-        plus, minus = (np.array([self.changes[self.steps == sign * s][0] for s in small]) for sign in (1, -1))
+        plus, minus = (
+            np.array([self.changes[self.steps == sign * s][0] for s in small]) for sign in (1, -1)
+        )
         return evaluation_noise(plus, minus, np.array(small), self.curvature)
 
     @property
@@ -100,13 +109,17 @@ class Profile:
         return round_off(self.loss, self.slope, self.dtype, noise=self.noise)
 
     def limit(self, tolerance: float) -> float:
-        """The smallest step whose error can be told from round-off at this τ (`first_order_window`)."""
+        """The smallest step whose error can be told from round-off at this τ
+        (`first_order_window`).
+        """
         return max(self.floor / tolerance, self.unit)
 
     def on(self, steps: Sequence[float] | Array) -> Profile:
         """The same profile at some of its steps alone; scatter and floor are then those of these."""
         kept = np.isin(self.steps, np.asarray(steps))
-        return replace(self, steps=self.steps[kept], changes=self.changes[kept], scores=self.scores[kept])
+        return replace(
+            self, steps=self.steps[kept], changes=self.changes[kept], scores=self.scores[kept]
+        )
 
     def window(self, sign: int, tolerance: float) -> Window:
         """ε_τ on one side, measured."""
@@ -173,7 +186,8 @@ class Line:
 
 
 def signed_grid(smallest: float, largest: float, per_decade: int) -> list[float]:
-    """ε from the smallest to the largest, so many in every decade, with both signs and 0, in rising order.
+    """ε from the smallest to the largest, so many in every decade, with both signs and 0, in rising
+    order.
 
     >>> [round(s, 3) for s in signed_grid(0.1, 1.0, 2)]
     [-1.0, -0.316, -0.1, 0.0, 0.1, 0.316, 1.0]
@@ -223,10 +237,13 @@ def line_along(
     )
 
 
-def finite_centre(sums: Float[np.ndarray, " twice"], counts: Float[np.ndarray, " twice"], folds: int) -> None:
+def finite_centre(
+    sums: Float[np.ndarray, " twice"], counts: Float[np.ndarray, " twice"], folds: int
+) -> None:
     """Raise for tallies of a loss that is not finite where the model stands."""
     centre = float(sums[:folds].sum() / counts[:folds].sum())
     if not math.isfinite(centre):
         raise LoclinError(
-            f"expected a finite loss at the point itself, found {centre}: check the model, the data or --dtype"
+            f"expected a finite loss at the point itself, found {centre}: check the model, the "
+            "data or --dtype"
         )

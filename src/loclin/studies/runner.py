@@ -1,4 +1,6 @@
-"""Runs a study: its independent runs side by side, each kept as it ends; then the summary and the verdicts."""
+"""Runs a study: its independent runs side by side, each kept as it ends; then the summary and the
+verdicts.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from loclin.record import Claim, Part, Record, Row
 from loclin.studies import OWN, STUDIES
 from loclin.studies.table import summaries
 
-#: Settings that say where and how fast, not what: two runs that differ in these alone give the same record.
+#: Settings that say where and how fast, not what: two runs that differ in these alone give the same
+#: record.
 NOT_WHAT = ("out", "workers", "profile")
 
 
@@ -32,7 +35,8 @@ def run_study(study: str, config: Any, *, out: Path) -> list[Claim]:
         out: the run folder; one that was interrupted goes on where it was.
 
     Raises:
-        LoclinError: bad settings, a folder of another configuration, a run that cannot go on. Finished runs are kept.
+        LoclinError: bad settings, a folder of another configuration, a run that cannot go on.
+            Finished runs are kept.
     """
     if study not in (*STUDIES, *OWN):
         raise LoclinError(f"unknown study {study!r}: expected one of {', '.join(STUDIES)}")
@@ -45,7 +49,11 @@ def run_study(study: str, config: Any, *, out: Path) -> list[Claim]:
         settings |= experiment.fingerprint(config)
     record.open_study(entry, settings, device=config.device_map or device, kind=study)
     names = [f"run-{run:03d}" for run in range(config.seeds)]
-    there = {run: part.notes for run, name in enumerate(names) if (part := record.part(entry, name)) is not None}
+    there = {
+        run: part.notes
+        for run, name in enumerate(names)
+        if (part := record.part(entry, name)) is not None
+    }
     told = _different(there.values())
     for note in told:
         print(note, flush=True)
@@ -69,15 +77,23 @@ def _different(notes: Iterable[Sequence[str]]) -> list[str]:
     return list(dict.fromkeys(chain.from_iterable(notes)))
 
 
-def _finish(record: Record, study: str, config: Any, parts: Sequence[Part], began: float) -> list[Claim]:
-    """Results, verdicts, end of the session; Ctrl-C stops it before the verdicts are there, or when the record is closed."""
+def _finish(
+    record: Record, study: str, config: Any, parts: Sequence[Part], began: float
+) -> list[Claim]:
+    """Results, verdicts, end of the session; Ctrl-C stops it before the verdicts are there, or when
+    the record is closed.
+    """
     rows: list[Row] = [row for part in parts for row in part.rows]
     with interruptions() as interruption:
         record.write_results(
-            config.entry, rows + summaries(rows), {k: v for part in parts for k, v in part.arrays.items()}
+            config.entry,
+            rows + summaries(rows),
+            {k: v for part in parts for k, v in part.arrays.items()},
         )
         claims: list[Claim] = import_module(f"loclin.studies.{study}.claims").decide(config, rows)
         interruption.check()
         record.write_claims(config.entry, claims)
-        record.close_study(config.entry, time.perf_counter() - began, _different(part.notes for part in parts))
+        record.close_study(
+            config.entry, time.perf_counter() - began, _different(part.notes for part in parts)
+        )
     return claims

@@ -1,4 +1,5 @@
-"""What every study is asked: which model and data, which coordinates, how many runs, and how a task is known and lost.
+"""What every study is asked: which model and data, which coordinates, how many runs, and how a task
+is known and lost.
 
 Imports nothing heavy, so that `--help` is quick. A study's `Config` adds what it measures.
 """
@@ -16,7 +17,11 @@ from loclin.errors import LoclinError
 
 Profile = Literal["smoke", "standard", "paper"]
 SEQUENCE_MODELS = ("sequences", "sequences-small")
-BUILT_IN = (*SEQUENCE_MODELS, "statements", "statements-small")  # names alone: the recipes need torch
+BUILT_IN = (
+    *SEQUENCE_MODELS,
+    "statements",
+    "statements-small",
+)  # names alone: the recipes need torch
 M = TypeVar("M", bound="ModelSettings")
 S = TypeVar("S", bound="Settings")
 R = TypeVar("R", bound="RecoverySettings")
@@ -32,16 +37,18 @@ PAPER = (
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """Which model and data, which of its weights, and how many runs: what studies ask of a model as it is."""
+    """Which model and data, which of its weights, and how many runs: what studies ask of a model as
+    it is.
+    """
 
     study: ClassVar[str]
 
     model: str = "sequences"
-    """sequences (150k parameters) or statements (460k), both built in, as are their small twins sequences-small and
-    statements-small; a folder; or a hub id such as distilgpt2."""
+    """sequences (150k parameters) or statements (460k), both built in, as are their small twins
+    sequences-small and statements-small; a folder; or a hub id such as distilgpt2."""
     data: str | None = None
-    """A JSON Lines file, a hub data set (google/boolq), sequences, statements, or self: the model's own samples as the
-    capability to destroy and recover. A built-in model brings its own."""
+    """A JSON Lines file, a hub data set (google/boolq), sequences, statements, or self: the model's
+    own samples as the capability to destroy and recover. A built-in model brings its own."""
     template: str | None = None
     """Prompt made from a record's fields: "{passage}\\nQuestion: {question}?\\nAnswer:"."""
     long: Literal["drop", "fail"] = "drop"
@@ -49,33 +56,46 @@ class ModelSettings:
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "float32"
-    """Of the weights; small steps of full weights are rounded away below float32, those of LoRA factors are not."""
+    """Of the weights; small steps of full weights are rounded away below float32, those of LoRA
+    factors are not."""
     device_map: str | None = None
     """Spread a large model over devices by accelerate (auto, balanced) instead of --device."""
     trust_remote_code: bool = False
     """Run code that comes with a model. Read it first."""
 
     space: str = "full"
-    """Trained coordinates: full; lora; or a shell pattern of parameter names ("*attn*"; several separated by commas)."""
+    """Trained coordinates: full; lora; or a shell pattern of parameter names ("*attn*"; several
+    separated by commas)."""
     seeds: int = 6
-    """Independent runs: each has its own adapter (or pretraining, for sequences), damage and recovery seeds."""
+    """Independent runs: each has its own adapter (or pretraining, for sequences), damage and
+    recovery seeds."""
     seed: int = 0
     """The first run's seed; run r uses seed + r."""
     profile: Profile = "standard"
-    """Where the defaults come from: smoke (a few minutes), standard (minutes on two cores), paper (hours)."""
+    """Where the defaults come from: smoke (a few minutes), standard (minutes on two cores), paper
+    (hours)."""
     out: Path | None = None
-    """Run folder; runs/STUDY-MODEL-PROFILE by default. The same folder and settings go on where they stopped."""
+    """Run folder; runs/STUDY-MODEL-PROFILE by default. The same folder and settings go on where
+    they stopped."""
     device: str = "auto"
-    """cpu, cuda, mps, or auto: an accelerator where there is one, the CPU for the built-in models, too small to gain."""
+    """cpu, cuda, mps, or auto: an accelerator where there is one, the CPU for the built-in models,
+    too small to gain."""
     workers: int = 0
-    """Runs side by side on the CPU, one thread each; 0 takes every core. The record does not depend on it."""
+    """Runs side by side on the CPU, one thread each; 0 takes every core. The record does not depend
+    on it."""
 
     @property
     def entry(self) -> str:
         """Name of this study in a record: runs on several models and data may stand in one."""
-        names = [self.model, *([self.data] if self.data else []), *([] if self.space == "full" else [self.space])]
+        names = [
+            self.model,
+            *([self.data] if self.data else []),
+            *([] if self.space == "full" else [self.space]),
+        ]
         plain = (re.sub(r"\.jsonl?$", "", Path(n).name) for n in names)
-        return "-".join([self.study, *(re.sub(r"[^A-Za-z0-9.]+", "-", n).strip("-") for n in plain)])
+        return "-".join(
+            [self.study, *(re.sub(r"[^A-Za-z0-9.]+", "-", n).strip("-") for n in plain)]
+        )
 
     def checked(self: M) -> M:
         """These settings, if they can be run.
@@ -84,17 +104,24 @@ class ModelSettings:
             LoclinError: what was expected, what was found, what to do.
         """
         if self.seeds < 1:
-            raise LoclinError(f"expected at least one seed, found {self.seeds}: give --seeds 5 or more")
+            raise LoclinError(
+                f"expected at least one seed, found {self.seeds}: give --seeds 5 or more"
+            )
         if self.model not in BUILT_IN and self.data is None:
             near = get_close_matches(self.model, BUILT_IN, n=1)
             raise LoclinError(
-                f"expected --data with the model {self.model!r}, found none: give a JSON Lines file, sequences, or self"
+                f"expected --data with the model {self.model!r}, found none: give a JSON Lines "
+                "file, sequences, or self"
                 + (f"; or did you mean the built-in --model {near[0]}?" if near else "")
             )
         if self.data and self.data.endswith((".jsonl", ".json")) and not Path(self.data).exists():
-            raise LoclinError(f"expected a file of task data, found nothing at {self.data}: check the path")
+            raise LoclinError(
+                f"expected a file of task data, found nothing at {self.data}: check the path"
+            )
         if self.workers < 0:
-            raise LoclinError(f"expected workers from 0 (every core), found {self.workers}: change --workers")
+            raise LoclinError(
+                f"expected workers from 0 (every core), found {self.workers}: change --workers"
+            )
         return self
 
 
@@ -107,21 +134,23 @@ class Settings(ModelSettings):
     alpha: int | None = None
     """LoRA alpha, the adapter's scale being alpha/rank; twice the rank by default."""
     targets: str = "all-linear"
-    """LoRA targets: all-linear, or the last parts of module names, separated by commas ("q_proj,v_proj")."""
+    """LoRA targets: all-linear, or the last parts of module names, separated by commas
+    ("q_proj,v_proj")."""
     dropout: float = 0.0
     """LoRA dropout while the adapter is trained."""
     lora_init: Literal["default", "gaussian", "orthogonal", "pissa"] = "default"
     """LoRA initialisation, as peft names it."""
     store: Literal["auto", "memory", "disk", "sketch"] = "auto"
-    """Where vectors are kept; sketch keeps --sketch-size random combinations of each, auto takes what fits."""
+    """Where vectors are kept; sketch keeps --sketch-size random combinations of each, auto takes
+    what fits."""
     sketch_size: int = 65536
     """m, numbers kept of every vector when sketched."""
 
     task: str = "each"
     """The destroyed task, or each: run r destroys the r-th task of the model, in turn."""
     reach: float = 0.9
-    """Score on every task from which no more is taught before the damage; an adapter is taught one round at least, unless
-    the data are the model's own samples."""
+    """Score on every task from which no more is taught before the damage; an adapter is taught one
+    round at least, unless the data are the model's own samples."""
     teach_steps: int = 200
     """AdamW steps in a round of teaching all tasks, five rounds at most."""
     teach_lr: float = 1e-3
@@ -129,8 +158,8 @@ class Settings(ModelSettings):
     batch: int = 24
     """Examples in a training step after the teaching."""
     damage_steps: int = 100
-    """Steps on wrong answers to the task and right ones to all others. Repeated until exact match is 0.05 or less (with
-    options: until accuracy is no better than guessing)."""
+    """Steps on wrong answers to the task and right ones to all others. Repeated until exact match
+    is 0.05 or less (with options: until accuracy is no better than guessing)."""
     damage_lr: float = 1e-3
     """AdamW learning rate of the damage."""
 
@@ -138,8 +167,8 @@ class Settings(ModelSettings):
     def spaces(self) -> tuple[str, ...]:
         """The spaces captures are measured in, the one that decides claims first.
 
-        With LoRA the weights are ΔW, which the choice of factors does not change; sketched updates are of the factors alone.
-        The last one is that of the trained coordinates.
+        With LoRA the weights are ΔW, which the choice of factors does not change; sketched updates
+        are of the factors alone. The last one is that of the trained coordinates.
         """
         if self.space != "lora":
             return ("weights",)
@@ -152,13 +181,18 @@ class Settings(ModelSettings):
         check_rates(self, ("teach_lr", "damage_lr"))
         if self.dtype in ("bfloat16", "float16") and self.space != "lora":
             raise LoclinError(
-                f"expected float32 for full weights, whose small steps {self.dtype} rounds away, found --dtype {self.dtype}: "
+                f"expected float32 for full weights, whose small steps {self.dtype} rounds away, "
+                f"found --dtype {self.dtype}: "
                 "use float32, or --space lora, whose factors stay in float32"
             )
         if not self.ranks or min(self.ranks) < 1:
-            raise LoclinError(f"expected LoRA ranks of at least 1, found {list(self.ranks)}: change --ranks")
+            raise LoclinError(
+                f"expected LoRA ranks of at least 1, found {list(self.ranks)}: change --ranks"
+            )
         if not 0 <= self.dropout < 1:
-            raise LoclinError(f"expected a dropout from 0 to below 1, found {self.dropout}: change --dropout")
+            raise LoclinError(
+                f"expected a dropout from 0 to below 1, found {self.dropout}: change --dropout"
+            )
         return self
 
 
@@ -181,7 +215,9 @@ class RecoverySettings(Settings):
         check_counts(self, ("steps",))
         check_rates(self, ("sgd_lr", "adamw_lr"))
         if not self.lr_factors or not min(self.lr_factors) > 0:
-            raise LoclinError(f"expected factors above 0, found {list(self.lr_factors)}: change --lr-factors")
+            raise LoclinError(
+                f"expected factors above 0, found {list(self.lr_factors)}: change --lr-factors"
+            )
         check_sketch(self, self.steps, "T")
         return self
 
@@ -196,7 +232,10 @@ def check_counts(settings: Any, names: Sequence[str]) -> None:
     for name in names:
         if getattr(settings, name) < 1:
             option = name.replace("_", "-")
-            raise LoclinError(f"expected {option} of at least 1, found {getattr(settings, name)}: change --{option}")
+            raise LoclinError(
+                f"expected {option} of at least 1, found {getattr(settings, name)}: change "
+                f"--{option}"
+            )
 
 
 def check_rates(settings: Any, names: Sequence[str]) -> None:
@@ -204,14 +243,18 @@ def check_rates(settings: Any, names: Sequence[str]) -> None:
     for name in names:
         if not getattr(settings, name) > 0:
             option = name.replace("_", "-")
-            raise LoclinError(f"expected a learning rate above 0, found {getattr(settings, name)}: change --{option}")
+            raise LoclinError(
+                f"expected a learning rate above 0, found {getattr(settings, name)}: change "
+                f"--{option}"
+            )
 
 
 def check_sketch(settings: Settings, vectors: int, letter: str) -> None:
     """Whether a sketch has room for the span of some vectors."""
     if settings.sketch_size < 4 * vectors:
         raise LoclinError(
-            f"expected a sketch of at least 4 {letter} = {4 * vectors} numbers, found {settings.sketch_size}: raise --sketch-size"
+            f"expected a sketch of at least 4 {letter} = {4 * vectors} numbers, found "
+            f"{settings.sketch_size}: raise --sketch-size"
         )
 
 
@@ -223,17 +266,22 @@ def check_within(settings: Any, names: Sequence[str], most: int, letter: str, re
         if not values or min(values) < 1 or max(values) > most:
             option = name.replace("_", "-")
             raise LoclinError(
-                f"expected {option} from 1 to {letter} = {most}, found {list(values)}: change --{option} or {remedy}"
+                f"expected {option} from 1 to {letter} = {most}, found {list(values)}: change "
+                f"--{option} or {remedy}"
             )
 
 
 def named(profile: Profile, model: str | None) -> str:
-    """The model of a profile: the built-in sequence model (a small one for smoke) unless another is named."""
+    """The model of a profile: the built-in sequence model (a small one for smoke) unless another is
+    named.
+    """
     return model or ("sequences-small" if profile == "smoke" else "sequences")
 
 
 def by_lora(config: S) -> S:
-    """The defaults for models that are trained by LoRA: everything but the built-in sequence models."""
+    """The defaults for models that are trained by LoRA: everything but the built-in sequence
+    models.
+    """
     return replace(config, space="lora", ranks=(2, 4, 8), teach_steps=100, batch=16)
 
 
@@ -259,7 +307,9 @@ def built_in_models(profile: Profile) -> tuple[str, str]:
 
 
 def studied(preset: Callable[[Profile, str], S], profile: Profile) -> tuple[S, ...]:
-    """A study's settings for everything that `loclin reproduce` runs it on; with "paper" the paper's own models and data too."""
+    """A study's settings for everything that `loclin reproduce` runs it on; with "paper" the
+    paper's own models and data too.
+    """
     built_in = tuple(preset(profile, model) for model in built_in_models(profile))
     if profile != "paper":
         return built_in

@@ -1,4 +1,6 @@
-"""Rows of independent runs as a table: look numbers up by their context, and summarise them over runs."""
+"""Rows of independent runs as a table: look numbers up by their context, and summarise them over
+runs.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,14 @@ from jaxtyping import Float
 from loclin.record import Row
 from loclin.stats import over_runs
 
-#: Context that names a run rather than a condition; summaries are over everything that differs in these alone.
+#: Context that names a run rather than a condition; summaries are over everything that differs in
+#: these alone.
 OF_A_RUN = ("run", "task", "on")
 
 
-def by_run(rows: Sequence[Row], quantity: str, column: str = "value", **context: Any) -> Float[np.ndarray, " S"]:
+def by_run(
+    rows: Sequence[Row], quantity: str, column: str = "value", **context: Any
+) -> Float[np.ndarray, " S"]:
     """The chosen rows' values, in the order of the runs; NaN where a value is not defined."""
     found = {
         row.context["run"]: getattr(row, column)
@@ -28,9 +33,11 @@ def by_run(rows: Sequence[Row], quantity: str, column: str = "value", **context:
 
 
 def summaries(rows: Sequence[Row]) -> list[Row]:
-    """One row per quantity and condition: the mean over runs with its interval, nulls averaged alongside.
+    """One row per quantity and condition: the mean over runs with its interval, nulls averaged
+    alongside.
 
-    Rows on several tasks of one run (`on`) are averaged within the run first: they are not independent.
+    Rows on several tasks of one run (`on`) are averaged within the run first: they are not
+    independent.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
@@ -45,7 +52,9 @@ def _summary(group: list[Row]) -> Row:
     values, nulls = _means(group, "value"), _means(group, "null")
     null = None if all(np.isnan(nulls)) else float(np.nanmean(nulls))
     if all(np.isnan(values)):
-        return Row(quantity=first.quantity, value=None, n=0, null=null, unit=first.unit, context=context)
+        return Row(
+            quantity=first.quantity, value=None, n=0, null=null, unit=first.unit, context=context
+        )
     e = over_runs(values)
     return Row(
         quantity=first.quantity,

@@ -1,7 +1,8 @@
-"""From a measured estimate to a verdict: what the claims of all studies have in common (measures §14).
+"""From a measured estimate to a verdict: what the claims of all studies have in common (measures
+§14).
 
-Every rule needs both an interval clear of its threshold and a p-value below 0.05 after Holm's correction over all claims
-of one study on one model.
+Every rule needs both an interval clear of its threshold and a p-value below 0.05 after Holm's
+correction over all claims of one study on one model.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ SYMBOL = {"pretrained": "θ₀", "damaged": "θ_D"}
 
 
 def adjusted(claims: Sequence[Claim]) -> list[Claim]:
-    """The claims with their p-values adjusted over all of them, and supports that do not survive it taken back."""
+    """The claims with their p-values adjusted over all of them, and supports that do not survive it
+    taken back.
+    """
     tested = [c for c in claims if c.p is not None]
-    by_claim = dict(zip(map(id, tested), holm([c.p for c in tested if c.p is not None]), strict=True))
+    by_claim = dict(
+        zip(map(id, tested), holm([c.p for c in tested if c.p is not None]), strict=True)
+    )
     return [confirmed(replace(c, p_holm=by_claim.get(id(c)))) for c in claims]
 
 
@@ -35,7 +40,12 @@ def confirmed(claim: Claim) -> Claim:
 def setting(config: ModelSettings, of: str) -> str:
     """What a claim was tested on: model, data where it is not the model's own, LoRA, and the rest."""
     return ", ".join(
-        [config.model, *([config.data] if config.data else []), *(["LoRA"] if config.space == "lora" else []), of]
+        [
+            config.model,
+            *([config.data] if config.data else []),
+            *(["LoRA"] if config.space == "lora" else []),
+            of,
+        ]
     )
 
 

@@ -1,1 +1,3 @@
-"""What a model is asked: examples and their splits, batches and scores, and the built-in generators."""
+"""What a model is asked: examples and their splits, batches and scores, and the built-in
+generators.
+"""

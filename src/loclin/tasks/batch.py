@@ -24,7 +24,8 @@ class Batch:
     Attributes:
         input_ids: tokens, padding included.
         attention_mask: 1 on real tokens.
-        labels: the token itself on answer tokens, `IGNORED` elsewhere; not shifted (position i holds token i).
+        labels: the token itself on answer tokens, `IGNORED` elsewhere; not shifted (position i
+            holds token i).
     """
 
     input_ids: Int[Tensor, "n length"]
@@ -69,7 +70,8 @@ class Batch:
 
 
 def collate(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Batch:
-    """Tokenise examples: the prompt with the tokenizer's special tokens, the answer right after it without.
+    """Tokenise examples: the prompt with the tokenizer's special tokens, the answer right after it
+    without.
 
     Raises:
         LoclinError: no examples, a tokenizer without a padding token, or an answer of no tokens.
@@ -78,8 +80,12 @@ def collate(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> 
     answers = tokenizer([e.answer for e in examples], add_special_tokens=False)["input_ids"]
     for example, answer in zip(examples, answers, strict=True):
         if not answer:
-            raise LoclinError(f"expected an answer of at least one token, found {example.answer!r}: fill it in")
-    return _padded([len(p) for p in prompts], [p + a for p, a in zip(prompts, answers, strict=True)], tokenizer)
+            raise LoclinError(
+                f"expected an answer of at least one token, found {example.answer!r}: fill it in"
+            )
+    return _padded(
+        [len(p) for p in prompts], [p + a for p, a in zip(prompts, answers, strict=True)], tokenizer
+    )
 
 
 def prompts_batch(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Batch:
@@ -91,7 +97,9 @@ def prompts_batch(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) ->
     rows = _prompt_tokens(prompts, tokenizer)
     for prompt, row in zip(prompts, rows, strict=True):
         if not row:
-            raise LoclinError(f"expected a prompt of at least one token, found {prompt!r}: fill it in")
+            raise LoclinError(
+                f"expected a prompt of at least one token, found {prompt!r}: fill it in"
+            )
     return _padded([len(r) for r in rows], rows, tokenizer)
 
 
@@ -99,14 +107,20 @@ def _prompt_tokens(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -
     if not prompts:
         raise LoclinError("expected at least one example, found none: give more data")
     if tokenizer.pad_token_id is None:
-        raise LoclinError("expected a tokenizer with a padding token, found none: set tokenizer.pad_token")
+        raise LoclinError(
+            "expected a tokenizer with a padding token, found none: set tokenizer.pad_token"
+        )
     return list(tokenizer(list(prompts))["input_ids"])
 
 
-def _padded(asked: Sequence[int], rows: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase) -> Batch:
+def _padded(
+    asked: Sequence[int], rows: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase
+) -> Batch:
     """Rows as long as the longest; their first `asked` tokens are the prompt and have no label."""
     ids = nn.utils.rnn.pad_sequence(
-        [torch.tensor(row) for row in rows], batch_first=True, padding_value=int(tokenizer.pad_token_id)
+        [torch.tensor(row) for row in rows],
+        batch_first=True,
+        padding_value=int(tokenizer.pad_token_id),
     )
     position = torch.arange(ids.shape[1])
     starts, ends = torch.tensor(asked)[:, None], torch.tensor([len(r) for r in rows])[:, None]
@@ -120,7 +134,9 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
 
     def stacked(name: str, filling: int) -> Tensor:
         rows = [getattr(b, name) for b in batches]
-        return torch.cat([nn.functional.pad(r, (0, width - r.shape[1]), value=filling) for r in rows])
+        return torch.cat(
+            [nn.functional.pad(r, (0, width - r.shape[1]), value=filling) for r in rows]
+        )
 
     return Batch(
         input_ids=stacked("input_ids", 0),
@@ -132,20 +148,28 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
 def answer_logits(
     model: nn.Module, batch: Batch
 ) -> tuple[Float[Tensor, "n predicted vocab"], Int[Tensor, "n predicted"]]:
-    """Logits at the positions that predict an answer token in some row, and the labels they are held against.
+    """Logits at the positions that predict an answer token in some row, and the labels they are
+    held against.
 
-    Positions that predict nothing are left out before the output layer: with a vocabulary of 150,000 they would be most
-    of the memory of a pass.
+    Positions that predict nothing are left out before the output layer: with a vocabulary of
+    150,000 they would be most of the memory of a pass.
     """
     predicting = (batch.labels[:, 1:] != IGNORED).any(0).nonzero().squeeze(1)
     logits = model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, logits_to_keep=predicting
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        use_cache=False,
+        logits_to_keep=predicting,
     ).logits
     return logits, batch.labels[:, predicting + 1]
 
 
-def _token_losses(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, " tokens"], Bool[Tensor, "n predicted"]]:
-    """−log p of every answer token (nats, float32 or better), row by row, and where in the rows they stand."""
+def _token_losses(
+    model: nn.Module, batch: Batch
+) -> tuple[Float[Tensor, " tokens"], Bool[Tensor, "n predicted"]]:
+    """−log p of every answer token (nats, float32 or better), row by row, and where in the rows
+    they stand.
+    """
     logits, labels = answer_logits(model, batch)
     kept = labels != IGNORED
     chosen = logits[kept]
@@ -166,7 +190,9 @@ def answer_log_probabilities(model: nn.Module, batch: Batch) -> Float[Tensor, " 
     """Joint log-probability of each row's whole answer: Σ log p over its tokens (nats)."""
     losses, kept = _token_losses(model, batch)
     rows = kept.nonzero()[:, 0]
-    return torch.zeros(len(batch), dtype=losses.dtype, device=losses.device).index_add(0, rows, -losses)
+    return torch.zeros(len(batch), dtype=losses.dtype, device=losses.device).index_add(
+        0, rows, -losses
+    )
 
 
 def mean_answer_loss(model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
@@ -175,8 +201,12 @@ def mean_answer_loss(model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
     return total / count
 
 
-def language_and_answer_loss(model: nn.Module, batch: Batch, *, language: float) -> Float[Tensor, ""]:
-    """Mean loss per answer token, plus `language` times the mean loss per token of prompt and answer, in one pass (nats)."""
+def language_and_answer_loss(
+    model: nn.Module, batch: Batch, *, language: float
+) -> Float[Tensor, ""]:
+    """Mean loss per answer token, plus `language` times the mean loss per token of prompt and
+    answer, in one pass (nats).
+    """
     spoken = torch.where(batch.attention_mask > 0, batch.input_ids, IGNORED)
     losses, kept = _token_losses(
         model, Batch(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=spoken)
@@ -186,18 +216,23 @@ def language_and_answer_loss(model: nn.Module, batch: Batch, *, language: float)
 
 
 def rows_at_once(model: nn.Module, batch: Batch) -> int:
-    """How many rows fit into one forward pass when the logits of all their answer positions may take 256 MB."""
+    """How many rows fit into one forward pass when the logits of all their answer positions may
+    take 256 MB.
+    """
     positions = max(int((batch.labels[:, 1:] != IGNORED).any(0).sum()), 1)
     vocabulary = int(model.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
     return max(1, min(512, LOGITS_AT_ONCE // (positions * vocabulary)))
 
 
 @torch.no_grad()
-def exact_match(model: nn.Module, batch: Batch, *, batch_size: int | None = None) -> Bool[Tensor, " n"]:
+def exact_match(
+    model: nn.Module, batch: Batch, *, batch_size: int | None = None
+) -> Bool[Tensor, " n"]:
     """For every row, whether greedy decoding would give the whole answer.
 
-    Scored by teacher forcing in one forward pass: as long as every earlier answer token is right, the model sees what it
-    would have decoded itself, so "all tokens right under teacher forcing" equals "greedy decoding is right".
+    Scored by teacher forcing in one forward pass: as long as every earlier answer token is right,
+    the model sees what it would have decoded itself, so "all tokens right under teacher forcing"
+    equals "greedy decoding is right".
     """
     right = []
     for chunk in batch.chunks(batch_size or rows_at_once(model, batch)):

@@ -15,7 +15,8 @@ from loclin.errors import LoclinError
 from loclin.tasks.batch import IGNORED, LOGITS_AT_ONCE, Batch, answer_log_probabilities, collate
 from loclin.tasks.example import Example
 
-JOINT = "options are scored by their joint log-probability"  # ends the note about options that begin alike
+# ends the note about options that begin alike
+JOINT = "options are scored by their joint log-probability"
 TOKENS_AT_ONCE = 1 << 14  # in one forward pass, padding included
 
 
@@ -24,7 +25,8 @@ class Choices:
     """n examples and all of their options as one batch.
 
     Attributes:
-        batch: one row for each (example, option): the prompt, then the option as its answer; example by example.
+        batch: one row for each (example, option): the prompt, then the option as its answer;
+            example by example.
         counts: how many options each example has.
         gold: place of the right one among them.
     """
@@ -38,22 +40,29 @@ class Choices:
 
     def to(self, device: torch.device | str) -> Choices:
         """The same choices on another device."""
-        return Choices(batch=self.batch.to(device), counts=self.counts.to(device), gold=self.gold.to(device))
+        return Choices(
+            batch=self.batch.to(device), counts=self.counts.to(device), gold=self.gold.to(device)
+        )
 
 
 def collate_choices(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Choices:
     """Tokenise every option of every example after its prompt.
 
     Raises:
-        LoclinError: an example without options or whose answer is not among them, or what `collate` refuses.
+        LoclinError: an example without options or whose answer is not among them, or what `collate`
+            refuses.
     """
     for e in examples:
         if not e.options:
             raise LoclinError(
-                f"expected examples with options, found none for the answer {e.answer!r}: use exact match"
+                f"expected examples with options, found none for the answer {e.answer!r}: use "
+                "exact match"
             )
         if e.answer not in e.options:
-            raise LoclinError(f"expected the answer among the options {e.options}, found {e.answer!r}: add it there")
+            raise LoclinError(
+                f"expected the answer among the options {e.options}, found {e.answer!r}: add it "
+                "there"
+            )
     rows = [replace(e, answer=option) for e in examples for option in e.options]
     return Choices(
         batch=collate(rows, tokenizer),
@@ -67,19 +76,29 @@ def option_log_probabilities(
 ) -> Float[Tensor, "n_times_copies most"]:
     """log p(option | prompt) = Σ_t log p(option_t | prompt, option_<t), in nats, float32 or better.
 
-    The whole option counts: options that begin with the same token differ only later. Rows of like length go through the
-    model together, at most `tokens_at_once` tokens with their padding, and fewer where the logits of their answers would
-    be more than `LOGITS_AT_ONCE` numbers; no score depends on it beyond round-off.
+    The whole option counts: options that begin with the same token differ only later. Rows of like
+    length go through the model together, at most `tokens_at_once` tokens with their padding, and
+    fewer where the logits of their answers would be more than `LOGITS_AT_ONCE` numbers; no score
+    depends on it beyond round-off.
 
-    With `copies` every pass holds its rows that many times, one whole set after the other, for a model that reads each set
-    with weights of its own (`search.stacked`).
+    With `copies` every pass holds its rows that many times, one whole set after the other, for a
+    model that reads each set with weights of its own (`search.stacked`).
 
     Returns:
-        One row for each example, −∞ where it has fewer options than others; all examples of the first copy, then the next.
+        One row for each example, −∞ where it has fewer options than others; all examples of the
+        first copy, then the next.
     """
-    pieces = list(_pieces(choices.batch, tokens_at_once // copies, LOGITS_AT_ONCE // (copies * _vocabulary(model))))
+    pieces = list(
+        _pieces(
+            choices.batch, tokens_at_once // copies, LOGITS_AT_ONCE // (copies * _vocabulary(model))
+        )
+    )
     scores = torch.cat(
-        [answer_log_probabilities(model, choices.batch.rows(p).tiled(copies)).view(copies, -1) for p in pieces], dim=1
+        [
+            answer_log_probabilities(model, choices.batch.rows(p).tiled(copies)).view(copies, -1)
+            for p in pieces
+        ],
+        dim=1,
     )
     in_order = scores[:, torch.cat(pieces).argsort().to(scores.device)].flatten()
     by_example = in_order.split(choices.counts.tolist() * copies)
@@ -91,9 +110,11 @@ def _vocabulary(model: nn.Module) -> int:
 
 
 def _pieces(batch: Batch, tokens: int, answers_at_once: int) -> Iterator[Int[Tensor, " m"]]:
-    """Rows by the place of their answer, cut where the next one would exceed a limit; a single row always passes.
+    """Rows by the place of their answer, cut where the next one would exceed a limit; a single row
+    always passes.
 
-    The model gives logits for every row at each place where any row of the piece has an answer token: hence the order.
+    The model gives logits for every row at each place where any row of the piece has an answer
+    token: hence the order.
     """
     answers = [row.nonzero().flatten().tolist() for row in (batch.labels != IGNORED).cpu()]
     lengths = batch.attention_mask.sum(1).tolist()
@@ -110,40 +131,57 @@ def _pieces(batch: Batch, tokens: int, answers_at_once: int) -> Iterator[Int[Ten
 
 
 @torch.no_grad()
-def choose(model: nn.Module, choices: Choices, *, tokens_at_once: int = TOKENS_AT_ONCE) -> Bool[Tensor, " n"]:
-    """For every example, whether the right option has the largest joint log-probability; a tie counts as wrong."""
+def choose(
+    model: nn.Module, choices: Choices, *, tokens_at_once: int = TOKENS_AT_ONCE
+) -> Bool[Tensor, " n"]:
+    """For every example, whether the right option has the largest joint log-probability; a tie
+    counts as wrong.
+    """
     scores = option_log_probabilities(model, choices, tokens_at_once=tokens_at_once)
     gold = choices.gold.to(scores.device)[:, None]
     others = scores.scatter(1, gold, -torch.inf)
     return (scores.gather(1, gold) > others).sum(1) == scores.shape[1]
 
 
-def check_options(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+def check_options(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase
+) -> tuple[str, ...]:
     """Whether every option can win, and what to say about those that begin alike.
 
-    An option whose tokens begin with all the tokens of another has at most the other's joint probability and can never win:
-    refused. Options that share their first token alone (" (A)" and " (B)" do, under many tokenizers) are told
-    apart by the tokens after it.
+    An option whose tokens begin with all the tokens of another has at most the other's joint
+    probability and can never win: refused. Options that share their first token alone (" (A)" and "
+    (B)" do, under many tokenizers) are told apart by the tokens after it.
 
     Returns:
-        Remarks for the summary: none, or one that says how many examples have options with a common first token.
+        Remarks for the summary: none, or one that says how many examples have options with a common
+            first token.
 
     Raises:
         LoclinError: an option that begins another, or is the same tokens.
     """
     texts = sorted({option for e in examples for option in e.options})
-    tokens = dict(zip(texts, tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [], strict=True))
+    tokens = dict(
+        zip(
+            texts,
+            tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [],
+            strict=True,
+        )
+    )
     sharing = 0
     for options in (e.options for e in examples if e.options):
-        # In the order of their tokens, an option that begins others stands right before one of them.
+        # In the order of their tokens, an option that begins others stands right before one of
+        # them.
         ordered = sorted(options, key=lambda option: tokens[option])
         for short, long in pairwise(ordered):
             if tokens[long][: len(tokens[short])] == tokens[short]:
                 raise LoclinError(
-                    f"expected options of which none begins another, found {short!r} and {long!r} with the tokens "
+                    f"expected options of which none begins another, found {short!r} and {long!r} "
+                    "with the tokens "
                     f"{tokens[short]} and {tokens[long]}: reword them, the longer could never win"
                 )
         sharing += len({tuple(tokens[option][:1]) for option in options}) < len(options)
     if not sharing:
         return ()
-    return (f"{sharing} of {len(examples)} examples have options with a common first token: {JOINT}",)
+    return (
+        f"{sharing} of {len(examples)} examples have options with a common first token: {JOINT}",
+    )

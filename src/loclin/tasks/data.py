@@ -54,7 +54,9 @@ def counted(dropped: Mapping[str, int]) -> str:
     >>> counted({"with an empty answer": 2, "repeating an earlier one": 5})
     '5 repeating an earlier one, 2 with an empty answer'
     """
-    return ", ".join(f"{n} {reason}" for reason, n in sorted(dropped.items(), key=lambda item: -item[1]))
+    return ", ".join(
+        f"{n} {reason}" for reason, n in sorted(dropped.items(), key=lambda item: -item[1])
+    )
 
 
 def sifted(data: TaskData, judge: Callable[[Sequence[Example]], Sequence[str]]) -> TaskData:
@@ -75,7 +77,8 @@ def sifted(data: TaskData, judge: Callable[[Sequence[Example]], Sequence[str]]) 
     kept = {task: examples for task, examples in kept.items() if examples}
     if not kept:
         raise LoclinError(
-            f"expected examples to keep in {data.source}, found none: {data.read} read, dropped {counted(dropped)}: "
+            f"expected examples to keep in {data.source}, found none: {data.read} read, dropped "
+            f"{counted(dropped)}: "
             "mend the data or choose other data"
         )
     return replace(data, examples=kept, dropped=dict(dropped))
@@ -84,12 +87,13 @@ def sifted(data: TaskData, judge: Callable[[Sequence[Example]], Sequence[str]]) 
 def cleaned(data: TaskData) -> TaskData:
     """Drop what no model can be asked, or asked twice: empty texts, repetitions, contradictions.
 
-    Repetition and contradiction are judged within a task. Of examples with the same prompt and answer the first stays; of
-    a prompt with different answers nothing stays, since no one can say which is right.
+    Repetition and contradiction are judged within a task. Of examples with the same prompt and
+    answer the first stays; of a prompt with different answers nothing stays, since no one can say
+    which is right.
 
     Raises:
-        LoclinError: nothing is left, or a task whose gold answer is always the same although there are options: a
-            model could then be right without reading.
+        LoclinError: nothing is left, or a task whose gold answer is always the same although there
+            are options: a model could then be right without reading.
 
     >>> pair = (Example(prompt="a =", answer=" b"), Example(prompt="a =", answer=" c"), Example(prompt="d =", answer=" e"))
     >>> cleaned(TaskData(source="pool", examples={"copy": pair}, read=3)).dropped
@@ -100,8 +104,10 @@ def cleaned(data: TaskData) -> TaskData:
         answers = {e.answer for e in examples}
         if len(answers) == 1 and all(e.options for e in examples):
             raise LoclinError(
-                f"expected at least two different right answers in task {task!r} of {data.source}, found only "
-                f"{answers.pop()!r} in all {len(examples)} examples: add examples of the other options"
+                f"expected at least two different right answers in task {task!r} of {data.source}, "
+                "found only "
+                f"{answers.pop()!r} in all {len(examples)} examples: add examples of the other "
+                "options"
             )
     return data
 
@@ -122,7 +128,8 @@ def merged(parts: Sequence[TaskData]) -> TaskData:
         for task in part.examples:
             if task in home:
                 raise LoclinError(
-                    f"expected every task in one file, found {task!r} in {home[task]} and {part.source}: name the files, or the task "
+                    f"expected every task in one file, found {task!r} in {home[task]} and "
+                    f"{part.source}: name the files, or the task "
                     "of their records, differently"
                 )
             home[task] = part.source
@@ -165,10 +172,11 @@ def _repeated(examples: Sequence[Example]) -> list[str]:
 def grouped_splits(
     data: TaskData, shares: Mapping[str, float], *, seed: int
 ) -> dict[str, dict[str, tuple[Example, ...]]]:
-    """Cut every task at the same groups: a passage asked about in two tasks lies in one split for both.
+    """Cut every task at the same groups: a passage asked about in two tasks lies in one split for
+    both.
 
-    `split` on each task alone would place a group by its rank among that task's groups, and so, where tasks do not share all
-    of theirs, in different splits for different tasks.
+    `split` on each task alone would place a group by its rank among that task's groups, and so,
+    where tasks do not share all of theirs, in different splits for different tasks.
 
     Returns:
         By split, then by task.
@@ -187,7 +195,10 @@ def grouped_splits(
     parts = split([e for examples in data.examples.values() for e in examples], shares, seed=seed)
     home = {e.group or e.prompt: name for name, part in parts.items() for e in part}
     made = {
-        name: {task: tuple(e for e in es if home[e.group or e.prompt] == name) for task, es in data.examples.items()}
+        name: {
+            task: tuple(e for e in es if home[e.group or e.prompt] == name)
+            for task, es in data.examples.items()
+        }
         for name in shares
     }
     for name, tasks in made.items():
@@ -195,7 +206,8 @@ def grouped_splits(
             if not examples:
                 groups = len({e.group or e.prompt for e in data.examples[task]})
                 raise LoclinError(
-                    f"expected examples of task {task!r} in every split, found {groups} groups, none for {name!r}: "
+                    f"expected examples of task {task!r} in every split, found {groups} groups, "
+                    f"none for {name!r}: "
                     "give more examples or larger shares"
                 )
     return made

@@ -16,9 +16,11 @@ class Example:
 
     Attributes:
         prompt: the text the model reads.
-        answer: the text that must follow, with its own leading space (" yes" and "yes" are different tokens).
+        answer: the text that must follow, with its own leading space (" yes" and "yes" are
+            different tokens).
         options: the answers to choose from, the gold one among them; empty for free answers.
-        group: what must not be shared between splits (a passage, an input sequence); the prompt where left empty.
+        group: what must not be shared between splits (a passage, an input sequence); the prompt
+            where left empty.
     """
 
     prompt: str
@@ -31,10 +33,13 @@ def _rank(group: str, seed: int) -> bytes:
     return hashlib.blake2b(f"{seed}:{group}".encode(), digest_size=8).digest()
 
 
-def split(examples: Sequence[Example], shares: Mapping[str, float], *, seed: int) -> dict[str, tuple[Example, ...]]:
+def split(
+    examples: Sequence[Example], shares: Mapping[str, float], *, seed: int
+) -> dict[str, tuple[Example, ...]]:
     """Cut examples into disjoint splits; examples of one group always land in the same split.
 
-    Groups are ordered by a keyed hash, so a group's place depends on (seed, group) alone, not on the order of `examples`.
+    Groups are ordered by a keyed hash, so a group's place depends on (seed, group) alone, not on
+    the order of `examples`.
 
     Args:
         examples: what to divide.
@@ -59,11 +64,14 @@ def split(examples: Sequence[Example], shares: Mapping[str, float], *, seed: int
     for name, share in shares.items():
         first, reached = round(reached * len(groups)), reached + share
         home |= dict.fromkeys(groups[first : round(reached * len(groups))], name)
-    parts = {name: tuple(e for e in examples if home[e.group or e.prompt] == name) for name in shares}
+    parts = {
+        name: tuple(e for e in examples if home[e.group or e.prompt] == name) for name in shares
+    }
     empty = [name for name, part in parts.items() if not part]
     if empty:
         raise LoclinError(
-            f"expected at least one group for every split, found {len(groups)} groups, none for {empty[0]!r}: "
+            f"expected at least one group for every split, found {len(groups)} groups, none for "
+            f"{empty[0]!r}: "
             "give more examples or larger shares"
         )
     return parts
@@ -74,9 +82,10 @@ def dealt(
 ) -> dict[str, tuple[Example, ...]]:
     """Draw parts of given sizes; no group, and no prompt, is in two of them.
 
-    Groups are put in the order of a keyed hash, so that a group's place depends on (seed, purpose, group) alone, and dealt out to
-    the last part, then to the one before it, until each holds its number: another size of the first part changes none of the
-    others. What a last group has beyond that number is left out.
+    Groups are put in the order of a keyed hash, so that a group's place depends on (seed, purpose,
+    group) alone, and dealt out to the last part, then to the one before it, until each holds its
+    number: another size of the first part changes none of the others. What a last group has beyond
+    that number is left out.
 
     Args:
         examples: what to divide.
@@ -88,8 +97,8 @@ def dealt(
         By part, in the order of `sizes`.
 
     Raises:
-        LoclinError: too few examples (the message says how many are needed), or one prompt in two groups that come to lie in
-            two parts.
+        LoclinError: too few examples (the message says how many are needed), or one prompt in two
+            groups that come to lie in two parts.
 
     >>> pool = [Example(prompt=f"{i} =", answer=" x", group=str(i // 2)) for i in range(20)]
     >>> parts = dealt(pool, {"labels": 6, "test": 9}, seed=0)
@@ -129,7 +138,8 @@ def check_apart(parts: Mapping[str, Sequence[Example]]) -> None:
                 other = home.setdefault((kind, text), name)
                 if other != name:
                     raise LoclinError(
-                        f"expected splits that share no {kind}, found {text[:60]!r} in {other} and {name}: give examples that "
+                        f"expected splits that share no {kind}, found {text[:60]!r} in {other} and "
+                        f"{name}: give examples that "
                         "repeat each other one group"
                     )
 
@@ -137,9 +147,12 @@ def check_apart(parts: Mapping[str, Sequence[Example]]) -> None:
 def _too_few(there: int, groups: int, sizes: Mapping[str, int]) -> LoclinError:
     needed, share = sum(sizes.values()), min(1.0, there / sum(sizes.values()))
     *names, last = sizes
-    fitting = " ".join(f"--{name} {max(1, int(0.9 * share * size))}" for name, size in sizes.items())
+    fitting = " ".join(
+        f"--{name} {max(1, int(0.9 * share * size))}" for name, size in sizes.items()
+    )
     listed = f"{', '.join(names)} and {last}" if names else last
     return LoclinError(
-        f"expected {needed} examples for {listed}, found {there} in {groups} groups: give more data, or fewer of each, such as "
+        f"expected {needed} examples for {listed}, found {there} in {groups} groups: give more "
+        "data, or fewer of each, such as "
         f"{fitting}"
     )

@@ -1,6 +1,7 @@
 """Task data from where it is kept: JSON Lines or JSON files, and Hugging Face data sets.
 
-What a record may look like is in `schemas`, what is dropped in `data.cleaned`; docs/data.md shows both.
+What a record may look like is in `schemas`, what is dropped in `data.cleaned`; docs/data.md shows
+both.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ def read_file(path: str | Path, *, template: str | None = None) -> TaskData:
 
     Args:
         path: the file. Its name without the ending is the task of records that name none.
-        template: the prompt, made from the record's own fields: "{passage}\\nQuestion: {question}?\\nAnswer:".
+        template: the prompt, made from the record's own fields: "{passage}\\nQuestion:
+            {question}?\\nAnswer:".
 
     Raises:
-        LoclinError: no such file, a folder, not UTF-8, empty, broken JSON (with its line), a record that is no object,
-            or whatever `task_data` refuses.
+        LoclinError: no such file, a folder, not UTF-8, empty, broken JSON (with its line), a record
+            that is no object, or whatever `task_data` refuses.
     """
     path = Path(path)
     return task_data(_records(path), source=path.name, task=path.stem, template=template)
@@ -35,14 +37,17 @@ def read_file(path: str | Path, *, template: str | None = None) -> TaskData:
 def _records(path: Path) -> Iterator[Record]:
     text = _text(path)
     if text.lstrip().startswith("["):
-        values = ((f"{path} record {i}", value) for i, value in enumerate(_parsed(text, path, 1), start=1))
+        values = (
+            (f"{path} record {i}", value) for i, value in enumerate(_parsed(text, path, 1), start=1)
+        )
     else:  # not splitlines: a string in JSON may hold U+2028 and its like
         lines = ((i, line) for i, line in enumerate(text.split("\n"), start=1) if line.strip())
         values = ((f"{path} line {i}", _parsed(line, path, i)) for i, line in lines)
     for where, value in values:
         if not isinstance(value, dict):
             raise LoclinError(
-                f"expected a JSON object, found {shown(value)} in {where}: write every record as {{...}} on a line of its own"
+                f"expected a JSON object, found {shown(value)} in {where}: write every record as "
+                f"{{...}} on a line of its own"
             )
         yield Record(where=where, fields=value)
 
@@ -51,16 +56,21 @@ def _text(path: Path) -> str:
     if not path.exists():
         raise LoclinError(f"expected a file of task data, found nothing at {path}: check the path")
     if path.is_dir():
-        raise LoclinError(f"expected a file of task data, found the folder {path}: name a file in it")
+        raise LoclinError(
+            f"expected a file of task data, found the folder {path}: name a file in it"
+        )
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise LoclinError(
-            f"expected UTF-8 text, found byte {error.object[error.start]:#04x} at position {error.start} of {path}: "
+            f"expected UTF-8 text, found byte {error.object[error.start]:#04x} at position "
+            f"{error.start} of {path}: "
             "save the file as UTF-8"
         ) from None
     if not text.strip():
-        raise LoclinError(f"expected at least one record, found none in {path}: fill it or choose other data")
+        raise LoclinError(
+            f"expected at least one record, found none in {path}: fill it or choose other data"
+        )
     return text
 
 
@@ -73,15 +83,17 @@ def _parsed(text: str, path: Path, line: int) -> Any:
     except (ValueError, RecursionError):  # a number of thousands of digits, brackets nested as deep
         what = "JSON that is nested too deeply or holds too long a number"
     raise LoclinError(
-        f"expected one JSON object a line, or one array of them, found {what} in {path} line {line}: mend or remove it"
+        f"expected one JSON object a line, or one array of them, found {what} in {path} line "
+        f"{line}: mend or remove it"
     )
 
 
 def read_hub(name: str, *, split: str = "train", template: str | None = None) -> TaskData:
-    """Read a Hugging Face data set, or a local folder of data files, whose columns are one of the schemas.
+    """Read a Hugging Face data set, or a local folder of data files, whose columns are one of the
+    schemas.
 
-    Where the hub cannot be reached, what was prepared by `datasets` or fetched by `hf download` before is used. Data sets
-    that need code of their own are refused.
+    Where the hub cannot be reached, what was prepared by `datasets` or fetched by `hf download`
+    before is used. Data sets that need code of their own are refused.
 
     Args:
         name: "google/boolq", or a folder.
@@ -89,11 +101,14 @@ def read_hub(name: str, *, split: str = "train", template: str | None = None) ->
         template: the prompt, made from the record's own fields.
 
     Raises:
-        LoclinError: `datasets` is not installed, the data set or split cannot be had, or whatever `task_data` refuses.
+        LoclinError: `datasets` is not installed, the data set or split cannot be had, or whatever
+            `task_data` refuses.
     """
     rows = _hub_rows(name, split)
     records = (Record(where=f"{name} row {i}", fields=row) for i, row in enumerate(rows, start=1))
-    return task_data(records, source=f"{name} ({split})", task=Path(name).resolve().name, template=template)
+    return task_data(
+        records, source=f"{name} ({split})", task=Path(name).resolve().name, template=template
+    )
 
 
 def _hub_rows(name: str, split: str) -> Iterable[dict[str, Any]]:
@@ -102,7 +117,8 @@ def _hub_rows(name: str, split: str) -> Iterable[dict[str, Any]]:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise LoclinError(
-            f"expected the package datasets for the data set {name!r}, found none: pip install 'loclin[hub]'"
+            f"expected the package datasets for the data set {name!r}, found none: pip install "
+            "'loclin[hub]'"
         ) from None
     refusals = (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError)
     if Path(name).is_dir():
@@ -110,11 +126,16 @@ def _hub_rows(name: str, split: str) -> Iterable[dict[str, Any]]:
             return _load(str(Path(name).resolve()), split)
         except refusals as error:
             raise LoclinError(
-                f"expected a folder of data files with a split {split!r}, found {_reason(error)} in {name}: mend the files, "
+                f"expected a folder of data files with a split {split!r}, found {_reason(error)} "
+                f"in {name}: mend the files, "
                 f"name the one of the split {split}.jsonl, or ask for another split"
             ) from None
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):  # "json" alone would load whatever lies in the working folder
-        raise LoclinError(f"expected a folder or a data set like google/boolq, found {name!r}: check the name")
+    if not re.fullmatch(
+        r"\w[\w.-]*/\w[\w.-]*", name
+    ):  # "json" alone would load whatever lies in the working folder
+        raise LoclinError(
+            f"expected a folder or a data set like google/boolq, found {name!r}: check the name"
+        )
     try:
         return _load(name, split)
     except refusals as error:
@@ -123,13 +144,17 @@ def _hub_rows(name: str, split: str) -> Iterable[dict[str, Any]]:
         return _load(snapshot_download(name, repo_type="dataset", local_files_only=True), split)
     except refusals:
         raise LoclinError(
-            f"expected the data set {name!r} with a split {split!r} on the Hugging Face hub or in its cache, found {reason}: "
-            f"check the name, or fetch it where there is a network: hf download --repo-type dataset {name}"
+            f"expected the data set {name!r} with a split {split!r} on the Hugging Face hub or in "
+            f"its cache, found {reason}: "
+            "check the name, or fetch it where there is a network: hf download --repo-type "
+            f"dataset {name}"
         ) from None
 
 
 def _load(path: str, split: str) -> Iterable[dict[str, Any]]:
-    """Rows of one split, without the bars and log lines of `datasets`, whose errors are reported here instead."""
+    """Rows of one split, without the bars and log lines of `datasets`, whose errors are reported
+    here instead.
+    """
     import datasets
     from datasets.utils import are_progress_bars_disabled, logging
 
@@ -147,6 +172,10 @@ def _load(path: str, split: str) -> Iterable[dict[str, Any]]:
 
 def _reason(error: Exception) -> str:
     """The first line of somebody else's error, or of what it came from where that says more."""
-    told = error.__cause__ if type(error).__name__ == "DatasetGenerationError" and error.__cause__ else error
+    told = (
+        error.__cause__
+        if type(error).__name__ == "DatasetGenerationError" and error.__cause__
+        else error
+    )
     lines = str(told).strip().splitlines()
     return f"{type(told).__name__} ({lines[0].rstrip('.') if lines else 'no message'})"

@@ -16,11 +16,14 @@ from loclin.tasks.example import Example
 Long = Literal["drop", "fail"]
 
 
-def fit(data: TaskData, tokenizer: PreTrainedTokenizerBase, *, context: int | None, long: Long = "drop") -> TaskData:
+def fit(
+    data: TaskData, tokenizer: PreTrainedTokenizerBase, *, context: int | None, long: Long = "drop"
+) -> TaskData:
     """Drop, or refuse, the examples that a model cannot read, and check the options of the rest.
 
-    Dropped: answers and options of no tokens, or with a word that the tokenizer does not know (it would be the same
-    token as any other such word); a prompt whose tokens, together with those of its longest answer, exceed the context.
+    Dropped: answers and options of no tokens, or with a word that the tokenizer does not know (it
+    would be the same token as any other such word); a prompt whose tokens, together with those of
+    its longest answer, exceed the context.
 
     Args:
         data: what to fit; not changed.
@@ -29,9 +32,15 @@ def fit(data: TaskData, tokenizer: PreTrainedTokenizerBase, *, context: int | No
         long: "drop" counts what is longer, "fail" refuses the data.
 
     Raises:
-        LoclinError: `long` is "fail" and something is longer; nothing is left; an option that begins another.
+        LoclinError: `long` is "fail" and something is longer; nothing is left; an option that
+            begins another.
     """
-    data = sifted(data, lambda examples: [_unreadable(answers, tokenizer) for answers in _answers(examples, tokenizer)])
+    data = sifted(
+        data,
+        lambda examples: [
+            _unreadable(answers, tokenizer) for answers in _answers(examples, tokenizer)
+        ],
+    )
     if context is not None:
         data = _within(data, tokenizer, context, long)
     notes = [note for note in (_unknown_words(data, tokenizer),) if note]
@@ -39,24 +48,31 @@ def fit(data: TaskData, tokenizer: PreTrainedTokenizerBase, *, context: int | No
     return replace(data, notes=(*data.notes, *notes, *options))
 
 
-def _within(data: TaskData, tokenizer: PreTrainedTokenizerBase, context: int, long: Long) -> TaskData:
+def _within(
+    data: TaskData, tokenizer: PreTrainedTokenizerBase, context: int, long: Long
+) -> TaskData:
     everything = [e for examples in data.examples.values() for e in examples]
     lengths = dict(zip(everything, _lengths(everything, tokenizer), strict=True))
     longer = [n for n in lengths.values() if n > context]
     if longer and long == "fail":
         raise LoclinError(
-            f"expected prompts with answers of at most {context} tokens, the model's context, found {len(longer)} longer in "
+            f"expected prompts with answers of at most {context} tokens, the model's context, "
+            f"found {len(longer)} longer in "
             f"{data.source}, the longest of {max(longer)}: shorten them or let them be dropped"
         )
     reason = f"longer than the context of {context} tokens"
     return sifted(data, lambda examples: [reason if lengths[e] > context else "" for e in examples])
 
 
-def _answers(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[list[list[int]]]:
+def _answers(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase
+) -> list[list[list[int]]]:
     """For every example, the tokens of its options, or of its answer where there are none."""
     texts = [e.options or (e.answer,) for e in examples]
     distinct = sorted({text for several in texts for text in several})
-    tokens = dict(zip(distinct, tokenizer(distinct, add_special_tokens=False)["input_ids"], strict=True))
+    tokens = dict(
+        zip(distinct, tokenizer(distinct, add_special_tokens=False)["input_ids"], strict=True)
+    )
     return [[tokens[text] for text in several] for several in texts]
 
 
@@ -67,15 +83,23 @@ def _lengths(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) ->
 
 
 def _unknown(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Tokens that stand for words outside the vocabulary: the built-in word-level tokenizers use their padding."""
-    return {token for token in (tokenizer.unk_token_id, tokenizer.pad_token_id) if token is not None}
+    """Tokens that stand for words outside the vocabulary: the built-in word-level tokenizers use
+    their padding.
+    """
+    return {
+        token for token in (tokenizer.unk_token_id, tokenizer.pad_token_id) if token is not None
+    }
 
 
 def _unreadable(answers: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> str:
     if not all(answers):
         return "with an answer of no tokens"
     unknown = _unknown(tokenizer)
-    return "with an answer that the tokenizer has no words for" if any(unknown & set(a) for a in answers) else ""
+    return (
+        "with an answer that the tokenizer has no words for"
+        if any(unknown & set(a) for a in answers)
+        else ""
+    )
 
 
 def _unknown_words(data: TaskData, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -83,4 +107,8 @@ def _unknown_words(data: TaskData, tokenizer: PreTrainedTokenizerBase) -> str:
     unknown = _unknown(tokenizer)
     rows = tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]
     found = sum(bool(unknown & set(row)) for row in rows)
-    return f"{found} of {len(prompts)} prompts hold words that the tokenizer does not know" if found else ""
+    return (
+        f"{found} of {len(prompts)} prompts hold words that the tokenizer does not know"
+        if found
+        else ""
+    )

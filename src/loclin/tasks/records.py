@@ -31,7 +31,8 @@ class Record:
 
         >>> Record(where="pool.jsonl line 1", fields={"answer": 3}).text("answer")
         Traceback (most recent call last):
-        loclin.errors.LoclinError: expected text in 'answer', found 3 in pool.jsonl line 1: write it in quotes
+        loclin.errors.LoclinError: expected text in 'answer', found 3 in pool.jsonl line 1: write it
+        in quotes
         """
         value = self.fields.get(name)
         if value is None:
@@ -43,7 +44,11 @@ class Record:
     def name(self, name: str) -> str:
         """A field that names something: text or a whole number; "" where it is null or left out."""
         value = self.fields.get(name)
-        return str(value) if isinstance(value, int) and not isinstance(value, bool) else self.text(name)
+        return (
+            str(value)
+            if isinstance(value, int) and not isinstance(value, bool)
+            else self.text(name)
+        )
 
     def printed(self, name: str) -> str:
         """A field as a template shows it: text or a number; "" where it is null or left out."""
@@ -53,7 +58,9 @@ class Record:
         return self.text(name)
 
     def writable(self, name: str, value: str) -> str:
-        """The text, if it can be written at all: JSON can spell half a character, which no tokenizer takes."""
+        """The text, if it can be written at all: JSON can spell half a character, which no
+        tokenizer takes.
+        """
         try:
             value.encode()
         except UnicodeEncodeError:
@@ -79,7 +86,9 @@ def listed(names: Iterable[str]) -> str:
     "'prompt', 'answer'"
     """
     names = list(names)
-    return ", ".join(map(repr, names[:12])) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    return ", ".join(map(repr, names[:12])) + (
+        f" and {len(names) - 12} more" if len(names) > 12 else ""
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,18 +111,24 @@ class Template:
         for name in names:
             if name not in record.fields:
                 have = f"the fields {listed(record.fields)}"
-                raise record.error(f"the template's field {name!r}", have, "use one of these in --template")
+                raise record.error(
+                    f"the template's field {name!r}", have, "use one of these in --template"
+                )
         values = {name: record.printed(name) for name in names}
         if not any(value.strip() for value in values.values()):
             return ""
-        return "".join(literal + ("" if name is None else values[name]) for literal, name in self.pieces)
+        return "".join(
+            literal + ("" if name is None else values[name]) for literal, name in self.pieces
+        )
 
 
 def parse_template(text: str) -> Template:
-    r"""Read a template: `{name}` stands for a field, `{{` and `}}` for braces, `\n` for a line break.
+    r"""Read a template: `{name}` stands for a field, `{{` and `}}` for braces, `\n` for a line
+    break.
 
-    A name is looked up as it stands: no attributes, no indices, no formats, so that a template cannot reach anything but
-    the record. The two characters `\n` become a line break because a shell passes them on as they are.
+    A name is looked up as it stands: no attributes, no indices, no formats, so that a template
+    cannot reach anything but the record. The two characters `\n` become a line break because a
+    shell passes them on as they are.
 
     Raises:
         LoclinError: unbalanced braces, a format, or no field at all.
@@ -126,16 +141,19 @@ def parse_template(text: str) -> Template:
         parsed = list(string.Formatter().parse(text.replace("\\n", "\n")))
     except ValueError as error:
         raise LoclinError(
-            f"expected a template with fields like {{question}}, found {shown(text)} ({error}): write {{{{ for a brace"
+            f"expected a template with fields like {{question}}, found {shown(text)} ({error}): "
+            f"write {{{{ for a brace"
         ) from None
     for _, name, form, conversion in parsed:
         if name == "" or form or conversion:
             raise LoclinError(
-                f"expected simple field names like {{question}} in the template, found {shown(text)}: "
+                f"expected simple field names like {{question}} in the template, found "
+                f"{shown(text)}: "
                 "leave out formats and empty braces"
             )
     if all(name is None for _, name, _, _ in parsed):
         raise LoclinError(
-            f"expected at least one field like {{question}} in the template, found {shown(text)}: name one"
+            f"expected at least one field like {{question}} in the template, found {shown(text)}: "
+            "name one"
         )
     return Template(pieces=tuple((literal, name) for literal, name, _, _ in parsed))

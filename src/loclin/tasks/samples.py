@@ -1,4 +1,6 @@
-"""A model's own behaviour as the capability to destroy and recover: its samples, and how it goes on from them."""
+"""A model's own behaviour as the capability to destroy and recover: its samples, and how it goes on
+from them.
+"""
 
 from __future__ import annotations
 
@@ -37,39 +39,56 @@ def self_examples(
 ) -> TaskData:
     """Prompts sampled from the model, each with the model's own greedy continuation as its answer.
 
-    The untouched model's exact match is 1, up to round-off between batches of different shape. A prompt is drawn at
-    temperature 1 by the Gumbel-max trick, x_t = argmax(logits_t + G), with noise that is a function of (seed, row, step)
-    alone; from the beginning-of-text token where the tokenizer has one, else from a token drawn at random. Tokens that are no
-    text by themselves (special ones, parts of a character) are left out of the draw. An answer ends where the model would
-    end the text.
+    The untouched model's exact match is 1, up to round-off between batches of different shape. A
+    prompt is drawn at temperature 1 by the Gumbel-max trick, x_t = argmax(logits_t + G), with noise
+    that is a function of (seed, row, step) alone; from the beginning-of-text token where the
+    tokenizer has one, else from a token drawn at random. Tokens that are no text by themselves
+    (special ones, parts of a character) are left out of the draw. An answer ends where the model
+    would end the text.
 
-    Kept are the first `count` rows that are different and survive being written as text and read back, so that the batch
-    size changes nothing.
+    Kept are the first `count` rows that are different and survive being written as text and read
+    back, so that the batch size changes nothing.
 
     Args:
         model: a causal LM in evaluation mode; not changed.
         tokenizer: its tokenizer.
-        count: examples wanted; fewer come back, with a note, if 32 rows for each did not yield them.
+        count: examples wanted; fewer come back, with a note, if 32 rows for each did not yield
+            them.
         prompt_tokens: tokens of a prompt, special ones not counted.
         answer_tokens: tokens of an answer, at most.
         seed: of the draws.
         batch_size: rows in a forward pass.
 
     Raises:
-        LoclinError: counts below 1, tokens beyond the model's context, logits that are not numbers, no usable row.
+        LoclinError: counts below 1, tokens beyond the model's context, logits that are not numbers,
+            no usable row.
     """
-    asked = {"samples": count, "prompt tokens": prompt_tokens, "answer tokens": answer_tokens, "rows": batch_size}
+    asked = {
+        "samples": count,
+        "prompt tokens": prompt_tokens,
+        "answer tokens": answer_tokens,
+        "rows": batch_size,
+    }
     for name, value in asked.items():
         if value < 1:
-            raise LoclinError(f"expected to draw at least 1 of the {name}, found {value}: ask for more")
+            raise LoclinError(
+                f"expected to draw at least 1 of the {name}, found {value}: ask for more"
+            )
     _check_context(model, tokenizer, prompt_tokens, answer_tokens)
     drawable, most = _drawable(model, tokenizer), count * MOST_ROWS
     numbers = (range(start, min(start + batch_size, most)) for start in range(0, most, batch_size))
-    drawn = (_sampled(model, tokenizer, drawable, rows, length=prompt_tokens, seed=seed) for rows in numbers)
-    posed = chain.from_iterable(_examples(model, tokenizer, prompts, answer_tokens) for prompts in drawn)
+    drawn = (
+        _sampled(model, tokenizer, drawable, rows, length=prompt_tokens, seed=seed)
+        for rows in numbers
+    )
+    posed = chain.from_iterable(
+        _examples(model, tokenizer, prompts, answer_tokens) for prompts in drawn
+    )
     kept: dict[str, Example] = {}
     dropped: Counter[str] = Counter()
-    for row, found in enumerate(posed, start=1):  # lazily: no more batches are drawn than are needed
+    for row, found in enumerate(
+        posed, start=1
+    ):  # lazily: no more batches are drawn than are needed
         if isinstance(found, str) or found.prompt in kept:
             dropped[found if isinstance(found, str) else REPEATED] += 1
         else:
@@ -86,19 +105,31 @@ def _summed_up(kept: dict[str, Example], dropped: Counter[str], count: int) -> T
             f"expected samples of the model that read back as text, found none in {read} draws: "
             f"dropped {counted(dropped)}: use a file of task data instead"
         )
-    notes = () if len(kept) == count else (f"{count} samples were asked for, {len(kept)} are usable",)
+    notes = (
+        () if len(kept) == count else (f"{count} samples were asked for, {len(kept)} are usable",)
+    )
     examples = {"self": tuple(kept.values())}
-    return TaskData(source="the model's own samples", examples=examples, read=read, dropped=dict(dropped), notes=notes)
+    return TaskData(
+        source="the model's own samples",
+        examples=examples,
+        read=read,
+        dropped=dict(dropped),
+        notes=notes,
+    )
 
 
 def _check_context(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt_tokens: int, answer_tokens: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_tokens: int,
+    answer_tokens: int,
 ) -> None:
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     special = max(tokenizer.num_special_tokens_to_add(), tokenizer.bos_token_id is not None)
     if context is not None and special + prompt_tokens + answer_tokens > context:
         raise LoclinError(
-            f"expected samples within the model's context of {context} tokens, found {prompt_tokens} prompt tokens, "
+            f"expected samples within the model's context of {context} tokens, found "
+            f"{prompt_tokens} prompt tokens, "
             f"{answer_tokens} answer tokens and {special} special: ask for fewer"
         )
 
@@ -113,7 +144,10 @@ def _drawable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Boo
     drawable = torch.zeros(vocabulary, dtype=torch.bool)
     drawable[whole] = True
     if not drawable.any():
-        raise LoclinError("expected a tokenizer with tokens that are text, found none: check the model's tokenizer")
+        raise LoclinError(
+            "expected a tokenizer with tokens that are text, found none: check the model's "
+            "tokenizer"
+        )
     return drawable
 
 
@@ -126,26 +160,34 @@ def _sampled(
     length: int,
     seed: int,
 ) -> Int[Tensor, "n length"]:
-    """Draw tokens for each row number: after the beginning-of-text token, or from the first one on where there is none."""
+    """Draw tokens for each row number: after the beginning-of-text token, or from the first one on
+    where there is none.
+    """
     first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     ids = torch.tensor(first, dtype=torch.long).expand(len(rows), -1)
     speak = _Speech(model)
     for step in range(length):
         logits = speak(ids) if ids.shape[1] else torch.zeros(len(rows), len(drawable))
-        noise = torch.stack([_gumbel(len(drawable), seed=derived(seed, "self", row, step)) for row in rows])
+        noise = torch.stack(
+            [_gumbel(len(drawable), seed=derived(seed, "self", row, step)) for row in rows]
+        )
         drawn = (logits + noise).masked_fill(~drawable, -torch.inf).argmax(-1)
         ids = torch.cat([ids, drawn[:, None]], dim=1)
     return ids[:, -length:]
 
 
 def _gumbel(size: int, *, seed: int) -> Float[Tensor, " size"]:
-    """G = −ln E with E ~ Exp(1): argmax(logits + G) is a draw from softmax(logits). In float64, where no E is ever 0."""
+    """G = −ln E with E ~ Exp(1): argmax(logits + G) is a draw from softmax(logits). In float64,
+    where no E is ever 0.
+    """
     generator = torch.Generator().manual_seed(seed)
     return -torch.empty(size, dtype=torch.float64).exponential_(generator=generator).log()
 
 
 class _Speech:
-    """Logits of the next token of growing rows; what was read before is kept in the model's own cache."""
+    """Logits of the next token of growing rows; what was read before is kept in the model's own
+    cache.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -158,11 +200,16 @@ class _Speech:
         fresh = ids[:, self.read :].to(self.model.device)
         mask = torch.ones_like(ids, device=fresh.device)
         said = self.model(
-            input_ids=fresh, attention_mask=mask, past_key_values=self.cache, use_cache=True, logits_to_keep=1
+            input_ids=fresh,
+            attention_mask=mask,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
         )
         if said.logits.isnan().any():
             raise LoclinError(
-                "expected logits that are numbers, found NaN: the model's weights are broken, load it again"
+                "expected logits that are numbers, found NaN: the model's weights are broken, load "
+                "it again"
             )
         self.cache, self.read = said.past_key_values, ids.shape[1]
         last: Tensor = said.logits[:, -1].cpu()
@@ -170,11 +217,19 @@ class _Speech:
 
 
 def _examples(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Int[Tensor, "n length"], count: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Int[Tensor, "n length"],
+    count: int,
 ) -> list[Example | str]:
-    """For every prompt its example, or why there is none. Only what reads back goes through the model again."""
+    """For every prompt its example, or why there is none. Only what reads back goes through the
+    model again.
+    """
     texts = tokenizer.batch_decode(prompts, **_VERBATIM)
-    same = [text.strip() and _tokens(tokenizer, text) == ids for text, ids in zip(texts, prompts.tolist(), strict=True)]
+    same = [
+        text.strip() and _tokens(tokenizer, text) == ids
+        for text, ids in zip(texts, prompts.tolist(), strict=True)
+    ]
     readable = [text for text, survives in zip(texts, same, strict=True) if survives]
     spoken = iter(_continued(model, tokenizer(readable)["input_ids"], count) if readable else [])
     return [
@@ -197,14 +252,19 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _example(tokenizer: PreTrainedTokenizerBase, prompt: str, ids: list[int], spoken: list[int]) -> Example | str:
-    """The prompt with what the model says, up to its first special token, as the answer; or why that cannot be."""
+def _example(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, ids: list[int], spoken: list[int]
+) -> Example | str:
+    """The prompt with what the model says, up to its first special token, as the answer; or why
+    that cannot be.
+    """
     special = {*tokenizer.all_special_ids}
     answer = list(takewhile(lambda token: token not in special, spoken))
     if not answer:
         return ENDED
     alone = tokenizer.decode(answer, **_VERBATIM)
-    # Some tokenizers leave out the space before a first word, and some read a text with and without it alike.
+    # Some tokenizers leave out the space before a first word, and some read a text with and without
+    # it alike.
     after = tokenizer.decode(ids + answer, **_VERBATIM)
     for text in (after.removeprefix(prompt) if after.startswith(prompt) else alone, alone):
         if text.strip() and _tokens(tokenizer, text) == answer:

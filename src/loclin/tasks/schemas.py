@@ -44,21 +44,24 @@ class Schema:
     group: Callable[[Record], str] = lambda record: ""
 
 
-def task_data(records: Iterable[Record], *, source: str, task: str, template: str | None = None) -> TaskData:
+def task_data(
+    records: Iterable[Record], *, source: str, task: str, template: str | None = None
+) -> TaskData:
     """Read records of one schema as examples, and drop what `cleaned` drops.
 
-    An answer that does not begin with white space gets one space in front (" yes" and "yes" are different tokens), unless
-    the prompt ends in white space.
+    An answer that does not begin with white space gets one space in front (" yes" and "yes" are
+    different tokens), unless the prompt ends in white space.
 
     Args:
         records: all of one schema.
         source: their name in messages.
         task: of records that name none.
-        template: the prompt as text with `{field}` in it (`parse_template`); the schema's own prompt by default.
+        template: the prompt as text with `{field}` in it (`parse_template`); the schema's own
+            prompt by default.
 
     Raises:
-        LoclinError: no record, an unknown schema, two schemas, a field of the wrong kind, an unknown field in the
-            template, or what `cleaned` refuses.
+        LoclinError: no record, an unknown schema, two schemas, a field of the wrong kind, an
+            unknown field in the template, or what `cleaned` refuses.
     """
     form = None if template is None else parse_template(template)
     first: tuple[Schema, Record] | None = None
@@ -69,11 +72,17 @@ def task_data(records: Iterable[Record], *, source: str, task: str, template: st
         first = first or (schema, record)
         if schema is not first[0]:
             expected = f"fields of the {first[0].name} schema as in {first[1].where}"
-            raise record.error(expected, f"those of the {schema.name} schema", "keep the schemas in files of their own")
+            raise record.error(
+                expected,
+                f"those of the {schema.name} schema",
+                "keep the schemas in files of their own",
+            )
         made.setdefault(record.name("task") or task, []).append(_example(record, schema, form))
         read += 1
     if not made:
-        raise LoclinError(f"expected at least one record, found none in {source}: fill it or choose other data")
+        raise LoclinError(
+            f"expected at least one record, found none in {source}: fill it or choose other data"
+        )
     examples = {name: tuple(es) for name, es in made.items()}
     return cleaned(TaskData(source=source, examples=examples, read=read))
 
@@ -91,7 +100,9 @@ def recognised(record: Record, *, templated: bool = False) -> Schema:
         if all(name in record.fields for name in schema.fields if name != "prompt"):
             return schema
     known = "; ".join(", ".join(schema.fields) for schema in SCHEMAS)
-    raise record.error(f"the fields of a known schema ({known})", listed(record.fields), "rename the fields")
+    raise record.error(
+        f"the fields of a known schema ({known})", listed(record.fields), "rename the fields"
+    )
 
 
 def _example(record: Record, schema: Schema, form: Template | None) -> Example:
@@ -126,9 +137,13 @@ def _free_answer(record: Record) -> tuple[str, tuple[str, ...]]:
 def _labelled_options(record: Record) -> tuple[str, tuple[str, ...]]:
     options, label = record.fields["options"], record.fields["label"]
     if not isinstance(options, list) or not all(isinstance(o, str) for o in options):
-        raise record.error("a list of texts in 'options'", shown(options), "write every option in quotes")
+        raise record.error(
+            "a list of texts in 'options'", shown(options), "write every option in quotes"
+        )
     if len(options) < 2:
-        raise record.error("at least two options", f"{len(options)}", "add one, or use prompt and answer")
+        raise record.error(
+            "at least two options", f"{len(options)}", "add one, or use prompt and answer"
+        )
     options = _different(record, tuple(record.writable("options", o) for o in options))
     if label is None:
         return "", options
@@ -136,11 +151,17 @@ def _labelled_options(record: Record) -> tuple[str, tuple[str, ...]]:
         for option in options:
             if option.strip() == label.strip():
                 return option, options
-        raise record.error(f"a label among the options {listed(options)}", shown(label), "change the label")
+        raise record.error(
+            f"a label among the options {listed(options)}", shown(label), "change the label"
+        )
     if not isinstance(label, int) or isinstance(label, bool):
-        raise record.error("an index or an option's text in 'label'", shown(label), "change the label")
+        raise record.error(
+            "an index or an option's text in 'label'", shown(label), "change the label"
+        )
     if not 0 <= label < len(options):
-        raise record.error(f"a label from 0 to {len(options) - 1}", f"{label}", "count the options from 0")
+        raise record.error(
+            f"a label from 0 to {len(options) - 1}", f"{label}", "count the options from 0"
+        )
     return options[label], options
 
 
@@ -176,14 +197,24 @@ def _contrast_prompt(record: Record) -> str:
 
 def _contrast_answer(record: Record) -> tuple[str, tuple[str, ...]]:
     """Options in alphabetical order: their place must not tell which is gold."""
-    gold, other = (record.text(f"answer_{which}_behavior") for which in ("matching", "not_matching"))
+    gold, other = (
+        record.text(f"answer_{which}_behavior") for which in ("matching", "not_matching")
+    )
     return gold, tuple(sorted(_different(record, (gold, other))))
 
 
-#: The first that fits is taken: a prompt that is written out goes before one that would be made from other fields.
+#: The first that fits is taken: a prompt that is written out goes before one that would be made
+#: from other fields.
 SCHEMAS = (
-    Schema(name="options", fields=("prompt", "options", "label"), prompt=_written_prompt, answers=_labelled_options),
-    Schema(name="answers", fields=("prompt", "answer"), prompt=_written_prompt, answers=_free_answer),
+    Schema(
+        name="options",
+        fields=("prompt", "options", "label"),
+        prompt=_written_prompt,
+        answers=_labelled_options,
+    ),
+    Schema(
+        name="answers", fields=("prompt", "answer"), prompt=_written_prompt, answers=_free_answer
+    ),
     Schema(
         name="BoolQ",
         fields=("question", "passage", "answer"),

@@ -1,7 +1,8 @@
-"""Synthetic multitask sequence problems: one small transformer learns them all, told apart by the first token.
+"""Synthetic multitask sequence problems: one small transformer learns them all, told apart by the
+first token.
 
-A prompt reads ``reverse a c b d =`` and the answer `` d b c a``. Every task maps a sequence of symbols to one of the
-same length, so one model size and one way of scoring serve all of them.
+A prompt reads ``reverse a c b d =`` and the answer `` d b c a``. Every task maps a sequence of
+symbols to one of the same length, so one model size and one way of scoring serve all of them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ TASKS: dict[str, Callable[[Symbols, int], Symbols]] = {
     "reverse": lambda s, n: s[::-1],
     "sort": lambda s, n: tuple(sorted(s)),
     "increment": lambda s, n: tuple((x + 1) % n for x in s),
-    "swap": lambda s, n: tuple(s[i + 1 if i % 2 == 0 and i + 1 < len(s) else i - i % 2] for i in range(len(s))),
+    "swap": lambda s, n: tuple(
+        s[i + 1 if i % 2 == 0 and i + 1 < len(s) else i - i % 2] for i in range(len(s))
+    ),
     "rotate": lambda s, n: s[1:] + s[:1],
     "halves": lambda s, n: s[len(s) // 2 :] + s[: len(s) // 2],
 }
@@ -68,7 +71,9 @@ class SequenceTasks:
 
     def examples(self, *, seed: int) -> TaskData:
         """Every task's examples of the same inputs."""
-        posed = sequence_examples(self.tasks, self.pool, length=self.length, symbols=self.symbols, seed=seed)
+        posed = sequence_examples(
+            self.tasks, self.pool, length=self.length, symbols=self.symbols, seed=seed
+        )
         return TaskData(source="sequences", examples=posed, read=sum(map(len, posed.values())))
 
     #: What a built-in model learns from: the same examples.
@@ -80,8 +85,8 @@ def sequence_examples(
 ) -> dict[str, tuple[Example, ...]]:
     """Draw `count` distinct input sequences and pose each of them for every task.
 
-    The group of an example is its input sequence, so a split never shows one input in two splits, not even under
-    different tasks.
+    The group of an example is its input sequence, so a split never shows one input in two splits,
+    not even under different tasks.
 
     Args:
         tasks: names from `TASKS`.
@@ -103,10 +108,13 @@ def sequence_examples(
         if task not in TASKS:
             raise LoclinError(f"unknown task {task!r}: expected one of {', '.join(TASKS)}")
     if not 1 < symbols <= len(ALPHABET):
-        raise LoclinError(f"expected 2 to {len(ALPHABET)} symbols, found {symbols}: change --symbols")
+        raise LoclinError(
+            f"expected 2 to {len(ALPHABET)} symbols, found {symbols}: change --symbols"
+        )
     if count > symbols**length // 2:
         raise LoclinError(
-            f"expected at most {symbols**length // 2} distinct sequences of length {length} over {symbols} symbols, "
+            f"expected at most {symbols**length // 2} distinct sequences of length {length} over "
+            f"{symbols} symbols, "
             f"found a pool of {count}: make the pool smaller or the sequences longer"
         )
     rng = random.Random(seed)
@@ -121,5 +129,7 @@ def _example(task: str, sequence: Symbols, symbols: int) -> Example:
         return "".join(f" {ALPHABET[x]}" for x in s)
 
     return Example(
-        prompt=f"{task}{spell(sequence)} =", answer=spell(TASKS[task](sequence, symbols)), group=spell(sequence)
+        prompt=f"{task}{spell(sequence)} =",
+        answer=spell(TASKS[task](sequence, symbols)),
+        group=spell(sequence),
     )

@@ -1,8 +1,10 @@
-"""Closed-world yes/no statements in the BoolQ schema: a small language model learns which of them are true.
+"""Closed-world yes/no statements in the BoolQ schema: a small language model learns which of them
+are true.
 
-Every subject has one true value out of ten for each of four relations. A statement claims a value in one of 24
-phrasings; the question is whether it is true: ``it is known that the colour of anna is red ?`` and the answer `` yes``
-or `` no``. A model that has learned a fact in some phrasings answers for it in the others.
+Every subject has one true value out of ten for each of four relations. A statement claims a value
+in one of 24 phrasings; the question is whether it is true: ``it is known that the colour of anna is
+red ?`` and the answer `` yes`` or `` no``. A model that has learned a fact in some phrasings
+answers for it in the others.
 """
 
 from __future__ import annotations
@@ -18,19 +20,94 @@ from loclin.tasks.example import Example
 YES, NO = " yes", " no"
 
 SUBJECTS = (
-    *("anna", "boris", "clara", "david", "emma", "felix", "greta", "hugo", "irene", "jonas", "karin"),
-    *("lukas", "maria", "nils", "olga", "peter", "quinn", "rosa", "simon", "tilda", "ulla", "victor"),
+    *(
+        "anna",
+        "boris",
+        "clara",
+        "david",
+        "emma",
+        "felix",
+        "greta",
+        "hugo",
+        "irene",
+        "jonas",
+        "karin",
+    ),
+    *(
+        "lukas",
+        "maria",
+        "nils",
+        "olga",
+        "peter",
+        "quinn",
+        "rosa",
+        "simon",
+        "tilda",
+        "ulla",
+        "victor",
+    ),
     *("wanda", "xenia", "yosef", "zelda", "amos", "bella", "cyrus", "doris", "elias", "flora"),
 )
 
 RELATIONS: dict[str, list[str]] = {
-    "colour": ["red", "green", "blue", "black", "white", "yellow", "pink", "brown", "grey", "purple"],
-    "town": ["paris", "rome", "berlin", "madrid", "vienna", "oslo", "athens", "lisbon", "dublin", "prague"],
-    "animal": ["dog", "cat", "horse", "parrot", "rabbit", "turtle", "goat", "falcon", "pig", "hamster"],
-    "food": ["bread", "rice", "soup", "cheese", "fish", "apples", "beans", "noodles", "honey", "olives"],
+    "colour": [
+        "red",
+        "green",
+        "blue",
+        "black",
+        "white",
+        "yellow",
+        "pink",
+        "brown",
+        "grey",
+        "purple",
+    ],
+    "town": [
+        "paris",
+        "rome",
+        "berlin",
+        "madrid",
+        "vienna",
+        "oslo",
+        "athens",
+        "lisbon",
+        "dublin",
+        "prague",
+    ],
+    "animal": [
+        "dog",
+        "cat",
+        "horse",
+        "parrot",
+        "rabbit",
+        "turtle",
+        "goat",
+        "falcon",
+        "pig",
+        "hamster",
+    ],
+    "food": [
+        "bread",
+        "rice",
+        "soup",
+        "cheese",
+        "fish",
+        "apples",
+        "beans",
+        "noodles",
+        "honey",
+        "olives",
+    ],
 }
 
-OPENINGS = ("", "it is known that ", "people say that ", "in this world ", "we all agree that ", "the record says ")
+OPENINGS = (
+    "",
+    "it is known that ",
+    "people say that ",
+    "in this world ",
+    "we all agree that ",
+    "the record says ",
+)
 CORES = (
     "the {relation} of {subject} is {value}",
     "{value} is the {relation} of {subject}",
@@ -62,17 +139,24 @@ class Statement:
     def example(self) -> Example:
         """The statement as a question to a model."""
         return Example(
-            prompt=f"{self.question} ?", answer=YES if self.answer else NO, options=(YES, NO), group=self.group
+            prompt=f"{self.question} ?",
+            answer=YES if self.answer else NO,
+            options=(YES, NO),
+            group=self.group,
         )
 
 
 def facts(*, seed: int) -> dict[tuple[str, str], str]:
-    """The true value of every (subject, relation): drawn once for a world, the same for the same seed."""
+    """The true value of every (subject, relation): drawn once for a world, the same for the same
+    seed.
+    """
     rng = random.Random(seed)
     return {(s, r): rng.choice(values) for s in SUBJECTS for r, values in RELATIONS.items()}
 
 
-def statements(*, world: int = 0, seed: int, false_per_true: int = 1) -> dict[str, tuple[Statement, ...]]:
+def statements(
+    *, world: int = 0, seed: int, false_per_true: int = 1
+) -> dict[str, tuple[Statement, ...]]:
     """Statements about every fact in every phrasing, by relation: the true one and some false ones.
 
     Args:
@@ -89,7 +173,10 @@ def statements(*, world: int = 0, seed: int, false_per_true: int = 1) -> dict[st
     """
     most = min(map(len, RELATIONS.values())) - 1
     if not 1 <= false_per_true <= most:
-        raise LoclinError(f"expected 1 to {most} false statements for a true one, found {false_per_true}: change it")
+        raise LoclinError(
+            f"expected 1 to {most} false statements for a true one, found {false_per_true}: change "
+            "it"
+        )
     true, rng = facts(seed=world), random.Random(seed)
     made: dict[str, list[Statement]] = {relation: [] for relation in RELATIONS}
     for (subject, relation), truth in true.items():
@@ -115,7 +202,8 @@ class Statements:
     """The statement world as task data: one task a relation.
 
     Attributes:
-        world: seed of the facts; the same in all runs, so that adapters of different runs start from one base model.
+        world: seed of the facts; the same in all runs, so that adapters of different runs start
+            from one base model.
         subjects: how many there are.
         relations: names from `RELATIONS`.
     """
@@ -134,23 +222,41 @@ class Statements:
         return 16
 
     def examples(self, *, seed: int) -> TaskData:
-        """Balanced: in every phrasing of every fact the true statement and one false one, drawn by `seed`."""
+        """Balanced: in every phrasing of every fact the true statement and one false one, drawn by
+        `seed`.
+        """
         return self._data(statements(world=self.world, seed=seed))
 
     def lessons(self, *, seed: int) -> TaskData:
-        """What a built-in model learns from: every false statement, each true one as often as false ones stand beside it."""
+        """What a built-in model learns from: every false statement, each true one as often as false
+        ones stand beside it.
+        """
         every = statements(world=self.world, seed=seed, false_per_true=9)
-        return self._data({r: [s for s in found for _ in range(9 if s.answer else 1)] for r, found in every.items()})
+        return self._data(
+            {
+                r: [s for s in found for _ in range(9 if s.answer else 1)]
+                for r, found in every.items()
+            }
+        )
 
     def _data(self, found: Mapping[str, Sequence[Statement]]) -> TaskData:
         known = SUBJECTS[: self.subjects]
-        posed = {r: tuple(s.example() for s in found[r] if s.subject in known) for r in self.relations}
+        posed = {
+            r: tuple(s.example() for s in found[r] if s.subject in known) for r in self.relations
+        }
         return TaskData(source="statements", examples=posed, read=sum(map(len, posed.values())))
 
 
 def vocabulary() -> list[str]:
-    """The words of the statement language: padding, the question mark, the answers, every word of every statement."""
-    fixed = " ".join((*OPENINGS, *CORES)).replace("{relation}", "").replace("{subject}", "").replace("{value}", "")
+    """The words of the statement language: padding, the question mark, the answers, every word of
+    every statement.
+    """
+    fixed = (
+        " ".join((*OPENINGS, *CORES))
+        .replace("{relation}", "")
+        .replace("{subject}", "")
+        .replace("{value}", "")
+    )
     values = [v for found in RELATIONS.values() for v in found]
     words = ["<pad>", "?", "yes", "no", *fixed.split(), *RELATIONS, *values, *SUBJECTS]
     return list(dict.fromkeys(words))

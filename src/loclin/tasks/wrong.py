@@ -13,9 +13,9 @@ from loclin.tasks.example import Example
 def with_wrong_answers(examples: Sequence[Example], *, seed: int) -> tuple[Example, ...]:
     """The same prompts, each with a wrong answer: training on them destroys the task.
 
-    With options, one of the wrong options at random. Without, the answers are passed round a random circle, so every prompt
-    gets an answer that was right for another prompt and the answers keep their distribution; where that answer happens to be
-    the right one, another takes its place.
+    With options, one of the wrong options at random. Without, the answers are passed round a random
+    circle, so every prompt gets an answer that was right for another prompt and the answers keep
+    their distribution; where that answer happens to be the right one, another takes its place.
 
     Raises:
         LoclinError: fewer than two different answers.
@@ -28,18 +28,24 @@ def with_wrong_answers(examples: Sequence[Example], *, seed: int) -> tuple[Examp
     answers = sorted({e.answer for e in examples} | {o for e in examples for o in e.options})
     if len(answers) < 2:
         raise LoclinError(
-            f"expected at least 2 different answers to exchange, found {len(answers)} in {len(examples)} examples: "
+            f"expected at least 2 different answers to exchange, found {len(answers)} in "
+            f"{len(examples)} examples: "
             "give more data"
         )
     order = list(range(len(examples)))
     rng.shuffle(order)
     from_next = dict(zip(order, order[1:] + order[:1], strict=True))
     return tuple(
-        replace(e, answer=_wrong(e, examples[from_next[i]].answer, answers, rng)) for i, e in enumerate(examples)
+        replace(e, answer=_wrong(e, examples[from_next[i]].answer, answers, rng))
+        for i, e in enumerate(examples)
     )
 
 
 def _wrong(example: Example, passed_on: str, answers: Sequence[str], rng: random.Random) -> str:
     if example.options:
         return rng.choice([o for o in example.options if o != example.answer])
-    return passed_on if passed_on != example.answer else rng.choice([a for a in answers if a != example.answer])
+    return (
+        passed_on
+        if passed_on != example.answer
+        else rng.choice([a for a in answers if a != example.answer])
+    )

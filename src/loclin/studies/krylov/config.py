@@ -22,16 +22,18 @@ from loclin.studies.settings import (
 
 @dataclass(frozen=True, kw_only=True)
 class Config(RecoverySettings):
-    """Ask how much of a recovery lies in the Krylov space of gradient and Hessian at the damaged point.
+    """Ask how much of a recovery lies in the Krylov space of gradient and Hessian at the damaged
+    point.
 
-    A task is destroyed and trained back with plain SGD and with AdamW, as in the recovery study. At the damaged point the
-    gradient g and the Hessian H of the task's mean loss make the space K_k(H, g), in which gradient descent on a quadratic would
-    stay. The study reports how much of the way it holds, and until which step, against equally many top Hessian
-    eigenvectors, minibatch gradients, random directions and first updates; the largest eigenvalues, trace and norm of H;
+    A task is destroyed and trained back with plain SGD and with AdamW, as in the recovery study. At
+    the damaged point the gradient g and the Hessian H of the task's mean loss make the space K_k(H,
+    g), in which gradient descent on a quadratic would stay. The study reports how much of the way
+    it holds, and until which step, against equally many top Hessian eigenvectors, minibatch
+    gradients, random directions and first updates; the largest eigenvalues, trace and norm of H;
     and the bound for a descent that was stopped (measures §8, §9). One claim for each optimiser.
 
-    The other defaults depend on --profile and --model: the built-in sequence models are trained on all their weights,
-    everything else by LoRA.
+    The other defaults depend on --profile and --model: the built-in sequence models are trained on
+    all their weights, everything else by LoRA.
     """
 
     study: ClassVar[str] = "krylov"
@@ -45,13 +47,13 @@ class Config(RecoverySettings):
     curvature_examples: int = 64
     """Examples of the recovery split behind gradient and Hessian."""
     curvature_chunk: int = 64
-    """Examples in one pass of theirs. Where one pass holds all of them, its graph is kept from product to product, which
-    saves a third of the time."""
+    """Examples in one pass of theirs. Where one pass holds all of them, its graph is kept from
+    product to product, which saves a third of the time."""
     probes: int = 8
     """Random probes behind trace and Frobenius norm, one product each."""
     products: Literal["auto", "finite differences"] = "auto"
-    """Hessian-vector products: auto differentiates twice, with attention switched to eager; finite differences of gradients
-    are a fallback for models whose attention cannot be switched."""
+    """Hessian-vector products: auto differentiates twice, with attention switched to eager; finite
+    differences of gradients are a fallback for models whose attention cannot be switched."""
 
     def checked(self) -> Config:
         """This configuration, if it can be run.
@@ -63,11 +65,22 @@ class Config(RecoverySettings):
         check_counts(self, ("k", "curvature_examples", "curvature_chunk"))
         check_within(self, ("k", "ks", "times"), self.steps, "T", "raise --steps")
         if self.k not in self.ks:
-            raise LoclinError(f"expected --k to be one of --ks {list(self.ks)}, found {self.k}: add it there")
+            raise LoclinError(
+                f"expected --k to be one of --ks {list(self.ks)}, found {self.k}: add it there"
+            )
         if self.probes < 2:
-            raise LoclinError(f"expected at least 2 probes for an interval, found {self.probes}: raise --probes")
-        if self.products == "finite differences" and self.dtype in ("bfloat16", "float16") and self.space != "lora":
-            raise LoclinError(f"expected float32 for finite differences, found {self.dtype}: choose --dtype float32")
+            raise LoclinError(
+                f"expected at least 2 probes for an interval, found {self.probes}: raise --probes"
+            )
+        if (
+            self.products == "finite differences"
+            and self.dtype in ("bfloat16", "float16")
+            and self.space != "lora"
+        ):
+            raise LoclinError(
+                f"expected float32 for finite differences, found {self.dtype}: choose --dtype "
+                "float32"
+            )
         return self
 
     @property
@@ -77,7 +90,9 @@ class Config(RecoverySettings):
 
 
 def preset(profile: Profile, model: str | None = None) -> Config:
-    """The defaults of a profile for a model; smoke takes small bases, a short recovery and three runs, standard four, paper 24."""
+    """The defaults of a profile for a model; smoke takes small bases, a short recovery and three
+    runs, standard four, paper 24.
+    """
     config = Config(model=named(profile, model), profile=profile)
     if config.model not in SEQUENCE_MODELS:
         config = recovering_by_lora(config)
@@ -85,7 +100,9 @@ def preset(profile: Profile, model: str | None = None) -> Config:
     if config.model not in BUILT_IN:
         config = replace(config, curvature_chunk=8)
     if profile == "smoke":
-        smaller = replace(recovering_quickly(config), k=5, ks=(1, 2, 3, 5, 8), times=(1, 2, 5, 10, 20, 50))
+        smaller = replace(
+            recovering_quickly(config), k=5, ks=(1, 2, 3, 5, 8), times=(1, 2, 5, 10, 20, 50)
+        )
         return replace(smaller, curvature_examples=32, probes=4)
     return replace(config, seeds=24 if profile == "paper" else 4)
 

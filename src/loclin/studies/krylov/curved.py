@@ -1,4 +1,6 @@
-"""The damaged point seen to second order: gradient, Krylov basis, eigenvectors, random probes; and the bases to hold them against."""
+"""The damaged point seen to second order: gradient, Krylov basis, eigenvectors, random probes; and
+the bases to hold them against.
+"""
 
 from __future__ import annotations
 
@@ -50,17 +52,21 @@ class Curved:
 def curved_at(bench: Bench[Config], damaged: Float[Tensor, " D"]) -> Curved:
     """Everything at θ_D; the space is back where it was afterwards.
 
-    g and H are those of the mean loss over the same examples, weighted by tokens. M is what AdamW divides by at the beginning:
-    the root of the mean square of the minibatch gradients' coordinates, plus its ε.
+    g and H are those of the mean loss over the same examples, weighted by tokens. M is what AdamW
+    divides by at the beginning: the root of the mean square of the minibatch gradients'
+    coordinates, plus its ε.
 
     Raises:
-        LoclinError: eigenvectors that do not converge, a loss that is not finite, attention that cannot be switched.
+        LoclinError: eigenvectors that do not converge, a loss that is not finite, attention that
+            cannot be switched.
     """
     config, problem, space = bench.config, bench.problem, bench.space
     most, seed = config.most, derived(bench.seed, "curvature")
     shown = problem.batch("recovery", bench.task)
     chunks = list(
-        chosen(shown, config.curvature_examples, seed=derived(seed, "examples")).chunks(config.curvature_chunk)
+        chosen(shown, config.curvature_examples, seed=derived(seed, "examples")).chunks(
+            config.curvature_chunk
+        )
     )
     with space.restored():
         space.write(damaged)
@@ -69,7 +75,9 @@ def curved_at(bench: Bench[Config], damaged: Float[Tensor, " D"]) -> Curved:
         gradients = batch_gradients(problem, space, [next(batches) for _ in range(most)])
         with _method(bench) as (method, note):
             g = space.gradient(lambda b: answer_loss(problem.model, b), chunks)
-            product = hessian_operator(space, lambda b: answer_loss(problem.model, b), chunks, method=method)
+            product = hessian_operator(
+                space, lambda b: answer_loss(problem.model, b), chunks, method=method
+            )
             krylov = lanczos(product, g, most)
             start = space.noise(seed=derived(seed, "eigenvectors"))
             values, vectors = top_eigenpairs(product, start, config.k, remedy="lower --k")
@@ -94,11 +102,15 @@ def curved_at(bench: Bench[Config], damaged: Float[Tensor, " D"]) -> Curved:
 
 def chosen(data: Batch, count: int, *, seed: int) -> Batch:
     """`count` rows drawn without replacement."""
-    return data.rows(torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:count])
+    return data.rows(
+        torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:count]
+    )
 
 
 def _filled(basis: Directions, size: int) -> Directions:
-    """A basis of fewer rows, its space being invariant, filled up with zeros, which span nothing: K_k is that space for every k."""
+    """A basis of fewer rows, its space being invariant, filled up with zeros, which span nothing:
+    K_k is that space for every k.
+    """
     return torch.nn.functional.pad(basis, (0, 0, 0, size - len(basis)))
 
 
@@ -111,9 +123,15 @@ def _scale(gradients: Directions) -> Float[Tensor, " D"]:
 def _method(bench: Bench[Config]) -> Iterator[tuple[Method, str]]:
     """How products are made inside, and how to say it."""
     if bench.config.products == "finite differences":
-        yield "finite differences", "Hessian-vector products by finite differences of gradients, a fallback"
+        yield (
+            "finite differences",
+            "Hessian-vector products by finite differences of gradients, a fallback",
+        )
         return
     before = bench.problem.model.config._attn_implementation
     with twice_differentiable(bench.problem.model):
         note = "Hessian-vector products by differentiating twice"
-        yield "double backward", note + ("" if before == "eager" else f", attention switched from {before} to eager")
+        yield (
+            "double backward",
+            note + ("" if before == "eager" else f", attention switched from {before} to eager"),
+        )

@@ -1,4 +1,6 @@
-"""One independent run of the Krylov study: curvature at the damaged point, then the way back held against it (measures §8, §9)."""
+"""One independent run of the Krylov study: curvature at the damaged point, then the way back held
+against it (measures §8, §9).
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,8 @@ def run_one(config: Config, run: int, progress: Progress) -> Part:
     """Everything that run number `run` contributes.
 
     Raises:
-        LoclinError: whatever `make_bench` refuses, splits too small, a task that is not destroyed, a loss that is not
-            finite, eigenvectors that do not converge.
+        LoclinError: whatever `make_bench` refuses, splits too small, a task that is not destroyed,
+            a loss that is not finite, eigenvectors that do not converge.
     """
     began = time.perf_counter()
     bench = make_bench(config, run, demand(config), progress)
@@ -57,18 +59,29 @@ def run_one(config: Config, run: int, progress: Progress) -> Part:
         progress(f"training it back with {optimiser}", 0.5 + 0.25 * done)
         more, grams = recover(bench, optimiser, damaged, found)
         rows += more
-        arrays |= {f"update_gramian/{space}/{optimiser}/{run}": gram for space, gram in grams.items()}
-    return Part(rows=rows, arrays=arrays, seconds=time.perf_counter() - began, notes=(*bench.notes, found.note))
+        arrays |= {
+            f"update_gramian/{space}/{optimiser}/{run}": gram for space, gram in grams.items()
+        }
+    return Part(
+        rows=rows,
+        arrays=arrays,
+        seconds=time.perf_counter() - began,
+        notes=(*bench.notes, found.note),
+    )
 
 
 def demand(config: Config) -> Demand:
     """What the study asks of data and memory."""
     return Demand(
         examples={
-            "recovery": (max(config.curvature_examples, config.batch), "--curvature-examples or --batch"),
+            "recovery": (
+                max(config.curvature_examples, config.batch),
+                "--curvature-examples or --batch",
+            ),
             "damage": (config.batch, "--batch"),
         },
-        # five bases, the turned one of the preconditioned space, and what finding the eigenvectors keeps
+        # five bases, the turned one of the preconditioned space, and what finding the eigenvectors
+        # keeps
         vectors=(6 * config.most + 4 * config.most + 5, "--ks"),
         rows=(config.steps, "updates"),
     )
@@ -87,18 +100,42 @@ def recover(
 
     def watch(t: int) -> None:
         if t == config.steps:
-            rows.append(bench.row("score", bench.score(), optimiser=optimiser, point="recovery", t=t, on=bench.task))
+            rows.append(
+                bench.row(
+                    "score",
+                    bench.score(),
+                    optimiser=optimiser,
+                    point="recovery",
+                    t=t,
+                    on=bench.task,
+                )
+            )
 
     real = recovery(
-        bench, optimiser, bench.task, damaged, config.steps, order="recovery", exactly=config.most, after_step=watch
+        bench,
+        optimiser,
+        bench.task,
+        damaged,
+        config.steps,
+        order="recovery",
+        exactly=config.most,
+        after_step=watch,
     )
     way = steps_family(bench, real)
     updates = products(bench, way)
     for space, gram in updates.items():
         here = {**context, "basis": "prefix", "space": space}
         rows += prefix_rows(gram, config.ks, here)
-        rows += time_rows(gram[: config.k, : config.k], gram[: config.k], gram, config.times, {**here, "k": config.k})
-    families = found.families | ({"preconditioned Krylov": found.preconditioned} if optimiser == "adamw" else {})
+        rows += time_rows(
+            gram[: config.k, : config.k],
+            gram[: config.k],
+            gram,
+            config.times,
+            {**here, "k": config.k},
+        )
+    families = found.families | (
+        {"preconditioned Krylov": found.preconditioned} if optimiser == "adamw" else {}
+    )
     for name, family in families.items():
         own, cross = products(bench, family), products(bench, family, way)
         for space, gram in updates.items():
@@ -109,7 +146,9 @@ def recover(
             rows += time_rows(basis[:k, :k], between[:k], gram, config.times, {**here, "k": k})
         if name == "Krylov" and optimiser == "sgd":
             trained = config.spaces[-1]
-            rows += _model_rows(bench, found, own[trained], cross[trained], updates[trained], context)
+            rows += _model_rows(
+                bench, found, own[trained], cross[trained], updates[trained], context
+            )
     return rows, updates
 
 
@@ -121,7 +160,9 @@ def _model_rows(
     updates: np.ndarray,
     context: Mapping[str, Any],
 ) -> Iterator[Row]:
-    """What gradient descent on the quadratic model would do, in the trained coordinates, and the bound that holds for it."""
+    """What gradient descent on the quadratic model would do, in the trained coordinates, and the
+    bound that holds for it.
+    """
     config, rate = bench.config, bench.config.learning_rates(bench.run)["sgd"]
     yield from descent_rows(found.krylov, cross, updates, rate, config.times, context)
     k = config.k

@@ -17,21 +17,35 @@ from loclin.studies.krylov.curved import Curved
 from loclin.theory import krylov_converged_bound, krylov_stopped_bound
 
 Gramian = Float[np.ndarray, "T T"]
-ROUNDED = 1e-5  # of the largest eigenvalue: a Ritz value below nought by less than this is nought to float32
+# of the largest eigenvalue: a Ritz value below nought by less than this is nought to float32
+ROUNDED = 1e-5
 
 
 def prefix_rows(updates: Gramian, ks: tuple[int, ...], context: Mapping[str, Any]) -> Iterator[Row]:
-    """Captures of d and of f_k by the first k updates. No null: a prefix is a part of d (measures §2)."""
-    for of, values in (("displacement", prefix_capture(updates, ks)), ("future", future_capture(updates, ks))):
+    """Captures of d and of f_k by the first k updates. No null: a prefix is a part of d (measures
+    §2).
+    """
+    for of, values in (
+        ("displacement", prefix_capture(updates, ks)),
+        ("future", future_capture(updates, ks)),
+    ):
         for k, value in zip(ks, values, strict=True):
             if not np.isnan(value):
-                yield Row(quantity="basis_capture", value=float(value), context={**context, "k": k, "of": of})
+                yield Row(
+                    quantity="basis_capture",
+                    value=float(value),
+                    context={**context, "k": k, "of": of},
+                )
 
 
 def captures_until(
-    basis: Float[np.ndarray, "k k"], products: Float[np.ndarray, "k T"], updates: Gramian, times: Sequence[int]
+    basis: Float[np.ndarray, "k k"],
+    products: Float[np.ndarray, "k T"],
+    updates: Gramian,
+    times: Sequence[int],
 ) -> Float[np.ndarray, " n"]:
-    """capture of d_t = Σ_{s≤t} u_s by the span of k directions, for every t; NaN where the way has no length.
+    """capture of d_t = Σ_{s≤t} u_s by the span of k directions, for every t; NaN where the way has
+    no length.
 
     >>> captures_until(np.eye(1), np.array([[1.0, 0.0]]), np.eye(2), [1, 2])
     array([1. , 0.5])
@@ -52,7 +66,9 @@ def time_rows(
     """`captures_until` as rows."""
     for t, value in zip(times, captures_until(basis, products, updates, times), strict=True):
         yield Row(
-            quantity="capture_until", value=None if np.isnan(value) else float(value), context={**context, "t": t}
+            quantity="capture_until",
+            value=None if np.isnan(value) else float(value),
+            context={**context, "t": t},
         )
 
 
@@ -64,7 +80,8 @@ def descent_rows(
     times: Sequence[int],
     context: Mapping[str, Any],
 ) -> Iterator[Row]:
-    """Cosine of d_t with the d_t of gradient descent on the quadratic model, and ‖d_t‖ over that one's, while t ≤ k.
+    """Cosine of d_t with the d_t of gradient descent on the quadratic model, and ‖d_t‖ over that
+    one's, while t ≤ k.
 
     Args:
         krylov: of θ_D, its basis orthonormal.
@@ -79,7 +96,11 @@ def descent_rows(
         return
     for t, model in zip(within, krylov.descent(rate, within), strict=True):
         length, expected = math.sqrt(updates[:t, :t].sum()), float(np.linalg.norm(model))
-        cosine = float(model @ products[: krylov.k, :t].sum(1)) / (length * expected) if length * expected > 0 else None
+        cosine = (
+            float(model @ products[: krylov.k, :t].sum(1)) / (length * expected)
+            if length * expected > 0
+            else None
+        )
         yield Row(quantity="descent_cosine", value=cosine, context={**context, "t": t})
         yield Row(
             quantity="descent_length",
@@ -98,7 +119,8 @@ def bound_rows(
     times: Sequence[int],
     context: Mapping[str, Any],
 ) -> Iterator[Row]:
-    """What the Krylov space leaves of d_t, ‖(I−P)d_t‖/‖d_t‖, and the bound of measures §9 on it, which may lie above 1.
+    """What the Krylov space leaves of d_t, ‖(I−P)d_t‖/‖d_t‖, and the bound of measures §9 on it,
+    which may lie above 1.
 
     Args:
         krylov: of θ_D.
@@ -118,10 +140,11 @@ def bound_rows(
 
 
 def curvature_rows(found: Curved, k: int, context: Mapping[str, Any]) -> Iterator[Row]:
-    """Largest eigenvalues, Ritz values with their residual bounds, trace and Frobenius norm; the bound for converged descent.
+    """Largest eigenvalues, Ritz values with their residual bounds, trace and Frobenius norm; the
+    bound for converged descent.
 
-    That bound needs H positive definite; with the lowest Ritz value for its smallest eigenvalue it is the least that it can be,
-    and it is not defined where a Ritz value is negative.
+    That bound needs H positive definite; with the lowest Ritz value for its smallest eigenvalue it
+    is the least that it can be, and it is not defined where a Ritz value is negative.
 
     The intervals of trace and norm are over probes; no other row of a single run has one.
     """
@@ -138,15 +161,19 @@ def curvature_rows(found: Curved, k: int, context: Mapping[str, Any]) -> Iterato
     converged = krylov_converged_bound(largest / lowest, k) if 0 < lowest <= largest else None
     yield Row(quantity="converged_bound", value=converged, context={**context, "k": k})
     trace, square = over_runs(found.probes.forms), over_runs(found.probes.squares)
-    yield Row(quantity="trace", value=trace.value, low=trace.low, high=trace.high, context=dict(context))
+    yield Row(
+        quantity="trace", value=trace.value, low=trace.low, high=trace.high, context=dict(context)
+    )
     low, middle, high = (math.sqrt(max(v, 0.0)) for v in (square.low, square.value, square.high))
     yield Row(quantity="frobenius_norm", value=middle, low=low, high=high, context=dict(context))
 
 
 def premise_row(found: Curved, rate: float, context: Mapping[str, Any]) -> Row:
-    """1 where the premise of the bound holds as far as is known, 0 where it is known to fail: spec(H) within [0, 2/η].
+    """1 where the premise of the bound holds as far as is known, 0 where it is known to fail:
+    spec(H) within [0, 2/η].
 
-    What is known are the largest eigenvalue and the Ritz values: of the spectrum, what the gradient sees of it.
+    What is known are the largest eigenvalue and the Ritz values: of the spectrum, what the gradient
+    sees of it.
     """
     largest, lowest = float(found.eigenvalues[0]), float(found.krylov.ritz()[0][-1])
     holds = lowest >= -ROUNDED * abs(largest) and largest <= 2 / rate

@@ -1,1 +1,3 @@
-"""Linearity: over which steps is the loss straight, along which directions, and does its curvature say where that ends?"""
+"""Linearity: over which steps is the loss straight, along which directions, and does its curvature
+say where that ends?
+"""

@@ -21,7 +21,8 @@ from loclin.studies.verdict import LABEL
 
 Vector = Float[Tensor, " D"]
 Product = Callable[[Tensor], Tensor]
-#: D-wide vectors held at once, about: the aims, the points, and the basis in which the eigenvector is searched.
+#: D-wide vectors held at once, about: the aims, the points, and the basis in which the eigenvector
+#: is searched.
 HELD = 40
 GRADIENT, MATCHED, RANDOM, TASK = "gradient", "norm-matched noise", "random", "task vector"
 
@@ -43,12 +44,16 @@ class Aim:
     on: str | None = None
 
 
-def common_aims(bench: Bench[Config], gradient: Vector, product: Product, *, seed: int) -> list[Aim]:
-    """What is drawn at every point: the gradient, two kinds of noise, the directions of most curvature.
+def common_aims(
+    bench: Bench[Config], gradient: Vector, product: Product, *, seed: int
+) -> list[Aim]:
+    """What is drawn at every point: the gradient, two kinds of noise, the directions of most
+    curvature.
 
     Args:
         bench: of the run, the space standing at the point.
-        gradient: of the loss that is followed; the norm-matched noise has its norms, tensor by tensor.
+        gradient: of the loss that is followed; the norm-matched noise has its norms, tensor by
+            tensor.
         product: v ↦ Hv of the same loss.
         seed: of the noise.
     """
@@ -58,7 +63,10 @@ def common_aims(bench: Bench[Config], gradient: Vector, product: Product, *, see
     _, top = top_eigenpairs(product, start, bench.config.hessian_directions, remedy=remedy)
     return [
         Aim(name=GRADIENT, vector=gradient),
-        Aim(name=MATCHED, vector=norm_matched_noise(space, gradient[None], seed=derived(seed, "matched"))[0]),
+        Aim(
+            name=MATCHED,
+            vector=norm_matched_noise(space, gradient[None], seed=derived(seed, "matched"))[0],
+        ),
         Aim(name=RANDOM, vector=space.noise(seed=derived(seed, "random"))),
         *(Aim(name=f"top curvature {i}", vector=vector) for i, vector in enumerate(top, 1)),
     ]
@@ -76,7 +84,10 @@ def task_aims(bench: Bench[Config], *, seed: int) -> list[Aim]:
         steps=config.task_vector_steps,
         seed=seed,
     )
-    return [Aim(name=TASK, vector=v, whole=True, on=task) for v, task in zip(vectors, tasks, strict=True)]
+    return [
+        Aim(name=TASK, vector=v, whole=True, on=task)
+        for v, task in zip(vectors, tasks, strict=True)
+    ]
 
 
 def recovery_name(optimiser: str) -> str:
@@ -85,10 +96,12 @@ def recovery_name(optimiser: str) -> str:
 
 
 def recovery_aims(bench: Bench[Config], damaged: Vector) -> list[Aim]:
-    """Of both optimisers' recoveries: θ_T − θ_D; θ_k − θ_D, the sum of the first k updates; vectors of the prefix basis Q_k.
+    """Of both optimisers' recoveries: θ_T − θ_D; θ_k − θ_D, the sum of the first k updates; vectors
+    of the prefix basis Q_k.
 
-    Each the same recovery as in the other studies of this run. The end points and the first k updates are read as they are,
-    however updates are kept. Vector j of Q_k is what update j adds to the span of those before it (measures §3).
+    Each the same recovery as in the other studies of this run. The end points and the first k
+    updates are read as they are, however updates are kept. Vector j of Q_k is what update j adds to
+    the span of those before it (measures §3).
     """
     config, found = bench.config, []
     for optimiser in config.learning_rates():
@@ -100,16 +113,30 @@ def recovery_aims(bench: Bench[Config], damaged: Vector) -> list[Aim]:
 
         label = LABEL[optimiser]
         way = recovery(
-            bench, optimiser, bench.task, damaged, config.steps, order="recovery", exactly=config.k, after_step=keep
+            bench,
+            optimiser,
+            bench.task,
+            damaged,
+            config.steps,
+            order="recovery",
+            exactly=config.k,
+            after_step=keep,
         )
-        found.append(Aim(name=recovery_name(optimiser), vector=ends[config.steps] - damaged, whole=True))
-        found.append(Aim(name=f"first updates, {label}", vector=ends[config.k] - damaged, whole=True))
+        found.append(
+            Aim(name=recovery_name(optimiser), vector=ends[config.steps] - damaged, whole=True)
+        )
+        found.append(
+            Aim(name=f"first updates, {label}", vector=ends[config.k] - damaged, whole=True)
+        )
         basis = Subspace.spanned_by(way.head).basis
         if len(basis) < config.k:
             raise LoclinError(
-                f"expected {config.k} independent first updates by {label}, found {len(basis)}: lower --k or change the learning rate"
+                f"expected {config.k} independent first updates by {label}, found {len(basis)}: "
+                "lower --k or change the learning rate"
             )
-        found += [Aim(name=f"prefix {j}, {label}", vector=basis[j - 1]) for j in config.prefix_vectors]
+        found += [
+            Aim(name=f"prefix {j}, {label}", vector=basis[j - 1]) for j in config.prefix_vectors
+        ]
     return found
 
 

@@ -22,25 +22,28 @@ from loclin.studies.settings import (
 
 @dataclass(frozen=True, kw_only=True)
 class Config(RecoverySettings):
-    """Over which steps is the loss straight? The first-order window along gradients, task vectors, recoveries and noise.
+    """Over which steps is the loss straight? The first-order window along gradients, task vectors,
+    recoveries and noise.
 
-    At the pretrained point and at the damaged one, the loss and the score of the task are followed along straight lines, both
-    ways, over steps from a millionth of the weights' length to all of it. The window is the largest step up to which the
-    change of the loss stays within a tolerance of gradient times step; it is held against what curvature predicts, against the
-    length of real displacements, and against the step at which round-off begins. Pairs of directions: up to which size is the
-    effect of the sum the sum of the effects? (measures §7)
+    At the pretrained point and at the damaged one, the loss and the score of the task are followed
+    along straight lines, both ways, over steps from a millionth of the weights' length to all of
+    it. The window is the largest step up to which the change of the loss stays within a tolerance
+    of gradient times step; it is held against what curvature predicts, against the length of real
+    displacements, and against the step at which round-off begins. Pairs of directions: up to which
+    size is the effect of the sum the sum of the effects? (measures §7)
 
-    Every step is relative: ε moves the weights by ε times their length along a unit direction; with LoRA the weights are the
-    factors A and B.
+    Every step is relative: ε moves the weights by ε times their length along a unit direction; with
+    LoRA the weights are the factors A and B.
 
-    The other defaults depend on --profile and --model: the losses of the built-in models are followed in float64.
+    The other defaults depend on --profile and --model: the losses of the built-in models are
+    followed in float64.
     """
 
     study: ClassVar[str] = "linearity"
 
     evaluate: Literal["float64", "same"] = "same"
-    """Precision in which the loss is followed: float64 (the model is cast when all training is done), or that of --dtype, whose
-    round-off is marked."""
+    """Precision in which the loss is followed: float64 (the model is cast when all training is
+    done), or that of --dtype, whose round-off is marked."""
     window_examples: int = 128
     """Examples of the test split whose loss is followed."""
     tolerances: tuple[float, ...] = (0.1, 0.5)
@@ -56,15 +59,16 @@ class Config(RecoverySettings):
     k: int = 10
     """First updates of a recovery whose sum is a direction too."""
     prefix_vectors: tuple[int, ...] = (1, 10)
-    """Which vectors of the prefix basis, the orthonormalised first k updates of each recovery, are directions too."""
+    """Which vectors of the prefix basis, the orthonormalised first k updates of each recovery, are
+    directions too."""
     hessian_directions: int = 3
     """How many eigenvectors of the largest Hessian eigenvalues are directions, at both points."""
     curvature_chunk: int = 64
-    """Examples in a pass that is differentiated. Where one pass holds all of them, its graph is kept from product to product,
-    which saves a third of their time."""
+    """Examples in a pass that is differentiated. Where one pass holds all of them, its graph is
+    kept from product to product, which saves a third of their time."""
     products: Literal["auto", "finite differences"] = "auto"
-    """Hessian-vector products: auto differentiates twice, with attention switched to eager; finite differences of gradients
-    are a fallback for models whose attention cannot be switched."""
+    """Hessian-vector products: auto differentiates twice, with attention switched to eager; finite
+    differences of gradients are a fallback for models whose attention cannot be switched."""
 
     def checked(self) -> Config:
         """This configuration, if it can be run.
@@ -73,14 +77,17 @@ class Config(RecoverySettings):
             LoclinError: what was expected, what was found, what to do.
         """
         super().checked()
-        check_counts(self, ("window_examples", "per_decade", "task_vector_steps", "k", "curvature_chunk"))
+        check_counts(
+            self, ("window_examples", "per_decade", "task_vector_steps", "k", "curvature_chunk")
+        )
         check_counts(self, ("hessian_directions",))
         check_within(self, ("k",), self.steps, "T", "raise --steps")
         check_within(self, ("prefix_vectors",), self.k, "k", "raise --k")
         check_grid(self.smallest, self.largest, self.tolerances)
         if self.dtype in ("bfloat16", "float16", "auto"):
             raise LoclinError(
-                f"expected float32 or float64, whose round-off leaves a window to be seen, found --dtype {self.dtype}: change it"
+                "expected float32 or float64, whose round-off leaves a window to be seen, found "
+                f"--dtype {self.dtype}: change it"
             )
         return self
 
@@ -99,22 +106,29 @@ def check_grid(smallest: float, largest: float, tolerances: tuple[float, ...]) -
     """Raise for steps that are no range or tolerances that are no shares."""
     if not 0 < smallest < largest:
         raise LoclinError(
-            f"expected 0 < smallest < largest, found {smallest} and {largest}: change --smallest or --largest"
+            f"expected 0 < smallest < largest, found {smallest} and {largest}: change --smallest "
+            "or --largest"
         )
     if not tolerances or not 0 < min(tolerances) <= max(tolerances) < 1:
-        raise LoclinError(f"expected tolerances between 0 and 1, found {list(tolerances)}: change --tolerances")
+        raise LoclinError(
+            f"expected tolerances between 0 and 1, found {list(tolerances)}: change --tolerances"
+        )
 
 
 def preset(profile: Profile, model: str | None = None) -> Config:
     """The defaults of a profile for a model.
 
-    smoke: short recoveries, few steps on each line, three runs. standard: four runs. paper: 24 runs, so that intervals come
-    from the bootstrap.
+    smoke: short recoveries, few steps on each line, three runs. standard: four runs. paper: 24
+    runs, so that intervals come from the bootstrap.
     """
     config = Config(model=named(profile, model), profile=profile)
     if config.model not in SEQUENCE_MODELS:
         config = recovering_by_lora(config)
-    config = replace(config, evaluate="float64") if config.model in BUILT_IN else replace(config, curvature_chunk=8)
+    config = (
+        replace(config, evaluate="float64")
+        if config.model in BUILT_IN
+        else replace(config, curvature_chunk=8)
+    )
     if profile == "smoke":
         return replace(
             recovering_quickly(config),

@@ -1,4 +1,6 @@
-"""One independent run of the linearity study: the loss along straight lines at the pretrained and the damaged point."""
+"""One independent run of the linearity study: the loss along straight lines at the pretrained and
+the damaged point.
+"""
 
 from __future__ import annotations
 
@@ -42,12 +44,15 @@ def run_one(config: Config, run: int, progress: Progress) -> Part:
     """Everything that run number `run` contributes.
 
     Raises:
-        LoclinError: whatever `make_bench` refuses, splits too small, a task that is not destroyed, a loss that is not finite.
+        LoclinError: whatever `make_bench` refuses, splits too small, a task that is not destroyed,
+            a loss that is not finite.
     """
     began = time.perf_counter()
     bench = make_bench(config, run, _demand(config), progress)
     shown = bench.problem.examples["test"][bench.task]
-    chosen = aims.chosen_examples(config.window_examples, len(shown), seed=derived(bench.seed, "window examples"))
+    chosen = aims.chosen_examples(
+        config.window_examples, len(shown), seed=derived(bench.seed, "window examples")
+    )
     exam = Exam.of(bench.problem, [shown[i] for i in chosen], at_once=config.curvature_chunk)
     rows = [bench.row("dimension", float(bench.space.dimension))]
     progress("destroying the task", 0.0)
@@ -104,11 +109,15 @@ class _Point:
         self._seed = derived(bench.seed, "window", name)
 
     def rows(self, ways: Sequence[Aim]) -> Iterator[Row]:
-        """Lines along the given displacements and along everything that every point has, then pairs of them."""
+        """Lines along the given displacements and along everything that every point has, then pairs
+        of them.
+        """
         bench, space = self._bench, self._bench.space
         gradient = space.gradient(self._exam.loss, self._exam.fold(0))
         other = Aim(name=aims.RANDOM, vector=space.noise(seed=derived(self._seed, "other")))
-        with self._second_order() as product:  # all before the point moves, so that one graph serves them
+        with (
+            self._second_order() as product
+        ):  # all before the point moves, so that one graph serves them
             common = aims.common_aims(bench, gradient, product, seed=self._seed)
             every = [*common, *(replace(way, vector=way.vector.to(gradient)) for way in ways)]
             lone = [other] if self._name == "pretrained" else []
@@ -124,7 +133,9 @@ class _Point:
             if aim is other:
                 continue
             loss, score = profiles[-1].loss, profiles[-1].score
-            here = {**bench.context, "point": self._name, "direction": aim.name} | ({"on": aim.on} if aim.on else {})
+            here = {**bench.context, "point": self._name, "direction": aim.name} | (
+                {"on": aim.on} if aim.on else {}
+            )
             yield from curve_rows(profiles[-1].on(self._grid), here)
             closer = self._closer(aim, line).profile()
             yield from line_rows(closer, bench.config.tolerances, here)
@@ -133,7 +144,9 @@ class _Point:
         yield bench.row("loss", loss, **at)
         yield bench.row("score_here", score, **at)
         for (label, i, j), bent in zip(pairs, mixed, strict=True):
-            yield from self._pair(label, ((every + lone)[i], (every + lone)[j]), (profiles[i], profiles[j]), bent)
+            yield from self._pair(
+                label, ((every + lone)[i], (every + lone)[j]), (profiles[i], profiles[j]), bent
+            )
 
     @contextmanager
     def _second_order(self) -> Iterator[Product]:
@@ -155,18 +168,30 @@ class _Point:
         slopes, curvatures = np.array([inner(gradient, w)]), np.array([curvature])
         line = line_along(space, exam, w, self._grid, slopes=slopes, curvatures=curvatures)
         further = line.profile().further_for_scatter()
-        return line.joined(further, losses_along(space, exam.tallies, w, further)[0]) if further else line
+        return (
+            line.joined(further, losses_along(space, exam.tallies, w, further)[0])
+            if further
+            else line
+        )
 
     def _closer(self, aim: Aim, line: Line) -> Line:
-        """The same line with further steps near the edges of its windows, each where the last interpolation put the edge."""
+        """The same line with further steps near the edges of its windows, each where the last
+        interpolation put the edge.
+        """
         for _ in range(CLOSER):
             profile = line.profile()
             windows = {sign: profile.window(sign, self._bench.config.tolerance) for sign in SIGNS}
-            steps = [sign * w.size for sign, w in windows.items() if w.size is not None and w.bracket is not None]
+            steps = [
+                sign * w.size
+                for sign, w in windows.items()
+                if w.size is not None and w.bracket is not None
+            ]
             steps = [s for s in steps if s not in line.steps]
             if not steps:
                 break
-            sums, _ = losses_along(self._bench.space, self._exam.tallies, ray(self._origin, aim.vector), steps)
+            sums, _ = losses_along(
+                self._bench.space, self._exam.tallies, ray(self._origin, aim.vector), steps
+            )
             line = line.joined(steps, sums)
         return line
 
@@ -179,12 +204,18 @@ class _Point:
         steps = [*(sign * size for sign, size in edges.items()), *([whole] if aim.whole else [])]
         found: list[tuple[float, float]] = []
         if steps:
-            sums, counts = losses_along(self._bench.space, self._exam.tallies, ray(self._origin, aim.vector), steps)
+            sums, counts = losses_along(
+                self._bench.space, self._exam.tallies, ray(self._origin, aim.vector), steps
+            )
             found = [(float(loss) - profile.loss, float(score)) for loss, score in sums / counts]
-        at_edges: dict[int, tuple[float | None, float | None]] = dict(zip(edges, found, strict=False))
+        at_edges: dict[int, tuple[float | None, float | None]] = dict(
+            zip(edges, found, strict=False)
+        )
         for sign, name in SIGNS.items():
             change, score = at_edges.get(sign, (None, None))
-            yield from edge_rows(profile, change, score, {**here, "sign": name, "tolerance": tolerance})
+            yield from edge_rows(
+                profile, change, score, {**here, "sign": name, "tolerance": tolerance}
+            )
         if aim.whole:
             yield from whole_rows(profile, whole, *found[-1], windows[1], tolerance, here)
 
@@ -196,14 +227,22 @@ class _Point:
             return [("gradient and recovery, AdamW", of[aims.GRADIENT, None], second)]
         tasks = self._bench.task, self._bench.other
         random = ("two random directions", of[aims.RANDOM, None], len(every))
-        two = [("two task vectors", of[aims.TASK, tasks[0]], of[aims.TASK, tasks[1]])] if tasks[1] else []
+        two = (
+            [("two task vectors", of[aims.TASK, tasks[0]], of[aims.TASK, tasks[1]])]
+            if tasks[1]
+            else []
+        )
         return [*two, random]
 
-    def _pair(self, label: str, two: tuple[Aim, Aim], profiles: tuple[Profile, Profile], mixed: float) -> Iterator[Row]:
+    def _pair(
+        self, label: str, two: tuple[Aim, Aim], profiles: tuple[Profile, Profile], mixed: float
+    ) -> Iterator[Row]:
         """Both at once: the step ε along the sum of the two rays."""
         v, w = (ray(self._origin, aim.vector) for aim in two)
         steps = [s for s in self._grid if s]
         sums, counts = losses_along(self._bench.space, self._exam.tallies, v + w, steps)
         both = sums[:, 0] / counts[0] - profiles[0].loss
         here = {**self._bench.context, "point": self._name, "pair": label}
-        yield from pair_rows(np.array(steps), both, profiles, mixed, self._bench.config.tolerances, here)
+        yield from pair_rows(
+            np.array(steps), both, profiles, mixed, self._bench.config.tolerances, here
+        )

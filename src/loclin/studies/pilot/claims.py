@@ -1,4 +1,6 @@
-"""A pilot is a measurement for one's own tasks: it decides no claim. What it recommends is worked out by `report.ranking`."""
+"""A pilot is a measurement for one's own tasks: it decides no claim. What it recommends is worked
+out by `report.ranking`.
+"""
 
 from __future__ import annotations
 

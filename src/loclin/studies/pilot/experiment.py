@@ -32,12 +32,18 @@ def device(config: Config) -> str:
 
 
 def fingerprint(config: Config) -> dict[str, str]:
-    """What a run folder is of beside its settings: the data, and which files the model has. Other data make another pilot."""
+    """What a run folder is of beside its settings: the data, and which files the model has. Other
+    data make another pilot.
+    """
     digest = hashlib.blake2b(digest_size=8)
     for name in config.data:
         digest.update(Path(name).read_bytes() if Path(name).is_file() else name.encode())
     folder = Path(config.model)
-    sizes = [(p.name, p.stat().st_size) for p in sorted(folder.iterdir()) if p.is_file()] if folder.is_dir() else []
+    sizes = (
+        [(p.name, p.stat().st_size) for p in sorted(folder.iterdir()) if p.is_file()]
+        if folder.is_dir()
+        else []
+    )
     return {
         "data_digest": digest.hexdigest(),
         "model_files": hashlib.blake2b(repr(sizes).encode(), digest_size=8).hexdigest(),
@@ -48,8 +54,9 @@ def run_one(config: Config, run: int, progress: Progress) -> Part:
     """Everything that pilot number `run` contributes.
 
     Raises:
-        LoclinError: whatever is wrong with model or data, fewer than two tasks, a split too small for a batch, tasks that are all known
-            already, a loss or gradient that is not finite (task and step are named), a package that a schedule needs.
+        LoclinError: whatever is wrong with model or data, fewer than two tasks, a split too small
+            for a batch, tasks that are all known already, a loss or gradient that is not finite
+            (task and step are named), a package that a schedule needs.
     """
     began = time.perf_counter()
     check_installed(config.named)
@@ -86,11 +93,17 @@ def run_one(config: Config, run: int, progress: Progress) -> Part:
     known = ", ".join(f"{score:.2f} on {task}" for task, score in zip(tasks, scores, strict=True))
     if scores.min() >= KNOWN:
         raise LoclinError(
-            f"expected a task with something to learn, found {known} before any training: give tasks that the model does not know"
+            f"expected a task with something to learn, found {known} before any training: give "
+            "tasks that the model does not know"
         )
     rows, seconds = contest_rows(contest, progress)
-    counts = ", ".join(f"{len(exam.folds)} of {task}" for task, exam in zip(tasks, contest.whole, strict=True))
-    said = [f"scores are of test examples: {counts}", f"known before training, first pilot: {known}"]
+    counts = ", ".join(
+        f"{len(exam.folds)} of {task}" for task, exam in zip(tasks, contest.whole, strict=True)
+    )
+    said = [
+        f"scores are of test examples: {counts}",
+        f"known before training, first pilot: {known}",
+    ]
     notes = [*problem.notes, *said, *cost_note(seconds)] if run == 0 else []
     return Part(rows=rows, arrays={}, seconds=time.perf_counter() - began, notes=notes)
 
@@ -104,10 +117,14 @@ def chosen_tasks(config: Config, problem: Problem, lessons: str) -> tuple[str, .
     tasks = config.tasks or problem.tasks
     unknown = [task for task in tasks if task not in problem.tasks]
     if unknown:
-        raise LoclinError(f"unknown task {unknown[0]!r}: expected some of {', '.join(problem.tasks)}; change --tasks")
+        raise LoclinError(
+            f"unknown task {unknown[0]!r}: expected some of {', '.join(problem.tasks)}; change "
+            "--tasks"
+        )
     if len(tasks) < 2:
         raise LoclinError(
-            f"expected two tasks or more, found {', '.join(tasks)} alone: give a file for each, or records that name their task"
+            f"expected two tasks or more, found {', '.join(tasks)} alone: give a file for each, or "
+            "records that name their task"
         )
     config.check_terms(len(tasks))
     _check_sizes(config, problem, tasks, lessons)
@@ -119,7 +136,8 @@ def _check_sizes(config: Config, problem: Problem, tasks: Sequence[str], lessons
         found = len(problem.examples[lessons][task])
         if found < config.batch:
             raise LoclinError(
-                f"expected at least {config.batch} examples of {task} to train on, found {found}, {SHARES['train']:.0%} of those read: "
+                f"expected at least {config.batch} examples of {task} to train on, found {found}, "
+                f"{SHARES['train']:.0%} of those read: "
                 "give more data or lower --batch"
             )
 
@@ -127,7 +145,9 @@ def _check_sizes(config: Config, problem: Problem, tasks: Sequence[str], lessons
 def trained_part(config: Config, problem: Problem, seed: int) -> tuple[Problem, ParameterSpace]:
     """The model with its adapter, where one is trained, and the trained coordinates."""
     if config.space != "lora":
-        return problem, ParameterSpace(problem.model, "*" if config.space == "full" else config.space)
+        return problem, ParameterSpace(
+            problem.model, "*" if config.space == "full" else config.space
+        )
     lora = Lora(rank=config.rank, alpha=config.alpha, targets=config.targets)
     adapted = attach(problem.model, lora, seed=seed)
     if config.dtype == "float64":

@@ -15,29 +15,34 @@ GRADIENT = "gradient"
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """How large a step along one direction can be before its effect on the loss is no longer gradient times step?
+    """How large a step along one direction can be before its effect on the loss is no longer
+    gradient times step?
 
-    For anyone who adds a task vector, merges an adapter or takes one large step: the largest step, both ways along the
-    direction, up to which the change of the loss stays within a tolerance of what the gradient predicts. Given as a share of
-    the weights' length, as a length, and as a multiple of the direction itself (λ of a task vector; the learning rate of one
-    plain step along the gradient); measured, and predicted from curvature; with an interval over disjoint groups of examples;
-    with the loss and the score there, and whether the whole vector, λ = 1, is inside. Nothing is trained.
+    For anyone who adds a task vector, merges an adapter or takes one large step: the largest step,
+    both ways along the direction, up to which the change of the loss stays within a tolerance of
+    what the gradient predicts. Given as a share of the weights' length, as a length, and as a
+    multiple of the direction itself (λ of a task vector; the learning rate of one plain step along
+    the gradient); measured, and predicted from curvature; with an interval over disjoint groups of
+    examples; with the loss and the score there, and whether the whole vector, λ = 1, is inside.
+    Nothing is trained.
 
-    Example: loclin radius --model path/to/base --data my-task.jsonl --direction path/to/base..path/to/tuned
+    Example: loclin radius --model path/to/base --data my-task.jsonl --direction
+    path/to/base..path/to/tuned
     """
 
     direction: str
-    """gradient; PATH.safetensors, the changes of named weights; BASE..TUNED, two folders of weights or two adapters; or the
-    folder of one LoRA adapter, whose ΔW moves the full weights."""
+    """gradient; PATH.safetensors, the changes of named weights; BASE..TUNED, two folders of weights
+    or two adapters; or the folder of one LoRA adapter, whose ΔW moves the full weights."""
     model: str
     """The model that is moved: a folder, a hub id, or a built-in model (sequences, statements)."""
     data: str | None = None
-    """What it is asked: a JSON Lines file, a hub data set (google/boolq), sequences, statements, or self. A built-in model
-    brings its own."""
+    """What it is asked: a JSON Lines file, a hub data set (google/boolq), sequences, statements, or
+    self. A built-in model brings its own."""
     task: str | None = None
     """Whose loss; all tasks together by default."""
     space: str = "full"
-    """Weights that move: full, or a shell pattern of parameter names ("*attn*"; several separated by commas)."""
+    """Weights that move: full, or a shell pattern of parameter names ("*attn*"; several separated
+    by commas)."""
     tolerance: float = 0.1
     """τ, the relative error of the prediction at which a step is too large."""
     examples: int = 128
@@ -47,7 +52,8 @@ class Config:
     batch: int = 16
     """Examples in a pass that is differentiated; lower it where memory is short."""
     curvature: Literal["auto", "double backward", "finite differences"] = "auto"
-    """How curvature is taken: auto switches attention to one that can be differentiated twice, and falls back on differences."""
+    """How curvature is taken: auto switches attention to one that can be differentiated twice, and
+    falls back on differences."""
     smallest: float = 1e-6
     """The smallest step tried first, as a share of the weights' length."""
     largest: float = 1.0
@@ -79,9 +85,18 @@ class Config:
     @property
     def entry(self) -> str:
         """Name of the run folder."""
-        names = (Path(self.model).name, *(Path(part).name for part in self.direction.rsplit("..", 1)))
+        names = (
+            Path(self.model).name,
+            *(Path(part).name for part in self.direction.rsplit("..", 1)),
+        )
         return "-".join(
-            ["radius", *(re.sub(r"[^A-Za-z0-9.]+", "-", n.removesuffix(".safetensors")).strip("-.") for n in names)]
+            [
+                "radius",
+                *(
+                    re.sub(r"[^A-Za-z0-9.]+", "-", n.removesuffix(".safetensors")).strip("-.")
+                    for n in names
+                ),
+            ]
         )
 
     def checked(self) -> Config:
@@ -92,17 +107,23 @@ class Config:
         """
         if self.model not in BUILT_IN and self.data is None:
             raise LoclinError(
-                f"expected --data with the model {self.model!r}, found none: give a JSON Lines file, sequences, or self"
+                f"expected --data with the model {self.model!r}, found none: give a JSON Lines "
+                "file, sequences, or self"
             )
         check_counts(self, ("examples", "batch", "per_decade"))
         if self.folds < 2:
             raise LoclinError(f"expected at least 2 folds, found {self.folds}: raise --folds")
         if not 0 < self.tolerance < 1:
-            raise LoclinError(f"expected a tolerance between 0 and 1, found {self.tolerance}: change --tolerance")
+            raise LoclinError(
+                f"expected a tolerance between 0 and 1, found {self.tolerance}: change --tolerance"
+            )
         if not 0 < self.precision < 1:
-            raise LoclinError(f"expected a precision between 0 and 1, found {self.precision}: change --precision")
+            raise LoclinError(
+                f"expected a precision between 0 and 1, found {self.precision}: change --precision"
+            )
         if not 0 < self.smallest < self.largest:
             raise LoclinError(
-                f"expected 0 < smallest < largest, found {self.smallest} and {self.largest}: change --smallest or --largest"
+                f"expected 0 < smallest < largest, found {self.smallest} and {self.largest}: "
+                "change --smallest or --largest"
             )
         return self

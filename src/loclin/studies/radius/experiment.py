@@ -1,4 +1,6 @@
-"""The radius of one direction at a model's own point, start to record: load, read the direction, sweep, close in, write."""
+"""The radius of one direction at a model's own point, start to record: load, read the direction,
+sweep, close in, write.
+"""
 
 from __future__ import annotations
 
@@ -54,18 +56,22 @@ def measure_radius(config: Config, *, out: Path) -> None:
         out: the run folder; measured again where it exists already.
 
     Raises:
-        LoclinError: bad settings, a model, data or direction that cannot be read or do not fit, a loss that is not finite, a
-            folder of other settings.
+        LoclinError: bad settings, a model, data or direction that cannot be read or do not fit, a
+            loss that is not finite, a folder of other settings.
     """
     config = config.checked()
     record, began = Record(out), time.perf_counter()
     device = device_named(config.device, small=config.model in BUILT_IN)
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_WHAT}
     record.open_study(STUDY, settings, device=config.device_map or device)
-    with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), transient=True) as bar:
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), transient=True
+    ) as bar:
         grid = signed_grid(config.smallest, config.largest, config.per_decade)
         task = bar.add_task("loading the model", total=len(grid) + 3 * config.folds + 20)
-        rows, notes = radius_of(config, device, lambda text: bar.update(task, advance=1, description=text))
+        rows, notes = radius_of(
+            config, device, lambda text: bar.update(task, advance=1, description=text)
+        )
     record.write_results(STUDY, rows, {})
     record.close_study(STUDY, time.perf_counter() - began, notes)
 
@@ -100,15 +106,27 @@ def radius_of(config: Config, device: str, told: Told) -> tuple[list[Row], list[
         return losses_along(space, exam.tallies, w, steps)[0]
 
     line = line_along(
-        space, exam, w, grid, slopes=slopes, curvatures=curvatures, passed=lambda: told("following the loss")
+        space,
+        exam,
+        w,
+        grid,
+        slopes=slopes,
+        curvatures=curvatures,
+        passed=lambda: told("following the loss"),
     )
-    numbers = {"weights_length": scale.weights, "direction_length": scale.vector, "dimension": float(space.dimension)}
+    numbers = {
+        "weights_length": scale.weights,
+        "direction_length": scale.vector,
+        "dimension": float(space.dimension),
+    }
     rows = [Row(quantity=quantity, value=value) for quantity, value in numbers.items()]
     return [*rows, *_line_rows(config, line, ask, scale)], notes
 
 
 def _line_rows(config: Config, line: Line, ask: Ask, scale: Scale) -> Iterator[Row]:
-    """The line as it was swept, then the radius and what is at its edges, then the whole vector where there is one."""
+    """The line as it was swept, then the radius and what is at its edges, then the whole vector
+    where there is one.
+    """
     tolerance = config.tolerance
     yield from curve_rows(line)
     line = closed_in(told_from_scatter(line, ask), ask, tolerance, precision=config.precision)
@@ -122,24 +140,40 @@ def _line_rows(config: Config, line: Line, ask: Ask, scale: Scale) -> Iterator[R
     if config.direction != GRADIENT:
         yield from whole_rows(line, scale, tolerance)
     whole = line.profile()
-    numbers = {"loss": whole.loss, "score_here": whole.score, "slope": whole.slope, "curvature": whole.curvature}
+    numbers = {
+        "loss": whole.loss,
+        "score_here": whole.score,
+        "slope": whole.slope,
+        "curvature": whole.curvature,
+    }
     yield from (Row(quantity=quantity, value=value) for quantity, value in numbers.items())
 
 
 def _problem(config: Config, device: str, told: Told) -> Problem:
     told("loading the model")
     how = How.of(config, device)
-    return load(config.model, data=config.data, seed=config.seed, how=how, template=config.template, long=config.long)
+    return load(
+        config.model,
+        data=config.data,
+        seed=config.seed,
+        how=how,
+        template=config.template,
+        long=config.long,
+    )
 
 
 def _examples(config: Config, problem: Problem) -> tuple[list[Example], list[str]]:
     """Examples that a built-in model never saw; of other data any, since nothing is trained here."""
     if config.task is not None and config.task not in problem.tasks:
-        raise LoclinError(f"unknown task {config.task!r}: expected one of {', '.join(problem.tasks)}")
+        raise LoclinError(
+            f"unknown task {config.task!r}: expected one of {', '.join(problem.tasks)}"
+        )
     tasks = [config.task] if config.task else list(problem.tasks)
     splits = ["test"] if config.data is None else list(problem.examples)
     found = [e for split in splits for task in tasks for e in problem.examples[split][task]]
-    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(derived(config.seed, "radius examples")))
+    order = torch.randperm(
+        len(found), generator=torch.Generator().manual_seed(derived(config.seed, "radius examples"))
+    )
     chosen = [found[i] for i in order[: config.examples].tolist()]
     return chosen, [f"{len(chosen)} of {len(found)} examples of {', '.join(tasks)} are asked"]
 
@@ -156,7 +190,8 @@ def _vector(
     inside = [n for n in space.names if n in found.tensors]
     if not inside:
         raise LoclinError(
-            f"expected a space with weights that the direction moves, found none of its {len(found.tensors)} tensors in "
+            "expected a space with weights that the direction moves, found none of its "
+            f"{len(found.tensors)} tensors in "
             f"{config.space!r}: change --space"
         )
     vector = torch.zeros_like(space.read())
@@ -164,7 +199,10 @@ def _vector(
         if name in found.tensors:
             piece.copy_(found.tensors[name])
     outside = len(found.tensors) - len(inside)
-    return vector, [*found.notes, *([f"{outside} of these lie outside {config.space!r} and stay"] if outside else [])]
+    return vector, [
+        *found.notes,
+        *([f"{outside} of these lie outside {config.space!r} and stay"] if outside else []),
+    ]
 
 
 def _derivatives(
@@ -179,10 +217,16 @@ def _derivatives(
     def take(method: Method) -> None:
         for i in range(exam.count):
             told("taking curvature")
-            curvatures[i] = inner(w, hessian_operator(space, exam.loss, list(exam.fold(i)), method=method)(w))
+            curvatures[i] = inner(
+                w, hessian_operator(space, exam.loss, list(exam.fold(i)), method=method)(w)
+            )
 
     remark, own = "", exam.problem.model.config._attn_implementation
-    switched = "" if own == "eager" else f"attention is switched from {own} to eager for second derivatives"
+    switched = (
+        ""
+        if own == "eager"
+        else f"attention is switched from {own} to eager for second derivatives"
+    )
     if config.curvature != "finite differences":
         try:
             with twice_differentiable(exam.problem.model):
@@ -201,7 +245,8 @@ def _check_room(space: ParameterSpace) -> None:
     free = free_memory(space.parameters[0].device)
     if needed > free:
         raise LoclinError(
-            f"expected room for about {HELD} directions of {space.dimension} coordinates ({needed / 1e9:.0f} GB), found "
+            f"expected room for about {HELD} directions of {space.dimension} coordinates "
+            f"({needed / 1e9:.0f} GB), found "
             f"{free / 1e9:.0f} GB of free memory: move fewer weights by --space"
         )
 

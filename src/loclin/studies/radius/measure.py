@@ -1,4 +1,6 @@
-"""The largest predictable step along a ray, both ways: sweep, close in, and what folds of the examples say (measures §7, §14)."""
+"""The largest predictable step along a ray, both ways: sweep, close in, and what folds of the
+examples say (measures §7, §14).
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,8 @@ def told_from_scatter(line: Line, ask: Ask) -> Line:
 
 
 def closed_in(line: Line, ask: Ask, tolerance: float, *, precision: float) -> Line:
-    """The same line with further steps: below the grid where no step of it is predictable, and around both edges.
+    """The same line with further steps: below the grid where no step of it is predictable, and
+    around both edges.
 
     Args:
         line: swept over a grid.
@@ -61,7 +64,9 @@ def closed_in(line: Line, ask: Ask, tolerance: float, *, precision: float) -> Li
             continue
         found: dict[float, np.ndarray] = {}
 
-        def error(step: float, sign: int = sign, line: Line = line, found: dict[float, np.ndarray] = found) -> float:
+        def error(
+            step: float, sign: int = sign, line: Line = line, found: dict[float, np.ndarray] = found
+        ) -> float:
             found[sign * step] = ask([sign * step])[0]
             here = line.joined([sign * step], found[sign * step][None]).profile()
             return float(here.errors[here.steps == sign * step][0])
@@ -83,9 +88,11 @@ def _from_below(line: Line, ask: Ask, tolerance: float) -> Line:
 
 
 def jackknifed(value: float, without: Sequence[float]) -> Estimate | None:
-    """A value with its interval from what it would be without each of n groups: the jackknife (Tukey 1958), Student's t.
+    """A value with its interval from what it would be without each of n groups: the jackknife
+    (Tukey 1958), Student's t.
 
-    The standard error is √((n−1)/n Σ(x_i − x̄)²), with n − 1 degrees of freedom. For a mean of equal groups it is the usual one.
+    The standard error is √((n−1)/n Σ(x_i − x̄)²), with n − 1 degrees of freedom. For a mean of
+    equal groups it is the usual one.
 
     Returns:
         None where the value, or one of those without a group, is not defined.
@@ -101,13 +108,16 @@ def jackknifed(value: float, without: Sequence[float]) -> Estimate | None:
     return Estimate(value=value, low=value - half, high=value + half, n=n)
 
 
-def over_folds(line: Line, measure: Callable[[Profile], float | None], *, powers: bool = False) -> Estimate | None:
+def over_folds(
+    line: Line, measure: Callable[[Profile], float | None], *, powers: bool = False
+) -> Estimate | None:
     """A number of a line's profile, with its interval over folds.
 
     Args:
         line: with losses by fold.
         measure: of a profile; None where it is not defined.
-        powers: the interval is taken on the logarithm, for numbers above 0 that spread over decades.
+        powers: the interval is taken on the logarithm, for numbers above 0 that spread over
+            decades.
     """
 
     def number(without: int | None) -> float:
@@ -119,7 +129,11 @@ def over_folds(line: Line, measure: Callable[[Profile], float | None], *, powers
     value = number(None)
     found = jackknifed(value, [number(i) for i in range(len(line.slopes))])
     if found is None:
-        return None if math.isnan(value) else Estimate(value=_up(value, powers), low=-math.inf, high=math.inf, n=1)
+        return (
+            None
+            if math.isnan(value)
+            else Estimate(value=_up(value, powers), low=-math.inf, high=math.inf, n=1)
+        )
     low, middle, high = (_up(x, powers) for x in (found.low, found.value, found.high))
     return Estimate(value=middle, low=low, high=high, n=found.n)
 
@@ -129,7 +143,9 @@ def _up(value: float, powers: bool) -> float:
 
 
 def radius_rows(line: Line, scale: Scale, tolerance: float) -> Iterator[Row]:
-    """The radius both ways, in three units, with its prediction, and what the loss and the score are at its edge."""
+    """The radius both ways, in three units, with its prediction, and what the loss and the score
+    are at its edge.
+    """
     whole = line.profile()
     for sign, name in SIGNS.items():
         window = whole.window(sign, tolerance)
@@ -146,7 +162,9 @@ def radius_rows(line: Line, scale: Scale, tolerance: float) -> Iterator[Row]:
         yield Row(quantity="radius_open", value=float(window.open), context=here)
     expected = over_folds(line, lambda p: p.predicted(tolerance), powers=True)
     for unit, factor in (("‖δ‖/‖θ‖", 1.0), ("‖δ‖", scale.weights), ("λ", 1 / scale.whole)):
-        yield estimated("predicted_radius", _times(expected, factor), {"as": unit, "tolerance": tolerance})
+        yield estimated(
+            "predicted_radius", _times(expected, factor), {"as": unit, "tolerance": tolerance}
+        )
     limit = whole.limit(tolerance)
     yield Row(quantity="limit", value=finite(limit), context={"tolerance": tolerance})
 
@@ -167,7 +185,9 @@ def edge_rows(line: Line, step: float, here: dict[str, object], name: str) -> It
 
 
 def whole_rows(line: Line, scale: Scale, tolerance: float) -> Iterator[Row]:
-    """The whole vector, λ = 1: is it inside, and what does it do. The step must be one of the line's."""
+    """The whole vector, λ = 1: is it inside, and what does it do. The step must be one of the
+    line's.
+    """
     window: Window = line.profile().window(1, tolerance)
     inside = window.size is not None and scale.whole <= window.size
     here: dict[str, object] = {"tolerance": tolerance}
@@ -180,9 +200,13 @@ def whole_rows(line: Line, scale: Scale, tolerance: float) -> Iterator[Row]:
 def curve_rows(line: Line) -> Iterator[Row]:
     """Loss change, relative error and score at every step of the line."""
     profile = line.profile()
-    for step, change, error, score in zip(profile.steps, profile.changes, profile.errors, profile.scores, strict=True):
+    for step, change, error, score in zip(
+        profile.steps, profile.changes, profile.errors, profile.scores, strict=True
+    ):
         here = {"sign": SIGNS[1 if step > 0 else -1], "step": abs(float(step))}
-        yield Row(quantity="loss_change", value=finite(change), null=step * profile.slope, context=here)
+        yield Row(
+            quantity="loss_change", value=finite(change), null=step * profile.slope, context=here
+        )
         yield Row(quantity="first_order_error", value=finite(error), context=here)
         yield Row(quantity="score", value=float(score), context=here)
 

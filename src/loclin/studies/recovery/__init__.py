@@ -1,1 +1,3 @@
-"""Recovery: does a basis fixed beforehand, or the first updates, span the way back to a destroyed task?"""
+"""Recovery: does a basis fixed beforehand, or the first updates, span the way back to a destroyed
+task?
+"""

@@ -1,4 +1,6 @@
-"""Rows of one recovery's captures: by its prefix, by other families, and under the nulls (measures §2-4)."""
+"""Rows of one recovery's captures: by its prefix, by other families, and under the nulls (measures
+§2-4).
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,19 @@ ADAM_MOMENTUM = 0.9  # torch's default β₁, the β of the heavy-ball null
 
 
 def prefix_rows(
-    updates: Gramian, ks: tuple[int, ...], dimension: int, shuffles: int, context: Mapping[str, Any], *, seed: int
+    updates: Gramian,
+    ks: tuple[int, ...],
+    dimension: int,
+    shuffles: int,
+    context: Mapping[str, Any],
+    *,
+    seed: int,
 ) -> Iterator[Row]:
     """Prefix and future-only capture at every k, each with its nulls as rows of their own.
 
-    The null column of `prefix_capture` is white steps with the run's own norms; that of `future_capture` is the fitted
-    stationary drift. Its p-value holds it against the run's own updates in shuffled order.
+    The null column of `prefix_capture` is white steps with the run's own norms; that of
+    `future_capture` is the fitted stationary drift. Its p-value holds it against the run's own
+    updates in shuffled order.
     """
     nulls = _null_curves(updates, ks, dimension)
     shuffled = [_shuffled(updates, np.random.default_rng([seed, i])) for i in range(shuffles)]
@@ -42,16 +51,24 @@ def prefix_rows(
             whole = k == len(updates)
             p = None if whole else permutation_p(values[i], draws[:, i])
             here = {**context, "k": k}
-            yield Row(quantity=quantity, value=values[i], null=nulls[quantity, null][i], p=p, context=here)
+            yield Row(
+                quantity=quantity, value=values[i], null=nulls[quantity, null][i], p=p, context=here
+            )
     for (quantity, null), curve in nulls.items():
         for k, value in zip(ks, curve, strict=True):
             if not np.isnan(value):
-                yield Row(quantity=f"{quantity}_null", value=value, context={**context, "k": k, "null": null})
+                yield Row(
+                    quantity=f"{quantity}_null",
+                    value=value,
+                    context={**context, "k": k, "null": null},
+                )
     s = theory.fit_drift(updates)
     yield Row(quantity="drift_s", value=s if np.isfinite(s) else None, context=dict(context))
 
 
-def _null_curves(updates: Gramian, ks: tuple[int, ...], dimension: int) -> dict[tuple[str, str], np.ndarray]:
+def _null_curves(
+    updates: Gramian, ks: tuple[int, ...], dimension: int
+) -> dict[tuple[str, str], np.ndarray]:
     steps, s = len(updates), theory.fit_drift(updates)
     return {
         ("prefix_capture", "white"): theory.white_capture(np.ones(steps), ks),
@@ -78,9 +95,11 @@ def family_rows(
     dimension: int,
     context: Mapping[str, Any],
 ) -> Iterator[Row]:
-    """Captures of d and of f_k by the first k directions of another family, for every k that the family has.
+    """Captures of d and of f_k by the first k directions of another family, for every k that the
+    family has.
 
-    The null column is k/D, the mean for a random k-subspace; p is the tail of its Beta law (measures §2).
+    The null column is k/D, the mean for a random k-subspace; p is the tail of its Beta law
+    (measures §2).
 
     Args:
         basis: Gramian of the family's directions.
@@ -98,5 +117,9 @@ def family_rows(
                 law = theory.random_capture(k, dimension)
                 here = {**context, "k": k, "of": target}
                 yield Row(
-                    quantity="basis_capture", value=value, null=k / dimension, p=float(law.sf(value)), context=here
+                    quantity="basis_capture",
+                    value=value,
+                    null=k / dimension,
+                    p=float(law.sf(value)),
+                    context=here,
                 )

@@ -1,10 +1,13 @@
-"""The four claims that the recovery study decides, each by a rule written here before any run (measures §14).
+"""The four claims that the recovery study decides, each by a rule written here before any run
+(measures §14).
 
-With LoRA captures are taken in ΔW space, which the choice of factors does not change (`Config.spaces`); the note beside the
-verdict gives those of the factors. Gradient bases, their drift and their rank are those of the trained coordinates.
+With LoRA captures are taken in ΔW space, which the choice of factors does not change
+(`Config.spaces`); the note beside the verdict gives those of the factors. Gradient bases, their
+drift and their rank are those of the trained coordinates.
 
-Every rule needs both an interval clear of its threshold and a p-value below 0.05 after Holm's correction over all claims
-of the study. Where two things have to hold, p is the larger of the two (intersection-union test).
+Every rule needs both an interval clear of its threshold and a p-value below 0.05 after Holm's
+correction over all claims of the study. Where two things have to hold, p is the larger of the two
+(intersection-union test).
 """
 
 from __future__ import annotations
@@ -54,15 +57,21 @@ def decide(config: Config, rows: Sequence[Row]) -> list[Claim]:
 def required_capture(config: Config, rows: Sequence[Row], optimiser: str) -> Values:
     """Capture of d that a basis needs for the task to come back, one per run (measures §4).
 
-    That of the smallest prefix to which training can be confined and still regain 90 % of what unconfined training
-    regains, from the damaged score up; of the longest tested prefix where none does, which understates the need.
+    That of the smallest prefix to which training can be confined and still regain 90 % of what
+    unconfined training regains, from the damaged score up; of the longest tested prefix where none
+    does, which understates the need.
     """
     ks = config.project_ks
     here: dict[str, Any] = {"optimiser": optimiser, "basis": "prefix", "space": config.spaces[0]}
     captures = np.array([by_run(rows, "regained_by_capture", k=k, **here) for k in ks])
-    scores = np.array([by_run(rows, "regained_score", optimiser=optimiser, basis="prefix", k=k) for k in ks])
+    scores = np.array(
+        [by_run(rows, "regained_score", optimiser=optimiser, basis="prefix", k=k) for k in ks]
+    )
     full = by_run(rows, "regained_score", optimiser=optimiser, basis="full")
-    lost = np.array([r.value for r in sorted(_damaged_scores(rows), key=lambda r: r.context["run"])], dtype=float)
+    lost = np.array(
+        [r.value for r in sorted(_damaged_scores(rows), key=lambda r: r.context["run"])],
+        dtype=float,
+    )
     enough = scores - lost >= REGAINED * (full - lost)
     first = np.where(enough.any(0), enough.argmax(0), len(ks) - 1)
     return captures[first, np.arange(captures.shape[1])]
@@ -70,35 +79,50 @@ def required_capture(config: Config, rows: Sequence[Row], optimiser: str) -> Val
 
 def _damaged_scores(rows: Sequence[Row]) -> list[Row]:
     """Every run's score on its destroyed task right after the damage."""
-    scores = [r for r in rows if r.quantity == "score" and "run" in r.context and r.context["point"] == "damaged"]
+    scores = [
+        r
+        for r in rows
+        if r.quantity == "score" and "run" in r.context and r.context["point"] == "damaged"
+    ]
     return [r for r in scores if r.context["on"] == r.context["task"]]
 
 
 def static_bases_miss(config: Config, rows: Sequence[Row], optimiser: str) -> Claim:
-    """The best fixed basis holds less of d than recovery needs, and less of the future than the prefix of the same size."""
+    """The best fixed basis holds less of d than recovery needs, and less of the future than the
+    prefix of the same size.
+    """
     here: dict[str, Any] = {"optimiser": optimiser, "k": config.k, "space": config.spaces[0]}
 
     def best(of: str) -> Values:
-        captures: Values = np.max([by_run(rows, "basis_capture", basis=b, of=of, **here) for b in STATIC], axis=0)
+        captures: Values = np.max(
+            [by_run(rows, "basis_capture", basis=b, of=of, **here) for b in STATIC], axis=0
+        )
         return captures
 
     e = over_runs(best("displacement"))
     needed = required_capture(config, rows, optimiser)
-    short, behind = needed - best("displacement"), by_run(rows, "future_capture", **here) - best("future")
+    short, behind = (
+        needed - best("displacement"),
+        by_run(rows, "future_capture", **here) - best("future"),
+    )
     s, b = over_runs(short), over_runs(behind)
     return Claim(
         id="static-bases-miss",
         statement="No basis fixed beforehand spans the recovery direction.",
         setting=setting(config, LABEL[optimiser]),
         paper="misses (Fig. 1, 3b)",
-        measured=f"capture of {_way(config)} by the best of {len(STATIC)} fixed bases, k = {config.k}",
-        null="the capture at which confined training regains 90 % of the score; the prefix's future-only capture",
+        measured=f"capture of {_way(config)} by the best of {len(STATIC)} fixed bases, k = "
+        f"{config.k}",
+        null="the capture at which confined training regains 90 % of the score; the prefix's "
+        "future-only capture",
         p=max(mean_above(short, 0.0), mean_above(behind, 0.0)),
         p_holm=None,
-        rule="supported: lower limits of (needed capture − best fixed basis) and of (prefix − best fixed basis, both on "
+        rule="supported: lower limits of (needed capture − best fixed basis) and of (prefix − best "
+        "fixed basis, both on "
         "the future) above 0; refuted: upper limit of either below 0",
         verdict=verdict(s.low > 0 and b.low > 0, s.high < 0 or b.high < 0),
-        note=f"needed capture {over_runs(needed)}; shortfall {s}; behind the prefix on the future {b}",
+        note=f"needed capture {over_runs(needed)}; shortfall {s}; behind the prefix on the future "
+        f"{b}",
         **figures(e),  # type: ignore[arg-type]
     )
 
@@ -114,7 +138,8 @@ def basis_drifts(config: Config, rows: Sequence[Row], optimiser: str) -> Claim:
         statement="The useful basis moves substantially within 100 steps.",
         setting=setting(config, LABEL[optimiser]),
         paper="within 100 steps (Fig. 1)",
-        measured=f"ρ({t}): overlap of top-{config.k} gradient bases at θ_D and θ_{t}, over that of two batch sets at θ_D",
+        measured=f"ρ({t}): overlap of top-{config.k} gradient bases at θ_D and θ_{t}, over that of "
+        "two batch sets at θ_D",
         null="1: the basis stays, and only minibatch noise moves it",
         p=None if e is None else mean_above(-rho, -MOST),
         p_holm=None,
@@ -135,32 +160,44 @@ def prefix_captures(config: Config, rows: Sequence[Row], optimiser: str) -> Clai
     white = over_runs(by_run(rows, "prefix_capture", column="null", **here))
     return Claim(
         id="prefix-captures",
-        statement="The first updates span most of the recovery, beyond what a constant drift explains.",
+        statement="The first updates span most of the recovery, beyond what a constant drift "
+        "explains.",
         setting=setting(config, LABEL[optimiser]),
         paper="0.77 (Fig. 2)",
         measured=f"capture(Q_k, {_way(config)}), k = {config.k} of T = {config.steps}",
         null=f"{MOST}; and on the future alone, the stationary drift fitted to the same updates",
         p=max(mean_above(prefix, MOST), mean_above(excess, 0.0)),
         p_holm=None,
-        rule=f"supported: prefix capture's lower limit above {MOST} and lower limit of (future-only capture − fitted drift) "
-        f"above 0; refuted: prefix capture's upper limit below {MOST}, or upper limit of the excess below 0",
+        rule=f"supported: prefix capture's lower limit above {MOST} and lower limit of "
+        "(future-only capture − fitted drift) "
+        f"above 0; refuted: prefix capture's upper limit below {MOST}, or upper limit of the "
+        "excess below 0",
         verdict=verdict(e.low > MOST and x.low > 0, e.high < MOST or x.high < 0),
-        note=f"future-only capture {over_runs(future)}; its excess over the fitted drift {x}; white steps with the same norms {white}"
-        + _elsewhere(config, rows, optimiser),
+        note=f"future-only capture {over_runs(future)}; its excess over the fitted drift {x}; "
+        f"white steps with the same norms {white}" + _elsewhere(config, rows, optimiser),
         **figures(e),  # type: ignore[arg-type]
     )
 
 
 def _way(config: Config) -> str:
     """The displacement in the space that decides."""
-    return "d" if config.space != "lora" else "d in ΔW" if config.spaces[0] == "weights" else "d in the factors"
+    return (
+        "d"
+        if config.space != "lora"
+        else "d in ΔW"
+        if config.spaces[0] == "weights"
+        else "d in the factors"
+    )
 
 
 def _elsewhere(config: Config, rows: Sequence[Row], optimiser: str) -> str:
     """Prefix capture in the space that does not decide, and whether the two spaces disagree."""
     if len(config.spaces) < 2:
         return ""
-    here, there = (by_run(rows, "prefix_capture", optimiser=optimiser, k=config.k, space=s) for s in config.spaces)
+    here, there = (
+        by_run(rows, "prefix_capture", optimiser=optimiser, k=config.k, space=s)
+        for s in config.spaces
+    )
     gap = over_runs(there - here)
     apart = "they disagree" if gap.low > 0 or gap.high < 0 else "they do not disagree"
     return f"; in the factors {over_runs(there)}, {gap} more than in ΔW: {apart}"
@@ -180,20 +217,26 @@ def prefix_predicts_recovery(config: Config, rows: Sequence[Row], optimiser: str
         statement="The captured share predicts how much of the task comes back.",
         setting=setting(config, LABEL[optimiser]),
         paper="positive relation (Fig. 2)",
-        measured=f"Spearman's ρ of capture and regained exact match over bases of k = {config.k}, mean over runs",
+        measured=f"Spearman's ρ of capture and regained exact match over bases of k = {config.k}, "
+        "mean over runs",
         null="0: scores permuted among the bases of a run",
-        p=permutation_p(e.value, permuted_rank_correlations(defined, draws=PERMUTATIONS, seed=config.seed))
+        p=permutation_p(
+            e.value, permuted_rank_correlations(defined, draws=PERMUTATIONS, seed=config.seed)
+        )
         if e
         else None,
         p_holm=None,
         rule="supported: lower limit above 0; refuted: upper limit below 0",
         verdict=verdict(e.low > 0, e.high < 0) if e else "inconclusive",
-        note=f"{len(pairs[0][0]) if pairs else 0} bases a run; defined in {len(defined)} of {len(pairs)} runs",
+        note=f"{len(pairs[0][0]) if pairs else 0} bases a run; defined in {len(defined)} of "
+        f"{len(pairs)} runs",
         **figures(e),  # type: ignore[arg-type]
     )
 
 
-def _pairs_at_equal_k(config: Config, rows: Sequence[Row], optimiser: str) -> list[tuple[np.ndarray, np.ndarray]]:
+def _pairs_at_equal_k(
+    config: Config, rows: Sequence[Row], optimiser: str
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """(captures, scores) over the bases of size k, for each run."""
     table: dict[int, dict[str, dict[str, float]]] = {}
     for row in rows:
@@ -205,7 +248,9 @@ def _pairs_at_equal_k(config: Config, rows: Sequence[Row], optimiser: str) -> li
             and c.get("space", config.spaces[0]) == config.spaces[0]
             and "run" in c
         ):
-            table.setdefault(c["run"], {}).setdefault(c["basis"], {})[row.quantity] = float(row.value or 0.0)
+            table.setdefault(c["run"], {}).setdefault(c["basis"], {})[row.quantity] = float(
+                row.value or 0.0
+            )
     return [
         (
             np.array([b["regained_by_capture"] for b in bases.values()]),
@@ -216,33 +261,40 @@ def _pairs_at_equal_k(config: Config, rows: Sequence[Row], optimiser: str) -> li
 
 
 def prefix_predicts_over_runs(config: Config, rows: Sequence[Row]) -> Claim:
-    """Runs (ranks, tasks, learning rates) whose prefix holds more of d regain more when confined to it (Fig. 2, right).
+    """Runs (ranks, tasks, learning rates) whose prefix holds more of d regain more when confined to
+    it (Fig. 2, right).
 
-    The rank correlation is taken over runs for each optimiser apart, since optimisers differ in both numbers for reasons of
-    their own, and averaged. A run is one unit: the interval is `rank_correlation_over_runs`'s, the null exchanges the scores
-    of whole runs.
+    The rank correlation is taken over runs for each optimiser apart, since optimisers differ in
+    both numbers for reasons of their own, and averaged. A run is one unit: the interval is
+    `rank_correlation_over_runs`'s, the null exchanges the scores of whole runs.
     """
     k = config.k
     here: dict[str, Any] = {"basis": "prefix", "k": k}
     captures, scores = (
         np.array([by_run(rows, q, optimiser=o, **here, **more) for o in config.learning_rates()])
-        for q, more in (("regained_by_capture", {"space": config.spaces[0]}), ("regained_score", {}))
+        for q, more in (
+            ("regained_by_capture", {"space": config.spaces[0]}),
+            ("regained_score", {}),
+        )
     )
     e = rank_correlation_over_runs(captures, scores)
     null = permuted_over_runs(captures, scores, draws=PERMUTATIONS, seed=config.seed) if e else None
     return Claim(
         id="prefix-predicts-recovery",
-        statement="Runs whose first updates hold more of the way regain more when confined to them.",
+        statement="Runs whose first updates hold more of the way regain more when confined to "
+        "them.",
         setting=setting(config, "over runs"),
         paper="positive relation (Fig. 2)",
-        measured=f"Spearman's ρ over runs of capture of {_way(config)} by the first {k} updates and score regained within them, "
+        measured=f"Spearman's ρ over runs of capture of {_way(config)} by the first {k} updates "
+        "and score regained within them, "
         "mean over optimisers",
         null="0: scores exchanged among runs",
         p=permutation_p(e.value, null) if e and null is not None else None,
         p_holm=None,
         rule="supported: lower limit above 0; refuted: upper limit below 0",
         verdict=verdict(e.low > 0, e.high < 0) if e else "inconclusive",
-        note=f"{captures.shape[1]} runs over ranks {list(config.ranks) if config.space == 'lora' else 'none'}, "
+        note=f"{captures.shape[1]} runs over ranks "
+        f"{list(config.ranks) if config.space == 'lora' else 'none'}, "
         f"learning rates × {list(config.lr_factors)}",
         **figures(e),  # type: ignore[arg-type]
     )

@@ -23,13 +23,14 @@ from loclin.studies.settings import (
 class Config(RecoverySettings):
     """Destroy a task, train it back, and ask which directions the way back takes.
 
-    A model, or a LoRA adapter on it, knows several tasks. One is destroyed (trained on wrong answers) while the others are
-    kept, then trained back for T steps with plain SGD and with AdamW. Every update is recorded. The study reports how much
-    of the way back lies in bases fixed beforehand, how fast the useful basis drifts, and how much of it the first k updates
-    span, each against its nulls and with intervals over independent runs (measures §1-5).
+    A model, or a LoRA adapter on it, knows several tasks. One is destroyed (trained on wrong
+    answers) while the others are kept, then trained back for T steps with plain SGD and with AdamW.
+    Every update is recorded. The study reports how much of the way back lies in bases fixed
+    beforehand, how fast the useful basis drifts, and how much of it the first k updates span, each
+    against its nulls and with intervals over independent runs (measures §1-5).
 
-    The other defaults depend on --profile and --model: the built-in sequence models are trained on all their weights,
-    everything else by LoRA.
+    The other defaults depend on --profile and --model: the built-in sequence models are trained on
+    all their weights, everything else by LoRA.
     """
 
     study: ClassVar[str] = "recovery"
@@ -49,7 +50,8 @@ class Config(RecoverySettings):
     task_vector_steps: int = 15
     """AdamW steps from the pretrained point behind each task vector."""
     project_steps: int = 50
-    """Steps of training confined to a basis, and of the unconfined training that it is held against."""
+    """Steps of training confined to a basis, and of the unconfined training that it is held
+    against."""
     project_ks: tuple[int, ...] = (5, 10, 20, 50)
     """Prefix lengths k that training is confined to."""
     shuffles: int = 99
@@ -62,15 +64,31 @@ class Config(RecoverySettings):
             LoclinError: what was expected, what was found, what to do.
         """
         super().checked()
-        counts = ("gradients", "gradient_batch", "hessian_batch", "project_steps", "task_vector_steps", "k", "shuffles")
+        counts = (
+            "gradients",
+            "gradient_batch",
+            "hessian_batch",
+            "project_steps",
+            "task_vector_steps",
+            "k",
+            "shuffles",
+        )
         check_counts(self, counts)
         check_within(self, ("k", "ks", "project_ks", "times"), self.steps, "T", "raise --steps")
         if self.k not in self.ks:
-            raise LoclinError(f"expected --k to be one of --ks {list(self.ks)}, found {self.k}: add it there")
+            raise LoclinError(
+                f"expected --k to be one of --ks {list(self.ks)}, found {self.k}: add it there"
+            )
         if self.k > self.gradients:
-            raise LoclinError(f"expected k of at most {self.gradients} gradients, found {self.k}: raise --gradients")
+            raise LoclinError(
+                f"expected k of at most {self.gradients} gradients, found {self.k}: raise "
+                "--gradients"
+            )
         if min(self.times) > 100:
-            raise LoclinError(f"expected a time of at most 100 steps, found {list(self.times)}: add one to --times")
+            raise LoclinError(
+                f"expected a time of at most 100 steps, found {list(self.times)}: add one to "
+                "--times"
+            )
         return self
 
     @property
@@ -82,8 +100,8 @@ class Config(RecoverySettings):
 def preset(profile: Profile, model: str | None = None) -> Config:
     """The defaults of a profile for a model.
 
-    smoke: short recoveries, three runs: real numbers with wide intervals. paper: 24 runs, so that intervals come from the
-    bootstrap.
+    smoke: short recoveries, three runs: real numbers with wide intervals. paper: 24 runs, so that
+    intervals come from the bootstrap.
     """
     config = Config(model=named(profile, model), profile=profile)
     if config.model not in SEQUENCE_MODELS:

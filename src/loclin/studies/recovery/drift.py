@@ -1,4 +1,6 @@
-"""Does the useful basis move? Overlap of gradient bases along a recovery, corrected for minibatch noise (measures §5)."""
+"""Does the useful basis move? Overlap of gradient bases along a recovery, corrected for minibatch
+noise (measures §5).
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ from loclin.studies.directions import batch_gradients, disjoint_batches
 from loclin.studies.recovery.config import Config
 from loclin.tasks.batch import Batch
 
-#: ρ is undefined where the noise floor exceeds k/D by less than this: two bases of the same point then agree hardly more
-#: than chance, and a ratio to their agreement says nothing.
+#: ρ is undefined where the noise floor exceeds k/D by less than this: two bases of the same point
+#: then agree hardly more than chance, and a ratio to their agreement says nothing.
 LEAST_FLOOR = 0.05
 
 
@@ -65,7 +67,14 @@ class DriftMeter:
         """
         same, independent = (self._start.overlap(self._basis(batches)) for batches in self._sets)
         here = {**context, "k": self._bench.config.k, "t": t}
-        yield Row(quantity="overlap", value=same, null=self.chance, context={**here, "batches": "same"})
-        yield Row(quantity="overlap", value=independent, null=self.chance, context={**here, "batches": "independent"})
+        yield Row(
+            quantity="overlap", value=same, null=self.chance, context={**here, "batches": "same"}
+        )
+        yield Row(
+            quantity="overlap",
+            value=independent,
+            null=self.chance,
+            context={**here, "batches": "independent"},
+        )
         rho = corrected_overlap(independent, self.floor, self.chance)
         yield Row(quantity="rho", value=None if math.isnan(rho) else rho, null=1.0, context=here)

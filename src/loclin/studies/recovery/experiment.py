@@ -1,4 +1,6 @@
-"""One independent run of the recovery study: destroy a task, fix bases, train it back, measure the way (measures §1-5)."""
+"""One independent run of the recovery study: destroy a task, fix bases, train it back, measure the
+way (measures §1-5).
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ def run_one(config: Config, run: int, progress: Progress) -> Part:
     """Everything that run number `run` contributes.
 
     Raises:
-        LoclinError: whatever `make_bench` refuses, splits too small, a task that is not destroyed, a loss that is not finite.
+        LoclinError: whatever `make_bench` refuses, splits too small, a task that is not destroyed,
+            a loss that is not finite.
     """
     began = time.perf_counter()
     bench = make_bench(config, run, demand(config), progress)
@@ -54,7 +57,10 @@ def demand(config: Config) -> Demand:
     vectors = 4 * max(*config.ks, *config.project_ks) + 2 * config.gradients + 5 * config.k
     return Demand(
         examples={
-            "gradients": (2 * config.gradients * config.gradient_batch, "--gradients or --gradient-batch"),
+            "gradients": (
+                2 * config.gradients * config.gradient_batch,
+                "--gradients or --gradient-batch",
+            ),
             "recovery": (config.batch, "--batch"),
             "damage": (config.batch, "--batch"),
         },
@@ -81,7 +87,9 @@ def _stages(bench: Bench[Config]) -> Iterator[tuple[str, Callable[[], Found]]]:
         return [*rows, bench.row("dimension", float(bench.space.dimension))], {}
 
     def fix() -> Found:
-        statics.update(static_families(bench, damaged[bench.task], seed=derived(bench.seed, "static")))
+        statics.update(
+            static_families(bench, damaged[bench.task], seed=derived(bench.seed, "static"))
+        )
         with bench.space.restored():
             bench.space.write(damaged[bench.task])
             meters.append(DriftMeter(bench))
@@ -90,7 +98,10 @@ def _stages(bench: Bench[Config]) -> Iterator[tuple[str, Callable[[], Found]]]:
     yield "destroying the task", destroy
     yield "fixing bases beforehand", fix
     for optimiser in bench.config.learning_rates():
-        yield f"training it back with {optimiser}", partial(recover, bench, optimiser, damaged, statics, meters)
+        yield (
+            f"training it back with {optimiser}",
+            partial(recover, bench, optimiser, damaged, statics, meters),
+        )
 
 
 def recover(
@@ -108,17 +119,30 @@ def recover(
 
     def watch(t: int) -> None:
         if t in config.times or t == config.steps:
-            rows.append(bench.row("score", bench.score(), optimiser=optimiser, point="recovery", t=t, on=bench.task))
+            rows.append(
+                bench.row(
+                    "score",
+                    bench.score(),
+                    optimiser=optimiser,
+                    point="recovery",
+                    t=t,
+                    on=bench.task,
+                )
+            )
         if t in config.times:
             rows.extend(meter.rows(t, context))
 
-    real = _record(bench, optimiser, bench.task, start, config.steps, order="recovery", after_step=watch)
+    real = _record(
+        bench, optimiser, bench.task, start, config.steps, order="recovery", after_step=watch
+    )
     way = steps_family(bench, real)
     updates = products(bench, way)
     shuffle = derived(bench.seed, "shuffle")
     for space, gram in updates.items():
         here = {**context, "space": space}
-        rows += prefix_rows(gram, config.all_ks, bench.dimension(space), config.shuffles, here, seed=shuffle)
+        rows += prefix_rows(
+            gram, config.all_ks, bench.dimension(space), config.shuffles, here, seed=shuffle
+        )
 
     families = {**statics, **_controls(bench, optimiser, damaged, real)}
     captured = {"prefix": {k: _prefix_captures(updates, k) for k in config.project_ks}}
@@ -126,8 +150,14 @@ def recover(
         own, cross = products(bench, family), products(bench, family, way)
         for space, gram in updates.items():
             here = {**context, "basis": name, "space": space}
-            rows += family_rows(own[space], cross[space], gram, config.ks, bench.dimension(space), here)
-        captured[name] = {config.k: {s: cross_capture(own[s], cross[s], g, [config.k])[0] for s, g in updates.items()}}
+            rows += family_rows(
+                own[space], cross[space], gram, config.ks, bench.dimension(space), here
+            )
+        captured[name] = {
+            config.k: {
+                s: cross_capture(own[s], cross[s], g, [config.k])[0] for s, g in updates.items()
+            }
+        }
 
     rows += _reset_rows(bench, optimiser, start, context)
     rows += _projected_rows(bench, optimiser, real, families, captured, context)
@@ -145,7 +175,9 @@ def _controls(
     if bench.other is not None:
         other = _record(bench, optimiser, bench.other, damaged[bench.other], longest, order="other")
         found["another task's prefix"] = steps_family(bench, other)
-    return found | dict(control_families(bench, real, seed=derived(bench.seed, "controls", optimiser)))
+    return found | dict(
+        control_families(bench, real, seed=derived(bench.seed, "controls", optimiser))
+    )
 
 
 def _record(
@@ -161,7 +193,15 @@ def _record(
 ) -> Trajectory:
     exactly = max(*bench.config.ks, *bench.config.project_ks)
     return recovery(
-        bench, optimiser, task, start, steps, order=order, exactly=exactly, reset_at=reset_at, after_step=after_step
+        bench,
+        optimiser,
+        task,
+        start,
+        steps,
+        order=order,
+        exactly=exactly,
+        reset_at=reset_at,
+        after_step=after_step,
     )
 
 
@@ -169,18 +209,31 @@ def _prefix_captures(updates: Gramians, k: int) -> dict[str, float]:
     return {space: float(prefix_capture(gram, [k])[0]) for space, gram in updates.items()}
 
 
-def _reset_rows(bench: Bench[Config], optimiser: str, start: Tensor, context: dict[str, Any]) -> list[Row]:
-    """Captures of a recovery whose optimiser forgets its state at step k, same data order. Plain SGD has no state to forget."""
+def _reset_rows(
+    bench: Bench[Config], optimiser: str, start: Tensor, context: dict[str, Any]
+) -> list[Row]:
+    """Captures of a recovery whose optimiser forgets its state at step k, same data order. Plain
+    SGD has no state to forget.
+    """
     if optimiser == "sgd":
         return []
     k = bench.config.k
-    reset = _record(bench, optimiser, bench.task, start, bench.config.steps, order="recovery", reset_at=k)
+    reset = _record(
+        bench, optimiser, bench.task, start, bench.config.steps, order="recovery", reset_at=k
+    )
     rows = []
     for space, gram in products(bench, steps_family(bench, reset)).items():
         here = {**context, "reset_at": k, "space": space}
         for row in prefix_rows(gram, (k,), bench.dimension(space), 1, here, seed=0):
             if row.quantity in ("prefix_capture", "future_capture"):
-                rows.append(Row(quantity=f"reset_{row.quantity}", value=row.value, null=row.null, context=row.context))
+                rows.append(
+                    Row(
+                        quantity=f"reset_{row.quantity}",
+                        value=row.value,
+                        null=row.null,
+                        context=row.context,
+                    )
+                )
     return rows
 
 
@@ -192,9 +245,11 @@ def _projected_rows(
     captured: Mapping[str, Mapping[int, Mapping[str, float]]],
     context: dict[str, Any],
 ) -> list[Row]:
-    """Project-and-train: score regained when every update is confined to a basis, at equal steps (measures §3).
+    """Project-and-train: score regained when every update is confined to a basis, at equal steps
+    (measures §3).
 
-    The data order is a new one: the steps that made the prefix are not simply taken again. With LoRA the factors are confined.
+    The data order is a new one: the steps that made the prefix are not simply taken again. With
+    LoRA the factors are confined.
     """
     config = bench.config
     bases: list[tuple[str, int | None, Tensor | None]] = [("full", None, None)]
@@ -208,7 +263,10 @@ def _projected_rows(
         here = {**context, "basis": name} | ({} if k is None else {"k": k})
         rows.append(Row(quantity="regained_score", value=score, null=full, context=here))
         shares = dict.fromkeys(config.spaces, 1.0) if k is None else captured[name][k]
-        rows += [Row(quantity="regained_by_capture", value=c, context={**here, "space": s}) for s, c in shares.items()]
+        rows += [
+            Row(quantity="regained_by_capture", value=c, context={**here, "space": s})
+            for s, c in shares.items()
+        ]
     return rows
 
 
@@ -223,5 +281,13 @@ def _confined_score(
         batches = minibatches(bench.problem.batch("recovery", bench.task), config.batch, seed=order)
         made = make_optimiser(optimiser, space, config.learning_rates(bench.run)[optimiser])  # type: ignore[arg-type]
         dropout = bench.dropout("projected")
-        train(bench.problem.model, space, batches, made, config.project_steps, confine_to=basis, dropout_seed=dropout)
+        train(
+            bench.problem.model,
+            space,
+            batches,
+            made,
+            config.project_steps,
+            confine_to=basis,
+            dropout_seed=dropout,
+        )
         return bench.score()

@@ -1,4 +1,6 @@
-"""How far apart two specialists went: overlap of the spaces of their first updates, cosine of their displacements (measures §5)."""
+"""How far apart two specialists went: overlap of the spaces of their first updates, cosine of their
+displacements (measures §5).
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,18 @@ from loclin.studies.bench import Bench
 from loclin.studies.families import products, steps_family
 from loclin.studies.schedules.config import Config
 
-#: A specialist of the same task with its data in another order: how near two can come that differ by noise alone.
+#: A specialist of the same task with its data in another order: how near two can come that differ
+#: by noise alone.
 AGAIN = "A and A again"
 TWO = "A and B"
 
 
 def apart_rows(bench: Bench[Config], contest: Contest) -> Iterator[Row]:
-    """Overlap and cosine of the specialists of two tasks, and of one task twice, in every space of the study.
+    """Overlap and cosine of the specialists of two tasks, and of one task twice, in every space of
+    the study.
 
-    The space of a specialist is the span of its first k updates; the null of an overlap is k/D (two random k-subspaces).
+    The space of a specialist is the span of its first k updates; the null of an overlap is k/D (two
+    random k-subspaces).
     """
     first, second = contest.tasks
     others = {TWO: contest.specialist(second), AGAIN: contest.specialist(first, order="again")}
@@ -36,11 +41,23 @@ def apart_rows(bench: Bench[Config], contest: Contest) -> Iterator[Row]:
         beside, across = products(bench, theirs), products(bench, mine, theirs)
         for space in own:
             here = {**contest.context, "between": between, "space": space}
-            yield from _rows(own[space], across[space], beside[space], bench.config.k, bench.dimension(space), here)
+            yield from _rows(
+                own[space],
+                across[space],
+                beside[space],
+                bench.config.k,
+                bench.dimension(space),
+                here,
+            )
 
 
 def _rows(
-    own: np.ndarray, across: np.ndarray, beside: np.ndarray, k: int, dimension: int, here: Mapping[str, Any]
+    own: np.ndarray,
+    across: np.ndarray,
+    beside: np.ndarray,
+    k: int,
+    dimension: int,
+    here: Mapping[str, Any],
 ) -> Iterator[Row]:
     overlap = span_overlap(own[:k, :k], across[:k, :k], beside[:k, :k])
     yield Row(quantity="overlap", value=overlap, null=k / dimension, context={**here, "k": k})

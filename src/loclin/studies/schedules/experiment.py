@@ -1,4 +1,6 @@
-"""One independent run of the schedules study: choose pairs, destroy both tasks, train them back by every schedule (measures §12)."""
+"""One independent run of the schedules study: choose pairs, destroy both tasks, train them back by
+every schedule (measures §12).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,15 @@ from loclin.schedules.contest import Contest
 from loclin.schedules.loop import check_installed
 from loclin.schedules.rows import contest_rows, cost_note
 from loclin.seeds import derived
-from loclin.studies.bench import Bench, Demand, Progress, check_known, check_sizes, device, make_bench
+from loclin.studies.bench import (
+    Bench,
+    Demand,
+    Progress,
+    check_known,
+    check_sizes,
+    device,
+    make_bench,
+)
 from loclin.studies.course import damage
 from loclin.studies.schedules.apart import apart_rows
 from loclin.studies.schedules.config import Config
@@ -26,8 +36,9 @@ def run_one(config: Config, run: int, progress: Progress) -> Part:
     """Everything that run number `run` contributes.
 
     Raises:
-        LoclinError: whatever `make_bench` refuses, too few tasks, a task of a pair that the model does not know or that is not
-            destroyed, a loss or gradient that is not finite (the task and the step are named), a package that a schedule needs.
+        LoclinError: whatever `make_bench` refuses, too few tasks, a task of a pair that the model
+            does not know or that is not destroyed, a loss or gradient that is not finite (the task
+            and the step are named), a package that a schedule needs.
     """
     began = time.perf_counter()
     check_installed(config.named)
@@ -38,8 +49,13 @@ def run_one(config: Config, run: int, progress: Progress) -> Part:
     for task in dict.fromkeys(task for pair in pairs.values() for task in pair):
         check_sizes(demand(config), bench.problem, task)
         check_known(bench, task)
-    rows = [row for kind, pair in pairs.items() for row in pair_rows(bench, kind, pair, "pretrained")]
-    notes, each = list(bench.notes), [(kind, optimiser) for kind in pairs for optimiser in config.rates]
+    rows = [
+        row for kind, pair in pairs.items() for row in pair_rows(bench, kind, pair, "pretrained")
+    ]
+    notes, each = (
+        list(bench.notes),
+        [(kind, optimiser) for kind in pairs for optimiser in config.rates],
+    )
     for done, (kind, optimiser) in enumerate(each):
 
         def told(stage: str, share: float, done: int = done) -> None:
@@ -54,7 +70,9 @@ def run_one(config: Config, run: int, progress: Progress) -> Part:
         rows += [*found, *apart_rows(bench, contest)]
         if run == 0 and done == 0:
             notes += list(cost_note(seconds))
-    return Part(rows=[*rows, *over_pairs(rows)], arrays={}, seconds=time.perf_counter() - began, notes=notes)
+    return Part(
+        rows=[*rows, *over_pairs(rows)], arrays={}, seconds=time.perf_counter() - began, notes=notes
+    )
 
 
 def demand(config: Config) -> Demand:
@@ -90,19 +108,25 @@ def contest_of(bench: Bench[Config], kind: str, tasks: Pair, optimiser: Any) -> 
 
 
 def over_pairs(rows: Sequence[Row]) -> Iterator[Row]:
-    """Every row that all pairs have, averaged over them: a run is one unit, its pairs are not independent.
+    """Every row that all pairs have, averaged over them: a run is one unit, its pairs are not
+    independent.
 
     What tells the tasks of a pair apart (their letters) means nothing over pairs and is left out.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if "role" not in row.context:
-            key = (row.quantity, *((k, v) for k, v in row.context.items() if k not in ("pair", "task")))
+            key = (
+                row.quantity,
+                *((k, v) for k, v in row.context.items() if k not in ("pair", "task")),
+            )
             groups.setdefault(key, []).append(row)
     for group in groups.values():
         values, nulls = [r.value for r in group], [r.null for r in group]
         context = {**group[0].context, "pair": EVERY_PAIR, "task": EVERY_PAIR}
-        yield Row(quantity=group[0].quantity, value=_mean(values), null=_mean(nulls), context=context)
+        yield Row(
+            quantity=group[0].quantity, value=_mean(values), null=_mean(nulls), context=context
+        )
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -1,4 +1,6 @@
-"""Which two tasks a run trains: chosen by the cosine of their gradients where the model knows both (measures §12)."""
+"""Which two tasks a run trains: chosen by the cosine of their gradients where the model knows both
+(measures §12).
+"""
 
 from __future__ import annotations
 
@@ -38,17 +40,22 @@ class Halves:
 
 
 def task_cosines(bench: Bench[Config], tasks: Sequence[str]) -> dict[str, Halves]:
-    """Cosines of some tasks' gradients where the space stands, in every space of the study (with LoRA ΔW first, then the factors).
+    """Cosines of some tasks' gradients where the space stands, in every space of the study (with
+    LoRA ΔW first, then the factors).
 
-    Every task's examples are cut in two. Pairs are chosen by the first halves and reported on the second; the cosine of the two
-    halves of one task says how much of a cosine noise leaves.
+    Every task's examples are cut in two. Pairs are chosen by the first halves and reported on the
+    second; the cosine of the two halves of one task says how much of a cosine noise leaves.
     """
     rows = []
     for task in tasks:
         data = bench.problem.batch("gradients", task)
         shuffle = torch.Generator().manual_seed(derived(bench.seed, "cosines", task))
         order = torch.randperm(len(data), generator=shuffle)[: bench.config.cosine_examples]
-        rows.append(batch_gradients(bench.problem, bench.space, [data.rows(part) for part in order.chunk(2)]))
+        rows.append(
+            batch_gradients(
+                bench.problem, bench.space, [data.rows(part) for part in order.chunk(2)]
+            )
+        )
     family = tangent_family(bench, bench.space.read(), torch.cat(rows))
     return {space: _halves(gram) for space, gram in products(bench, family).items()}
 
@@ -56,11 +63,14 @@ def task_cosines(bench: Bench[Config], tasks: Sequence[str]) -> dict[str, Halves
 def _halves(gram: Float[np.ndarray, "n2 n2"]) -> Halves:
     lengths = np.sqrt(np.diag(gram))
     cosines = gram / np.outer(lengths, lengths)
-    return Halves(first=cosines[::2, ::2], second=cosines[1::2, 1::2], within=np.diag(cosines[::2, 1::2]))
+    return Halves(
+        first=cosines[::2, ::2], second=cosines[1::2, 1::2], within=np.diag(cosines[::2, 1::2])
+    )
 
 
 def chosen_pairs(cosines: Cosines, tasks: Sequence[str], wanted: Sequence[str]) -> dict[str, Pair]:
-    """The pair of every kind: agreeing has the largest cosine, conflicting the smallest, neutral of the others the nearest to 0.
+    """The pair of every kind: agreeing has the largest cosine, conflicting the smallest, neutral of
+    the others the nearest to 0.
 
     Args:
         cosines: of the tasks' gradients.
@@ -75,29 +85,43 @@ def chosen_pairs(cosines: Cosines, tasks: Sequence[str], wanted: Sequence[str]) 
     """
     if len(tasks) < 2:
         raise LoclinError(
-            f"expected two tasks or more, found {', '.join(tasks)} alone: give data whose records name their task"
+            f"expected two tasks or more, found {', '.join(tasks)} alone: give data whose records "
+            "name their task"
         )
-    by_rule = _by_rule({(tasks[i], tasks[j]): cosines[i, j] for i, j in combinations(range(len(tasks)), 2)})
+    by_rule = _by_rule(
+        {(tasks[i], tasks[j]): cosines[i, j] for i, j in combinations(range(len(tasks)), 2)}
+    )
     found: dict[str, Pair] = {}
     for name in wanted:
         if name in KINDS and name not in by_rule:
             raise LoclinError(
-                f"expected three tasks or more for pairs chosen by rule, found {', '.join(tasks)}: name pairs, such as --pairs "
+                f"expected three tasks or more for pairs chosen by rule, found {', '.join(tasks)}: "
+                "name pairs, such as --pairs "
                 f"{tasks[0]}+{tasks[1]}"
             )
         first, _, second = name.partition("+")
         pair = by_rule[name] if name in KINDS else (first, second)
         unknown = [task for task in pair if task not in tasks]
         if unknown:
-            raise LoclinError(f"unknown task {unknown[0]!r} in --pairs {name}: expected two of {', '.join(tasks)}")
+            raise LoclinError(
+                f"unknown task {unknown[0]!r} in --pairs {name}: expected two of {', '.join(tasks)}"
+            )
         found[name] = pair
     return found
 
 
 def pair_rows(bench: Bench[Config], kind: str, pair: Pair, point: str) -> Iterator[Row]:
-    """The cosine of a pair where the space stands, on the halves that did not choose it, and the mean of those within its tasks."""
+    """The cosine of a pair where the space stands, on the halves that did not choose it, and the
+    mean of those within its tasks.
+    """
     for space, found in task_cosines(bench, pair).items():
-        here = {"run": bench.run, "task": "+".join(pair), "pair": kind, "point": point, "space": space}
+        here = {
+            "run": bench.run,
+            "task": "+".join(pair),
+            "pair": kind,
+            "point": point,
+            "space": space,
+        }
         yield Row(quantity="pair_cosine", value=float(found.second[0, 1]), context=here)
         yield Row(quantity="half_cosine", value=float(found.within.mean()), context=here)
 

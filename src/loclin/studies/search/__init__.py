@@ -1,1 +1,3 @@
-"""Search: does random search gain what the Gaussian local-linear law says, and what are its candidates worth together?"""
+"""Search: does random search gain what the Gaussian local-linear law says, and what are its
+candidates worth together?
+"""

@@ -1,4 +1,6 @@
-"""The search around one point: the law over N and σ and over kinds of noise, and what goes with the gain of a candidate."""
+"""The search around one point: the law over N and σ and over kinds of noise, and what goes with the
+gain of a candidate.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ class Around:
         """Of the candidates here: the same seeds at every σ, for every noise and in every space."""
         return derived(self.bench.seed, "search", self.point)
 
-    def row(self, quantity: str, value: float | None, null: float | None = None, **context: Any) -> Row:
+    def row(
+        self, quantity: str, value: float | None, null: float | None = None, **context: Any
+    ) -> Row:
         """A row about this point."""
         here = {**self.bench.context, "point": self.point, **context}
         defined = None if value is None or math.isnan(value) else value
@@ -112,8 +116,12 @@ def gain_at(found: Gains, n: int) -> float:
     return float(best_of(found.loss, [n])[0])
 
 
-def ladder_rows(here: Around, found: Gains, local: Local, sigma: float, context: dict[str, Any]) -> Iterator[Row]:
-    """Observed and predicted gain over N; their ratio, and the gain over its linear scale σ‖g‖, at the N that decides."""
+def ladder_rows(
+    here: Around, found: Gains, local: Local, sigma: float, context: dict[str, Any]
+) -> Iterator[Row]:
+    """Observed and predicted gain over N; their ratio, and the gain over its linear scale σ‖g‖, at
+    the N that decides.
+    """
     config = here.bench.config
     ns = [n for n in config.best_of if n <= np.isfinite(found.loss).sum()]
     for n, gain in zip(ns, best_of(found.loss, ns), strict=True):
@@ -122,30 +130,42 @@ def ladder_rows(here: Around, found: Gains, local: Local, sigma: float, context:
     expected, observed = local.gain(config.n, sigma), gain_at(found, config.n)
     yield here.row("gain_ratio", observed / expected if expected > 0 else None, null=1.0, **context)
     yield here.row(
-        "gain_per_slope", observed / (sigma * local.gradient), null=law.expected_maximum(config.n), **context
+        "gain_per_slope",
+        observed / (sigma * local.gradient),
+        null=law.expected_maximum(config.n),
+        **context,
     )
     yield here.row("sigma", sigma, **context)
     yield here.row("finite", float(np.isfinite(found.loss).mean()), **context)
 
 
-def error_rows(here: Around, rows: Sequence[Row], over: str, *, size: float | None = None) -> Iterator[Row]:
-    """|gain/law − 1| at the N that decides, and the same signed: means over the σ of the law's domain, or over spaces.
+def error_rows(
+    here: Around, rows: Sequence[Row], over: str, *, size: float | None = None
+) -> Iterator[Row]:
+    """|gain/law − 1| at the N that decides, and the same signed: means over the σ of the law's
+    domain, or over spaces.
 
-    Spaces are averaged within their kind first (all coordinates, the largest tensor, subspaces of k dimensions), so that many of one
-    dimension do not hide another. The null of the error is what it would be by chance under an exact law. `linear_error` is the
-    error of the slope alone, σ‖g‖m_N, in the same searches.
+    Spaces are averaged within their kind first (all coordinates, the largest tensor, subspaces of k
+    dimensions), so that many of one dimension do not hide another. The null of the error is what it
+    would be by chance under an exact law. `linear_error` is the error of the slope alone, σ‖g‖m_N,
+    in the same searches.
 
     Args:
         here: the point.
         rows: with the ratios, and with which σ are in the domain.
-        over: "sizes": all coordinates at every σ; "spaces": every space, of all coordinates the given size.
+        over: "sizes": all coordinates at every σ; "spaces": every space, of all coordinates the
+            given size.
         size: of all coordinates, where it is over spaces.
     """
     config = here.bench.config
     inside = {r.context["size"] for r in rows if r.quantity == "in_domain" and r.value == 1}
     kinds: dict[str, dict[str, list[float]]] = {}
     for r in rows:
-        if r.quantity not in ("gain_ratio", "gain_per_slope") or r.context["noise"] != GAUSSIAN or r.value is None:
+        if (
+            r.quantity not in ("gain_ratio", "gain_per_slope")
+            or r.context["noise"] != GAUSSIAN
+            or r.value is None
+        ):
             continue
         space, there = r.context["space"], r.context["size"]
         if over == "sizes" and (space != ALL or there not in inside):
@@ -161,20 +181,31 @@ def error_rows(here: Around, rows: Sequence[Row], over: str, *, size: float | No
 
     counts = {ALL: config.others, LARGEST: config.others, "subspaces": config.inside}
     chance = [chance_error(config.n, counts[kind]) for kind in kinds.get("gain_ratio", {})]
-    yield here.row("law_error", mean("gain_ratio", np.abs), null=float(np.mean(chance)) if chance else None, over=over)
+    yield here.row(
+        "law_error",
+        mean("gain_ratio", np.abs),
+        null=float(np.mean(chance)) if chance else None,
+        over=over,
+    )
     yield here.row("law_bias", mean("gain_ratio", lambda x: x), null=0.0, over=over)
     yield here.row("linear_error", mean("gain_per_slope", np.abs), null=None, over=over)
 
 
 def edge_rows(here: Around, sigmas: Sequence[float], ladders: Sequence[float]) -> Iterator[Row]:
-    """The σ at which the gain leaves the straight line, over the reference σ; and over where the law puts it."""
+    """The σ at which the gain leaves the straight line, over the reference σ; and over where the
+    law puts it.
+    """
     config = here.bench.config
     found = bend(sigmas, ladders, config.edge)
     expected = here.local.bends_at(config.n, config.edge)
     yield here.row("edge", None if found is None else found / here.reference)
     there = found is not None and math.isfinite(expected)
-    yield here.row("edge_law", expected / here.reference if there else None)  # of the runs in which it was seen
-    yield here.row("log10_edge_ratio", math.log10(found / expected) if there and found else None, null=0.0)
+    yield here.row(
+        "edge_law", expected / here.reference if there else None
+    )  # of the runs in which it was seen
+    yield here.row(
+        "log10_edge_ratio", math.log10(found / expected) if there and found else None, null=0.0
+    )
 
 
 def noise_rows(here: Around, folded: Local | None) -> Iterator[Row]:
@@ -190,7 +221,9 @@ def noise_rows(here: Around, folded: Local | None) -> Iterator[Row]:
         with Perturbed(here.bench.space, Noise.parse(name)) as moved:
             drawn = candidates(config.inside, [sigma], seed=here.seed)
             found = gains(moved, here.exam, drawn, stacked=here.stacked)
-        yield from ladder_rows(here, found, here.local, sigma, {"space": ALL, "noise": name, "size": config.size})
+        yield from ladder_rows(
+            here, found, here.local, sigma, {"space": ALL, "noise": name, "size": config.size}
+        )
         if name == "tied" and folded is not None:
             expected = folded.gain(config.n, sigma)
             ratio = gain_at(found, config.n) / expected if expected > 0 else None
@@ -199,17 +232,24 @@ def noise_rows(here: Around, folded: Local | None) -> Iterator[Row]:
 
 
 def relation_rows(
-    here: Around, swept: Mapping[float, Gains], recovery_gradient: Vector, planes: Mapping[str, Plane], *, each: bool
+    here: Around,
+    swept: Mapping[float, Gains],
+    recovery_gradient: Vector,
+    planes: Mapping[str, Plane],
+    *,
+    each: bool,
 ) -> Iterator[Row]:
-    """Correlations of gain with alignment and with overlap over the candidates of every σ (Figure 3).
+    """Correlations of gain with alignment and with overlap over the candidates of every σ (Figure
+    3).
 
-    The null of the first is the law's prediction: r of measures §10 times the cosine of the two gradients, since alignment is
-    with a gradient of other examples than those that score. That of the second is what the plane's curvature alone gives
-    (`ladder.overlap_correlation`).
+    The null of the first is the law's prediction: r of measures §10 times the cosine of the two
+    gradients, since alignment is with a gradient of other examples than those that score. That of
+    the second is what the plane's curvature alone gives (`ladder.overlap_correlation`).
 
     Args:
         here: the point.
-        swept: the candidates of every σ, by its size; they begin with the same seeds at each, so in the same directions.
+        swept: the candidates of every σ, by its size; they begin with the same seeds at each, so in
+            the same directions.
         recovery_gradient: of recovery examples, here.
         planes: to overlap with; the static plane first.
         each: whether to keep the numbers of every candidate at the reference σ.
@@ -221,10 +261,18 @@ def relation_rows(
     yield here.row("gradient_cosine", shared)
     for size, found in swept.items():
         sigma, count = found.candidates[0].sigma, len(found.candidates)
-        expected = shared * law.alignment_correlation(gradient=local.gradient, frobenius=local.frobenius, sigma=sigma)
+        expected = shared * law.alignment_correlation(
+            gradient=local.gradient, frobenius=local.frobenius, sigma=sigma
+        )
         for of, gain in (("loss", found.loss), ("score", found.score)):
             null = expected if of == "loss" else None
-            yield here.row("alignment_correlation", correlation(aligned[:count], gain), null=null, of=of, size=size)
+            yield here.row(
+                "alignment_correlation",
+                correlation(aligned[:count], gain),
+                null=null,
+                of=of,
+                size=size,
+            )
             for name, plane in planes.items():
                 bent = None
                 if of == "loss" and plane.trace is not None:

@@ -1,4 +1,6 @@
-"""One independent run of the search study: searches around the damaged and the halfway point (measures §10, §11)."""
+"""One independent run of the search study: searches around the damaged and the halfway point
+(measures §10, §11).
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,8 @@ def run_one(config: Config, run: int, progress: Progress) -> Part:
     """Everything that run number `run` contributes.
 
     Raises:
-        LoclinError: noise that there is not, whatever `make_bench` refuses, splits too small, a task that is not destroyed, a loss
-            that is not finite.
+        LoclinError: noise that there is not, whatever `make_bench` refuses, splits too small, a
+            task that is not destroyed, a loss that is not finite.
     """
     began = time.perf_counter()
     for name in config.noises:
@@ -57,7 +59,12 @@ def run_one(config: Config, run: int, progress: Progress) -> Part:
         rows += _at_damaged(bench, drawn, way, plane, progress)
         bench.space.write(way.halfway)
         rows += _at_halfway(bench, drawn, plane, progress)
-    return Part(rows=rows, arrays={}, seconds=time.perf_counter() - began, notes=(*bench.notes, *_said(bench, way)))
+    return Part(
+        rows=rows,
+        arrays={},
+        seconds=time.perf_counter() - began,
+        notes=(*bench.notes, *_said(bench, way)),
+    )
 
 
 def demand(config: Config) -> Demand:
@@ -71,7 +78,10 @@ def demand(config: Config) -> Demand:
             "recovery": (max(config.select_examples, config.batch), "--select-examples or --batch"),
             "damage": (config.batch, "--batch"),
         },
-        vectors=(7 * config.k + config.gradients + 8, "--k or --gradients"),  # six bases, gradients, points
+        vectors=(
+            7 * config.k + config.gradients + 8,
+            "--k or --gradients",
+        ),  # six bases, gradients, points
         rows=(config.steps, "updates"),
     )
 
@@ -80,7 +90,8 @@ def _said(bench: Bench[Config], way: Way) -> list[str]:
     said = []
     if way.step is None:
         said.append(
-            f"in a run half of the score on {bench.task} was not back after {bench.config.steps} steps: the halfway point is the end"
+            f"in a run half of the score on {bench.task} was not back after {bench.config.steps} "
+            "steps: the halfway point is the end"
         )
     if bench.config.products == "finite differences":
         said.append("curvature is taken by finite differences of gradients, a fallback")
@@ -88,7 +99,12 @@ def _said(bench: Bench[Config], way: Way) -> list[str]:
 
 
 def _around(
-    bench: Bench[Config], drawn: Material, point: str, gradient: Vector, local: Local, progress: Progress
+    bench: Bench[Config],
+    drawn: Material,
+    point: str,
+    gradient: Vector,
+    local: Local,
+    progress: Progress,
 ) -> Around:
     return Around(
         bench=bench,
@@ -110,13 +126,18 @@ def _local_rows(here: Around) -> list[Row]:
         here.row("frobenius_norm", local.frobenius),
         here.row("curvature_along_gradient", local.along),
         here.row("reference_sigma", here.reference),
-        here.row("validity_edge", law.valid_up_to(gradient=local.gradient, frobenius=local.frobenius) / here.reference),
+        here.row(
+            "validity_edge",
+            law.valid_up_to(gradient=local.gradient, frobenius=local.frobenius) / here.reference,
+        ),
         here.row("loss", float(sums[0] / counts[0])),
         here.row("score", float(sums[1] / counts[1])),
     ]
 
 
-def _at_damaged(bench: Bench[Config], drawn: Material, way: Way, plane: Subspace, progress: Progress) -> list[Row]:
+def _at_damaged(
+    bench: Bench[Config], drawn: Material, way: Way, plane: Subspace, progress: Progress
+) -> list[Row]:
     """All products before anything moves; then the searches."""
     config, space, scored = bench.config, bench.space, list(drawn.select.fold(0))
     progress("measuring the curvature", 0.0)
@@ -124,7 +145,9 @@ def _at_damaged(bench: Bench[Config], drawn: Material, way: Way, plane: Subspace
     recovery = space.gradient(partial(answer_loss, bench.problem.model), drawn.recovery)
     made = subspaces(bench, drawn.batches, drawn.recovery, way.prefix, plane)
     folded = None
-    with second_order(bench.problem, space, scored, differences=config.products == "finite differences") as product:
+    with second_order(
+        bench.problem, space, scored, differences=config.products == "finite differences"
+    ) as product:
         seed = derived(bench.seed, "curvature", "damaged")
         local = in_space(product, space, gradient, config.probes, seed=seed)
         found: Sequence[Place] = places(bench, made, product, gradient, scored)
@@ -141,13 +164,17 @@ def _at_damaged(bench: Bench[Config], drawn: Material, way: Way, plane: Subspace
     return [*rows, *relation_rows(here, drawn_at, recovery, planes, each=True)]
 
 
-def _at_halfway(bench: Bench[Config], drawn: Material, plane: Subspace, progress: Progress) -> list[Row]:
+def _at_halfway(
+    bench: Bench[Config], drawn: Material, plane: Subspace, progress: Progress
+) -> list[Row]:
     """The law again, and the table."""
     config, space, scored = bench.config, bench.space, list(drawn.select.fold(0))
     progress("measuring the curvature", 0.5)
     gradient = space.gradient(drawn.select.loss, scored)
     recovery = space.gradient(partial(answer_loss, bench.problem.model), drawn.recovery)
-    with second_order(bench.problem, space, scored, differences=config.products == "finite differences") as product:
+    with second_order(
+        bench.problem, space, scored, differences=config.products == "finite differences"
+    ) as product:
         seed = derived(bench.seed, "curvature", "halfway")
         local = in_space(product, space, gradient, config.probes, seed=seed)
     here = _around(bench, drawn, "halfway", gradient, local, progress)

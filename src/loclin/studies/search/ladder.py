@@ -1,4 +1,6 @@
-"""What many scored candidates say together: the error of a ladder, where it bends, and correlations over candidates."""
+"""What many scored candidates say together: the error of a ladder, where it bends, and correlations
+over candidates.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ Values = Float[np.ndarray, " n"]
 
 
 def chance_error(n: int, candidates: int) -> float:
-    """E|b/m_N − 1| where b is the best-of-N mean over all draws of N from so many standard normals: what an exact law is off by.
+    """E|b/m_N − 1| where b is the best-of-N mean over all draws of N from so many standard normals:
+    what an exact law is off by.
 
     By simulation, of a fixed seed: 400 searches.
 
@@ -29,10 +32,11 @@ def chance_error(n: int, candidates: int) -> float:
 
 
 def bend(sigmas: Sequence[float], gains: Sequence[float], departure: float) -> float | None:
-    """The first σ at which gain/σ has departed by a share from what it is at the smallest σ, interpolated in σ, which is exact for
-    a quadratic.
+    """The first σ at which gain/σ has departed by a share from what it is at the smallest σ,
+    interpolated in σ, which is exact for a quadratic.
 
-    The candidates of all σ have the same directions, so the chance in the smallest one's gain is in all of them.
+    The candidates of all σ have the same directions, so the chance in the smallest one's gain is in
+    all of them.
 
     Args:
         sigmas: growing.
@@ -58,7 +62,9 @@ def bend(sigmas: Sequence[float], gains: Sequence[float], departure: float) -> f
 
 
 def correlation(x: Values, y: Values) -> float:
-    """Pearson's r over the candidates where both are finite; NaN where one side is constant or fewer than three are left."""
+    """Pearson's r over the candidates where both are finite; NaN where one side is constant or
+    fewer than three are left.
+    """
     kept = np.isfinite(x) & np.isfinite(y)
     a, b = x[kept], y[kept]
     if len(a) < 3 or a.std() == 0 or b.std() == 0:
@@ -66,11 +72,14 @@ def correlation(x: Values, y: Values) -> float:
     return float(np.clip(np.corrcoef(a, b)[0, 1], -1, 1))
 
 
-def overlap_correlation(*, sigma: float, trace: float, k: int, gradient: float, frobenius: float) -> float:
-    """Correlation of gain with ‖Qᵀδ‖² over candidates of a quadratic: −σ tr(QᵀHQ) / [√(2k) √(‖g‖² + σ²‖H‖_F²/2)].
+def overlap_correlation(
+    *, sigma: float, trace: float, k: int, gradient: float, frobenius: float
+) -> float:
+    """Correlation of gain with ‖Qᵀδ‖² over candidates of a quadratic: −σ tr(QᵀHQ) / [√(2k) √(‖g‖² +
+    σ²‖H‖_F²/2)].
 
-    The overlap is even in δ and the linear gain odd, so to first order no plane's overlap goes with gain, not even that of a
-    plane which holds all of g; what remains is the plane's curvature.
+    The overlap is even in δ and the linear gain odd, so to first order no plane's overlap goes with
+    gain, not even that of a plane which holds all of g; what remains is the plane's curvature.
 
     Args:
         sigma: σ.
@@ -88,7 +97,9 @@ def overlap_correlation(*, sigma: float, trace: float, k: int, gradient: float, 
 def permuted_correlations(
     groups: Sequence[tuple[Values, Values]], *, draws: int, seed: int
 ) -> Float[np.ndarray, " draws"]:
-    """Null draws of the mean of Pearson's r over runs: y is shuffled among the candidates of each run."""
+    """Null draws of the mean of Pearson's r over runs: y is shuffled among the candidates of each
+    run.
+    """
     rng = np.random.default_rng(seed)
     total = np.zeros(draws)
     for x, y in groups:

@@ -1,4 +1,6 @@
-"""What the law needs to know of a point: gradient and curvature of the scored loss, in all coordinates or in a subspace."""
+"""What the law needs to know of a point: gradient and curvature of the scored loss, in all
+coordinates or in a subspace.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ from loclin.search.noise import Noise
 from loclin.seeds import derived
 from loclin.tasks.batch import Batch, answer_loss
 
-DOMAIN = 0.25  # of the σ at which the curvature's fluctuation is as large as the slope: what the law's "well below" is taken to be
+# of the σ at which the curvature's fluctuation is as large as the slope: what the law's "well
+# below" is taken to be
+DOMAIN = 0.25
 
 Vector = Float[Tensor, " D"]
 
@@ -48,10 +52,14 @@ class Local:
 
     def gain(self, n: int, sigma: float) -> float:
         """The law's gain of the best of N at σ."""
-        return law.best_of_n_gain(gradient=self.gradient, trace=self.trace, along=self.along, n=n, sigma=sigma)
+        return law.best_of_n_gain(
+            gradient=self.gradient, trace=self.trace, along=self.along, n=n, sigma=sigma
+        )
 
     def reference(self, n: int) -> float:
-        """The σ that others are relative to: σ* of the law for N, or, where it is smaller or there is no σ*, its validity edge."""
+        """The σ that others are relative to: σ* of the law for N, or, where it is smaller or there
+        is no σ*, its validity edge.
+        """
         best = law.best_sigma(gradient=self.gradient, trace=self.trace, along=self.along, n=n)
         edge = law.valid_up_to(gradient=self.gradient, frobenius=self.frobenius)
         return edge if best is None else min(best, edge)
@@ -63,7 +71,9 @@ class Local:
         return sigma <= edge * (1 + 1e-9) and (best is None or sigma <= best)
 
     def bends_at(self, n: int, departure: float) -> float:
-        """The σ at which the law's gain has departed by a share from its linear part: 2τ‖g‖m_N / |tr H + (E[M²]−1)ĝᵀHĝ|."""
+        """The σ at which the law's gain has departed by a share from its linear part: 2τ‖g‖m_N /
+        |tr H + (E[M²]−1)ĝᵀHĝ|.
+        """
         bent = abs(self.trace + (law.expected_squared_maximum(n) - 1) * self.along)
         return 2 * departure * self.gradient * law.expected_maximum(n) / bent if bent else math.inf
 
@@ -72,7 +82,8 @@ class Local:
 def second_order(
     problem: Problem, space: ParameterSpace, batches: Sequence[Batch], *, differences: bool
 ) -> Iterator[Product]:
-    """v ↦ Hv of the batches' mean answer loss, as long as the space stands where it does and nothing has moved it.
+    """v ↦ Hv of the batches' mean answer loss, as long as the space stands where it does and
+    nothing has moved it.
 
     Args:
         problem: the model.
@@ -88,7 +99,9 @@ def second_order(
         yield hessian_operator(space, loss, batches)
 
 
-def in_space(product: Product, space: ParameterSpace, gradient: Vector, count: int, *, seed: int) -> Local:
+def in_space(
+    product: Product, space: ParameterSpace, gradient: Vector, count: int, *, seed: int
+) -> Local:
     """In all coordinates of a space, trace and norm from random probes.
 
     Args:
@@ -131,8 +144,11 @@ def of_matrix(g: Float[np.ndarray, " k"], h: Float[np.ndarray, "k k"]) -> Local:
     )
 
 
-def tied(product: Product, space: ParameterSpace, gradient: Vector, count: int, *, seed: int) -> Local:
-    """For tied noise: gradient and Hessian folded over the tensors, every one of which takes its first numbers from one stream.
+def tied(
+    product: Product, space: ParameterSpace, gradient: Vector, count: int, *, seed: int
+) -> Local:
+    """For tied noise: gradient and Hessian folded over the tensors, every one of which takes its
+    first numbers from one stream.
 
     Args:
         product: v ↦ Hv in all coordinates.
@@ -141,12 +157,22 @@ def tied(product: Product, space: ParameterSpace, gradient: Vector, count: int, 
         count: of probes.
         seed: of the probes.
     """
-    folded, moved = Coordinates.of(space, Noise(kind="tied"), None), Perturbed(space, Noise(kind="tied"))
+    folded, moved = (
+        Coordinates.of(space, Noise(kind="tied"), None),
+        Perturbed(space, Noise(kind="tied")),
+    )
     g = folded.fold(gradient)
     length = float(exact(g).norm())
     unit = folded.lift(g / max(length, 1e-300))
     forms = []
     for i in range(count):  # sᵀ(LᵀHL)s = zᵀHz, z = Ls the tied noise itself
-        z = moved.vector(Candidate(index=i, seed=derived(seed, "tied probe", i), sigma=1.0)).to(gradient)
+        z = moved.vector(Candidate(index=i, seed=derived(seed, "tied probe", i), sigma=1.0)).to(
+            gradient
+        )
         forms.append(inner(z, product(z)))
-    return Local(gradient=length, trace=float(np.mean(forms)), along=inner(unit, product(unit)), frobenius=math.nan)
+    return Local(
+        gradient=length,
+        trace=float(np.mean(forms)),
+        along=inner(unit, product(unit)),
+        frobenius=math.nan,
+    )

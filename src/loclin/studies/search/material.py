@@ -1,4 +1,6 @@
-"""What a run draws before it begins: examples that score, examples behind bases, and the point halfway back."""
+"""What a run draws before it begins: examples that score, examples behind bases, and the point
+halfway back.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ class Material:
     """Examples of the run's task; no group is in two of these.
 
     Attributes:
-        select: score every candidate, from the gradients split; gradient and Hessian of the law are theirs.
+        select: score every candidate, from the gradients split; gradient and Hessian of the law are
+            theirs.
         batches: of the same split, behind the bases.
         recovery: of the recovery split, behind the recovery gradient and the Krylov space.
         validate: say when half of the score is back.
@@ -47,17 +50,28 @@ def material(bench: Bench[Config]) -> Material:
         LoclinError: a gradients split with too few groups for both of its uses.
     """
     config, problem = bench.config, bench.problem
-    parts = {name: problem.examples[name][bench.task] for name in ("gradients", "recovery", "validate", "test")}
+    parts = {
+        name: problem.examples[name][bench.task]
+        for name in ("gradients", "recovery", "validate", "test")
+    }
     wanted = config.gradients * config.gradient_batch
-    select, rest = divided(parts["gradients"], config.select_examples, seed=derived(bench.seed, "select"))
+    select, rest = divided(
+        parts["gradients"], config.select_examples, seed=derived(bench.seed, "select")
+    )
     if len(select) < config.select_examples or len(rest) < wanted:
         raise LoclinError(
-            f"expected {config.select_examples} + {wanted} examples of {bench.task} in the gradients split in groups that can be "
-            f"divided, found {len(select)} + {len(rest)}: give more data or lower --select-examples, --gradients or --gradient-batch"
+            f"expected {config.select_examples} + {wanted} examples of {bench.task} in the "
+            "gradients split in groups that can be "
+            f"divided, found {len(select)} + {len(rest)}: give more data or lower "
+            "--select-examples, --gradients or --gradient-batch"
         )
     behind = problem.collate(rest[:wanted])
-    shown, _ = divided(parts["recovery"], config.select_examples, seed=derived(bench.seed, "recovery gradient"))
-    validate, _ = divided(parts["validate"], config.validate_examples, seed=derived(bench.seed, "halfway"))
+    shown, _ = divided(
+        parts["recovery"], config.select_examples, seed=derived(bench.seed, "recovery gradient")
+    )
+    validate, _ = divided(
+        parts["validate"], config.validate_examples, seed=derived(bench.seed, "halfway")
+    )
     test, _ = divided(parts["test"], config.test_examples, seed=derived(bench.seed, "table"))
     return Material(
         select=Exam.of(problem, select, at_once=config.curvature_chunk),
@@ -68,8 +82,11 @@ def material(bench: Bench[Config]) -> Material:
     )
 
 
-def divided(examples: Sequence[Example], count: int, *, seed: int) -> tuple[list[Example], list[Example]]:
-    """At most `count` examples in whole groups as they come in a shuffle, cut at the last; and those of all other groups.
+def divided(
+    examples: Sequence[Example], count: int, *, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """At most `count` examples in whole groups as they come in a shuffle, cut at the last; and
+    those of all other groups.
 
     >>> pool = [Example(prompt=str(i), answer=" x", group=str(i // 2)) for i in range(10)]
     >>> some, others = divided(pool, 3, seed=0)
@@ -94,7 +111,8 @@ class Way:
 
     Attributes:
         prefix: its first k updates.
-        halfway: θ_H, the first point looked at whose score is at least halfway from the damaged one to the one before.
+        halfway: θ_H, the first point looked at whose score is at least halfway from the damaged one
+            to the one before.
         step: its step; None where the score was not half back at the end: θ_H is the end then.
     """
 
@@ -126,7 +144,14 @@ def recover(bench: Bench[Config], exam: Exam, known: float, damaged: Vector) -> 
             last.append(space.read())
 
     way = recovery(
-        bench, "adamw", bench.task, damaged, config.steps, order="recovery", exactly=config.k, after_step=watch
+        bench,
+        "adamw",
+        bench.task,
+        damaged,
+        config.steps,
+        order="recovery",
+        exactly=config.k,
+        after_step=watch,
     )
     step, point = found[0] if found else (None, last[0])
     return Way(prefix=way.head[: config.k].clone(), halfway=point, step=step)

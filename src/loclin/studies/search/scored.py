@@ -1,4 +1,6 @@
-"""Candidates around the point where a space stands, scored: how much the loss falls and the score rises by each."""
+"""Candidates around the point where a space stands, scored: how much the loss falls and the score
+rises by each.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ class Gains:
 
     Attributes:
         candidates: which.
-        loss: decrease of the mean loss by each (nats per answer token); NaN where its loss is not finite.
+        loss: decrease of the mean loss by each (nats per answer token); NaN where its loss is not
+            finite.
         score: increase of the share answered right.
         right: whether each answers each example right.
     """
@@ -44,7 +47,9 @@ def gains(moved: Perturbed, exam: Exam, drawn: Sequence[Candidate], *, stacked: 
     sums, counts = exam.tallies()
     loss, right = sums / counts
     groups = [drawn[i : i + stacked] for i in range(0, len(drawn), stacked)]
-    found = [outcome for group in groups for outcome in score(moved, exam, group, batched=stacked > 1)]
+    found = [
+        outcome for group in groups for outcome in score(moved, exam, group, batched=stacked > 1)
+    ]
     losses = np.array([o.loss for o in found])
     return Gains(
         candidates=tuple(drawn),

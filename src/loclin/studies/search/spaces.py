@@ -1,4 +1,6 @@
-"""Searches in spaces of very different dimension at θ_D, and in subspaces of equal k whose signal density differs."""
+"""Searches in spaces of very different dimension at θ_D, and in subspaces of equal k whose signal
+density differs.
+"""
 
 from __future__ import annotations
 
@@ -57,9 +59,11 @@ class Place:
 
 
 def static_plane(bench: Bench[Config], batches: list[Batch]) -> Subspace:
-    """The plane that is fixed beforehand (measures §4): task vectors and principal gradients at θ₀, where the space stands.
+    """The plane that is fixed beforehand (measures §4): task vectors and principal gradients at θ₀,
+    where the space stands.
 
-    One task vector for each task, that of the run's own first, as far as k − 1 dimensions go; the gradients take the rest.
+    One task vector for each task, that of the run's own first, as far as k − 1 dimensions go; the
+    gradients take the rest.
 
     Args:
         bench: of the run.
@@ -68,21 +72,36 @@ def static_plane(bench: Bench[Config], batches: list[Batch]) -> Subspace:
     config, problem, space = bench.config, bench.problem, bench.space
     order = [bench.task, *(t for t in problem.tasks if t != bench.task)]
     count = min(len(order), config.k - 1)
-    gradients = principal_directions(batch_gradients(problem, space, batches), config.k - count).basis
+    gradients = principal_directions(
+        batch_gradients(problem, space, batches), config.k - count
+    ).basis
     if not count:
         return Subspace(basis=gradients)
-    own_first = replace(problem, examples={n: {t: part[t] for t in order} for n, part in problem.examples.items()})
+    own_first = replace(
+        problem, examples={n: {t: part[t] for t in order} for n, part in problem.examples.items()}
+    )
     seed = derived(bench.seed, "task vectors of the plane")
     vectors = task_vectors(
-        own_first, space, count, batch=config.batch, lr=config.adamw_lr, steps=config.task_vector_steps, seed=seed
+        own_first,
+        space,
+        count,
+        batch=config.batch,
+        lr=config.adamw_lr,
+        steps=config.task_vector_steps,
+        seed=seed,
     )
     return Subspace.spanned_by(torch.cat([vectors, gradients.to(vectors)]))
 
 
 def subspaces(
-    bench: Bench[Config], batches: list[Batch], recovery: Sequence[Batch], prefix: Directions, plane: Subspace
+    bench: Bench[Config],
+    batches: list[Batch],
+    recovery: Sequence[Batch],
+    prefix: Directions,
+    plane: Subspace,
 ) -> Mapping[str, Subspace]:
-    """Subspaces of k dimensions at θ_D, where the space stands, all of them made from examples that score no candidate.
+    """Subspaces of k dimensions at θ_D, where the space stands, all of them made from examples that
+    score no candidate.
 
     Args:
         bench: of the run.
@@ -95,22 +114,34 @@ def subspaces(
     seed = derived(bench.seed, "subspaces")
     found = batch_gradients(problem, space, batches)
     few = found[: config.k]
-    with second_order(problem, space, recovery, differences=config.products == "finite differences") as product:
-        krylov = lanczos(product, space.gradient(partial(answer_loss, problem.model), recovery), config.k)
+    with second_order(
+        problem, space, recovery, differences=config.products == "finite differences"
+    ) as product:
+        krylov = lanczos(
+            product, space.gradient(partial(answer_loss, problem.model), recovery), config.k
+        )
     return {
         "gradients at θ_D": principal_directions(found, config.k),
         "first updates": Subspace.spanned_by(prefix.to(found)),
         "static plane": plane,
         "Krylov": Subspace(basis=krylov.basis),
-        "norm-matched noise": Subspace.spanned_by(norm_matched_noise(space, few, seed=derived(seed, "matched"))),
+        "norm-matched noise": Subspace.spanned_by(
+            norm_matched_noise(space, few, seed=derived(seed, "matched"))
+        ),
         "random": Subspace(
-            basis=random_subspace(config.k, space.dimension, seed=derived(seed, "random")).basis.to(found)
+            basis=random_subspace(config.k, space.dimension, seed=derived(seed, "random")).basis.to(
+                found
+            )
         ),
     }
 
 
 def places(
-    bench: Bench[Config], made: Mapping[str, Subspace], product: Product, gradient: Vector, scored: Sequence[Batch]
+    bench: Bench[Config],
+    made: Mapping[str, Subspace],
+    product: Product,
+    gradient: Vector,
+    scored: Sequence[Batch],
 ) -> list[Place]:
     """What the law sees in every subspace, and in the largest tensor alone where there are several.
 
@@ -123,24 +154,29 @@ def places(
     """
     config, problem, space = bench.config, bench.problem, bench.space
     found = [
-        Place(name=name, local=in_subspace(product, gradient, of.basis), space=space, basis=of.basis)
+        Place(
+            name=name, local=in_subspace(product, gradient, of.basis), space=space, basis=of.basis
+        )
         for name, of in made.items()
     ]
     if len(space.names) == 1:
         return found
     name = max(zip(space.sizes, space.names, strict=True))[1]
     alone = ParameterSpace(problem.model, name)
-    with second_order(problem, alone, scored, differences=config.products == "finite differences") as inner:
+    with second_order(
+        problem, alone, scored, differences=config.products == "finite differences"
+    ) as inner:
         piece = space.by_tensor(gradient)[name].reshape(-1)
         local = in_space(inner, alone, piece, config.probes, seed=derived(bench.seed, "largest"))
     return [*found, Place(name=LARGEST, local=local, space=alone)]
 
 
 def space_rows(here: Around, found: Sequence[Place]) -> Iterator[Row]:
-    """Searches in every space: the law there, and in subspaces of equal k what signal density says of the gain.
+    """Searches in every space: the law there, and in subspaces of equal k what signal density says
+    of the gain.
 
-    All subspaces are searched at the same RMS radius, small enough that each is within the law's domain, and then each at its
-    own reference σ.
+    All subspaces are searched at the same RMS radius, small enough that each is within the law's
+    domain, and then each at its own reference σ.
 
     Args:
         here: θ_D.
@@ -167,16 +203,23 @@ def space_rows(here: Around, found: Sequence[Place]) -> Iterator[Row]:
         own = place.local.reference(config.n)
         best, _ = _searched(here, place, own)
         context: dict[str, Any] = {"space": place.name}
-        yield here.row("signal_density", density, null=whole / here.bench.space.dimension, **context)
         yield here.row(
-            "signal_lift", law.lift(capture, here.bench.space.dimension, place.dimension), null=1.0, **context
+            "signal_density", density, null=whole / here.bench.space.dimension, **context
+        )
+        yield here.row(
+            "signal_lift",
+            law.lift(capture, here.bench.space.dimension, place.dimension),
+            null=1.0,
+            **context,
         )
         yield here.row("equal_radius_gain", gain, **context)
         yield here.row("equal_radius_law", linear, **context)
         yield here.row("best_gain", best, **context)
         yield here.row("best_gain_law", place.local.gain(config.n, own), **context)
         yield here.row(
-            "best_gain_formula", law.subspace_best_gain(energy=energy, n=config.n, trace=place.local.trace), **context
+            "best_gain_formula",
+            law.subspace_best_gain(energy=energy, n=config.n, trace=place.local.trace),
+            **context,
         )
     yield here.row("equal_radius", radius)
     yield here.row("density_ratio", float(np.median(ratios)), null=1.0)
@@ -186,6 +229,10 @@ def _searched(here: Around, place: Place, sigma: float) -> tuple[float, list[Row
     """The gain of the best of n there, and the rows of the ladder."""
     with Perturbed(place.space, Noise(), basis=place.basis) as moved:
         drawn = candidates(here.bench.config.inside, [sigma], seed=derived(here.seed, place.name))
-        found = gains(moved, here.exam, drawn, stacked=1 if place.basis is not None else here.stacked)
+        found = gains(
+            moved, here.exam, drawn, stacked=1 if place.basis is not None else here.stacked
+        )
     context = {"space": place.name, "noise": GAUSSIAN, "size": here.bench.config.size}
-    return gain_at(found, here.bench.config.n), list(ladder_rows(here, found, place.local, sigma, context))
+    return gain_at(found, here.bench.config.n), list(
+        ladder_rows(here, found, place.local, sigma, context)
+    )

@@ -1,4 +1,6 @@
-"""What the best candidates are worth on test examples: alone, by vote, beside controls at as many forward passes (Table 7)."""
+"""What the best candidates are worth on test examples: alone, by vote, beside controls at as many
+forward passes (Table 7).
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ SAMPLES, ORACLE = "vote of samples", "any of them (oracle)"
 
 
 def ranked_by_select(found: Gains) -> list[int]:
-    """Places of the candidates, best first: by score on the select examples, ties by loss, then by place; not those without a loss."""
+    """Places of the candidates, best first: by score on the select examples, ties by loss, then by
+    place; not those without a loss.
+    """
     order = np.lexsort((np.arange(len(found.loss)), -found.loss, -found.score))
     return [int(i) for i in order if np.isfinite(found.loss[i])]
 
@@ -39,7 +43,9 @@ def chosen_size(found: Mapping[float, Gains], n: int) -> float:
     return max(found, key=worth)
 
 
-def table_rows(here: Around, swept: Mapping[float, Gains], test: Sequence[Example]) -> Iterator[Row]:
+def table_rows(
+    here: Around, swept: Mapping[float, Gains], test: Sequence[Example]
+) -> Iterator[Row]:
     """Every arm's score on the test examples, with McNemar's p against the model itself.
 
     The σ and the candidates are chosen by the select examples alone.
@@ -73,14 +79,18 @@ def table_rows(here: Around, swept: Mapping[float, Gains], test: Sequence[Exampl
         yield _row(here, SAMPLES, k, solved(vote(drawn[:k]), wanted), base)
     ks = [k for k in config.best_of if k < config.asked] + [config.asked]
     for k, chance in zip(ks, pass_at(every.right, ks), strict=True):
-        yield here.row("table_score", float(chance.mean()), null=float(base.mean()), arm=ORACLE, votes=k)
+        yield here.row(
+            "table_score", float(chance.mean()), null=float(base.mean()), arm=ORACLE, votes=k
+        )
     yield here.row("winner_gain", float(found.loss[order[0]]), split="select", of="loss")
     yield here.row("winner_gain", float(winner.loss[0]), split="test", of="loss")
     yield here.row("winner_gain", float(found.score[order[0]]), split="select", of="score")
     yield here.row("winner_gain", float(winner.score[0]), split="test", of="score")
 
 
-def _answers(moved: Perturbed, here: Around, chosen: Sequence[Candidate], test: Sequence[Example]) -> list[list[str]]:
+def _answers(
+    moved: Perturbed, here: Around, chosen: Sequence[Candidate], test: Sequence[Example]
+) -> list[list[str]]:
     """What each candidate answers."""
     given = []
     for candidate in chosen:

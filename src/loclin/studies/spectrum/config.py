@@ -21,20 +21,23 @@ from loclin.studies.settings import (
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Settings):
-    """Take n gradients of a task at the pretrained and at the damaged point, and ask how many directions they share.
+    """Take n gradients of a task at the pretrained and at the damaged point, and ask how many
+    directions they share.
 
-    Effective ranks as n grows, centred and not, against random vectors that share nothing but the norms within every tensor,
-    sketched the same way; the energy of new gradients in the space of old ones; how far the spaces of different tasks
-    overlap; and which layers and kinds of weights hold it (measures §6, §5). One claim at each of the two points.
+    Effective ranks as n grows, centred and not, against random vectors that share nothing but the
+    norms within every tensor, sketched the same way; the energy of new gradients in the space of
+    old ones; how far the spaces of different tasks overlap; and which layers and kinds of weights
+    hold it (measures §6, §5). One claim at each of the two points.
 
-    The other defaults depend on --profile and --model: the built-in sequence models are measured on all their weights,
-    everything else by LoRA.
+    The other defaults depend on --profile and --model: the built-in sequence models are measured on
+    all their weights, everything else by LoRA.
     """
 
     study: ClassVar[str] = "spectrum"
 
     counts: tuple[int, ...] = (8, 16, 32, 64, 128)
-    """Numbers n of gradients at which effective ranks are measured; the claim compares the last two."""
+    """Numbers n of gradients at which effective ranks are measured; the claim compares the last
+    two."""
     gradient_batch: int = 8
     """Examples in each gradient; 1 takes the gradient of every example."""
     k: int = 10
@@ -52,33 +55,51 @@ class Config(Settings):
         """
         super().checked()
         check_counts(self, ("gradient_batch", "overlap_gradients", "k"))
-        if len(set(self.counts)) < 2 or min(self.counts) < 4 or list(self.counts) != sorted(self.counts):
+        if (
+            len(set(self.counts)) < 2
+            or min(self.counts) < 4
+            or list(self.counts) != sorted(self.counts)
+        ):
             raise LoclinError(
-                f"expected at least two growing numbers of gradients, each 4 or more, found {list(self.counts)}: change --counts"
+                "expected at least two growing numbers of gradients, each 4 or more, found "
+                f"{list(self.counts)}: change --counts"
             )
         half = max(self.counts) // 2
         if not self.ks or min(self.ks) < 1 or max(self.ks) > half:
             raise LoclinError(
-                f"expected ks from 1 to {half}, half of the gradients, found {list(self.ks)}: change --ks or raise --counts"
+                f"expected ks from 1 to {half}, half of the gradients, found {list(self.ks)}: "
+                "change --ks or raise --counts"
             )
         if self.k > self.overlap_gradients:
             raise LoclinError(
-                f"expected k of at most {self.overlap_gradients} gradients, found {self.k}: lower --k or raise --overlap-gradients"
+                f"expected k of at most {self.overlap_gradients} gradients, found {self.k}: lower "
+                "--k or raise --overlap-gradients"
             )
         check_sketch(self, max(self.counts), "n")
         return self
 
 
 def preset(profile: Profile, model: str | None = None) -> Config:
-    """The defaults of a profile for a model; smoke takes few gradients and three runs, paper 24 runs."""
+    """The defaults of a profile for a model; smoke takes few gradients and three runs, paper 24
+    runs.
+    """
     config = Config(model=named(profile, model), profile=profile)
     sequences = config.model in SEQUENCE_MODELS
     if not sequences:
         config = replace(
-            by_lora(config), gradient_batch=4, counts=(6, 12, 24, 48), ks=(1, 2, 3, 5, 10), overlap_gradients=12
+            by_lora(config),
+            gradient_batch=4,
+            counts=(6, 12, 24, 48),
+            ks=(1, 2, 3, 5, 10),
+            overlap_gradients=12,
         )
     if profile == "smoke":
-        sizes = {"k": 4, "ks": (1, 2, 4), "overlap_gradients": 6, "gradient_batch": 6 if sequences else 4}
+        sizes = {
+            "k": 4,
+            "ks": (1, 2, 4),
+            "overlap_gradients": 6,
+            "gradient_batch": 6 if sequences else 4,
+        }
         return replace(quick(config), counts=(4, 8, 16, 32) if sequences else (4, 8, 16), **sizes)  # type: ignore[arg-type]
     return replace(config, seeds=24) if profile == "paper" else config
 

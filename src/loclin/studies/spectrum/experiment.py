@@ -1,4 +1,6 @@
-"""One independent run of the spectrum study: gradients of every task at θ₀ and at θ_D, and what they share (measures §5, §6)."""
+"""One independent run of the spectrum study: gradients of every task at θ₀ and at θ_D, and what
+they share (measures §5, §6).
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ def run_one(config: Config, run: int, progress: Progress) -> Part:
     """Everything that run number `run` contributes.
 
     Raises:
-        LoclinError: whatever `make_bench` refuses, a task that is not destroyed, a loss that is not finite.
+        LoclinError: whatever `make_bench` refuses, a task that is not destroyed, a loss that is not
+            finite.
     """
     began = time.perf_counter()
     bench = make_bench(config, run, demand(config), progress)
@@ -36,7 +39,10 @@ def run_one(config: Config, run: int, progress: Progress) -> Part:
     rows: list[Row] = [bench.row("dimension", float(bench.space.dimension))]
     arrays: dict[str, np.ndarray] = {}
     batches, sets, notes = _batches(bench)
-    for point, vector in (("pretrained", bench.space.read()), ("damaged", damage(bench, bench.task))):
+    for point, vector in (
+        ("pretrained", bench.space.read()),
+        ("damaged", damage(bench, bench.task)),
+    ):
         with bench.space.restored():
             bench.space.write(vector)
             found = gather(
@@ -49,7 +55,9 @@ def run_one(config: Config, run: int, progress: Progress) -> Part:
         more, gram = _measure(bench, found, sets, {**bench.context, "point": point})
         rows += more
         arrays[f"gradient_gramian/{point}/{run}"] = gram
-    return Part(rows=rows, arrays=arrays, seconds=time.perf_counter() - began, notes=(*bench.notes, *notes))
+    return Part(
+        rows=rows, arrays=arrays, seconds=time.perf_counter() - began, notes=(*bench.notes, *notes)
+    )
 
 
 def demand(config: Config) -> Demand:
@@ -60,15 +68,25 @@ def demand(config: Config) -> Demand:
             "gradients": (drawn, "--counts, --overlap-gradients or --gradient-batch"),
             "damage": (config.batch, "--batch"),
         },
-        vectors=(6, "--space"),  # points and gradients in hand; those that are kept go where there is room
+        vectors=(
+            6,
+            "--space",
+        ),  # points and gradients in hand; those that are kept go where there is room
         rows=(drawn // config.gradient_batch, "gradients"),
     )
 
 
 def _batches(bench: Bench[Config]) -> tuple[list[Batch], dict[str, tuple[slice, slice]], list[str]]:
-    """Batches of the run's task first, then two sets of every other task; where the sets of each task are; what is left out."""
+    """Batches of the run's task first, then two sets of every other task; where the sets of each
+    task are; what is left out.
+    """
     config, problem = bench.config, bench.problem
-    n, batches, sets, short = config.overlap_gradients, list[Batch](), dict[str, tuple[slice, slice]](), list[str]()
+    n, batches, sets, short = (
+        config.overlap_gradients,
+        list[Batch](),
+        dict[str, tuple[slice, slice]](),
+        list[str](),
+    )
     for task in (bench.task, *(t for t in problem.tasks if t != bench.task)):
         count = max(max(config.counts), 2 * n) if task == bench.task else 2 * n
         if len(problem.examples["gradients"][task]) < count * config.gradient_batch:
@@ -77,9 +95,14 @@ def _batches(bench: Bench[Config]) -> tuple[list[Batch], dict[str, tuple[slice, 
         start = len(batches)
         sets[task] = (slice(start, start + n), slice(start + n, start + 2 * n))
         data = problem.batch("gradients", task)
-        batches += disjoint_batches(data, config.gradient_batch, count, seed=derived(bench.seed, "ranks", task))
+        batches += disjoint_batches(
+            data, config.gradient_batch, count, seed=derived(bench.seed, "ranks", task)
+        )
     notes = (
-        [f"too few examples for two sets of {n} gradients, left out of the overlaps: {', '.join(short)}"]
+        [
+            f"too few examples for two sets of {n} gradients, left out of the overlaps: "
+            f"{', '.join(short)}"
+        ]
         if short
         else []
     )
@@ -87,11 +110,16 @@ def _batches(bench: Bench[Config]) -> tuple[list[Batch], dict[str, tuple[slice, 
 
 
 def _measure(
-    bench: Bench[Config], found: Gathered, sets: dict[str, tuple[slice, slice]], context: dict[str, Any]
+    bench: Bench[Config],
+    found: Gathered,
+    sets: dict[str, tuple[slice, slice]],
+    context: dict[str, Any],
 ) -> tuple[list[Row], np.ndarray]:
     config, n = bench.config, max(bench.config.counts)
     seed = derived(bench.seed, "spectrum", str(context["point"]))
-    own = Gathered(space=found.space, keeping=found.keeping, rows=found.rows[:n], norms=found.norms[:n])
+    own = Gathered(
+        space=found.space, keeping=found.keeping, rows=found.rows[:n], norms=found.norms[:n]
+    )
     every = controls(found, seed=seed)
     drawn = {name: gram[:n, :n] for name, gram in every.items()}
     tensors = tensor_gramians(found) if found.whole else None
@@ -102,5 +130,7 @@ def _measure(
     rows += crossfit_rows(measured, drawn["per tensor"], config.ks, found.columns, context)
     rows += overlap_rows(products, every["per tensor"], sets, config.k, context)
     if tensors is not None:
-        rows += layer_rows(own, {name: g[:n, :n] for name, g in tensors.items()}, context, seed=seed)
+        rows += layer_rows(
+            own, {name: g[:n, :n] for name, g in tensors.items()}, context, seed=seed
+        )
     return rows, measured

@@ -1,4 +1,6 @@
-"""The gradients of many batches at one point, kept whole or sketched, and the random vectors they are held against."""
+"""The gradients of many batches at one point, kept whole or sketched, and the random vectors they
+are held against.
+"""
 
 from __future__ import annotations
 
@@ -78,27 +80,38 @@ def gather(
 
 
 def tensor_gramians(found: Gathered) -> dict[str, Gramian]:
-    """Inner products of the gradients within every tensor; they sum to the Gramian of the whole. Not for sketches."""
+    """Inner products of the gradients within every tensor; they sum to the Gramian of the whole.
+    Not for sketches.
+    """
     pieces = found.rows.split(list(found.space.sizes), dim=1)
     return {name: gramian(piece) for name, piece in zip(found.space.names, pieces, strict=True)}
 
 
 def controls(found: Gathered, *, seed: int) -> dict[str, Gramian]:
-    """Gramians of random vectors that share nothing but norms with the gradients, sketched the same way (measures §6).
+    """Gramians of random vectors that share nothing but norms with the gradients, sketched the same
+    way (measures §6).
 
-    "isotropic" spreads each vector's norm evenly over all coordinates; "per tensor" keeps its norm within every tensor, which
-    is the stricter control.
+    "isotropic" spreads each vector's norm evenly over all coordinates; "per tensor" keeps its norm
+    within every tensor, which is the stricter control.
     """
     whole = found.norms.square().sum(1, keepdim=True).sqrt()
     if found.whole:
         return {
-            "per tensor": random_sketch(found.norms, found.space.sizes, seed=derived(seed, "per tensor")),
-            "isotropic": random_sketch(whole, [found.space.dimension], seed=derived(seed, "isotropic")),
+            "per tensor": random_sketch(
+                found.norms, found.space.sizes, seed=derived(seed, "per tensor")
+            ),
+            "isotropic": random_sketch(
+                whole, [found.space.dimension], seed=derived(seed, "isotropic")
+            ),
         }
     drawn: dict[str, list[Tensor]] = {"per tensor": [], "isotropic": []}
-    for i, (norms, norm) in enumerate(zip(found.norms.tolist(), whole.squeeze(1).tolist(), strict=True)):
+    for i, (norms, norm) in enumerate(
+        zip(found.norms.tolist(), whole.squeeze(1).tolist(), strict=True)
+    ):
         noise = found.space.by_tensor(found.space.noise(seed=derived(seed, "noise", i)))
-        matched = {n: z * (v / float(z.norm())) for (n, z), v in zip(noise.items(), norms, strict=True)}
+        matched = {
+            n: z * (v / float(z.norm())) for (n, z), v in zip(noise.items(), norms, strict=True)
+        }
         drawn["per tensor"].append(found.keeping.sketch.of(matched))
         size = sum(float(z.square().sum()) for z in noise.values()) ** 0.5
         drawn["isotropic"].append(found.keeping.sketch.of(noise) * (norm / size))

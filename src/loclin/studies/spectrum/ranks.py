@@ -1,4 +1,6 @@
-"""Effective ranks of gradients and of their controls as their number grows; by layer and kind of weight (measures §6)."""
+"""Effective ranks of gradients and of their controls as their number grows; by layer and kind of
+weight (measures §6).
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,16 @@ Gramian = Float[np.ndarray, "n n"]
 
 
 def rank_rows(
-    measured: Gramian, controls: Mapping[str, Gramian], counts: tuple[int, ...], context: Mapping[str, Any]
+    measured: Gramian,
+    controls: Mapping[str, Gramian],
+    counts: tuple[int, ...],
+    context: Mapping[str, Any],
 ) -> Iterator[Row]:
     """Ranks of the first n gradients for every n in `counts`, measured and for each control.
 
-    The null column of what was measured is the control "per tensor". The same is given for gradients scaled to unit norm:
-    where a few examples carry most of the energy, vectors with those norms are of low rank whatever their directions.
+    The null column of what was measured is the control "per tensor". The same is given for
+    gradients scaled to unit norm: where a few examples carry most of the energy, vectors with those
+    norms are of low rank whatever their directions.
     """
     yield from _ranks(measured, controls["per tensor"], counts, {**context, "vectors": "measured"})
     unit, null = _unit(measured), _unit(controls["per tensor"])
@@ -61,13 +67,18 @@ def spectrum_rows(
     for name, products in {"measured": measured, **controls}.items():
         energy = np.clip(np.linalg.eigvalsh(centred(products))[::-1], 0, None)
         for i, share in enumerate(energy[:most] / energy.sum(), 1):
-            yield Row(quantity="energy_share", value=float(share), context={**context, "vectors": name, "i": i})
+            yield Row(
+                quantity="energy_share",
+                value=float(share),
+                context={**context, "vectors": name, "i": i},
+            )
 
 
 def layer_rows(
     found: Gathered, tensors: Mapping[str, Gramian], context: Mapping[str, Any], *, seed: int
 ) -> Iterator[Row]:
-    """Participation ratio of the centred gradients within every layer and kind of weight, its control, and its share of the energy.
+    """Participation ratio of the centred gradients within every layer and kind of weight, its
+    control, and its share of the energy.
 
     Weight and bias of a module count as one kind. A place whose gradients vanish has no ratio.
     """
@@ -77,7 +88,10 @@ def layer_rows(
     whole = sum(float(np.trace(g)) for g in tensors.values())
     for (layer, kind), members in sorted(places.items()):
         here = {**context, "layer": layer, "kind": kind}
-        names, sizes = [found.space.names[i] for i in members], [found.space.sizes[i] for i in members]
+        names, sizes = (
+            [found.space.names[i] for i in members],
+            [found.space.sizes[i] for i in members],
+        )
         products = np.sum([tensors[n] for n in names], axis=0)
         yield Row(quantity="layer_energy", value=float(np.trace(products)) / whole, context=here)
         spread = centred(products)
@@ -85,6 +99,9 @@ def layer_rows(
             yield Row(quantity="layer_rank_ratio", value=None, null=1.0, context=here)
             continue
         drawn = random_sketch(found.norms[:, members], sizes, seed=derived(seed, layer, kind))
-        rank, null = effective_ranks(spread).participation, effective_ranks(centred(drawn)).participation
+        rank, null = (
+            effective_ranks(spread).participation,
+            effective_ranks(centred(drawn)).participation,
+        )
         yield Row(quantity="layer_rank", value=rank, null=null, context=here)
         yield Row(quantity="layer_rank_ratio", value=rank / null, null=1.0, context=here)

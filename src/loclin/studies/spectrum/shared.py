@@ -1,4 +1,6 @@
-"""What gradients share: the energy of new gradients in the space of old ones, and how far tasks' spaces overlap (measures §5, §6)."""
+"""What gradients share: the energy of new gradients in the space of old ones, and how far tasks'
+spaces overlap (measures §5, §6).
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,14 @@ from loclin.geometry.spectrum import principal_coefficients
 from loclin.record import Row
 
 
-def crossfitted(products: Float[np.ndarray, "n n"], old: slice, new: slice, k: int) -> tuple[float, float]:
+def crossfitted(
+    products: Float[np.ndarray, "n n"], old: slice, new: slice, k: int
+) -> tuple[float, float]:
     """Shares of new gradients' energy in the top-k space P of independent old ones (measures §6).
 
-    signal: E[g₁ᵀPg₂]/E[g₁ᵀg₂] over pairs of different new gradients, the share of ‖E g‖² that P holds; NaN where the
-    denominator, an unbiased estimate of ‖E g‖², is not positive. energy: E‖Pg‖²/E‖g‖². Both are k/D for a random space.
+    signal: E[g₁ᵀPg₂]/E[g₁ᵀg₂] over pairs of different new gradients, the share of ‖E g‖² that P
+    holds; NaN where the denominator, an unbiased estimate of ‖E g‖², is not positive. energy:
+    E‖Pg‖²/E‖g‖². Both are k/D for a random space.
 
     Args:
         products: Gramian of all gradients.
@@ -38,7 +43,9 @@ def crossfit_rows(
     columns: int,
     context: Mapping[str, Any],
 ) -> Iterator[Row]:
-    """`crossfitted` at every k, the first half of the gradients spanning; null k/D, and the same for the control's vectors."""
+    """`crossfitted` at every k, the first half of the gradients spanning; null k/D, and the same
+    for the control's vectors.
+    """
     half = len(products) // 2
     old, new = slice(0, half), slice(half, 2 * half)
     for name, gram in (("measured", products), ("per tensor", control)):
@@ -59,10 +66,12 @@ def overlap_rows(
     k: int,
     context: Mapping[str, Any],
 ) -> Iterator[Row]:
-    """Overlap of the top-k spaces of every two tasks; a task with itself by its two independent sets of gradients.
+    """Overlap of the top-k spaces of every two tasks; a task with itself by its two independent
+    sets of gradients.
 
-    Of two tasks, the mean over the two pairings of different sets. Null: the same of random vectors that share nothing but the
-    gradients' norms within every tensor. It is well above k/D, since gradients crowd into a few tensors.
+    Of two tasks, the mean over the two pairings of different sets. Null: the same of random vectors
+    that share nothing but the gradients' norms within every tensor. It is well above k/D, since
+    gradients crowd into a few tensors.
 
     Args:
         products: Gramian of all gradients.
@@ -78,7 +87,9 @@ def overlap_rows(
     for name, alike in (("within", True), ("between", False)):
         chosen = [pair for pair in measured if (pair[0] == pair[1]) is alike]
         if chosen:
-            value, chance = (float(np.mean([found[pair] for pair in chosen])) for found in (measured, null))
+            value, chance = (
+                float(np.mean([found[pair] for pair in chosen])) for found in (measured, null)
+            )
             yield Row(quantity=f"overlap_{name}", value=value, null=chance, context=dict(context))
 
 

@@ -1,4 +1,6 @@
-"""What vectors do to answers when they are added at one layer, at equal length and at equal damage; and the weight step itself."""
+"""What vectors do to answers when they are added at one layer, at equal length and at equal damage;
+and the weight step itself.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ BISECTIONS = 40  # of a step's size: a thousandth is reached long before
 
 
 def choose_layer(material: Material, caa: Layered) -> tuple[int, list[Row]]:
-    """The later layer at which CAA moves answers most, by examples that decide nothing else; and its slope at every layer."""
+    """The later layer at which CAA moves answers most, by examples that decide nothing else; and
+    its slope at every layer.
+    """
     by_prompt = layer_slopes(
         material.model,
         material.parts["choose"],
@@ -52,10 +56,13 @@ def stepping(material: Material, direction: Float[Tensor, " D"], size: float) ->
     return step
 
 
-def vectors_at(material: Material, v: Vectors, chosen: int, others: Mapping[str, Layered]) -> dict[str, Tensor]:
+def vectors_at(
+    material: Material, v: Vectors, chosen: int, others: Mapping[str, Layered]
+) -> dict[str, Tensor]:
     """Every vector at the chosen layer, as long as CAA is there.
 
-    The parts of E1's shift along CAA and across it are those of the vector of that length: they add up to it.
+    The parts of E1's shift along CAA and across it are those of the vector of that length: they add
+    up to it.
 
     Args:
         material: of the run.
@@ -68,7 +75,9 @@ def vectors_at(material: Material, v: Vectors, chosen: int, others: Mapping[str,
     given = {"CAA": v.caa, "paired CAA": v.paired, **v.shifts, "logit gradient": v.logits, **others}
     if not material.class_form:
         del given["paired CAA"]
-    found = {name: x[chosen].double() * (length / x[chosen].double().norm()) for name, x in given.items()}
+    found = {
+        name: x[chosen].double() * (length / x[chosen].double().norm()) for name, x in given.items()
+    }
     along = (found["E1"] @ caa) / length**2 * caa
     found |= {"E1 along CAA": along, "E1 across CAA": found["E1"] - along}
     rng = np.random.default_rng(derived(material.config.seed, "random vectors"))
@@ -78,7 +87,9 @@ def vectors_at(material: Material, v: Vectors, chosen: int, others: Mapping[str,
 
 
 def size_of_step(material: Material, v: Vectors, chosen: int) -> float | None:
-    """η at which E1's step shifts the chosen layer by as much as CAA is long, to a thousandth; None where none up to 1 does."""
+    """η at which E1's step shifts the chosen layer by as much as CAA is long, to a thousandth; None
+    where none up to 1 does.
+    """
     length = float(v.caa[chosen].double().norm())
 
     def moved(size: float) -> float:
@@ -115,7 +126,8 @@ def arm_rows(
     others: Mapping[str, Layered],
     chance: Mapping[str, Float[Tensor, "m d"]],
 ) -> Iterator[Row]:
-    """Dose response, slopes, damage and equal damage of every arm; no ratio to CAA where CAA does not steer.
+    """Dose response, slopes, damage and equal damage of every arm; no ratio to CAA where CAA does
+    not steer.
 
     Args:
         material: of the run.
@@ -136,7 +148,9 @@ def arm_rows(
     found = {}
     for i, (arm, change) in enumerate(changes.items()):
         material.progress("steering", i / len(changes))
-        found[arm] = response(material.model, asked, change, material.config.strengths, before=before)
+        found[arm] = response(
+            material.model, asked, change, material.config.strengths, before=before
+        )
     unit = float(found["CAA"].slopes.mean())
     named = {arm: e for arm, e in found.items() if not arm.startswith("random ")}
     yield material.row("logit_difference", float(before.mean()))
@@ -145,12 +159,16 @@ def arm_rows(
     if size is None:
         yield material.row("slope_ratio", None, arm=STEP)
     yield from _random_rows(material, [e for arm, e in found.items() if arm not in named], unit)
-    yield from _damage_rows(material, {arm: changes[arm] for arm in named}, asked, float(before.mean()))
+    yield from _damage_rows(
+        material, {arm: changes[arm] for arm in named}, asked, float(before.mean())
+    )
     yield from _chance_rows(material, chosen, float(v.caa[chosen].norm()), named, unit, chance)
 
 
 def _effect_rows(material: Material, arm: str, e: Response, unit: float) -> Iterator[Row]:
-    """Responses are changes of the mean logit difference: what the model says by itself is no effect."""
+    """Responses are changes of the mean logit difference: what the model says by itself is no
+    effect.
+    """
     slope = float(e.slopes.mean())
     for strength, row in zip(e.strengths, e.changes, strict=True):
         yield material.row("response", float(row.mean()), arm=arm, strength=strength)
@@ -163,17 +181,31 @@ def _random_rows(material: Material, drawn: Sequence[Response], unit: float) -> 
     """Random directions of activations: the middle 95 % of their mean responses and slopes."""
     responses = np.stack([e.changes.mean(1) for e in drawn])
     slope = np.array([e.slopes.mean() for e in drawn])
-    for quantile, name in ((0.025, "random, 2.5 %"), (0.5, "random, median"), (0.975, "random, 97.5 %")):
-        for strength, value in zip(material.config.strengths, np.quantile(responses, quantile, axis=0), strict=True):
+    for quantile, name in (
+        (0.025, "random, 2.5 %"),
+        (0.5, "random, median"),
+        (0.975, "random, 97.5 %"),
+    ):
+        for strength, value in zip(
+            material.config.strengths, np.quantile(responses, quantile, axis=0), strict=True
+        ):
             yield material.row("response", float(value), arm=name, strength=strength)
         yield material.row("slope", float(np.quantile(slope, quantile)), arm=name)
-        yield material.row("slope_ratio", float(np.quantile(slope, quantile)) / unit if unit > 0 else None, arm=name)
+        yield material.row(
+            "slope_ratio",
+            float(np.quantile(slope, quantile)) / unit if unit > 0 else None,
+            arm=name,
+        )
     shares = [anti_steerable(e.slopes) for e in drawn]
     yield material.row("anti_steerable", float(np.median(shares)), arm="random, median")
 
 
-def _damage_rows(material: Material, changes: Mapping[str, Change], asked: Asked, before: float) -> Iterator[Row]:
-    """KL and perplexity on neutral text at strength 1; and the change of the answers at the strength > 0 of equal KL."""
+def _damage_rows(
+    material: Material, changes: Mapping[str, Change], asked: Asked, before: float
+) -> Iterator[Row]:
+    """KL and perplexity on neutral text at strength 1; and the change of the answers at the
+    strength > 0 of equal KL.
+    """
     unit = None
     for i, (arm, change) in enumerate(changes.items()):
         material.progress("measuring damage", i / len(changes))
@@ -188,12 +220,16 @@ def _damage_rows(material: Material, changes: Mapping[str, Change], asked: Asked
         unit = effects if arm == "CAA" else unit
         yield material.row("effect_at_kl", effects, arm=arm)
         yield material.row(
-            "kl_ratio", effects / unit if effects is not None and unit is not None and unit > 0 else None, arm=arm
+            "kl_ratio",
+            effects / unit if effects is not None and unit is not None and unit > 0 else None,
+            arm=arm,
         )
 
 
 def _both_ways(material: Material, change: Change, amount: float, asked: Asked) -> float:
-    return (_changed(material, change, amount, asked) - _changed(material, change, -amount, asked)) / 2
+    return (
+        _changed(material, change, amount, asked) - _changed(material, change, -amount, asked)
+    ) / 2
 
 
 def _changed(material: Material, change: Change, amount: float, asked: Asked) -> float:
@@ -210,7 +246,9 @@ def _chance_rows(
     unit: float,
     chance: Mapping[str, Float[Tensor, "m d"]],
 ) -> Iterator[Row]:
-    """Slopes over CAA's of null vectors of the same length, by strengths −1 and 1 alone; the arm's own measured the same way."""
+    """Slopes over CAA's of null vectors of the same length, by strengths −1 and 1 alone; the arm's
+    own measured the same way.
+    """
     strengths = material.config.strengths
     ends = [strengths.index(-1.0), strengths.index(1.0)]
     for arm, vectors in chance.items():

@@ -15,33 +15,40 @@ PARTS = ("labels", "gradient", "shift", "choose", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class Config(ModelSettings):
-    """Make a steering vector in three ways, see whether they agree, and whether each of them steers.
+    """Make a steering vector in three ways, see whether they agree, and whether each of them
+    steers.
 
-    From labels: the difference of mean activations between the classes (CAA). From one gradient step of the weights: the shift of
-    activations that it makes, in three estimands: E1, the mean shift for the loss −log p(fixed answer); E2, the mean shift for the
-    gold answers' loss; E3, the difference of the mean shifts of the classes for that loss. From random search: the mean shift of the
-    best of many random weight steps. The vectors are compared at every layer with random weight directions, permuted labels,
-    unrelated answer tokens and the gradient of the logits; and added to activations at one layer, in both directions, at equal
-    length and at equal damage (measures §13).
+    From labels: the difference of mean activations between the classes (CAA). From one gradient
+    step of the weights: the shift of activations that it makes, in three estimands: E1, the mean
+    shift for the loss −log p(fixed answer); E2, the mean shift for the gold answers' loss; E3, the
+    difference of the mean shifts of the classes for that loss. From random search: the mean shift
+    of the best of many random weight steps. The vectors are compared at every layer with random
+    weight directions, permuted labels, unrelated answer tokens and the gradient of the logits; and
+    added to activations at one layer, in both directions, at equal length and at equal damage
+    (measures §13).
 
-    The model is taken as it is: nothing is trained or destroyed. Independent runs are disjoint parts of the examples: intervals
-    are over prompts and gradient batches, given the model.
+    The model is taken as it is: nothing is trained or destroyed. Independent runs are disjoint
+    parts of the examples: intervals are over prompts and gradient batches, given the model.
     """
 
     study: ClassVar[str] = "steering"
 
     model: str = "statements"
-    """statements (460k parameters), built in, or its small twin statements-small; a folder; or a hub id such as distilgpt2."""
+    """statements (460k parameters), built in, or its small twin statements-small; a folder; or a
+    hub id such as distilgpt2."""
     data: str | None = None
-    """A JSON Lines file of questions with two options, of A/B contrast pairs, or a hub data set (google/boolq). A built-in model
-    brings its own, of which what it was trained or chosen on is left out."""
+    """A JSON Lines file of questions with two options, of A/B contrast pairs, or a hub data set
+    (google/boolq). A built-in model brings its own, of which what it was trained or chosen on is
+    left out."""
     space: str = "full"
-    """Weights that step: full; or a shell pattern of parameter names ("*attn*"; several separated by commas)."""
+    """Weights that step: full; or a shell pattern of parameter names ("*attn*"; several separated
+    by commas)."""
     seeds: int = 6
     """Independent runs, each with examples of its own."""
 
     positive: str | None = None
-    """The option that counts as +, where all examples have the same two (" yes" by default); otherwise the right one does."""
+    """The option that counts as +, where all examples have the same two (" yes" by default);
+    otherwise the right one does."""
     layers_path: str | None = None
     """Where the model's blocks are ("model.layers"), where they are not found by themselves."""
     labels: int = 128
@@ -66,9 +73,11 @@ class Config(ModelSettings):
     permutations: int = 999
     """Permutations of the labels behind the vector from labels."""
     tokens: int = 120
-    """Unrelated answer tokens, one gradient step each, taken both ways; at most as many as the vocabulary has."""
+    """Unrelated answer tokens, one gradient step each, taken both ways; at most as many as the
+    vocabulary has."""
     outliers: int = 5
-    """Coordinates with the largest activations that are left out of both vectors, in one comparison."""
+    """Coordinates with the largest activations that are left out of both vectors, in one
+    comparison."""
 
     candidates: int = 200
     """Random weight steps of the search."""
@@ -84,7 +93,8 @@ class Config(ModelSettings):
     random_vectors: int = 20
     """Random directions of activations to hold every effect against."""
     kl: float = 0.1
-    """KL divergence on neutral text, in nats a token, at which effects are compared at equal damage."""
+    """KL divergence on neutral text, in nats a token, at which effects are compared at equal
+    damage."""
     neutral: Path | None = None
     """Plain text, one passage a line, to see damage on; the model's own samples by default."""
     neutral_rows: int = 48
@@ -105,21 +115,30 @@ class Config(ModelSettings):
         """
         super().checked()
         if self.space == "lora":
-            raise LoclinError("expected steps of the model's own weights, found --space lora: use full or a pattern")
+            raise LoclinError(
+                "expected steps of the model's own weights, found --space lora: use full or a "
+                "pattern"
+            )
         if self.dtype not in ("float32", "float64"):
             raise LoclinError(
-                f"expected float32 or float64 for steps this small, found --dtype {self.dtype}: change it"
+                f"expected float32 or float64 for steps this small, found --dtype {self.dtype}: "
+                "change it"
             )
-        check_counts(self, ("directions", "relabelings", "permutations", "tokens", "chance", "random_vectors"))
+        check_counts(
+            self,
+            ("directions", "relabelings", "permutations", "tokens", "chance", "random_vectors"),
+        )
         check_counts(self, ("candidates", "winners", "neutral_rows"))
         if self.outliers < 0:
             raise LoclinError(
-                f"expected a number of coordinates to leave out, found {self.outliers}: change --outliers"
+                f"expected a number of coordinates to leave out, found {self.outliers}: change "
+                "--outliers"
             )
         for part in PARTS:
             if getattr(self, part) < 8:
                 raise LoclinError(
-                    f"expected at least 8 examples for {part}, found {getattr(self, part)}: raise --{part}"
+                    f"expected at least 8 examples for {part}, found {getattr(self, part)}: raise "
+                    f"--{part}"
                 )
         if not self.kl > 0:
             raise LoclinError(f"expected a kl above 0, found {self.kl}: change --kl")
@@ -128,35 +147,57 @@ class Config(ModelSettings):
 
     def _check_steps(self) -> None:
         if not self.etas or min(self.etas) <= 0 or list(self.etas) != sorted(set(self.etas)):
-            raise LoclinError(f"expected growing step sizes above 0, found {list(self.etas)}: change --etas")
+            raise LoclinError(
+                f"expected growing step sizes above 0, found {list(self.etas)}: change --etas"
+            )
         if self.eta not in self.etas:
-            raise LoclinError(f"expected --eta {self.eta:g} among --etas, found {list(self.etas)}: add it")
+            raise LoclinError(
+                f"expected --eta {self.eta:g} among --etas, found {list(self.etas)}: add it"
+            )
         if not 0 < self.search_size < 1:
             raise LoclinError(
-                f"expected a size of search steps between 0 and 1, found {self.search_size}: change --search-size"
+                f"expected a size of search steps between 0 and 1, found {self.search_size}: "
+                "change --search-size"
             )
         if self.winners >= self.candidates:
             raise LoclinError(
-                f"expected fewer winners than the {self.candidates} candidates, found {self.winners}: lower --winners"
+                f"expected fewer winners than the {self.candidates} candidates, found "
+                f"{self.winners}: lower --winners"
             )
-        if list(self.strengths) != sorted(set(self.strengths)) or not {-1.0, 0.0, 1.0} <= set(self.strengths):
+        if list(self.strengths) != sorted(set(self.strengths)) or not {-1.0, 0.0, 1.0} <= set(
+            self.strengths
+        ):
             raise LoclinError(
-                f"expected growing strengths with −1, 0 and 1 among them, found {list(self.strengths)}: change --strengths"
+                "expected growing strengths with −1, 0 and 1 among them, found "
+                f"{list(self.strengths)}: change --strengths"
             )
         if self.neutral_tokens < 2:
-            raise LoclinError(f"expected neutral text of 2 tokens or more, found {self.neutral_tokens}: raise it")
+            raise LoclinError(
+                f"expected neutral text of 2 tokens or more, found {self.neutral_tokens}: raise it"
+            )
         if self.neutral is not None and not self.neutral.is_file():
-            raise LoclinError(f"expected a file of plain text, found none at {self.neutral}: check --neutral")
+            raise LoclinError(
+                f"expected a file of plain text, found none at {self.neutral}: check --neutral"
+            )
 
 
 def preset(profile: Profile, model: str | None = None) -> Config:
-    """The defaults of a profile for a model; smoke takes small nulls, with which nothing can be supported, and three runs."""
+    """The defaults of a profile for a model; smoke takes small nulls, with which nothing can be
+    supported, and three runs.
+    """
     named = model or ("statements-small" if profile == "smoke" else "statements")
     config = Config(model=named, profile=profile)
     if profile == "smoke":
-        fewer = replace(config, seeds=3, labels=64, gradient=32, shift=32, choose=24, test=40, neutral_rows=24)
+        fewer = replace(
+            config, seeds=3, labels=64, gradient=32, shift=32, choose=24, test=40, neutral_rows=24
+        )
         smaller = replace(
-            fewer, etas=(1e-4, 1e-3, 1e-2, 1e-1), directions=20, relabelings=20, permutations=99, tokens=20
+            fewer,
+            etas=(1e-4, 1e-3, 1e-2, 1e-1),
+            directions=20,
+            relabelings=20,
+            permutations=99,
+            tokens=20,
         )
         return replace(smaller, candidates=40, winners=8, chance=20, random_vectors=8)
     if profile == "paper" and named in BUILT_IN:
@@ -165,6 +206,12 @@ def preset(profile: Profile, model: str | None = None) -> Config:
 
 
 def settings(profile: Profile) -> tuple[Config, ...]:
-    """What `loclin reproduce` runs: the built-in statements, and with "paper" the paper's larger model on its own data."""
+    """What `loclin reproduce` runs: the built-in statements, and with "paper" the paper's larger
+    model on its own data.
+    """
     own = preset(profile)
-    return (own, replace(preset(profile, "Qwen/Qwen2.5-0.5B"), data="google/boolq")) if profile == "paper" else (own,)
+    return (
+        (own, replace(preset(profile, "Qwen/Qwen2.5-0.5B"), data="google/boolq"))
+        if profile == "paper"
+        else (own,)
+    )

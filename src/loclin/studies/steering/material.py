@@ -1,4 +1,6 @@
-"""What a run works with: the model as it is, and five parts of the examples that it shares with no other run."""
+"""What a run works with: the model as it is, and five parts of the examples that it shares with no
+other run.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,8 @@ class Material:
         config, run: what is asked, and which of its independent runs this is.
         problem: the model and all of its data.
         space: the weights that step.
-        parts: "labels", "gradient", "shift", "choose" and "test" of this run, each as prompts with two tokens.
+        parts: "labels", "gradient", "shift", "choose" and "test" of this run, each as prompts with
+            two tokens.
         neutral: text to see damage on.
         layers: all blocks.
         seed: of everything random in this run alone.
@@ -77,12 +80,21 @@ class Material:
         """A row of this run; no value where the number is not finite."""
         return Row(quantity=quantity, value=finite(value), context={"run": self.run, **context})
 
-    def by_layer(self, quantity: str, values: Float[Tensor, " L"] | np.ndarray, **context: Any) -> list[Row]:
+    def by_layer(
+        self, quantity: str, values: Float[Tensor, " L"] | np.ndarray, **context: Any
+    ) -> list[Row]:
         """A row for every layer."""
-        return [self.row(quantity, float(v), **context, layer=n) for n, v in zip(self.layers, values, strict=True)]
+        return [
+            self.row(quantity, float(v), **context, layer=n)
+            for n, v in zip(self.layers, values, strict=True)
+        ]
 
-    def at(self, quantity: str, values: Float[Tensor, " L"] | np.ndarray, chosen: int, **context: Any) -> list[Row]:
-        """Rows at the chosen layer, over the late layers (mean), and where it is largest over all layers."""
+    def at(
+        self, quantity: str, values: Float[Tensor, " L"] | np.ndarray, chosen: int, **context: Any
+    ) -> list[Row]:
+        """Rows at the chosen layer, over the late layers (mean), and where it is largest over all
+        layers.
+        """
         found = places(np.asarray(values, dtype=float)[None], chosen)
         return [self.row(quantity, float(v[0]), **context, at=place) for place, v in found.items()]
 
@@ -94,7 +106,9 @@ def places(values: Float[np.ndarray, "m L"], chosen: int) -> dict[str, Float[np.
 
 
 def angle(a: Float[Tensor, "*a d"], b: Float[Tensor, "*b d"]) -> Float[Tensor, "*c"]:
-    """Cosines in float64, NaN where a vector is zero: what is left of a vector without others may be nothing."""
+    """Cosines in float64, NaN where a vector is zero: what is left of a vector without others may
+    be nothing.
+    """
     x, y = a.double(), b.double()
     lengths = x.norm(dim=-1) * y.norm(dim=-1)
     cosine = ((x * y).sum(-1) / lengths).clamp(-1, 1)
@@ -102,10 +116,12 @@ def angle(a: Float[Tensor, "*a d"], b: Float[Tensor, "*b d"]) -> Float[Tensor, "
 
 
 def gathered(config: Config, run: int, progress: Progress) -> Material:
-    """Load the model and divide the examples; which examples a run gets depends on the settings alone.
+    """Load the model and divide the examples; which examples a run gets depends on the settings
+    alone.
 
     Raises:
-        LoclinError: whatever is wrong with model or data; too few examples, and how many are needed.
+        LoclinError: whatever is wrong with model or data; too few examples, and how many are
+            needed.
     """
     how = How.of(config, device(config))
     problem = load(
@@ -126,7 +142,10 @@ def around(problem: Problem, config: Config, run: int, progress: Progress) -> Ma
     every = _examples(problem, config)
     positive = ask(every, problem.tokenizer, positive=config.positive, device="cpu").positive
     mine = divided(every, config)[run]
-    parts = {name: part_asked(name, mine[name], problem.tokenizer, positive, problem.model.device) for name in PARTS}
+    parts = {
+        name: part_asked(name, mine[name], problem.tokenizer, positive, problem.model.device)
+        for name in PARTS
+    }
     neutral = neutral_text(
         problem.model,
         problem.tokenizer,
@@ -160,11 +179,14 @@ def divided(every: Sequence[Example], config: Config) -> list[dict[str, tuple[Ex
     Raises:
         LoclinError: too few examples; it says how many are needed for so many runs.
     """
-    sizes = {f"{run}/{part}": size for run in range(config.seeds) for part, size in config.sizes.items()}
+    sizes = {
+        f"{run}/{part}": size for run in range(config.seeds) for part, size in config.sizes.items()
+    }
     needed, groups = sum(sizes.values()), len({e.group or e.prompt for e in every})
     refused = (
         f"expected {needed} examples for {config.seeds} runs of {needed // config.seeds} each "
-        f"({', '.join(f'{name} {size}' for name, size in config.sizes.items())}), found {len(every)} in {groups} groups: give more "
+        f"({', '.join(f'{name} {size}' for name, size in config.sizes.items())}), found "
+        f"{len(every)} in {groups} groups: give more "
         "data, fewer --seeds, or smaller parts (--labels, --gradient, --shift, --choose, --test)"
     )
     if len(every) < needed:
@@ -172,7 +194,9 @@ def divided(every: Sequence[Example], config: Config) -> list[dict[str, tuple[Ex
     try:
         found = dealt(every, sizes, seed=config.seed, purpose="steering study")
     except LoclinError as error:
-        if "examples for" in str(error):  # enough examples, but the last of a group is left out where a part is full
+        if "examples for" in str(
+            error
+        ):  # enough examples, but the last of a group is left out where a part is full
             raise LoclinError(refused) from error
         raise
     return [{part: found[f"{run}/{part}"] for part in PARTS} for run in range(config.seeds)]
@@ -187,9 +211,14 @@ def halves(asked: Asked) -> tuple[Asked, Asked]:
     first: dict[str, int] = {}
     for i, group in enumerate(asked.groups):
         first.setdefault(group, i)
-    order = sorted(first, key=lambda g: (asked.labels is not None and bool(asked.labels[first[g]]), first[g]))
+    order = sorted(
+        first, key=lambda g: (asked.labels is not None and bool(asked.labels[first[g]]), first[g])
+    )
     if len(order) < 2:
-        raise LoclinError(f"expected examples of two groups or more in every part, found {len(order)}: give more data")
+        raise LoclinError(
+            f"expected examples of two groups or more in every part, found {len(order)}: give more "
+            "data"
+        )
     side = {group: i % 2 for i, group in enumerate(order)}
     home = np.array([side[group] for group in asked.groups])
     return asked.rows(home == 0), asked.rows(home == 1)

@@ -1,4 +1,6 @@
-"""The search route: what the best of many random weight steps do to activations (measures §13, Figure 9)."""
+"""The search route: what the best of many random weight steps do to activations (measures §13,
+Figure 9).
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ class Route:
     Attributes:
         vector: mean shift of the winners.
         chance: the same of as many candidates drawn without regard to their scores.
-        scores: mean log p(toward) of every candidate on the search part, less that of the model as it is (nats).
+        scores: mean log p(toward) of every candidate on the search part, less that of the model as
+            it is (nats).
         winners: the mean of it over the winners.
     """
 
@@ -60,9 +63,15 @@ def searched(material: Material) -> Route:
 
 def route_rows(material: Material, v: Vectors, route: Route, chosen: int) -> Iterator[Row]:
     """Where the search vector lies, with its null, and how much better the winners answer."""
-    yield from both(material, "cosine", angle(route.vector, v.caa), chosen, of="search", removed="nothing")
-    yield from both(material, "cosine_with_step", angle(route.vector, v.shifts["E1"]), chosen, of="search")
+    yield from both(
+        material, "cosine", angle(route.vector, v.caa), chosen, of="search", removed="nothing"
+    )
+    yield from both(
+        material, "cosine_with_step", angle(route.vector, v.shifts["E1"]), chosen, of="search"
+    )
     null = np.quantile(angle(route.chance, v.caa).numpy(), 0.975, axis=0)
-    yield from material.by_layer("null_cosine", null, of="search", null="permuted scores", statistic="97.5 %")
+    yield from material.by_layer(
+        "null_cosine", null, of="search", null="permuted scores", statistic="97.5 %"
+    )
     yield material.row("search_gain", float(np.mean(route.scores)), among="all")
     yield material.row("search_gain", route.winners, among="winners")

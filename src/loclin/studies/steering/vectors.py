@@ -1,4 +1,6 @@
-"""The vectors of one run, from labels, from the logits and from one gradient step, and the angles between them by layer."""
+"""The vectors of one run, from labels, from the logits and from one gradient step, and the angles
+between them by layer.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,14 @@ from loclin.record import Row
 from loclin.steering.asked import Asked
 from loclin.steering.compare import disattenuated, reliability, without, without_outliers
 from loclin.steering.contrast import class_contrast, paired_differences
-from loclin.steering.gradient import centred_shift, class_shift, mean_shift, shift, shift_per_size, step_direction
+from loclin.steering.gradient import (
+    centred_shift,
+    class_shift,
+    mean_shift,
+    shift,
+    shift_per_size,
+    step_direction,
+)
 from loclin.steering.readout import answer_gradient, logit_gradient
 from loclin.studies.steering.material import Layered, Material, angle, halves
 
@@ -34,9 +43,10 @@ class Vectors:
         caa: from labels, in the class form where there are classes, else in the paired form.
         paired: from labels in the paired form.
         logits: g, the mean gradient of the logit difference.
-        answers: mean gradients of log p(toward) and of log p(away); how the rest of the network reads either answer. g is their
-            difference.
-        read: activations of the labels part (class form) or differences of the answers there (paired form): their contrast is CAA.
+        answers: mean gradients of log p(toward) and of log p(away); how the rest of the network
+            reads either answer. g is their difference.
+        read: activations of the labels part (class form) or differences of the answers there
+            (paired form): their contrast is CAA.
         origin: activations of the shift part before any step.
         steps: weight directions by loss.
         shifts: by estimand, at the η that decides.
@@ -56,8 +66,12 @@ class Vectors:
         return self.steps[LOSSES[estimand]]
 
 
-def from_labels(material: Material, asked: Asked) -> tuple[Layered, Layered, Float[Tensor, "L n d"]]:
-    """CAA in the form of the data, CAA in the paired form, and what the first is a contrast or mean of."""
+def from_labels(
+    material: Material, asked: Asked
+) -> tuple[Layered, Layered, Float[Tensor, "L n d"]]:
+    """CAA in the form of the data, CAA in the paired form, and what the first is a contrast or mean
+    of.
+    """
     model, layers, path = material.model, material.layers, material.config.layers_path
     each = paired_differences(model, asked, layers=layers, path=path)
     if asked.labels is None:
@@ -73,7 +87,9 @@ def made(material: Material) -> Vectors:
     caa, paired, read = from_labels(material, labelled)
     origin = activations(model, parts["shift"].batch, layers=material.layers, path=path)
     losses = ("fixed", "gold") if material.class_form else ("fixed",)
-    steps = {loss: step_direction(model, material.space, parts["gradient"], loss=loss) for loss in losses}  # type: ignore[arg-type]
+    steps = {
+        loss: step_direction(model, material.space, parts["gradient"], loss=loss) for loss in losses
+    }  # type: ignore[arg-type]
     return Vectors(
         caa=caa,
         paired=paired,
@@ -104,12 +120,17 @@ def shifted(
         if size == 0:
             found[loss] = shift_per_size(material.model, space, step, asked.batch, **at)  # type: ignore[arg-type]
         else:
-            found[loss] = shift(material.model, space, step, asked.batch, size=size, origin=origin, **at)  # type: ignore[arg-type]
+            found[loss] = shift(
+                material.model, space, step, asked.batch, size=size, origin=origin, **at
+            )  # type: ignore[arg-type]
     return estimands(found, asked.labels)
 
 
 def centred(
-    material: Material, space: ParameterSpace, steps: Mapping[str, Float[Tensor, " D"]], asked: Asked
+    material: Material,
+    space: ParameterSpace,
+    steps: Mapping[str, Float[Tensor, " D"]],
+    asked: Asked,
 ) -> dict[str, Layered]:
     """Every estimand's shift at the η that decides, by a step forward and back."""
     at: dict[str, Any] = {
@@ -117,7 +138,10 @@ def centred(
         "layers": material.layers,
         "path": material.config.layers_path,
     }
-    found = {loss: centred_shift(material.model, space, step, asked.batch, **at) for loss, step in steps.items()}
+    found = {
+        loss: centred_shift(material.model, space, step, asked.batch, **at)
+        for loss, step in steps.items()
+    }
     return estimands(found, asked.labels)
 
 
@@ -132,7 +156,9 @@ def estimands(
 
 
 def angle_rows(material: Material, v: Vectors, chosen: int) -> Iterator[Row]:
-    """Cosines with CAA at every layer, as they are and without what could make them; with the logit gradient; reliability."""
+    """Cosines with CAA at every layer, as they are and without what could make them; with the logit
+    gradient; reliability.
+    """
     common = v.origin.double().mean(1).to(v.caa)
     others = {**v.shifts, "paired CAA": v.paired, "logit gradient": v.logits}
     if not material.class_form:
@@ -153,7 +179,9 @@ def angle_rows(material: Material, v: Vectors, chosen: int) -> Iterator[Row]:
             yield from both(material, "cosine", values, chosen, of=of, removed=removed)
 
 
-def both(material: Material, quantity: str, values: Tensor | np.ndarray, chosen: int, **context: object) -> list[Row]:
+def both(
+    material: Material, quantity: str, values: Tensor | np.ndarray, chosen: int, **context: object
+) -> list[Row]:
     """Rows by layer, and at the places that claims are decided at."""
     return [
         *material.by_layer(quantity, values, **context),
@@ -162,13 +190,20 @@ def both(material: Material, quantity: str, values: Tensor | np.ndarray, chosen:
 
 
 def reliability_rows(material: Material, v: Vectors, chosen: int) -> Iterator[Row]:
-    """How well each vector agrees with itself from other examples: halves of the labels, of the gradient AND the shift part."""
+    """How well each vector agrees with itself from other examples: halves of the labels, of the
+    gradient AND the shift part.
+    """
     one, other = (from_labels(material, half)[0] for half in halves(material.parts["labels"]))
     labels = reliability(one, other)
     yield from both(material, "reliability", labels, chosen, of="CAA")
     found = []
-    for step, read in zip(halves(material.parts["gradient"]), halves(material.parts["shift"]), strict=True):
-        steps = {loss: step_direction(material.model, material.space, step, loss=loss) for loss in v.steps}  # type: ignore[arg-type]
+    for step, read in zip(
+        halves(material.parts["gradient"]), halves(material.parts["shift"]), strict=True
+    ):
+        steps = {
+            loss: step_direction(material.model, material.space, step, loss=loss)
+            for loss in v.steps
+        }  # type: ignore[arg-type]
         found.append(centred(material, material.space, steps, read))
     for of in v.shifts:
         own = reliability(found[0][of], found[1][of])
@@ -179,18 +214,29 @@ def reliability_rows(material: Material, v: Vectors, chosen: int) -> Iterator[Ro
 
 
 def size_rows(material: Material, v: Vectors, chosen: int) -> Iterator[Row]:
-    """One step over η: cosine with CAA, mirror image by a step back, distance of the step and of the two together from the limit."""
+    """One step over η: cosine with CAA, mirror image by a step back, distance of the step and of
+    the two together from the limit.
+    """
     config, read = material.config, material.parts["shift"]
     limit = shifted(material, material.space, v.steps, read, 0.0)
     for of, vector in limit.items():
         yield from material.at("eta_cosine", angle(vector, v.caa), chosen, of=of, eta=0.0)
     for eta in config.etas:
-        up, down = (shifted(material, material.space, v.steps, read, s * eta, v.origin) for s in (1, -1))
+        up, down = (
+            shifted(material, material.space, v.steps, read, s * eta, v.origin) for s in (1, -1)
+        )
         for of in limit:
             yield from material.at("eta_cosine", angle(up[of], v.caa), chosen, of=of, eta=eta)
-            yield from material.at("mirror_cosine", angle(up[of], -down[of]), chosen, of=of, eta=eta)
-            for quantity, moved in (("limit_error", up[of]), ("centred_error", (up[of] - down[of]) / 2)):
-                error = (moved / eta - limit[of]).double().norm(dim=-1) / limit[of].double().norm(dim=-1)
+            yield from material.at(
+                "mirror_cosine", angle(up[of], -down[of]), chosen, of=of, eta=eta
+            )
+            for quantity, moved in (
+                ("limit_error", up[of]),
+                ("centred_error", (up[of] - down[of]) / 2),
+            ):
+                error = (moved / eta - limit[of]).double().norm(dim=-1) / limit[of].double().norm(
+                    dim=-1
+                )
                 yield from material.at(quantity, error, chosen, of=of, eta=eta)
 
 
@@ -205,7 +251,12 @@ def frozen_rows(material: Material, v: Vectors, chosen: int) -> Iterator[Row]:
     moved = centred(material, space, steps, material.parts["shift"])
     for of, vector in moved.items():
         yield from both(
-            material, "cosine", angle(vector, v.caa), chosen, of=f"{of}, embeddings frozen", removed="nothing"
+            material,
+            "cosine",
+            angle(vector, v.caa),
+            chosen,
+            of=f"{of}, embeddings frozen",
+            removed="nothing",
         )
     yield material.row("frozen_share", 1 - space.dimension / material.space.dimension)
 
@@ -213,7 +264,8 @@ def frozen_rows(material: Material, v: Vectors, chosen: int) -> Iterator[Row]:
 def without_embeddings(model: nn.Module, names: Sequence[str]) -> str:
     """Those of some parameters that embed nothing, as a pattern; "" where none is left.
 
-    Embeddings are the weights of `nn.Embedding` modules and those of the output layer, whatever they are called.
+    Embeddings are the weights of `nn.Embedding` modules and those of the output layer, whatever
+    they are called.
     """
     held = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel | PeftModel) else None

@@ -1,1 +1,3 @@
-"""Trajectory: what the updates of a run that was trained elsewhere say about it, from its checkpoints or a callback."""
+"""Trajectory: what the updates of a run that was trained elsewhere say about it, from its
+checkpoints or a callback.
+"""

@@ -17,12 +17,14 @@ SHUFFLES = 199
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Measure a training run from its checkpoints: which directions did it take, and did the first ones tell?
+    """Measure a training run from its checkpoints: which directions did it take, and did the first
+    ones tell?
 
-    Reads the folders checkpoint-N of any Hugging Face Trainer or peft run, full weights or adapters, as safetensors, one
-    tensor at a time. The way from one checkpoint to the next is a segment. Reported, each with its nulls: how much of the
-    whole way, and of the way still to come, lies in the span of the first k segments; how far the direction turns;
-    how many dimensions the way uses; which tensors moved. For LoRA, in the factors and in the weights that they make.
+    Reads the folders checkpoint-N of any Hugging Face Trainer or peft run, full weights or
+    adapters, as safetensors, one tensor at a time. The way from one checkpoint to the next is a
+    segment. Reported, each with its nulls: how much of the whole way, and of the way still to come,
+    lies in the span of the first k segments; how far the direction turns; how many dimensions the
+    way uses; which tensors moved. For LoRA, in the factors and in the weights that they make.
 
     Example: loclin trajectory outputs/my-run --start path/to/base-model
     """
@@ -30,11 +32,14 @@ class Config:
     folder: Annotated[Path, tyro.conf.Positional]
     """The run's folder (the Trainer's output_dir), with folders checkpoint-N."""
     start: Path | None = None
-    """Weights before the first step: the base model's folder, or the initial adapter's; otherwise the first checkpoint."""
+    """Weights before the first step: the base model's folder, or the initial adapter's; otherwise
+    the first checkpoint."""
     pattern: str = "*"
-    """Tensors to measure, by shell-style patterns of their names ("*attn*"; several separated by commas)."""
+    """Tensors to measure, by shell-style patterns of their names ("*attn*"; several separated by
+    commas)."""
     ks: tuple[int, ...] = KS
-    """Prefix lengths k of the curves, in segments; those above the number of segments are left out."""
+    """Prefix lengths k of the curves, in segments; those above the number of segments are left out.
+    """
     shuffles: int = SHUFFLES
     """Shuffled orders of the segments drawn as a null."""
     seed: int = 0

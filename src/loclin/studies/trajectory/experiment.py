@@ -22,14 +22,19 @@ def measure_folder(config: Config, *, out: Path) -> None:
         out: the run folder; measured again where it exists already.
 
     Raises:
-        LoclinError: bad settings, checkpoints that cannot be read or do not belong together, a folder of other settings.
+        LoclinError: bad settings, checkpoints that cannot be read or do not belong together, a
+            folder of other settings.
     """
     config = config.checked()
     record, began = Record(out), time.perf_counter()
     points = read_run(config.folder, start=config.start, pattern=config.pattern)
-    with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), transient=True) as bar:
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), transient=True
+    ) as bar:
         task = bar.add_task(f"reading {len(points.labels)} points", total=1.0)
-        run = run_of(points, lambda text, share: bar.update(task, completed=share, description=text))
+        run = run_of(
+            points, lambda text, share: bar.update(task, completed=share, description=text)
+        )
     settings = {
         "folder": config.folder.resolve(),
         "start": config.start,
@@ -38,5 +43,13 @@ def measure_folder(config: Config, *, out: Path) -> None:
         "shuffles": config.shuffles,
         "seed": config.seed,
     }
-    write_record(record, run, settings, ks=config.ks, shuffles=config.shuffles, seed=config.seed, device="files")
+    write_record(
+        record,
+        run,
+        settings,
+        ks=config.ks,
+        shuffles=config.shuffles,
+        seed=config.seed,
+        device="files",
+    )
     record.close_study(STUDY, time.perf_counter() - began)

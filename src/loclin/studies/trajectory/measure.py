@@ -1,4 +1,6 @@
-"""Rows of one run's movement: captures, turning, effective rank, which tensors moved, each with its nulls (measures §1-6)."""
+"""Rows of one run's movement: captures, turning, effective rank, which tensors moved, each with its
+nulls (measures §1-6).
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ from loclin.studies.trajectory.movement import Movement, Run
 STUDY = "trajectory"
 _DRAWN = 32  # segments, windows and numbers of segments that a figure shows at most
 
-#: Groups of tensors by their names, the first that fits: "input_layernorm" is a norm, "post_attention_layernorm" too.
+#: Groups of tensors by their names, the first that fits: "input_layernorm" is a norm,
+#: "post_attention_layernorm" too.
 GROUPS = {
     "norms": r"norm|\bln_|\.ln\d?\b",
     "embeddings": r"embed|\bwte\b|\bwpe\b|\blm_head\b",
@@ -42,7 +45,8 @@ def group_of(name: str) -> str:
 
 
 def lengths_for(segments: int, ks: Sequence[int]) -> tuple[tuple[int, ...], int]:
-    """The prefix lengths that a run has (T among them where that is affordable), and the one to compare at: near T/4.
+    """The prefix lengths that a run has (T among them where that is affordable), and the one to
+    compare at: near T/4.
 
     >>> lengths_for(20, (1, 2, 3, 5, 8, 10, 50))
     ((1, 2, 3, 5, 8, 10, 20), 5)
@@ -54,7 +58,14 @@ def lengths_for(segments: int, ks: Sequence[int]) -> tuple[tuple[int, ...], int]
 
 
 def write_record(
-    record: Record, run: Run, settings: Mapping[str, Any], *, ks: tuple[int, ...], shuffles: int, seed: int, device: str
+    record: Record,
+    run: Run,
+    settings: Mapping[str, Any],
+    *,
+    ks: tuple[int, ...],
+    shuffles: int,
+    seed: int,
+    device: str,
 ) -> None:
     """Measure a run and keep the rows and Gramians in a record.
 
@@ -83,12 +94,18 @@ def run_rows(run: Run, ks: tuple[int, ...], shuffles: int, *, seed: int) -> Iter
     """
     segments = len(run.labels) - 1
     if run.sketch is not None and run.sketch <= segments:
-        raise LoclinError(f"expected a sketch longer than the run's {segments} updates, found {run.sketch}: raise size")
+        raise LoclinError(
+            f"expected a sketch longer than the run's {segments} updates, found {run.sketch}: "
+            "raise size"
+        )
     fitting, k = lengths_for(segments, ks)
     for i, (label, step) in enumerate(zip(run.labels, run.steps, strict=True)):
         here = {"point": i, "label": label}
         yield Row(
-            quantity="point_step", value=None if step is None else float(step), unit="optimiser steps", context=here
+            quantity="point_step",
+            value=None if step is None else float(step),
+            unit="optimiser steps",
+            context=here,
         )
     for note in run.notes:
         yield Row(quantity="note", value=None, context={"text": note})
@@ -96,7 +113,9 @@ def run_rows(run: Run, ks: tuple[int, ...], shuffles: int, *, seed: int) -> Iter
     for space, movement in run.spaces.items():
         here = {"space": space}
         yield from _size_rows(movement, here)
-        for row in prefix_rows(movement.gramian, fitting, movement.dimension, shuffles, here, seed=seed):
+        for row in prefix_rows(
+            movement.gramian, fitting, movement.dimension, shuffles, here, seed=seed
+        ):
             if single or row.context.get("null") != "heavy ball":  # that null is about single steps
                 yield row
         yield from _turning_rows(movement, k, here)
@@ -106,8 +125,14 @@ def run_rows(run: Run, ks: tuple[int, ...], shuffles: int, *, seed: int) -> Iter
 
 
 def _size_rows(movement: Movement, here: Mapping[str, Any]) -> Iterator[Row]:
-    """D, segment lengths, and the share of every group of tensors in them, held against its share of the coordinates."""
-    counts = {"dimension": movement.dimension, "tensors": len(movement.names), "still_tensors": movement.still}
+    """D, segment lengths, and the share of every group of tensors in them, held against its share
+    of the coordinates.
+    """
+    counts = {
+        "dimension": movement.dimension,
+        "tensors": len(movement.names),
+        "still_tensors": movement.still,
+    }
     for quantity, count in counts.items():
         yield Row(quantity=quantity, value=float(count), context=dict(here))
     for t, length in enumerate(np.sqrt(np.diag(movement.gramian)), start=1):
@@ -117,24 +142,36 @@ def _size_rows(movement: Movement, here: Mapping[str, Any]) -> Iterator[Row]:
     for group in GROUPS:
         if (of == group).any():
             share, coordinates = (float(x[of == group].sum() / x.sum()) for x in (energy, sizes))
-            yield Row(quantity="movement_share", value=share, null=coordinates, context={**here, "group": group})
+            yield Row(
+                quantity="movement_share",
+                value=share,
+                null=coordinates,
+                context={**here, "group": group},
+            )
 
 
 def _turning_rows(movement: Movement, k: int, here: Mapping[str, Any]) -> Iterator[Row]:
-    """Cosines between segments, and overlap of the first k with later windows of k. Undefined for segments of length zero."""
+    """Cosines between segments, and overlap of the first k with later windows of k. Undefined for
+    segments of length zero.
+    """
     products, total = movement.gramian, len(movement.gramian)
     lengths = np.sqrt(np.diag(products))
     moved = np.outer(lengths, lengths)
     cosines = np.divide(products, moved, out=np.full_like(products, np.nan), where=moved > 0)
     for t in range(1, total):
         yield Row(
-            quantity="successive_cosine", value=_defined(cosines[t - 1, t]), null=0.0, context={**here, "t": t + 1}
+            quantity="successive_cosine",
+            value=_defined(cosines[t - 1, t]),
+            null=0.0,
+            context={**here, "t": t + 1},
         )
     shown = _evenly(0, total - 1)
     for i in shown:
         for j in shown:
             yield Row(
-                quantity="segment_cosine", value=_defined(cosines[i, j]), context={**here, "i": i + 1, "j": j + 1}
+                quantity="segment_cosine",
+                value=_defined(cosines[i, j]),
+                context={**here, "i": i + 1, "j": j + 1},
             )
     first = products[:k, :k]
     for start in _evenly(k, total - k) if total >= 2 * k and first.any() else []:
@@ -142,14 +179,25 @@ def _turning_rows(movement: Movement, k: int, here: Mapping[str, Any]) -> Iterat
         if products[window, window].any():
             value = span_overlap(first, products[:k, window], products[window, window])
             null = min(k / movement.dimension, 1.0)
-            yield Row(quantity="window_overlap", value=value, null=null, context={**here, "k": k, "t": start + 1})
+            yield Row(
+                quantity="window_overlap",
+                value=value,
+                null=null,
+                context={**here, "k": k, "t": start + 1},
+            )
 
 
 def _rank_rows(movement: Movement, here: Mapping[str, Any], *, seed: int) -> Iterator[Row]:
-    """Effective ranks of the first n segments and of random vectors with the same norms, as in the recovery study."""
+    """Effective ranks of the first n segments and of random vectors with the same norms, as in the
+    recovery study.
+    """
     whole = np.sqrt(np.diag(movement.gramian))[:, None]
-    per_tensor = random_sketch(torch.from_numpy(movement.norms), movement.sizes, seed=derived(seed, "per tensor"))
-    isotropic = random_sketch(torch.from_numpy(whole), [movement.dimension], seed=derived(seed, "isotropic"))
+    per_tensor = random_sketch(
+        torch.from_numpy(movement.norms), movement.sizes, seed=derived(seed, "per tensor")
+    )
+    isotropic = random_sketch(
+        torch.from_numpy(whole), [movement.dimension], seed=derived(seed, "isotropic")
+    )
     spectra = {"measured": movement.gramian, "per tensor": per_tensor, "isotropic": isotropic}
     total = len(whole)
     counts = sorted({2**i for i in range(1, 20) if 2**i < total} | {total})
@@ -171,7 +219,9 @@ def _ranks(products: np.ndarray) -> dict[str, float | None]:
     return {"stable": ranks.stable, "participation": ranks.participation, "entropy": ranks.entropy}
 
 
-def _sketch_rows(movement: Movement, ks: Sequence[int], size: int, here: Mapping[str, Any]) -> Iterator[Row]:
+def _sketch_rows(
+    movement: Movement, ks: Sequence[int], size: int, here: Mapping[str, Any]
+) -> Iterator[Row]:
     """Standard deviation that the sketch adds to each capture."""
     for quantity, of in (("prefix_capture", prefix_capture), ("future_capture", future_capture)):
         for k, capture in zip(ks, of(movement.gramian, ks), strict=True):

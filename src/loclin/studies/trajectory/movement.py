@@ -1,7 +1,9 @@
-"""How a run moved: the inner products of its segments and their norms in every tensor, all that its measures need.
+"""How a run moved: the inner products of its segments and their norms in every tensor, all that its
+measures need.
 
-A segment is the way from one point to the next. For adapters there are two spaces: the factors as they are trained,
-and the weights that they make, whose geometry does not depend on the gauge (geometry/lora.py).
+A segment is the way from one point to the next. For adapters there are two spaces: the factors as
+they are trained, and the weights that they make, whose geometry does not depend on the gauge
+(geometry/lora.py).
 """
 
 from __future__ import annotations
@@ -83,11 +85,14 @@ def run_of(points: Points, progress: Progress = lambda text, share: None) -> Run
             sums[space].add(name, points.shapes[name], products, sample)
     for weight, pair in points.adapted.items():
         progress(f"ΔW of {weight}", 1.0)
-        sums["weights"].add(weight, _adapted_size(points, pair), _adapted_products(points, pair), b"")
+        sums["weights"].add(
+            weight, _adapted_size(points, pair), _adapted_products(points, pair), b""
+        )
     spaces = {name: total.movement() for name, total in sums.items()}
     if not spaces[first].gramian.any():
         raise LoclinError(
-            f"expected points that differ, found the same weights at all of {points.labels[0]} to {points.labels[-1]}: "
+            f"expected points that differ, found the same weights at all of {points.labels[0]} to "
+            f"{points.labels[-1]}: "
             "give the checkpoints of one run, and a pattern of tensors that were trained"
         )
     return Run(labels=points.labels, steps=points.steps, notes=points.notes, spaces=spaces)
@@ -114,19 +119,31 @@ def _adapted_products(points: Points, pair: Adapted) -> np.ndarray:
 
 
 def _adapted_size(points: Points, pair: Adapted) -> tuple[int]:
-    """Dimensions of the set of all ΔW of rank r, r(in + out) − r²: what chance has to choose from, not in × out."""
-    rank, outer, inner = points.shapes[pair.a][0], points.shapes[pair.b][0], prod(points.shapes[pair.a][1:])
+    """Dimensions of the set of all ΔW of rank r, r(in + out) − r²: what chance has to choose from,
+    not in × out.
+    """
+    rank, outer, inner = (
+        points.shapes[pair.a][0],
+        points.shapes[pair.b][0],
+        prod(points.shapes[pair.a][1:]),
+    )
     return (rank * (inner + outer - rank),)
 
 
 def _not_finite(points: Points, name: str, block: Tensor) -> LoclinError:
-    """The error that names the first point with NaN or infinity (any of them makes its products so)."""
+    """The error that names the first point with NaN or infinity (any of them makes its products
+    so).
+    """
     label = points.labels[int((~torch.isfinite(block).all(1)).int().argmax())]
-    return LoclinError(f"expected finite weights, found NaN or infinity in {name} at {label}: leave that point out")
+    return LoclinError(
+        f"expected finite weights, found NaN or infinity in {name} at {label}: leave that point out"
+    )
 
 
 class _Sum:
-    """Adds up tensors into a movement; a tensor stored twice under two names (tied weights) counts once."""
+    """Adds up tensors into a movement; a tensor stored twice under two names (tied weights) counts
+    once.
+    """
 
     def __init__(self, segments: int) -> None:
         self._total = np.zeros((segments, segments))
