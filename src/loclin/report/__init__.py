@@ -1,9 +1,3 @@
-"""From a run folder to figures, one self-contained HTML page and a Markdown twin. Reads the record
-alone.
-
-Measurements know nothing of reports: this room imports `record` and `stats`, never a study.
+"""From sections to one HTML page, its Markdown twin and the terminal. Draws what it is given and
+decides nothing: it knows the record, and no study.
 """
-
-from loclin.report.page import build
-
-__all__ = ["build"]

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from loclin.record import Row
+from loclin.run.rows import Row
 
 #: Okabe and Ito's palette, told apart by colour-blind readers too.
 PALETTE = (
@@ -79,6 +79,21 @@ def select(rows: Sequence[Row], quantity: str, **context: Any) -> list[Row]:
         and "run" not in r.context
         and all(r.context.get(k) == v for k, v in context.items())
     ]
+
+
+def curve(
+    rows: Sequence[Row],
+    quantity: str,
+    label: str,
+    colour: int,
+    *,
+    dashed: bool = False,
+    band: bool = True,
+    **context: Any,
+) -> Curve:
+    """The summary rows of a quantity under a condition as a line, in a colour of the palette."""
+    chosen, shade = select(rows, quantity, **context), PALETTE[colour]
+    return Curve(rows=chosen, label=label, colour=shade, dashed=dashed, band=band)
 
 
 def defined(value: float | None) -> float:
@@ -298,7 +313,7 @@ def draw_matrix(
     least: float = -1.0,
     most: float | None = 1.0,
 ) -> Drawing:
-    """Values over two context keys, as colours: blue below nought, white at it, red above; dark to
+    """Values over two context keys, as colours: blue below zero, white at it, red above; dark to
     bright from 0.
 
     Args:

@@ -1,5 +1,5 @@
-"""Assembles the page: claims first, then for each study its questions, figures, findings and
-settings.
+"""Draws a run folder as one self-contained HTML page and its Markdown twin: claims first, then the
+sections of every study. Knows no study: it is told where their sections come from.
 """
 
 from __future__ import annotations
@@ -11,90 +11,82 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from loclin.errors import LoclinError
-from loclin.record import Record, Row
-from loclin.report import (
-    krylov,
-    linearity,
-    pilot,
-    radius,
-    recovery,
-    schedules,
-    search,
-    searched,
-    spectrum,
-    steered,
-    steering,
-    trajectory,
-)
 from loclin.report.figures import Drawing
 from loclin.report.section import Section
 from loclin.report.words import estimate_text, number, p_text
+from loclin.run.record import Record
+from loclin.run.rows import Row
 
-PAGES: dict[str, Callable[[Sequence[Row], Mapping[str, Any]], list[Section]]] = {
-    "recovery": recovery.sections,
-    "spectrum": spectrum.sections,
-    "linearity": linearity.sections,
-    "krylov": krylov.sections,
-    "search": searched.sections,
-    "steering": steered.sections,
-    "schedules": schedules.sections,
-    "trajectory": trajectory.sections,
-    "radius": radius.sections,
-    "pilot": pilot.sections,
-    search.KIND: search.sections,
-    steering.KIND: steering.sections,
-}
+#: The sections of a study, from its rows and its settings.
+Sections = Callable[[Sequence[Row], Mapping[str, Any]], list[Section]]
 
 
-def build(folder: Path) -> Path:
+def build(
+    folder: Path,
+    sections: Callable[[str], Sections],
+    *,
+    planned: Sequence[str] = (),
+    drawn: dict[str, dict[str, Any]] | None = None,
+) -> Path:
     """Write figures/*.svg, report.md and report.html of a run folder from its record alone.
 
+    Args:
+        folder: the run folder.
+        sections: for a kind of study, what makes its sections.
+        planned: entries that are still to come, in a command that goes on.
+        drawn: studies that an earlier call drew, which are not drawn again; added to.
+
     Returns:
-        The HTML page: one self-contained file that opens from disk.
+        The HTML page: one file that opens from disk.
 
     Raises:
-        LoclinError: no record, or one with no finished study.
+        LoclinError: a record that cannot be read.
     """
     record = Record(folder)
     run = record.run()
-    finished = [s for s in run["studies"] if (folder / s / "results.json").exists()]
-    if not finished:
-        raise LoclinError(
-            f"expected a run folder with a finished study, found none in {folder}: let `loclin "
-            "run` end first"
-        )
-    studies = [
-        {
-            "name": s,
-            "config": run["studies"][s],
-            "notes": run["notes"].get(s, []),
-            "sections": PAGES[run["studies"][s]["study"]](record.results(s), run["studies"][s]),
-        }
-        for s in finished
-    ]
-    for study in studies:
-        for section in study["sections"]:
-            for drawing in section.figures:
-                record.write_text(f"figures/{study['name']}/{drawing.name}.svg", drawing.svg)
-    environment = Environment(
+    done = [name for name in run["studies"] if record.finished(name)]
+    drawn = {} if drawn is None else drawn
+    for name in (n for n in done if n not in drawn):
+        drawn[name] = _study(record, run, name, sections)
+        for drawing in (d for section in drawn[name]["sections"] for d in section.figures):
+            record.write_text(f"figures/{name}/{drawing.name}.svg", drawing.svg)
+    studies = [drawn[name] for name in done]
+    content = {
+        "run": run,
+        "studies": studies,
+        "unfinished": [n for n in run["studies"] if n not in done and n not in planned],
+        "planned": planned,
+        "claims": [claim for _, claim in record.claims()],
+        "last": run["sessions"][-1] if run["sessions"] else None,
+    }
+    pages = _environment()
+    record.write_text("report.md", pages.get_template("page.md").render(content))
+    return record.write_text("report.html", pages.get_template("page.html").render(content))
+
+
+def _study(
+    record: Record, run: Mapping[str, Any], name: str, sections: Callable[[str], Sections]
+) -> dict[str, Any]:
+    settings = run["studies"][name]
+    return {
+        "name": name,
+        "settings": settings,
+        "notes": run["notes"].get(name, []),
+        "sections": sections(settings["study"])(record.results(name), settings),
+    }
+
+
+def _environment() -> Environment:
+    pages = Environment(
         loader=PackageLoader("loclin", "report"),
         autoescape=lambda name: name == "page.html",
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "p_text": p_text, "image": _image}
-    environment.globals |= {"estimate_text": estimate_text}
-    content = {
-        "run": run,
-        "studies": studies,
-        "unfinished": [s for s in run["studies"] if s not in finished],
-        "claims": [claim for _, claim in record.claims()],
-        "last": run["sessions"][-1],
-    }
-    record.write_text("report.md", environment.get_template("page.md").render(content))
-    return record.write_text("report.html", environment.get_template("page.html").render(content))
+    pages.filters |= {"number": number, "p_text": p_text, "image": _image}
+    pages.globals |= {"estimate_text": estimate_text}
+    return pages
 
 
 def _image(drawing: Drawing) -> str:

@@ -6,27 +6,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loclin.record import Row
 from loclin.report.figures import Drawing, select
 from loclin.report.words import estimate_text
-
-OPTIMISERS = {"sgd": "SGD", "adamw": "AdamW"}
-POINTS = {"pretrained": "θ₀", "damaged": "θ_D"}
+from loclin.run.rows import Row
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Numbers to look up: what they are, the names of the columns, and rows of text."""
+    """Numbers to look up.
+
+    Attributes:
+        caption: what they are.
+        header: names of the columns.
+        rows: of text.
+        brief: the columns that the terminal shows; all of them by default.
+        chosen: first cell of the row that is marked in the terminal.
+    """
 
     caption: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    brief: Sequence[int] = ()
+    chosen: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A question, the figures that answer it, tables, and what one sees in them, in sentences made
-    from the numbers.
+    """A question, the figures that answer it, tables, and what one sees in them.
+
+    Attributes:
+        title, question: what it is about.
+        figures: drawn from the rows.
+        sees: sentences made from the numbers.
+        tables: numbers to look up.
+        brief: whether the terminal prints its title, tables and sentences too.
     """
 
     title: str
@@ -34,22 +47,10 @@ class Section:
     figures: Sequence[Drawing]
     sees: Sequence[str]
     tables: Sequence[Table] = ()
+    brief: bool = False
 
 
 def text_of(rows: Sequence[Row], quantity: str, **context: Any) -> str:
     """A quantity's estimate over runs under a condition, as text."""
     found = select(rows, quantity, **context)
     return estimate_text(found[0].value, found[0].low, found[0].high) if found else "not defined"
-
-
-def deciding_space(rows: Sequence[Row]) -> str:
-    """The space that decides: the weights (with LoRA ΔW) where captures were measured there, else
-    the trained coordinates.
-    """
-    found = {r.context.get("space") for r in rows}
-    return "weights" if "weights" in found else "factors"
-
-
-def two_spaces(rows: Sequence[Row]) -> bool:
-    """Whether captures were measured in ΔW and in the factors."""
-    return {"weights", "factors"} <= {r.context.get("space") for r in rows}

@@ -1,60 +1,71 @@
-"""The verdicts as a table in the terminal, and the findings of a study that decides none."""
+"""The verdicts of a run folder as a table in the terminal, and its studies' brief sections."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.padding import Padding
-from rich.table import Table
+from rich.table import Table as Grid
 from rich.text import Text
 
-from loclin.record import Record
-from loclin.report.page import PAGES
+from loclin.report.page import Sections
+from loclin.report.section import Section, Table
 from loclin.report.words import estimate_text, p_text
+from loclin.run.record import Record
+from loclin.run.rows import Claim
 
 COLOURS = {"supported": "green", "refuted": "red", "inconclusive": "yellow", "not run": "dim"}
 
 
-def print_claims(folder: Path) -> None:
-    """Print every claim of a run folder with its estimate, p-value and verdict; nothing where no
-    claim was decided.
+def print_record(folder: Path, sections: Callable[[str], Sections]) -> None:
+    """Print every claim, then the sections that are marked brief of every finished study.
+
+    Args:
+        folder: the run folder.
+        sections: for a kind of study, what makes its sections.
     """
-    claims = Record(folder).claims()
-    if not claims:
-        return
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    record, console = Record(folder), Console()
+    if claims := [claim for _, claim in record.claims()]:
+        console.print(_verdicts(claims))
+    for name, settings in record.run()["studies"].items():
+        if record.finished(name):
+            for section in sections(settings["study"])(record.results(name), settings):
+                if section.brief:
+                    _print_section(console, section)
+
+
+def _print_section(console: Console, section: Section) -> None:
+    console.print(Text(section.title, style="bold"))
+    for table in section.tables:
+        console.print(_grid(table))
+    for line in section.sees:
+        console.print(Padding(Text(line), (0, 0, 0, 2)))
+
+
+def _grid(table: Table) -> Grid:
+    """The columns of a table that are for the terminal."""
+    columns = table.brief or range(len(table.header))
+    grid = Grid(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for i in columns:
+        grid.add_column(table.header[i], overflow="fold")
+    for row in table.rows:
+        style = "bold" if row[0] == table.chosen else ""
+        grid.add_row(*(Text(row[i]) for i in columns), style=style)
+    return grid
+
+
+def _verdicts(claims: Sequence[Claim]) -> Grid:
+    grid = Grid(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    least = {"claim": 16, "tested on": 11, "p Holm": 7, "verdict": 12}
     for heading in ("claim", "tested on", "measured", "p Holm", "verdict"):
-        least = {"claim": 16, "tested on": 11, "p Holm": 7, "verdict": 12}.get(heading)
-        whole = heading in (
-            "measured",
-            "p Holm",
-            "verdict",
-        )  # the others may take two lines where there is little room
-        table.add_column(heading, no_wrap=whole, overflow="fold", min_width=least)
-    for _, claim in claims:
-        cells = (
-            claim.id,
-            claim.setting,
-            estimate_text(claim.value, claim.low, claim.high),
-            p_text(claim.p_holm),
-        )
-        table.add_row(*map(Text, cells), Text(claim.verdict, style=COLOURS[claim.verdict]))
-    Console().print(table)
-
-
-def print_findings(folder: Path, study: str) -> None:
-    """Print what a study without claims found, in the sentences of its page; nothing where the
-    folder does not hold it finished.
-    """
-    run = Record(folder).run()
-    if (
-        study not in run["studies"] or not (folder / study / "results.json").exists()
-    ):  # begun and failed
-        return
-    console = Console()
-    for section in PAGES[study](Record(folder).results(study), run["studies"][study]):
-        console.print(Text(section.title, style="bold"))
-        for line in section.sees:
-            console.print(Padding(Text(line), (0, 0, 0, 2)))
+        whole = heading in ("measured", "p Holm", "verdict")  # others may take two lines
+        grid.add_column(heading, no_wrap=whole, overflow="fold", min_width=least.get(heading))
+    for claim in claims:
+        measured = estimate_text(claim.value, claim.low, claim.high)
+        cells = (claim.id, claim.setting, measured, p_text(claim.p_holm))
+        verdict = Text(claim.verdict, style=COLOURS[claim.verdict])
+        grid.add_row(*map(Text, cells), verdict)
+    return grid

@@ -1,30 +1,27 @@
-"""What every study is asked: which model and data, which coordinates, how many runs, and how a task
-is known and lost.
-
-Imports nothing heavy, so that `--help` is quick. A study's `Config` adds what it measures.
+"""What studies are asked alike: which model and data, which coordinates, how many runs, and how a
+task is known and lost. Imports nothing heavy, so that `--help` is quick. A study adds what it
+measures.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from loclin.errors import LoclinError
+from loclin.options import SEQUENCE_MODELS, LoadOptions
 
 Profile = Literal["smoke", "standard", "paper"]
-SEQUENCE_MODELS = ("sequences", "sequences-small")
-BUILT_IN = (
-    *SEQUENCE_MODELS,
-    "statements",
-    "statements-small",
-)  # names alone: the recipes need torch
+P = TypeVar("P", bound="RunSettings")
 M = TypeVar("M", bound="ModelSettings")
-S = TypeVar("S", bound="Settings")
-R = TypeVar("R", bound="RecoverySettings")
+T = TypeVar("T", bound="StudySettings")
+S = TypeVar("S", bound="DamageSettings")
+R = TypeVar("R", bound="TrainBackSettings")
 #: The paper's own models and data, in the order of its tables.
 PAPER = (
     ("distilgpt2", "sequences"),
@@ -33,101 +30,159 @@ PAPER = (
     ("gpt2", "google/boolq"),
     ("Qwen/Qwen2.5-0.5B", "google/boolq"),
 )
+#: Settings that say where and how fast, not what: records that differ in these alone are the same.
+NOT_IN_RECORD = ("out", "workers", "ray", "profile")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSettings:
-    """Which model and data, which of its weights, and how many runs: what studies ask of a model as
-    it is.
-    """
+class RunSettings:
+    """What the runner asks of every command: where the record goes, and what decides it."""
 
+    #: Prefix of the entry in a record; which study it is (`studies.KINDS`); whether it runs in the
+    #: command's own process and keeps its unfinished work itself; whether a finished run is kept,
+    #: or done again by the same command.
     study: ClassVar[str]
+    kind: ClassVar[str]
+    in_process: ClassVar[bool] = False
+    kept: ClassVar[bool] = True
 
-    model: str = "sequences"
-    """sequences (150k parameters) or statements (460k), both built in, as are their small twins
-    sequences-small and statements-small; a folder; or a hub id such as distilgpt2."""
-    data: str | None = None
-    """A JSON Lines file, a hub data set (google/boolq), sequences, statements, or self: the model's
-    own samples as the capability to destroy and recover. A built-in model brings its own."""
-    template: str | None = None
-    """Prompt made from a record's fields: "{passage}\\nQuestion: {question}?\\nAnswer:"."""
-    long: Literal["drop", "fail"] = "drop"
-    """What happens to prompts longer than the model's context."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub id."""
-    dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "float32"
-    """Of the weights; small steps of full weights are rounded away below float32, those of LoRA
-    factors are not."""
-    device_map: str | None = None
-    """Spread a large model over devices by accelerate (auto, balanced) instead of --device."""
-    trust_remote_code: bool = False
-    """Run code that comes with a model. Read it first."""
-
-    space: str = "full"
-    """Trained coordinates: full; lora; or a shell pattern of parameter names ("*attn*"; several
-    separated by commas)."""
-    seeds: int = 6
-    """Independent runs: each has its own adapter (or pretraining, for sequences), damage and
-    recovery seeds."""
     seed: int = 0
-    """The first run's seed; run r uses seed + r."""
-    profile: Profile = "standard"
-    """Where the defaults come from: smoke (a few minutes), standard (minutes on two cores), paper
-    (hours)."""
+    """Of everything random; run r uses seed + r."""
     out: Path | None = None
-    """Run folder; runs/STUDY-MODEL-PROFILE by default. The same folder and settings go on where
-    they stopped."""
-    device: str = "auto"
-    """cpu, cuda, mps, or auto: an accelerator where there is one, the CPU for the built-in models,
-    too small to gain."""
-    workers: int = 0
-    """Runs side by side on the CPU, one thread each; 0 takes every core. The record does not depend
-    on it."""
+    """Run folder; runs/STUDY-MODEL by default. The same folder and settings go on where they
+    stopped."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What tells this entry from others of its study."""
+        return ()
 
     @property
     def entry(self) -> str:
-        """Name of this study in a record: runs on several models and data may stand in one."""
-        names = [
-            self.model,
-            *([self.data] if self.data else []),
-            *([] if self.space == "full" else [self.space]),
-        ]
-        plain = (re.sub(r"\.jsonl?$", "", Path(n).name) for n in names)
+        """Name of this study in a record: STUDY-MODEL[-DATA][-SPACE]."""
+        plain = (re.sub(r"\.(jsonl?|safetensors)$", "", Path(n).name) for n in self.names)
         return "-".join(
-            [self.study, *(re.sub(r"[^A-Za-z0-9.]+", "-", n).strip("-") for n in plain)]
+            [self.study, *(re.sub(r"[^A-Za-z0-9.]+", "-", n).strip("-.") for n in plain)]
         )
 
-    def checked(self: M) -> M:
+    @property
+    def run_folder(self) -> Path:
+        """Where the record goes."""
+        return self.out or Path("runs") / self.entry
+
+    @property
+    def runs(self) -> int:
+        """Independent runs that the runner starts."""
+        return 1
+
+    def where(self) -> str:
+        """The device, in words.
+
+        Raises:
+            LoclinError: an accelerator that is not there.
+        """
+        return "cpu"
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The settings that decide the record."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in NOT_IN_RECORD}
+
+    def checked(self: P) -> P:
         """These settings, if they can be run.
 
         Raises:
             LoclinError: what was expected, what was found, what to do.
         """
-        if self.seeds < 1:
-            raise LoclinError(
-                f"expected at least one seed, found {self.seeds}: give --seeds 5 or more"
-            )
-        if self.model not in BUILT_IN and self.data is None:
-            near = get_close_matches(self.model, BUILT_IN, n=1)
-            raise LoclinError(
-                f"expected --data with the model {self.model!r}, found none: give a JSON Lines "
-                "file, sequences, or self"
-                + (f"; or did you mean the built-in --model {near[0]}?" if near else "")
-            )
-        if self.data and self.data.endswith((".jsonl", ".json")) and not Path(self.data).exists():
-            raise LoclinError(
-                f"expected a file of task data, found nothing at {self.data}: check the path"
-            )
-        if self.workers < 0:
-            raise LoclinError(
-                f"expected workers from 0 (every core), found {self.workers}: change --workers"
-            )
         return self
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(ModelSettings):
-    """The settings that all studies of a task that is destroyed share (measures §1)."""
+class ModelSettings(RunSettings, LoadOptions):
+    """The same, of a command that is about a model."""
+
+    space: str = "full"
+    """Coordinates that move: full; lora; or a shell pattern of parameter names ("*attn*"; several
+    separated by commas)."""
+    workers: int = 0
+    """What can be done side by side on the CPU, one thread each; 0 takes every core. The record
+    does not depend on it."""
+    ray: str | None = None
+    """local, auto, or the address of a Ray cluster that shares the work. pip install 'loclin[ray]'.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Model, data and space."""
+        return (self.model, *self.data, *([] if self.space == "full" else [self.space]))
+
+    def where(self) -> str:
+        """The device, or how the model is spread; raises as `device_of` does."""
+        from loclin.models.pretrained import device_of
+
+        return self.device_map or device_of(self)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The settings, and digests of data files and of the sizes of a model folder's files: other
+        data or another model make another record.
+        """
+        files = [Path(name) for name in self.data if Path(name).is_file()]
+        digests = {"data_digest": digest_of(files)} if files else {}
+        if Path(self.model).is_dir():
+            sizes = sorted((p.name, p.stat().st_size) for p in Path(self.model).iterdir())
+            digests["model_files"] = hashlib.sha256(repr(sizes).encode()).hexdigest()[:32]
+        return {**super().fingerprint(), **digests}
+
+    def checked(self: M) -> M:
+        """These settings, if they can be run; raises as `RunSettings.checked` does."""
+        self.check_loading()
+        if self.workers < 0:
+            raise LoclinError(
+                f"expected workers from 0 (every core), found {self.workers}: change --workers"
+            )
+        if self.ray and self.device_map:
+            raise LoclinError(
+                "expected one GPU for each Ray worker, found --device-map "
+                f"{self.device_map}: leave it out, or run without --ray"
+            )
+        return super().checked()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySettings(ModelSettings):
+    """The same, of a study of independent runs: built-in models by default, values by profile."""
+
+    model: str = "sequences"
+    """sequences (150k parameters) or statements (460k), both built in, as are their small twins
+    sequences-small and statements-small; a folder; or a hub id such as distilgpt2."""
+    seeds: int = 6
+    """Independent runs: each has its own adapter (or pretraining, for sequences), damage and
+    recovery seeds."""
+    profile: Profile = "standard"
+    """Where the defaults come from: smoke (a few minutes), standard (minutes on two cores), paper
+    (hours)."""
+
+    @property
+    def runs(self) -> int:
+        """One for each seed."""
+        return self.seeds
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the record goes."""
+        return self.out or Path("runs") / f"{self.entry}-{self.profile}"
+
+    def checked(self: T) -> T:
+        """These settings, if they can be run; raises as `RunSettings.checked` does."""
+        if self.seeds < 1:
+            raise LoclinError(
+                f"expected at least one seed, found {self.seeds}: give --seeds 5 or more"
+            )
+        return super().checked()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DamageSettings(StudySettings):
+    """The same, of a task that is destroyed (measures §1)."""
 
     ranks: tuple[int, ...] = (8,)
     """LoRA rank; run r takes the r-th, in turn."""
@@ -175,16 +230,11 @@ class Settings(ModelSettings):
         return ("factors",) if self.store == "sketch" else ("weights", "factors")
 
     def checked(self: S) -> S:
-        """These settings, if they can be run; raises as `ModelSettings.checked` does."""
+        """These settings, if they can be run; raises as `RunSettings.checked` does."""
         super().checked()
         check_counts(self, ("batch", "damage_steps", "teach_steps", "sketch_size"))
         check_rates(self, ("teach_lr", "damage_lr"))
-        if self.dtype in ("bfloat16", "float16") and self.space != "lora":
-            raise LoclinError(
-                f"expected float32 for full weights, whose small steps {self.dtype} rounds away, "
-                f"found --dtype {self.dtype}: "
-                "use float32, or --space lora, whose factors stay in float32"
-            )
+        check_precision(self)
         if not self.ranks or min(self.ranks) < 1:
             raise LoclinError(
                 f"expected LoRA ranks of at least 1, found {list(self.ranks)}: change --ranks"
@@ -197,8 +247,8 @@ class Settings(ModelSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecoverySettings(Settings):
-    """The same, for studies that train the task back."""
+class TrainBackSettings(DamageSettings):
+    """The same, of a task that is trained back."""
 
     steps: int = 200
     """T, recovery steps."""
@@ -210,7 +260,7 @@ class RecoverySettings(Settings):
     """Factors on both recovery learning rates; run r takes the r-th, in turn."""
 
     def checked(self: R) -> R:
-        """These settings, if they can be run; raises as `Settings.checked` does."""
+        """These settings, if they can be run; raises as `RunSettings.checked` does."""
         super().checked()
         check_counts(self, ("steps",))
         check_rates(self, ("sgd_lr", "adamw_lr"))
@@ -227,13 +277,26 @@ class RecoverySettings(Settings):
         return {"sgd": self.sgd_lr * factor, "adamw": self.adamw_lr * factor}
 
 
-def check_counts(settings: Any, names: Sequence[str]) -> None:
-    """Whether some settings are at least 1."""
+def digest_of(files: Sequence[Path]) -> str:
+    """A digest of some files, by their bytes."""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def option_of(name: str) -> str:
+    """A setting as the command line names it."""
+    return name.replace("_", "-")
+
+
+def check_counts(settings: Any, names: Sequence[str], least: int = 1) -> None:
+    """Whether some settings are large enough."""
     for name in names:
-        if getattr(settings, name) < 1:
-            option = name.replace("_", "-")
+        if getattr(settings, name) < least:
+            option = option_of(name)
             raise LoclinError(
-                f"expected {option} of at least 1, found {getattr(settings, name)}: change "
+                f"expected {option} of at least {least}, found {getattr(settings, name)}: change "
                 f"--{option}"
             )
 
@@ -242,14 +305,23 @@ def check_rates(settings: Any, names: Sequence[str]) -> None:
     """Whether some learning rates are above 0."""
     for name in names:
         if not getattr(settings, name) > 0:
-            option = name.replace("_", "-")
             raise LoclinError(
                 f"expected a learning rate above 0, found {getattr(settings, name)}: change "
-                f"--{option}"
+                f"--{option_of(name)}"
             )
 
 
-def check_sketch(settings: Settings, vectors: int, letter: str) -> None:
+def check_precision(settings: ModelSettings) -> None:
+    """Whether the weights' dtype keeps small steps of full weights."""
+    if settings.dtype in ("bfloat16", "float16") and settings.space != "lora":
+        raise LoclinError(
+            f"expected float32 for full weights, whose small steps {settings.dtype} rounds away, "
+            f"found --dtype {settings.dtype}: use float32, or --space lora, whose factors stay in "
+            "float32"
+        )
+
+
+def check_sketch(settings: DamageSettings, vectors: int, letter: str) -> None:
     """Whether a sketch has room for the span of some vectors."""
     if settings.sketch_size < 4 * vectors:
         raise LoclinError(
@@ -261,10 +333,10 @@ def check_sketch(settings: Settings, vectors: int, letter: str) -> None:
 def check_within(settings: Any, names: Sequence[str], most: int, letter: str, remedy: str) -> None:
     """Whether some lists of counts are from 1 to `most`."""
     for name in names:
-        found = getattr(settings, name)
-        values = found if isinstance(found, tuple) else (found,)
+        value = getattr(settings, name)
+        values = value if isinstance(value, tuple) else (value,)
         if not values or min(values) < 1 or max(values) > most:
-            option = name.replace("_", "-")
+            option = option_of(name)
             raise LoclinError(
                 f"expected {option} from 1 to {letter} = {most}, found {list(values)}: change "
                 f"--{option} or {remedy}"
@@ -272,33 +344,29 @@ def check_within(settings: Any, names: Sequence[str], most: int, letter: str, re
 
 
 def named(profile: Profile, model: str | None) -> str:
-    """The model of a profile: the built-in sequence model (a small one for smoke) unless another is
-    named.
-    """
+    """The model of a profile: the built-in sequence model (small for smoke) unless one is named."""
     return model or ("sequences-small" if profile == "smoke" else "sequences")
 
 
-def by_lora(config: S) -> S:
-    """The defaults for models that are trained by LoRA: everything but the built-in sequence
-    models.
-    """
-    return replace(config, space="lora", ranks=(2, 4, 8), teach_steps=100, batch=16)
+def by_lora(settings: S) -> S:
+    """The defaults of models trained by LoRA: everything but the built-in sequence models."""
+    return replace(settings, space="lora", ranks=(2, 4, 8), teach_steps=100, batch=16)
 
 
-def recovering_by_lora(config: R) -> R:
+def recovering_by_lora(settings: R) -> R:
     """The same, with the recovery's."""
-    return replace(by_lora(config), steps=100, lr_factors=(1.0, 0.5), sgd_lr=3e-2)
+    return replace(by_lora(settings), steps=100, lr_factors=(1.0, 0.5), sgd_lr=3e-2)
 
 
-def quick(config: S) -> S:
+def quick(settings: S) -> S:
     """The defaults of the smoke profile: few runs, little teaching."""
-    damage_lr = config.damage_lr if config.model in SEQUENCE_MODELS else 3e-3
-    return replace(config, seeds=3, teach_steps=100, damage_lr=damage_lr)
+    damage_lr = settings.damage_lr if settings.model in SEQUENCE_MODELS else 3e-3
+    return replace(settings, seeds=3, teach_steps=100, damage_lr=damage_lr)
 
 
-def recovering_quickly(config: R) -> R:
+def recovering_quickly(settings: R) -> R:
     """The same, with a short recovery."""
-    return replace(quick(config), steps=50, sgd_lr=3e-2, adamw_lr=1e-3)
+    return replace(quick(settings), steps=50, sgd_lr=3e-2, adamw_lr=1e-3)
 
 
 def built_in_models(profile: Profile) -> tuple[str, str]:
@@ -307,10 +375,11 @@ def built_in_models(profile: Profile) -> tuple[str, str]:
 
 
 def studied(preset: Callable[[Profile, str], S], profile: Profile) -> tuple[S, ...]:
-    """A study's settings for everything that `loclin reproduce` runs it on; with "paper" the
-    paper's own models and data too.
+    """A study's settings for all that `loclin reproduce` runs it on; with "paper" the paper's own
+    models and data too.
     """
     built_in = tuple(preset(profile, model) for model in built_in_models(profile))
     if profile != "paper":
         return built_in
-    return (*built_in, *(replace(preset(profile, model), data=data) for model, data in PAPER))
+    paper = (replace(preset(profile, model), data=(data,)) for model, data in PAPER)
+    return (*built_in, *paper)

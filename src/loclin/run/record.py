@@ -1,12 +1,13 @@
-"""A run folder: what was asked, what was measured, what was decided. Atomic writes, parts that
-survive an interruption.
+"""A run folder: what was asked, measured and decided. Writes are atomic; parts survive an
+interruption.
 
 ```
 runs/<name>/
-  run.json                     every study's configuration; every session's versions, commit,
-  device, timings claims.json                  the verdicts of all studies <study>/results.json
-  tidy rows (docs/record.md) <study>/arrays.safetensors   arrays by key <study>/parts/
-  one independent run each, written as it ends; what a resumed run does not do again
+  run.json                     settings of every study; versions, device, timings of every session
+  claims.json                  the verdicts of all studies
+  <entry>/results.json         tidy rows (docs/record.md)
+  <entry>/arrays.safetensors   arrays by key
+  <entry>/parts/               one independent run each; a resumed command does not do it again
 ```
 """
 
@@ -14,12 +15,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import platform
+import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -27,122 +28,15 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from loclin.errors import LoclinError
-from loclin.stats import Estimate
+from loclin.run.rows import Claim, Part, Row
 
 FORMAT = 2  # of the record; raised when a reader of older records would be wrong
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One number (docs/record.md).
-
-    Attributes:
-        quantity: what was measured, by its name in measures.md.
-        value: the number; None where it is not defined.
-        low, high: 95 % interval; None for a single run, whose spread nobody knows.
-        n: independent runs behind the value.
-        null: what the value would be if nothing were there, where a null belongs to it.
-        p: p-value against that null.
-        unit: "" for pure numbers and shares.
-        context: everything that tells this number from the others: run, optimiser, k, basis, ...
-    """
-
-    quantity: str
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    n: int = 1
-    null: float | None = None
-    p: float | None = None
-    unit: str = ""
-    context: Mapping[str, Any] = field(default_factory=dict)
-
-
-def finite(value: float | None) -> float | None:
-    """The number, or None for NaN, infinity and nothing: what is not defined has no value in a row."""
-    return float(value) if value is not None and math.isfinite(value) else None
-
-
-def estimated(
-    quantity: str,
-    estimate: Estimate | None,
-    context: Mapping[str, Any],
-    *,
-    null: float | None = None,
-    p: float | None = None,
-) -> Row:
-    """The row of an estimate; without an interval where it has none, without a value where there is
-    no estimate.
-    """
-    if estimate is None:
-        return Row(quantity=quantity, value=None, n=0, null=null, p=p, context=context)
-    value, low, high = map(finite, (estimate.value, estimate.low, estimate.high))
-    whole = low is not None and high is not None
-    return Row(
-        quantity=quantity,
-        value=value,
-        low=low if whole else None,
-        high=high if whole else None,
-        n=estimate.n,
-        null=null,
-        p=p,
-        context=context,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """A claim of the paper, the rule that decides it, and the verdict (measures §14).
-
-    Attributes:
-        id: as in the list of claims.
-        statement: what is claimed.
-        setting: where it was tested (model, optimiser).
-        paper: the paper's value.
-        measured: what `value`, `low` and `high` are.
-        value, low, high, n: the estimate over n independent runs.
-        null: what it is held against.
-        p, p_holm: p-value, and adjusted by Holm over all claims of the study.
-        rule: the rule, written before the run.
-        verdict: "supported", "refuted", "inconclusive" or "not run".
-        note: further numbers that the verdict rests on.
-    """
-
-    id: str
-    statement: str
-    setting: str
-    paper: str
-    measured: str
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
-    null: str
-    p: float | None
-    p_holm: float | None
-    rule: str
-    verdict: str
-    note: str = ""
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Part:
-    """What one independent run contributes.
-
-    Attributes:
-        rows: its numbers.
-        arrays: by key, which ends in the run's number.
-        seconds: how long it took.
-        notes: what was loaded, dropped and kept where, in sentences.
-    """
-
-    rows: Sequence[Row]
-    arrays: Mapping[str, np.ndarray]
-    seconds: float = 0.0
-    notes: Sequence[str] = ()
+LOCK = ".lock"
+EMPTY = {LOCK, "run.json", "report.html", "report.md"}  # what a command leaves that did nothing
 
 
 class Record:
@@ -162,33 +56,56 @@ class Record:
             raise LoclinError(
                 f"expected a folder for the run, found the file {folder}: choose another {option}"
             )
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / "run.json").exists():
+        others = folder.is_dir() and any(p.name not in EMPTY for p in folder.iterdir())
+        if others and not (folder / "run.json").exists():
             raise LoclinError(
                 f"expected an empty folder or an earlier run, found other files in {folder}: "
                 f"choose another {option}"
             )
 
-    def open_study(
-        self, study: str, config: Mapping[str, Any], *, device: str, kind: str | None = None
-    ) -> None:
-        """Enter a study's configuration, or check that it is the one already there; start a
-        session.
-
-        A configuration with which nothing was ever finished is replaced: a first try with a mistake
-        in it claims no folder.
-
-        Args:
-            study: its name in this record.
-            config: its settings.
-            device: what it runs on, in words.
-            kind: which study it is, where a record may hold it several times under other names (on
-                several models).
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """This folder for one process alone; removed again where nothing came of it.
 
         Raises:
-            LoclinError: the folder holds this study with another configuration.
+            LoclinError: another process works there.
+        """
+        lock = FileLock(self.folder / LOCK)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise LoclinError(
+                f"expected {self.folder} for this command alone, found another process working "
+                f"there: wait for it, or choose another {self.option}"
+            ) from error
+        except OSError as error:
+            raise self._unwritable(self.folder, error) from error
+        try:
+            yield
+        finally:
+            lock.release()
+            if {p.name for p in self.folder.iterdir()} <= EMPTY:
+                shutil.rmtree(self.folder, ignore_errors=True)
+
+    def open_study(
+        self, study: str, settings: Mapping[str, Any], *, device: str, kind: str | None = None
+    ) -> None:
+        """Enter a study's settings, or check that they are those already there; start a session.
+
+        Settings with which nothing was ever finished are replaced.
+
+        Args:
+            study: its entry in this record.
+            settings: those that decide it.
+            device: what it runs on, in words.
+            kind: which study it is; a record may hold one on several models.
+
+        Raises:
+            LoclinError: the folder holds this entry with other settings.
         """
         run = self.run()
-        asked = {"study": kind or study, **_plain(config)}
+        asked = {"study": kind or study, **_plain(settings)}
         held = run["studies"].get(study)
         if held is not None and held != asked and any((self.folder / study).rglob("*.json")):
             name = next(k for k in {**held, **asked} if held.get(k) != asked.get(k))
@@ -198,31 +115,16 @@ class Record:
                 f"{self.option} or the same settings"
             )
         run["studies"][study] = asked
-        run["sessions"].append(
-            {
-                "study": study,
-                "started": _now(),
-                "device": device,
-                "commit": _commit(),
-                **_versions(),
-            }
-        )
+        started = {"study": study, "started": _now(), "device": device, "commit": _commit()}
+        run["sessions"].append(started | _versions())
         self._write_json("run.json", run)
 
     def close_study(self, study: str, seconds: float, notes: Sequence[str] = ()) -> None:
-        """Note how long the session took, how long each independent run, and what the study says of
-        its data.
-        """
-        run = self.run()
-        parts = {
-            p.stem: json.loads(p.read_text())["seconds"]
-            for p in sorted(self._parts(study).glob("*.json"))
-        }
-        run["sessions"][-1] |= {
-            "ended": _now(),
-            "seconds": round(seconds, 1),
-            "part_seconds": parts,
-        }
+        """Note how long the session and each run took, and what the study says of its data."""
+        run, files = self.run(), sorted(self._parts(study).glob("*.json"))
+        parts = {p.stem: json.loads(p.read_text())["seconds"] for p in files}
+        ended = {"ended": _now(), "seconds": round(seconds, 1), "part_seconds": parts}
+        run["sessions"][-1] |= ended
         run["notes"][study] = list(notes)
         self._write_json("run.json", run)
 
@@ -234,13 +136,8 @@ class Record:
         """
         path = self.folder / "run.json"
         if not path.exists():
-            return {
-                "format": FORMAT,
-                "name": self.folder.resolve().name,
-                "studies": {},
-                "notes": {},
-                "sessions": [],
-            }
+            name = self.folder.resolve().name
+            return {"format": FORMAT, "name": name, "studies": {}, "notes": {}, "sessions": []}
         run: dict[str, Any] = self._read_json("run.json")
         if run.get("format") != FORMAT:
             raise LoclinError(
@@ -279,16 +176,19 @@ class Record:
         self._write_arrays(f"{study}/arrays.safetensors", arrays)
         self._write_json(f"{study}/results.json", [dataclasses.asdict(r) for r in rows])
 
+    def finished(self, study: str) -> bool:
+        """Whether a study's results are there."""
+        return (self.folder / study / "results.json").is_file()
+
     def results(self, study: str) -> list[Row]:
         """A study's rows.
 
         Raises:
             LoclinError: the study has no results yet, or they cannot be read.
         """
-        if not (self.folder / study / "results.json").exists():
+        if not self.finished(study):
             raise LoclinError(
-                f"expected results of {study} in {self.folder}, found none: run `loclin run "
-                f"{study}` first"
+                f"expected results of {study} in {self.folder}, found none: let it end first"
             )
         return [Row(**r) for r in self._read_json(f"{study}/results.json")]
 
@@ -338,10 +238,8 @@ class Record:
         self._write(name, text.encode())
 
     def _write_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        self._write(
-            name,
-            safetensors.numpy.save({k: np.ascontiguousarray(arrays[k]) for k in sorted(arrays)}),
-        )
+        plain = {k: np.ascontiguousarray(arrays[k]) for k in sorted(arrays)}
+        self._write(name, safetensors.numpy.save(plain))
 
     def _write(self, name: str, content: bytes) -> Path:
         """Temporary file, flushed to disk, then renamed: a reader sees the old file or the new one,
@@ -358,12 +256,14 @@ class Record:
             scratch.replace(path)
         except OSError as error:
             scratch.unlink(missing_ok=True)
-            raise LoclinError(
-                f"expected to write {path}, found {error.strerror or error}: make room or choose "
-                f"another {self.option}; "
-                "everything finished so far is kept"
-            ) from error
+            raise self._unwritable(path, error) from error
         return path
+
+    def _unwritable(self, path: Path, error: OSError) -> LoclinError:
+        return LoclinError(
+            f"expected to write {path}, found {error.strerror or error}: make room or choose "
+            f"another {self.option}; everything finished so far is kept"
+        )
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,1 @@
+"""What every command does alike: run folder, progress, workers, the runner of a study."""

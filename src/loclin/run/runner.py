@@ -1,0 +1,290 @@
+"""The one runner of every study: settings are checked once, every run is kept as it ends, then come
+summary and verdicts. A run that was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib import import_module
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol
+
+from loclin.errors import LoclinError
+from loclin.progress import ProgressCallback, silent
+from loclin.run.dispatch import LOADING, Place, results
+from loclin.run.display import Display, distinct
+from loclin.run.interrupt import interruptions
+from loclin.run.record import Record
+from loclin.run.rows import Claim, Part, Row, summaries
+
+
+class RunnableSettings(Protocol):
+    """What the runner asks of a study's settings."""
+
+    @property
+    def entry(self) -> str:
+        """Name of the study in the record."""
+
+    @property
+    def kind(self) -> str:
+        """Which study it is."""
+
+    @property
+    def runs(self) -> int:
+        """Independent runs."""
+
+    @property
+    def in_process(self) -> bool:
+        """Whether `measure` runs in this process, keeps its own unfinished work and spreads it."""
+
+    @property
+    def kept(self) -> bool:
+        """Whether a finished run is kept, or the same command does it again."""
+
+    @property
+    def workers(self) -> int: ...  # noqa: D102
+    @property
+    def ray(self) -> str | None: ...  # noqa: D102
+
+    def where(self) -> str:
+        """The device, in words; refused where it is not there."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Settings that decide the record, and digests of the files that were named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Where the parts of a study are: modules, none of which is imported before it is needed.
+
+    Attributes:
+        summary: one line for `loclin --help`.
+        settings: module and class of its settings, joined by a colon.
+        measure: module with `measure(settings, run, session) -> Part`; of a study in the command's
+            own process also `deliver(settings, session)`, which hands out what is finished.
+        page: module with `sections(rows, settings) -> list[Section]`.
+        claims: module with `decide(settings, rows) -> list[Claim]`, where it decides any, and
+            `conclude(settings, rows) -> list[Row]`, where it recommends something.
+    """
+
+    summary: str
+    settings: str
+    measure: str
+    page: str
+    claims: str | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Session:
+    """What the runner gives to one run of a study.
+
+    Attributes:
+        progress: called with the stage and the share of it that is done.
+        display: of a study that runs in this process, to print beside the bar.
+        record: of such a study, to keep unfinished work in.
+    """
+
+    progress: ProgressCallback = silent
+    display: Display | None = None
+    record: Record | None = None
+
+    def note(self, sentence: str) -> None:
+        """Print a sentence at once, where there is a display."""
+        if self.display is not None:
+            self.display.note(sentence)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyJob:
+    """Runs of a study, for workers."""
+
+    measure: str
+    settings: Any
+    device: str
+
+    def build(self) -> StudyWorker:
+        """Import what measures."""
+        return StudyWorker(import_module(self.measure), self.settings)
+
+
+class StudyWorker:
+    """Does one run after the other; what a run has to say is in its part."""
+
+    notes: Sequence[str] = ()
+
+    def __init__(self, module: Any, settings: Any) -> None:
+        self._module, self._settings = module, settings
+
+    def do(self, item: int, progress: ProgressCallback) -> Part:
+        """One run."""
+        return _measured(self._module, self._settings, item, Session(progress=progress))
+
+
+def _measured(module: Any, settings: Any, run: int, session: Session) -> Part:
+    began = time.perf_counter()
+    part: Part = module.measure(settings, run, session)
+    return replace(part, seconds=time.perf_counter() - began)
+
+
+def run_studies(
+    planned: Sequence[tuple[Study, RunnableSettings]],
+    folder: Path,
+    *,
+    option: str = "--out",
+    draw: Callable[[Sequence[str]], None] = lambda still: None,
+) -> None:
+    """Run studies into one folder, one after the other, under one display.
+
+    One study that cannot go on does not cost the others.
+
+    Args:
+        planned: studies with their settings, checked before.
+        folder: of the record; one that was interrupted goes on where it was.
+        option: of the command that names the folder.
+        draw: draws the page; called at the start and as each study ends, with the entries that are
+            still to come.
+
+    Raises:
+        LoclinError: what stopped studies, in one line.
+    """
+    record, failed = Record(folder, option=option), list[str]()
+    entries = [settings.entry for _, settings in planned]
+    with record.working(), Display(sum(settings.runs for _, settings in planned)) as display:
+        for i, (study, settings) in enumerate(planned):
+            try:
+                run_study(study, settings, record, display, begun=lambda i=i: draw(entries[i:]))  # type: ignore[misc]
+            except LoclinError as error:
+                failed.append(f"{settings.entry}: {error}" if len(planned) > 1 else str(error))
+        if any(record.finished(entry) for entry in entries):
+            draw(())
+    if failed:
+        raise LoclinError("; ".join(failed))
+
+
+def run_study(
+    study: Study,
+    settings: RunnableSettings,
+    record: Record,
+    display: Display,
+    *,
+    begun: Callable[[], None] = lambda: None,
+) -> list[Claim]:
+    """Run what is not done yet of a study, and decide its claims.
+
+    Call it inside `record.working()`. A finished run is never done again.
+
+    Raises:
+        LoclinError: a folder of another configuration, a device or Ray that is not there, a run
+            that cannot go on, too little memory. Finished runs are kept.
+    """
+    where, entry, began = settings.where(), settings.entry, time.perf_counter()
+    device = f"{where}, Ray at {settings.ray}" if settings.ray else where
+    record.open_study(entry, settings.fingerprint(), device=device, kind=settings.kind)
+    begun()
+    parts = _parts(record, settings)
+    display.open(entry, kept=len(parts))
+    display.note(*_notes(parts.values()))
+    measured = _here if settings.in_process else _in_workers
+    with closing(measured(study, settings, where, record, display, parts)) as found:
+        for run, part in found:
+            record.write_part(entry, _name(run), part)
+            parts[run] = part
+            display.note(*part.notes)
+            display.close(run)
+    claims = _finish(record, study, settings, [parts[run] for run in sorted(parts)], began)
+    if settings.in_process and hasattr(module := import_module(study.measure), "deliver"):
+        module.deliver(settings, _session(record, display, 0))
+    return claims
+
+
+def _parts(record: Record, settings: RunnableSettings) -> dict[int, Part]:
+    """The runs that an earlier session finished."""
+    if not settings.kept:
+        return {}
+    kept = {run: record.part(settings.entry, _name(run)) for run in range(settings.runs)}
+    return {run: part for run, part in kept.items() if part is not None}
+
+
+def _name(run: int) -> str:
+    return f"run-{run:03d}"
+
+
+def _notes(parts: Any) -> list[str]:
+    return distinct(list(chain.from_iterable(part.notes for part in parts)))
+
+
+Runs = Generator[tuple[int, Part], None, None]
+
+
+def _in_workers(
+    study: Study, settings: Any, where: str, record: Record, display: Display, kept: Any
+) -> Runs:
+    left = [run for run in range(settings.runs) if run not in kept]
+    job = StudyJob(measure=study.measure, settings=settings, device=where.split(":")[0])
+    count = settings.workers if where == "cpu" else 1
+    place = Place(workers=count, ray=settings.ray, alone=False, retries=0)
+
+    def progress(item: int, stage: str, share: float) -> None:
+        if item != LOADING:
+            display.update(left[item], stage, share)
+
+    with closing(results(job, left, place, progress=progress, note=display.note)) as found:
+        for item, part in found:
+            yield left[item], part
+
+
+def _here(
+    study: Study, settings: Any, where: str, record: Record, display: Display, kept: Any
+) -> Runs:
+    for run in range(settings.runs):
+        if run not in kept:
+            session = _session(record, display, run)
+            try:
+                yield run, _measured(import_module(study.measure), settings, run, session)
+            except MemoryError as error:
+                raise _no_room(where, error) from error
+            except RuntimeError as error:  # torch.OutOfMemoryError, without importing torch here
+                if type(error).__name__ != "OutOfMemoryError":
+                    raise
+                raise _no_room(where, error) from error
+
+
+def _session(record: Record, display: Display, run: int) -> Session:
+    progress = partial(display.update, run)
+    return Session(progress=progress, display=display, record=record)
+
+
+def _no_room(where: str, error: BaseException) -> LoclinError:
+    return LoclinError(
+        f"expected room for the model and what is asked of it on {where}, found too little "
+        f"({' '.join(str(error).split())[:120]}): give a smaller --dtype, fewer examples, a "
+        "pattern with --space, or another --device; what was finished is kept"
+    )
+
+
+def _finish(
+    record: Record, study: Study, settings: Any, parts: Sequence[Part], began: float
+) -> list[Claim]:
+    """Results, verdicts, end of the session; Ctrl-C stops it before the verdicts are there, or when
+    the record is closed.
+    """
+    rows: list[Row] = [row for part in parts for row in part.rows]
+    claims: list[Claim] = []
+    with interruptions() as interruption:
+        rules = import_module(study.claims) if study.claims else None
+        more = [] if settings.in_process else summaries(rows)
+        more += rules.conclude(settings, rows) if hasattr(rules, "conclude") and rules else []
+        arrays = {k: v for part in parts for k, v in part.arrays.items()}
+        record.write_results(settings.entry, rows + more, arrays)
+        if rules is not None:
+            claims = rules.decide(settings, rows)
+        interruption.check()
+        if claims:
+            record.write_claims(settings.entry, claims)
+        record.close_study(settings.entry, time.perf_counter() - began, _notes(parts))
+    return claims

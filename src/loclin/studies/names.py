@@ -1,0 +1,36 @@
+"""Names that rows of several studies share, and what claims and pages call them: once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from loclin.run.rows import Row
+from loclin.studies.settings import DamageSettings
+
+OPTIMISERS = {"sgd": "SGD", "adamw": "AdamW"}
+POINTS = {"pretrained": "θ₀", "damaged": "θ_D"}
+#: Bases that several studies hold a recovery against.
+PREFIX, MINIBATCH, RANDOM = "prefix", "minibatch gradients", "random"
+#: Nulls of a prefix's capture of the future, and of d (measures §2), in the order of a figure.
+DRIFT, SHUFFLED = FUTURE_NULLS = "stationary drift", "shuffled order"
+OWN_NORMS, WHITE, HEAVY_BALL = "white, own norms", "white", "heavy ball"
+PREFIX_NULLS = (DRIFT, OWN_NORMS, WHITE, HEAVY_BALL, SHUFFLED)
+
+
+def displacement(settings: DamageSettings) -> str:
+    """What claims call the displacement in the space that decides."""
+    if settings.space != "lora":
+        return "d"
+    return "d in ΔW" if settings.spaces[0] == "weights" else "d in the factors"
+
+
+def deciding_space(rows: Sequence[Row]) -> str:
+    """The space that decides: the weights (with LoRA ΔW) where captures were measured there, else
+    the trained coordinates.
+    """
+    return "weights" if "weights" in {r.context.get("space") for r in rows} else "factors"
+
+
+def two_spaces(rows: Sequence[Row]) -> bool:
+    """Whether captures were measured in ΔW and in the factors."""
+    return {"weights", "factors"} <= {r.context.get("space") for r in rows}
