@@ -8,3 +8,12 @@ class LoclinError(ValueError):
     The command line prints the message alone and ends with exit code 2; nothing already written is
     touched.
     """
+
+
+def disk_error(error: OSError) -> LoclinError:
+    """A full disk, or a folder that cannot be written, wherever it was met."""
+    where = f" at {error.filename}" if error.filename else ""
+    return LoclinError(
+        f"expected to read and write files, found {error.strerror or error}{where}: make room or "
+        "choose another --out or $LOCLIN_CACHE; finished runs are kept"
+    )

@@ -1,8 +1,6 @@
-"""Closed forms of measures §2, §3, §5, §6: what a capture, an overlap or a rank is worth when
-nothing special is there.
+"""Closed forms (measures §2 to §9): what a measure is worth when nothing special is there.
 
-Every function is a formula and says which; `tests/test_theory.py` holds each against the code that
-measures.
+`tests/test_theory.py` holds every formula against the code that measures.
 """
 
 from __future__ import annotations
@@ -19,8 +17,7 @@ Curve = Float[np.ndarray, " n"]
 
 
 def random_capture(k: int, dimension: int) -> stats._distn_infrastructure.rv_frozen:
-    """Law of capture(Q, d) for a uniformly random k-subspace independent of d: Beta(k/2, (D−k)/2),
-    mean k/D (§2).
+    """capture(Q, d) for a uniformly random k-subspace independent of d: Beta(k/2, (D−k)/2) (§2).
 
     >>> float(random_capture(10, 1000).mean())
     0.01
@@ -43,8 +40,7 @@ def random_overlap(k1: int, k2: int, dimension: int) -> tuple[float, float]:
 
 
 def white_capture(norms: Float[np.ndarray, " T"], ks: Sequence[int]) -> Curve:
-    """Prefix capture of white steps with given norms: Σ_{t≤k}‖u_t‖² / Σ_{t≤T}‖u_t‖²; k/T for equal
-    norms (§3).
+    """Prefix capture of white steps with given norms: Σ_{t≤k}‖u_t‖² / Σ_{t≤T}‖u_t‖² (§3).
 
     >>> white_capture(np.ones(10), [1, 5])
     array([0.1, 0.5])
@@ -54,19 +50,15 @@ def white_capture(norms: Float[np.ndarray, " T"], ks: Sequence[int]) -> Curve:
 
 
 def heavy_ball_capture(steps: int, momentum: float, ks: Sequence[int]) -> Curve:
-    """Prefix capture of heavy ball with momentum β driven by white noise (§3).
-
-    A_t = (1−β^{T−t+1})/(1−β) is the weight of noise t in the displacement; c = Σ_{t≤k}A_t² /
-    Σ_{t≤T}A_t².
+    """Prefix capture of heavy ball with momentum β driven by white noise: that of white steps with
+    norms A_t = (1−β^{T−t+1})/(1−β), the weight of noise t in the displacement (§3).
     """
     t = np.arange(1, steps + 1)
-    weights = (1 - momentum ** (steps - t + 1)) / (1 - momentum)
-    return white_capture(weights, ks)
+    return white_capture((1 - momentum ** (steps - t + 1)) / (1 - momentum), ks)
 
 
 def drift_capture(steps: int, ks: Sequence[int], s: float) -> Curve:
-    """Prefix capture of a stationary drift μ plus white noise ε, s = ‖μ‖²/E‖ε‖²: (k/T)(1+Ts)/(1+ks)
-    (§3).
+    """Prefix capture of a drift μ plus white noise ε, s = ‖μ‖²/E‖ε‖²: (k/T)(1+Ts)/(1+ks) (§3).
 
     >>> drift_capture(100, [10], 0.29).round(2)
     array([0.77])
@@ -80,11 +72,10 @@ def drift_capture(steps: int, ks: Sequence[int], s: float) -> Curve:
 def drift_future_capture(
     steps: int, ks: Sequence[int], s: float, dimension: int | None = None
 ) -> Curve:
-    """Future-only capture of the same model: c = ks·(T−k)s / [(1+ks)(1+(T−k)s)] (§3), plus (1−c)k/D
-    by chance.
+    """Future-only capture of the same: c = ks·(T−k)s / [(1+ks)(1+(T−k)s)], plus (1−c)k/D (§3).
 
-    The closed form is for D ≫ T; what it leaves outside the span is isotropic there, so k of D
-    dimensions hold their share.
+    c is for D ≫ T. What it leaves outside the span is isotropic, so k of D dimensions hold their
+    share of it by chance.
 
     >>> drift_future_capture(100, [10], 0.29).round(2)
     array([0.72])
@@ -99,13 +90,10 @@ def drift_future_capture(
 
 
 def fit_drift(updates: Float[np.ndarray, "T T"]) -> float:
-    """s of the stationary-drift model by moments: ‖μ‖² is the mean of ⟨u_i, u_j⟩, i ≠ j; E‖u‖² =
-    ‖μ‖² + E‖ε‖².
+    """s of the drift model from the Gramian of T ≥ 2 updates, by moments (§3).
 
-    A negative estimate of ‖μ‖² counts as 0 (no drift); pure drift gives infinity.
-
-    Args:
-        updates: Gramian of the T ≥ 2 updates.
+    ‖μ‖² is the mean of ⟨u_i, u_j⟩, i ≠ j, or 0 where that is negative; E‖u‖² = ‖μ‖² + E‖ε‖². Pure
+    drift gives infinity.
     """
     steps = len(updates)
     if steps < 2:
@@ -128,16 +116,10 @@ def isotropic_stable_rank(vectors: int, dimension: int) -> float:
 
 
 def sketched_product_sd(product: float, squared_norms: tuple[float, float], size: int) -> float:
-    """Standard deviation of an inner product read from m-number sketches: √((⟨u,v⟩² + ‖u‖²‖v‖²)/m);
-    the mean is ⟨u,v⟩ (§3).
+    """Standard deviation of ⟨u, v⟩ read from m-number sketches: √((⟨u,v⟩² + ‖u‖²‖v‖²)/m) (§3).
 
-    An upper bound for a count sketch (Charikar, Chen and Farach-Colton 2002), close where no
-    coordinate dominates.
-
-    Args:
-        product: ⟨u, v⟩.
-        squared_norms: ‖u‖², ‖v‖².
-        size: m.
+    The mean is ⟨u, v⟩. An upper bound for a count sketch (Charikar, Chen and Farach-Colton 2002),
+    close where no coordinate dominates.
 
     >>> round(sketched_product_sd(1.0, (1.0, 1.0), 200), 3)
     0.1
@@ -146,12 +128,11 @@ def sketched_product_sd(product: float, squared_norms: tuple[float, float], size
 
 
 def sketched_capture(capture: float, k: int, size: int) -> tuple[float, float]:
-    """Bias and standard deviation of a capture c by a k-span read from m-number sketches of
-    spread-out vectors (§2).
+    """Bias and standard deviation of a capture c by a k-span read from m-number sketches (§2).
 
     Bias (1−c)(k − 2c)/m: the k-span catches k of m dimensions of what lies outside it, less the
-    second-order term of the ratio. Standard deviation 2(1−c)√(c/m), from the first order (delta
-    method). For k ≪ m.
+    second-order term of the ratio. Standard deviation 2(1−c)√(c/m), by the delta method. For
+    spread-out vectors and k ≪ m.
 
     >>> bias, sd = sketched_capture(0.5, 10, 1000)
     >>> round(bias, 4), round(sd, 4)
@@ -162,20 +143,15 @@ def sketched_capture(capture: float, k: int, size: int) -> tuple[float, float]:
             f"expected k from 1 to m − 1 = {size - 1}, found {k}: choose a smaller k or a larger "
             "sketch"
         )
-    return (1 - capture) * (k - 2 * capture) / size, 2 * (1 - capture) * float(
-        np.sqrt(capture / size)
-    )
+    sd = 2 * (1 - capture) * float(np.sqrt(capture / size))
+    return (1 - capture) * (k - 2 * capture) / size, sd
 
 
 def krylov_converged_bound(condition: float, k: int) -> float:
     """Most that K_k(H, g) misses of −H⁻¹g, H positive definite: 1 − c ≤ 4((√κ−1)/(√κ+1))^{2k} (§9).
 
-    The polynomial of degree k that is 1 at 0 and smallest on the spectrum is a Chebyshev one (Saad
-    2003, Theorem 6.29). It says something where it is below 1.
-
-    Args:
-        condition: κ, largest over smallest eigenvalue.
-        k: of the Krylov space.
+    κ is the largest over the smallest eigenvalue. By a Chebyshev polynomial (Saad 2003, Theorem
+    6.29). It says something where it is below 1.
 
     >>> round(krylov_converged_bound(9.0, 3), 4)
     0.0625
@@ -189,18 +165,11 @@ def krylov_converged_bound(condition: float, k: int) -> float:
 
 
 def krylov_stopped_bound(rate: float, steps: int, gradient_norm: float, k: int) -> float:
-    """Most that K_k(H, g) leaves of gradient descent stopped after t steps: ‖(I−P)d_t‖ ≤
-    2ηt‖g‖e^{−(k−1)²/2t} (§9).
+    """Most that K_k(H, g) leaves of t steps of rate η: ‖(I−P)d_t‖ ≤ 2ηt‖g‖e^{−(k−1)²/2t} (§9).
 
-    Holds where the spectrum of I − ηH lies in [−1, 1], that of H in [0, 2/η]; fails under negative
-    curvature. On [−1, 1] x^j is within 2e^{−m²/2j} of a polynomial of degree m (Sachdeva and
-    Vishnoi 2014, Theorem 3.3), here m = k − 1 and j < t.
-
-    Args:
-        rate: η.
-        steps: t.
-        gradient_norm: ‖g‖.
-        k: of the Krylov space.
+    Holds where the spectrum of H lies in [0, 2/η]; fails under negative curvature. On [−1, 1] x^j
+    is within 2e^{−m²/2j} of a polynomial of degree m (Sachdeva and Vishnoi 2014, Theorem 3.3), here
+    x is an eigenvalue of I − ηH, m = k − 1 and j < t.
 
     >>> round(krylov_stopped_bound(0.1, 50, 1.0, 31), 6)
     0.001234

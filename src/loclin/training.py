@@ -1,23 +1,23 @@
-"""One training loop, and the trajectory it took: every update as a vector of the parameter space."""
+"""One training loop, and the trajectory that it takes through the parameter space."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Float
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from loclin.dropout import adapter_dropout
 from loclin.errors import LoclinError
 from loclin.geometry.subspace import Subspace
 from loclin.parameters import ParameterSpace
-from loclin.seeds import derived
+from loclin.seeds import derived, seeded
 from loclin.tasks.batch import Batch, mean_answer_loss
-from loclin.updates import Keeping
+from loclin.updates import UpdateStorage
 
 OptimiserName = Literal["sgd", "adamw"]
 
@@ -27,10 +27,9 @@ class Trajectory:
     """T recorded updates from a starting point.
 
     Attributes:
-        start: the point before the first update.
-        updates: u_t = θ_t − θ_{t−1}, one row per step; their sketches where so kept.
-        head: the first updates exactly, however the rest is kept.
-        losses: training loss of each step's batch, before the step (nats per answer token).
+        updates: u_t = θ_t − θ_{t−1}, one row per step, or their sketches.
+        head: the first updates, whole even where the rest is sketched.
+        losses: of each step's batch, before the step (nats per answer token).
     """
 
     start: Float[Tensor, " D"]
@@ -51,8 +50,7 @@ class Trajectory:
 def minibatches(data: Batch, size: int, *, seed: int) -> Iterator[Batch]:
     """Endless batches, each epoch a new shuffle of all rows; an incomplete last batch is left out.
 
-    Raises:
-        LoclinError: a batch larger than the split.
+    Raises `LoclinError` for a batch larger than the split.
     """
     if not 1 <= size <= len(data):
         raise LoclinError(
@@ -70,14 +68,28 @@ def _shuffled(data: Batch, size: int, generator: torch.Generator) -> Iterator[Ba
 
 
 def make_optimiser(name: OptimiserName, space: ParameterSpace, lr: float) -> torch.optim.Optimizer:
-    """Plain SGD (no momentum), or AdamW with torch's moments and no weight decay (a decay is no
-    recovery direction).
+    """Plain SGD, or AdamW with torch's moments and no weight decay (a decay is no direction back).
 
-    Fused: one kernel for all tensors, which on small models saves a tenth of a step.
+    Fused: one kernel for all tensors saves a tenth of a step on small models.
     """
     if name == "sgd":
         return torch.optim.SGD(space.parameters, lr=lr, fused=True)
     return torch.optim.AdamW(space.parameters, lr=lr, weight_decay=0.0, fused=True)
+
+
+@contextmanager
+def adapter_dropout(model: nn.Module, *, seed: int | None) -> Iterator[None]:
+    """Inside, an adapter's dropout is at work, drawn by `seed`; None leaves it off."""
+    layers = (m for m in model.modules() if seed is not None and isinstance(m, LoraLayer))
+    dropouts = [d for m in layers for d in m.lora_dropout.values() if isinstance(d, nn.Dropout)]
+    with seeded(seed) if seed is not None and dropouts else nullcontext():
+        try:
+            for d in dropouts:
+                d.train()
+            yield
+        finally:
+            for d in dropouts:
+                d.eval()
 
 
 def train(
@@ -94,34 +106,26 @@ def train(
     dropout_seed: int | None = None,
     after_step: Callable[[int], None] | None = None,
 ) -> Float[Tensor, " T"]:
-    """Train in place for `steps` steps.
+    """Train in place for T steps and return the loss of each; `LoclinError` if one is not finite.
 
     Args:
         model: the network; `space` chooses what of it moves.
-        space: the trained coordinates, the same that the optimiser holds.
-        batches: one batch a step.
+        space: the coordinates that the optimiser holds.
+        batches: one a step.
         optimiser: of `make_optimiser`.
         steps: T.
-        loss: of the model on a batch, the mean loss per answer token by default.
-        schedule: factor on the learning rate as a function of the step (from 0).
-        confine_to: project every update on this subspace before it is taken: u ← Pu.
+        loss: of the model on a batch; by default the mean per answer token.
+        schedule: factor on the learning rate at each step, from 0.
+        confine_to: project every update on this subspace: u ← Pu.
         reset_at: forget the optimiser's state after this many steps.
-        dropout_seed: draw the adapter's dropout by it in every step; without it there is none.
+        dropout_seed: draws the adapter's dropout in every step; without it there is none.
         after_step: called with t = 1..T after each step.
-
-    Returns:
-        The loss of each step.
-
-    Raises:
-        LoclinError: the loss is not finite.
     """
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, schedule) if schedule else None
     losses = torch.zeros(steps)
     for t in range(1, steps + 1):
-        with (
-            nullcontext()
-            if dropout_seed is None
-            else adapter_dropout(model, seed=derived(dropout_seed, t))
+        with adapter_dropout(
+            model, seed=None if dropout_seed is None else derived(dropout_seed, t)
         ):
             value = loss(model, next(batches))
         if not torch.isfinite(value):
@@ -147,28 +151,25 @@ def train(
 
 
 class Recorder:
-    """Keeps the updates of a training that begins where the space stands: call `keep` after each
-    step.
+    """Keeps the T updates of a training that begins where the space stands.
 
-    Args:
-        space: the trained coordinates.
-        steps: T.
-        keeping: where the updates go; memory by default.
-        exactly: how many of the first updates are kept exactly even where the rest is sketched.
+    Call `keep` after each step. The first `head` updates are kept whole even where the rest is
+    sketched.
     """
 
     def __init__(
-        self, space: ParameterSpace, steps: int, *, keeping: Keeping | None = None, exactly: int = 0
+        self,
+        space: ParameterSpace,
+        steps: int,
+        *,
+        storage: UpdateStorage | None = None,
+        head: int = 0,
     ) -> None:
-        self._space, self._keeping = space, keeping or Keeping()
+        self._space, self._storage = space, storage or UpdateStorage()
         self._start, self._last = space.read(), space.read()
-        self._updates = self._keeping.rows(space, steps)
-        sketched = self._keeping.store == "sketch"
-        self._head = (
-            self._keeping.rows(space, min(exactly, steps), exact=True)
-            if sketched
-            else self._updates
-        )
+        self._updates = self._head = self._storage.allocate(space, steps)
+        if self._storage.store == "sketch":
+            self._head = self._storage.allocate(space, min(head, steps), full=True)
 
     def keep(self, t: int) -> None:
         """Keep u_t, t = 1..T."""
@@ -176,8 +177,8 @@ class Recorder:
         torch.sub(now, self._last, out=self._last)  # the update, where the last point was
         if t <= len(self._head):
             self._head[t - 1] = self._last
-        if self._keeping.store == "sketch":
-            self._updates[t - 1] = self._keeping.sketch.of(self._space.by_tensor(self._last))
+        if self._storage.store == "sketch":
+            self._updates[t - 1] = self._storage.sketch.of(self._space.by_tensor(self._last))
         self._last.copy_(now)
 
     def trajectory(self, losses: Float[Tensor, " T"]) -> Trajectory:
@@ -192,20 +193,14 @@ def record(
     optimiser: torch.optim.Optimizer,
     steps: int,
     *,
-    keeping: Keeping | None = None,
-    exactly: int = 0,
+    storage: UpdateStorage | None = None,
+    head: int = 0,
     reset_at: int | None = None,
     dropout_seed: int | None = None,
     after_step: Callable[[int], None] | None = None,
 ) -> Trajectory:
-    """Train as `train` does and keep every update.
-
-    Args:
-        model, space, batches, optimiser, steps, reset_at, dropout_seed, after_step: as in `train`,
-        whose errors it raises. keeping: where the updates go; memory by default. exactly: how many
-        of the first updates are kept exactly even where the rest is sketched.
-    """
-    recorder = Recorder(space, steps, keeping=keeping, exactly=exactly)
+    """Train as `train` does, and keep every update as `Recorder` does."""
+    recorder = Recorder(space, steps, storage=storage, head=head)
 
     def keep(t: int) -> None:
         recorder.keep(t)

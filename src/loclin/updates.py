@@ -1,4 +1,4 @@
-"""Where recorded updates are kept: in memory, in a file mapped into memory, or sketched."""
+"""Where recorded updates go: into memory, into a file mapped into memory, or into sketches."""
 
 from __future__ import annotations
 
@@ -20,73 +20,65 @@ from loclin.geometry.sketch import Sketch
 from loclin.parameters import ParameterSpace
 
 Store = Literal["auto", "memory", "disk", "sketch"]
-SHARE_OF_MEMORY = (
-    0.25  # of what is free: a study holds a few families of vectors beside the updates
-)
-SHARE_OF_DISK = 0.5
+#: Of what is free: a study holds a few families of vectors beside the updates.
+SHARE_OF_MEMORY, SHARE_OF_DISK = 0.25, 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Keeping:
-    """How the updates of one run are kept.
+class UpdateStorage:
+    """Where the updates of one run go.
 
     Attributes:
-        store: "memory", "disk" or "sketch"; "auto" takes what fits (`settled`).
+        store: "auto" takes what fits, once `resolved`.
         folder: of the mapped file; the system's temporary folder where None.
-        sketch: the map that sketched updates go through; all vectors they are held against must go
-            through the same.
+        sketch: of sketched updates, and of all vectors they are held against.
     """
 
     store: Store = "memory"
     folder: Path | None = None
     sketch: Sketch = field(default_factory=lambda: Sketch(size=65536, seed=0))
 
-    def settled(
-        self, space: ParameterSpace, steps: int, *, sharing: int = 1, exactly: bool = False
-    ) -> Keeping:
-        """The same with "auto" decided: memory, else disk, else a sketch, by what is free here.
+    def resolved(
+        self, space: ParameterSpace, steps: int, *, sharing: int = 1, full: bool = False
+    ) -> UpdateStorage:
+        """The same with "auto" decided: memory, else disk, else a sketch (not if `full`).
 
-        Args:
-            space: whose updates.
-            steps: T.
-            sharing: runs side by side that share the memory and the disk.
-            exactly: never sketch: what is measured needs the updates themselves.
+        By what is free here, shared by `sharing` runs side by side.
         """
         if self.store != "auto":
             return self
-        needed = steps * space.dimension * space.parameters[0].element_size() * sharing
+        needed = _size(space, steps) * sharing
         if needed <= SHARE_OF_MEMORY * free_memory(space.parameters[0].device):
-            store: Store = "memory"
-        elif exactly or needed <= SHARE_OF_DISK * shutil.disk_usage(self._place()).free:
-            store = "disk"
-        else:
-            store = "sketch"
-        return replace(self, store=store)
+            return replace(self, store="memory")
+        if full or needed <= SHARE_OF_DISK * shutil.disk_usage(self._place()).free:
+            return replace(self, store="disk")
+        return replace(self, store="sketch")
 
-    def sentence(self, space: ParameterSpace, count: int, named: str = "updates") -> str:
-        """What is kept where, for people."""
-        size = count * space.dimension * space.parameters[0].element_size()
-        full = f"{count}×D = {count}×{space.dimension} {named} ({_bytes(size)})"
+    def describe(self, space: ParameterSpace, count: int, named: str = "updates") -> str:
+        """What is kept where, in a sentence."""
+        full = f"{count}×D = {count}×{space.dimension} {named} ({_bytes(_size(space, count))})"
         if self.store == "sketch":
-            error = 1 / math.sqrt(self.sketch.size)
-            return f"{full} do not fit or are not wanted: {self.sketch.size} sketched numbers of each, relative error about {error:.1%}"
+            return (
+                f"{full} do not fit or are not wanted: {self.sketch.size} sketched numbers of "
+                f"each, relative error about {1 / math.sqrt(self.sketch.size):.1%}"
+            )
         return f"{full} are kept {'in memory' if self.store == 'memory' else 'in a file'}"
 
-    def rows(
-        self, space: ParameterSpace, count: int, *, exact: bool = False
+    def allocate(
+        self, space: ParameterSpace, count: int, *, full: bool = False
     ) -> Float[Tensor, "n columns"]:
-        """Room for `count` updates: D wide, or m wide where they are sketched and not asked for
-        exactly.
-        """
+        """Room for `count` updates: m numbers each where sketched and not `full`, else D."""
         like = space.parameters[0]
-        if self.store == "sketch" and not exact:
+        if self.store == "sketch" and not full:
             return torch.zeros(count, self.sketch.size, device=like.device)
         if self.store == "memory":
             return torch.empty(count, space.dimension, dtype=like.dtype, device=like.device)
         return self._mapped(count * space.dimension, like.dtype).view(count, space.dimension)
 
-    def seen(self, space: ParameterSpace, rows: Float[Tensor, "n D"]) -> Float[Tensor, "n columns"]:
-        """Vectors as the kept updates are: sketched alike, or as they are."""
+    def as_stored(
+        self, space: ParameterSpace, rows: Float[Tensor, "n D"]
+    ) -> Float[Tensor, "n columns"]:
+        """Vectors to hold against stored updates: sketched alike, or as they are."""
         if self.store != "sketch":
             return rows
         return torch.stack([self.sketch.of(space.by_tensor(row)) for row in rows])
@@ -97,24 +89,19 @@ class Keeping:
         return place
 
     def _mapped(self, numbers: int, dtype: torch.dtype) -> Tensor:
-        """A tensor in a file that has no name any more: it goes when the process does, however it
-        ends.
-        """
-        size = numbers * torch.empty(0, dtype=dtype).element_size()
+        """A tensor in a file without a name: it goes when the process does, however it ends."""
+        size = numbers * dtype.itemsize
         file, name = tempfile.mkstemp(prefix=".updates-", dir=self._place())
         try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(
-                    file, 0, size
-                )  # a full disk is an error now, not a crash in the middle
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not a crash later
+                os.posix_fallocate(file, 0, size)
             else:
                 os.ftruncate(file, size)
             return torch.from_file(name, shared=True, size=numbers, dtype=dtype)
         except OSError as error:
             raise LoclinError(
                 f"expected {_bytes(size)} of room in {self._place()} for the updates, found "
-                f"{error.strerror or error}: "
-                "make room, or choose --store sketch"
+                f"{error.strerror or error}: make room, or choose --store sketch"
             ) from error
         finally:
             os.close(file)
@@ -126,6 +113,10 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
+
+
+def _size(space: ParameterSpace, count: int) -> int:
+    return count * space.dimension * space.parameters[0].element_size()
 
 
 def _bytes(size: int) -> str:

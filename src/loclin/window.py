@@ -1,296 +1,311 @@
-"""How far is the loss straight along a direction: the first-order window, its prediction from
-curvature, its round-off limit.
-
-Steps are relative everywhere (measures §7): a step ε moves the point by ε‖θ‖ along a unit direction
-v, that is by εw with the ray w = ‖θ‖v/‖v‖ of `ray`. Slope and curvature are those in ε: gᵀw and
-wᵀHw. The paper's Figure 6 does the same.
+"""`linear_window`: over which steps along a direction the loss changes as its gradient says, in
+every unit that such a step is given in, with intervals over groups of examples (measures §7, §14).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy import stats
 from torch import Tensor
 
+from loclin.curvature import CurvatureOperator, Method, NoSecondDerivative
 from loclin.errors import LoclinError
-from loclin.parameters import ParameterSpace
+from loclin.geometry.gramian import inner, to_float64
+from loclin.line import Line, Profile, Tallies, line_along, ray, signed_grid
+from loclin.parameters import ParameterSpace, SummedLoss
+from loclin.progress import ProgressCallback, silent
+from loclin.stats import CONFIDENCE, Estimate
 
 T = TypeVar("T")
-Array = Float[np.ndarray, " n"]
-#: Summed loss and number of items of every group of examples, where the space stands.
-GroupLosses = Callable[[], tuple[Float[np.ndarray, " groups"], Float[np.ndarray, " groups"]]]
+SMALLEST = 1e-12  # a step that no float64 tells from none
+#: A step δ in three units: "relative", ε = ‖δ‖/‖θ‖; "length", ‖δ‖; "multiple", λ, δ being λ times
+#: the direction as it was given.
+Sizes = dict[str, Estimate]
+#: Inside of which a model can be differentiated twice.
+Switch = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Window:
-    """The steps from 0 along one side of a direction over which the first-order error stays within
-    a tolerance τ.
+class Effect:
+    """What one step does; None where something is not finite, or not scored.
 
     Attributes:
-        size: ε_τ, the largest such step; None where no step above round-off stays within τ.
-        open: whether no step that was tried goes beyond τ; `size` is then the last one tried, and
-            the window at least that.
-        limit: the smallest step whose error can be told from round-off at this τ: floor/τ, or the
-            unit round-off if larger.
-        bracket: the last step tried within τ and the first beyond it, for `bisected`; None where
-            there is no crossing.
+        step: signed ε.
+        change: ΔL.
+        predicted: ε gᵀw, its change to first order.
+        error: |ΔL − ε gᵀw| / |ε gᵀw|.
+        score: there.
     """
 
-    size: float | None
+    step: float
+    change: Estimate | None
+    predicted: float
+    error: Estimate | None
+    score: Estimate | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """How far the loss is straight on one side.
+
+    Attributes:
+        size: the largest predictable step; None where there is none above round-off.
+        open: whether no step that was tried goes beyond τ: `size` is a lower bound.
+        edge: what a step of that size does.
+    """
+
+    size: Sizes | None
     open: bool
-    limit: float
-    bracket: tuple[float, float] | None = None
+    edge: Effect | None
 
 
-def ray(point: Float[Tensor, " D"], direction: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
-    """w = ‖θ‖ v/‖v‖: the step ε = 1 along a direction, as long as the point itself.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LinearWindow:
+    """Over which steps the loss is straight along a direction.
 
-    Raises:
-        LoclinError: the direction is zero or not finite, or the point is zero.
-
-    >>> ray(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0]))
-    tensor([0., 5.])
+    Attributes:
+        forward, backward: measured, with the direction and against it.
+        predicted: 2τ|gᵀw|/|wᵀHw|, what curvature says of either side.
+        limit: the smallest ε whose error can be told from round-off at this τ.
+        whole: what the direction itself does, λ = 1, where that was asked.
+        inside: whether it lies in the window; None where that is open, or it was not asked.
+        units: what ε = 1 is in each unit.
+        length: ‖v‖.
+        line: the loss at every step; `line.profile()` has loss, score, slope and curvature.
+        steps: those of the grid; the others close in on the edges and on round-off.
+        method: how curvature was taken.
+        refused: why it was not by double backward, where that was tried.
     """
-    if not torch.isfinite(direction).all():
-        raise LoclinError(
-            "expected a finite direction, found NaN or infinity: check where it comes from"
-        )
-    length, whole = float(direction.norm()), float(point.norm())
-    if length == 0:
-        raise LoclinError(
-            "expected a direction that is not zero, found zeros: there is nothing to step along"
-        )
-    if whole == 0:
-        raise LoclinError(
-            "expected a point that is not zero, found zeros: relative steps are not defined there"
-        )
-    return direction * (whole / length)
+
+    forward: Reach
+    backward: Reach
+    predicted: Sizes | None
+    limit: float
+    whole: Effect | None
+    inside: bool | None
+    units: dict[str, float]
+    length: float
+    line: Line
+    steps: Sequence[float]
+    method: Method
+    refused: str
 
 
-def along(
+def linear_window(
     space: ParameterSpace,
+    loss: SummedLoss[T],
+    batches: Sequence[T],
     direction: Float[Tensor, " D"],
-    steps: Sequence[float],
-    measure: Callable[[], T],
-) -> Iterator[T]:
-    """What `measure` gives at θ + εw for every ε in `steps`; the point is restored bit for bit
-    whatever happens.
+    *,
+    tolerance: float = 0.1,
+    steps: Sequence[float] | None = None,
+    precision: float = 0.01,
+    whole: bool = False,
+    groups: Sequence[int] | None = None,
+    tallies: Tallies | None = None,
+    curvature: Literal["auto", "double backward", "finite differences"] = "auto",
+    differentiable: Switch = nullcontext,
+    progress: ProgressCallback = silent,
+) -> LinearWindow:
+    """Over which steps, both ways along a direction, is the loss straight?
 
-    Every step starts from θ itself, so that no rounding adds up. One copy of θ is held. The space
-    is moved while the iterator runs: finish it, or close it.
+    The window ε_τ is the largest step up to which |ΔL − ε gᵀw| ≤ τ|ε gᵀw| at every smaller step
+    above round-off, w = ‖θ‖v/‖v‖. Measured on a grid, then by bisection; predicted from curvature,
+    2τ|gᵀw|/|wᵀHw|. Intervals are the jackknife's over groups of batches. The space is afterwards
+    where it was, bit for bit.
 
     Args:
         space: standing at θ.
-        direction: the ray w.
-        steps: ε of both signs, in any order.
-        measure: called at each of the points.
+        loss: summed over the items of a batch, and how many those are.
+        batches: what the mean is over.
+        direction: v, of any length; λ counts in it.
+        tolerance: τ.
+        steps: signed ε in rising order, 0 among them; by default from 1e-6 to 1, two a decade.
+        precision: relative width to which an edge is closed in on.
+        whole: whether the direction itself is tried too, λ = 1.
+        groups: of each batch, in rising order those of `tallies`; each is its own by default.
+        tallies: measures the groups at a point, scores too, in place of `loss`.
+        curvature: auto falls back on finite differences where a model refuses second derivatives.
+        differentiable: entered while they are taken, such as `models.twice_differentiable`.
+        progress: called with the stage and the share of it that is done.
+
+    Raises:
+        LoclinError: no batches, a direction or a point of zeros, a loss that is not finite.
+        NoSecondDerivative: by "double backward", where a kernel has none.
+
+    >>> layer = torch.nn.Linear(2, 1, bias=False).double()
+    >>> x = torch.tensor([[1.0, 2.0], [0.0, 1.0]], dtype=torch.float64)
+    >>> loss = lambda rows: (layer(rows).square().sum(), len(rows))
+    >>> space = ParameterSpace(layer)
+    >>> window = linear_window(space, loss, x.split(1), 2 * space.read())
+    >>> print(window.forward.size["relative"], "or λ =", window.forward.size["multiple"])
+    0.2 [0.2, 0.2] or λ = 0.1 [0.1, 0.1]
     """
-    origin = space.read()
-    try:
-        for step in steps:
-            space.write(origin)
-            space.add(direction, scale=step)
-            yield measure()
-    finally:
-        space.write(origin)
-
-
-def losses_along(
-    space: ParameterSpace,
-    losses: GroupLosses,
-    direction: Float[Tensor, " D"],
-    steps: Sequence[float],
-) -> tuple[Float[np.ndarray, "steps groups"], Float[np.ndarray, " groups"]]:
-    """Summed losses of every group of examples at θ + εw, and the groups' numbers of items.
-
-    One sweep serves every group and every union of groups: sums add up. A loss that is not finite
-    stays so.
-
-    Args:
-        space, direction, steps: as in `along`.
-        losses: the groups' summed losses and counts where the space stands; the counts do not
-            change.
-    """
-    found = list(along(space, direction, steps, losses))
-    if not found:
-        raise LoclinError("expected at least one step, found none: give a grid of steps")
-    return np.stack([sums for sums, _ in found]).astype(np.float64), np.asarray(
-        found[0][1], dtype=np.float64
+    home = list(range(len(batches)) if groups is None else groups)
+    if not batches or len(home) != len(batches):
+        raise LoclinError(
+            f"expected batches, with one group each, found {len(batches)} of {len(home)}: give both"
+        )
+    parts = [[b for b, g in zip(batches, home, strict=True) if g == i] for i in sorted(set(home))]
+    measured = tallies or _tallies(loss, parts)
+    w = ray(origin := space.read(), direction)
+    weights, length = (float(to_float64(v).norm()) for v in (origin, direction))
+    units = {"relative": 1.0, "length": weights, "multiple": 1 / (length / weights)}
+    slopes, curvatures, method, refused = _derivatives(
+        space, loss, parts, w, curvature, differentiable, progress
+    )
+    end = length / weights
+    grid = sorted({*(steps or signed_grid(1e-6, 1.0, 2)), *([end] if whole else [])})
+    found = {"slopes": slopes, "curvatures": curvatures}
+    line = line_along(space, measured, w, grid, **found, progress=progress)
+    progress("closing in on the edges", 0.0)
+    line = _closed_in(line, tolerance, precision)
+    forward, backward = (_reach(line, sign, tolerance, units) for sign in (1, -1))
+    ahead = line.profile().window(1, tolerance)
+    inside = ahead.size is not None and end <= ahead.size
+    return LinearWindow(
+        forward=forward,
+        backward=backward,
+        predicted=_sizes(over_groups(line, lambda p: p.predicted(tolerance), powers=True), units),
+        limit=line.profile().limit(tolerance),
+        whole=_effect(line, end) if whole else None,
+        inside=inside if whole and (inside or not ahead.open) else None,
+        units=units,
+        length=length,
+        line=line,
+        steps=grid,
+        method=method,
+        refused=refused,
     )
 
 
-def relative_error(change: Array, step: Array, slope: float) -> Array:
-    """|ΔL − ε gᵀw| / |ε gᵀw|; infinite where the loss is not finite or the slope is zero.
+def _tallies(loss: SummedLoss[T], parts: Sequence[Sequence[T]]) -> Tallies:
+    @torch.no_grad()
+    def measure() -> tuple[np.ndarray, np.ndarray]:
+        of = [[(float(value), count) for value, count in map(loss, part)] for part in parts]
+        sums, counts = np.array([np.sum(part, axis=0) for part in of]).T
+        return sums, counts
 
-    >>> relative_error(np.array([1.1, np.nan]), np.array([1.0, 2.0]), 1.0).round(3)
-    array([0.1, inf])
-    """
-    predicted = np.asarray(step, dtype=float) * slope
-    with np.errstate(divide="ignore", invalid="ignore"):
-        error = np.abs(np.asarray(change, dtype=float) - predicted) / np.abs(predicted)
-    return np.where(np.isfinite(error), error, np.inf)
+    return measure
 
 
-def first_order_window(
-    steps: Array, errors: Array, tolerance: float, floor: float, *, unit: float = 0.0
-) -> Window:
-    """ε_τ: the largest step up to which the error stays within τ at every step tried above the
-    round-off limit.
-
-    That limit is max(floor/τ, u): below the unit round-off u of their dtype the weights themselves
-    do not move.
-
-    The crossing between the last step within τ and the first beyond it is interpolated in log ε and
-    log error; where the error is proportional to ε, as on a quadratic, that is exact.
-
-    Args:
-        steps: lengths ε > 0 in rising order, all of one sign of the direction.
-        errors: the relative error at each.
-        tolerance: τ.
-        floor: step whose whole change is round-off (`round_off`); at ε, round-off alone makes an
-            error of floor/ε.
-        unit: u, relative as the steps are.
-
-    >>> window = first_order_window(np.array([0.1, 1.0, 10.0]), np.array([0.01, 0.1, 1.0]), 0.2, 0.0)
-    >>> round(window.size, 6), window.open
-    (2.0, False)
-    """
-    if len(steps) != len(errors) or (np.diff(steps) <= 0).any() or (len(steps) and steps[0] <= 0):
-        raise LoclinError("expected steps above 0 in rising order with one error each: sort them")
-    limit = max(floor / tolerance, unit)
-    tried = np.flatnonzero(np.asarray(steps) >= limit)
-    beyond = [i for i in tried if not errors[i] <= tolerance]
-    if not len(tried) or (beyond and beyond[0] == tried[0]):
-        return Window(size=None, open=False, limit=limit)
-    if not beyond:
-        return Window(size=float(steps[-1]), open=True, limit=limit)
-    first = beyond[0]
-    low, high = float(steps[first - 1]), float(steps[first])
-    size = _crossing((low, high), (float(errors[first - 1]), float(errors[first])), tolerance)
-    return Window(size=size, open=False, limit=limit, bracket=(low, high))
+def _tracked(parts: Sequence[T], stage: str, progress: ProgressCallback) -> Iterator[T]:
+    for i, part in enumerate(parts):
+        progress(stage, i / len(parts))
+        yield part
 
 
-def _crossing(steps: tuple[float, float], errors: tuple[float, float], tolerance: float) -> float:
-    """Where the error passes τ between two steps, by a straight line in log ε and log error."""
-    if not math.isfinite(errors[1]):
-        return steps[0]
-    small = max(errors[0], 1e-12 * tolerance)  # an error of exactly nought has no logarithm
-    share = (math.log(tolerance) - math.log(small)) / (math.log(errors[1]) - math.log(small))
-    return float(steps[0] * (steps[1] / steps[0]) ** min(max(share, 0.0), 1.0))
+def _derivatives(
+    space: ParameterSpace,
+    loss: SummedLoss[T],
+    parts: Sequence[Sequence[T]],
+    w: Tensor,
+    wanted: str,
+    differentiable: Switch,
+    progress: ProgressCallback,
+) -> tuple[np.ndarray, np.ndarray, Method, str]:
+    """gᵀw and wᵀHw of every group, how these were taken, and why not by double backward."""
+    shown = _tracked(parts, "taking slopes", progress)
+    slopes, refused = np.array([inner(space.gradient(loss, part), w) for part in shown]), ""
+
+    def bent(method: Method) -> np.ndarray:
+        shown = _tracked(parts, "taking curvature", progress)
+        operators = (CurvatureOperator(space, loss, part, method=method) for part in shown)
+        return np.array([inner(w, operator @ w) for operator in operators])
+
+    if wanted != "finite differences":
+        try:
+            with differentiable():
+                return slopes, bent("double backward"), "double backward", ""
+        except NoSecondDerivative as error:
+            if wanted == "double backward":
+                raise
+            refused = str(error)
+    return slopes, bent("finite differences"), "finite differences", refused
 
 
-def bisected(
-    error: Callable[[float], float],
-    bracket: tuple[float, float],
-    tolerance: float,
-    *,
-    precision: float = 1e-3,
-) -> float:
-    """The step at which the error passes τ inside a bracket, by bisection in log ε.
-
-    Args:
-        error: the relative error at a step.
-        bracket: a step within τ and a longer one beyond it, of `Window.bracket`.
-        tolerance: τ.
-        precision: relative width of the bracket at which to stop.
-
-    Returns:
-        The last step found within τ: the error there does not exceed it.
-
-    >>> round(bisected(lambda step: step / 4, (0.1, 9.0), 0.5, precision=1e-6), 4)
-    2.0
-    """
-    low, high = bracket
-    if not 0 < low < high:
-        raise LoclinError(f"expected a bracket 0 < low < high, found {bracket}: give two steps")
-    while high > low * (1 + precision):
-        middle = math.sqrt(low * high)
-        if error(middle) <= tolerance:
-            low = middle
-        else:
-            high = middle
-    return low
+def _closed_in(line: Line, tolerance: float, precision: float) -> Line:
+    """The line with further steps: below the grid where none is predictable, and at both edges."""
+    step = float(np.min(np.abs(line.steps[line.steps != 0])))
+    while True:  # a tenth at a time, until one is predictable on both sides or round-off begins
+        profile, step = line.profile(), step / 10
+        closed = all(profile.window(sign, tolerance).size is not None for sign in (1, -1))
+        if closed or step < max(SMALLEST, profile.limit(tolerance)):
+            break
+        line = line.further([-step, step])
+    for sign in (1, -1):
+        low, high = line.profile().window(sign, tolerance).bracket or (1.0, 1.0)
+        while high > low * (1 + precision):
+            middle = math.sqrt(low * high)
+            line = line.further([sign * middle])
+            _, error, _ = line.profile().at(sign * middle)
+            low, high = (middle, high) if error <= tolerance else (low, middle)
+    return line
 
 
-def predicted_window(slope: float, curvature: float, tolerance: float) -> float:
-    """ε_τ = 2τ|gᵀw|/|wᵀHw|: the window of the quadratic with this slope and curvature; infinite
-    without curvature.
-
-    >>> predicted_window(1.0, -4.0, 0.1)
-    0.05
-    """
-    return 2 * tolerance * abs(slope) / abs(curvature) if curvature else math.inf
-
-
-def predicted_additivity(slopes: tuple[float, float], mixed: float, tolerance: float) -> float:
-    """τ(|gᵀv| + |gᵀw|)/|vᵀHw|: the additivity window to first order in ε; infinite where vᵀHw is
-    zero.
-    """
-    return tolerance * (abs(slopes[0]) + abs(slopes[1])) / abs(mixed) if mixed else math.inf
+def _reach(line: Line, sign: int, tolerance: float, units: dict[str, float]) -> Reach:
+    window = line.profile().window(sign, tolerance)
+    if window.size is None:
+        return Reach(size=None, open=window.open, edge=None)
+    size = over_groups(line, lambda p: p.window(sign, tolerance).size, powers=True)
+    edge = sign * window.size
+    return Reach(
+        size=_sizes(size, units), open=window.open, edge=_effect(line.further([edge]), edge)
+    )
 
 
-def unit_round_off(dtype: torch.dtype) -> float:
-    """u, the largest relative error of one rounding: half the distance from 1 to the next number
-    (measures §7).
-
-    >>> unit_round_off(torch.float32) == 2.0**-24
-    True
-    """
-    return float(torch.finfo(dtype).eps) / 2
+def _sizes(e: Estimate | None, units: dict[str, float]) -> Sizes | None:
+    if e is None:
+        return None
+    value, low, high, n = e.value, e.low, e.high, e.n
+    return {u: Estimate(value=value * x, low=low * x, high=high * x, n=n) for u, x in units.items()}
 
 
-def round_off(loss: float, slope: float, dtype: torch.dtype, *, noise: float = 0.0) -> float:
-    """max(u|L|, 4s)/|gᵀw|: the step at which the change of the loss drowns in its rounding.
-
-    u is the unit round-off of the dtype (measures §7), s the scatter that was measured
-    (`evaluation_noise`): a change is the difference of two losses, and 4s is nearly three of its
-    standard deviations, √2·s.
-
-    >>> round_off(2.0, 4.0, torch.float64) == 0.5 * 2.0**-53
-    True
-    """
-    return max(unit_round_off(dtype) * abs(loss), 4 * noise) / abs(slope) if slope else math.inf
+def _effect(line: Line, step: float) -> Effect:
+    """What a step of the line does."""
+    change, error, score = (over_groups(line, lambda p, i=i: p.at(step)[i]) for i in range(3))  # type: ignore[misc]
+    first = step * line.profile().slope
+    return Effect(step=step, change=change, predicted=first, error=error, score=score)
 
 
-def evaluation_noise(plus: Array, minus: Array, steps: Array, curvature: float) -> float:
-    """s, how much the loss scatters for no reason but round-off, from steps too small to bend it
-    otherwise than by curvature.
+def over_groups(
+    line: Line, measure: Callable[[Profile], float | None], *, powers: bool = False
+) -> Estimate | None:
+    """A number of a line's profile with its interval over n groups: the jackknife (Tukey 1958).
 
-    L(ε) + L(−ε) − 2L(0) = ε²wᵀHw + noise of variance 6s² for independent errors of standard
-    deviation s. A pass through a network rounds at every operation, so that s may well exceed u|L|.
-    From the median size of the rest, which a few steps that do bend it further leave alone: for
-    normal errors that is 0.6745 of a standard deviation.
+    The standard error is √((n−1)/n Σ(x_i − x̄)²), x_i being the number without group i, with
+    Student's t of n − 1 degrees of freedom. For a mean of equal groups it is the usual one. The
+    interval is infinite where some x_i is not defined.
 
     Args:
-        plus, minus: loss changes at +ε and −ε.
-        steps: ε of each.
-        curvature: wᵀHw.
-
-    Returns:
-        s; 0 where nothing is given or not all of it is finite.
+        line: with losses by group.
+        measure: of a profile; None where it is not defined.
+        powers: the interval is taken on the logarithm, for numbers that spread over decades.
     """
-    if not len(steps):
-        return 0.0
-    rest = np.abs(np.asarray(plus) + np.asarray(minus) - np.square(steps) * curvature)
-    return float(np.median(rest)) / (0.6745 * math.sqrt(6)) if np.isfinite(rest).all() else 0.0
 
+    def number(without: int | None) -> float:
+        value = measure(line.profile(without))
+        if value is None or (powers and not 0 < value < math.inf):
+            return math.nan
+        return math.log(value) if powers else value
 
-def additivity_error(both: Array, first: Array, second: Array) -> Array:
-    """|Δ(v+w) − Δ(v) − Δ(w)| / (|Δ(v)| + |Δ(w)|) of loss changes at equal ε along v, w and their
-    sum.
+    def up(value: float) -> float:
+        return math.exp(min(value, 700.0)) if powers else value
 
-    The window of additivity is `first_order_window` of it. On a quadratic the numerator is
-    ε²|vᵀHw|.
-
-    >>> additivity_error(np.array([3.5]), np.array([1.0]), np.array([2.0])).round(3)
-    array([0.167])
-    """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        error = np.abs(both - first - second) / (np.abs(first) + np.abs(second))
-    return np.where(np.isfinite(error), error, np.inf)
+    value, n = number(None), len(line.slopes)
+    if math.isnan(value):
+        return None
+    held = np.array([number(i) for i in range(n)]) if n > 1 else np.array([math.nan])
+    if not (math.isfinite(value) and np.isfinite(held).all()):
+        return Estimate(value=up(value), low=-math.inf, high=math.inf, n=1)
+    spread = math.sqrt((n - 1) / n * float(((held - held.mean()) ** 2).sum()))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * spread
+    return Estimate(value=up(value), low=up(value - half), high=up(value + half), n=n)

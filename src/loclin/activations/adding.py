@@ -25,23 +25,20 @@ def added(
     only: Literal["every", "last"] = "every",
     path: str | None = None,
 ) -> Iterator[None]:
-    """Inside, h_L ← h_L + v_L at real tokens; outside, the model is as it was: weights untouched,
-    hooks gone.
+    """Inside, h_L ← h_L + v_L at real tokens; outside, the model is as it was.
 
-    The sum is a new tensor of the output's dtype, on its device; nothing is changed in place.
-    Contexts may be nested and add up. A token's position is the number of real tokens before it in
-    its row, those in a key-value cache included, so that a generation is the same with and without
-    cache, and with padding on either side. It works inside `torch.func.functional_call`; gradients
-    go through, to the vectors as well.
+    The sum is a new tensor of the output's dtype, on its device. Contexts may be nested and add up.
+    A token's position is the number of real tokens before it in its row, those in a key-value cache
+    included, so that a generation is the same with and without cache, and with padding on either
+    side. Gradients go through, also inside `torch.func.functional_call`.
 
     Args:
         model: a causal language model.
         vectors: v_L by 0-based number of the block, −1 the last.
         start: first position to add at.
-        only: "every": at every real token from `start` on; "last": of these, at the last one of
-            each row in a forward pass alone. For generation take `start` instead: with "last",
-            tokens already in a cache keep what was added to them when they were the last, and
-            without a cache they lose it again.
+        only: "every" real token from `start` on; or of these the "last" of each row in a forward
+            pass. For generation take `start`: with "last", tokens in a cache keep what was added to
+            them when they were the last, and without a cache they lose it.
         path: of the list of blocks, see `blocks`.
 
     Raises:
@@ -59,92 +56,82 @@ def added(
         if vector.shape != (width(model),):
             raise LoclinError(
                 f"expected vectors of the model's width {width(model)}, found shape "
-                f"{tuple(vector.shape)} at layer {number}: "
-                "use a vector made with this model"
+                f"{tuple(vector.shape)} at layer {number}: use a vector made with this model"
             )
     pass_ = _Pass(start=start, last=only == "last")
     with ExitStack() as stack:
         if vectors:
-            owner = _owner(bare(model), layers)
+            # the module that calls the blocks is handed mask, positions and cache
+            modules = bare(model).modules()
+            owner = next(m for m in modules if any(child is layers for child in m.children()))
             pass_.names = tuple(inspect.signature(owner.forward).parameters)
-            if (
-                start
-                and "past_key_values" not in pass_.names
-                and {"cache_params", "state"} & set(pass_.names)
-            ):
+            uncounted = {"cache_params", "state"} & set(pass_.names)
+            if start and uncounted and "past_key_values" not in pass_.names:
                 raise LoclinError(
                     f"expected a model with a key-value cache to start at position {start}, found "
-                    f"{type(owner).__name__}, whose state "
-                    "counts no tokens: start at 0"
+                    f"{type(owner).__name__}, whose state counts no tokens: start at 0"
                 )
             stack.callback(owner.register_forward_pre_hook(pass_.begin, with_kwargs=True).remove)
         for number, vector in zip(numbers, vectors.values(), strict=True):
             hook = _adder(pass_, vector)
-            # First among the block's hooks: whatever reads its output reads what the next block is
-            # handed.
+            # first among the block's hooks: others read what the next block is handed
             stack.callback(layers[number].register_forward_hook(hook, prepend=True).remove)
         yield
 
 
 class _Pass:
-    """What the transformer was called with in the current forward pass, and thereby where to add."""
+    """What the transformer was called with in this forward pass, and so where to add."""
 
     def __init__(self, *, start: int, last: bool) -> None:
         self.start, self.last = start, last
         self.names: tuple[str, ...] = ()  # of what the transformer takes, in order
         self.mask: Tensor | None = None
-        self.given: Tensor | None = None
-        self.before = 0
+        self.position_ids: Tensor | None = None
+        self.cached = 0
         self._chosen: Bool[Tensor, "#n length"] | None = None
 
     def begin(self, _transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before the transformer runs: note mask and positions, and how many tokens are cached."""
+        """Before the transformer runs: note mask, positions and how many tokens are cached."""
         called = dict(zip(self.names, args, strict=False)) | kwargs
         mask, positions, cache = (
             called.get(n) for n in ("attention_mask", "position_ids", "past_key_values")
         )
         plain = isinstance(mask, Tensor) and mask.ndim == 2
         self.mask = mask if plain else None
-        # A mask already made ready for attention (compiled caches) does not say which tokens are
-        # real: positions do count.
-        counted = (
-            mask is not None and not plain and isinstance(positions, Tensor) and positions.ndim == 2
-        )
-        self.given = positions if counted else None
-        self.before = 0 if cache is None else int(cache.get_seq_length())
+        # a mask made ready for attention (compiled caches) does not say which tokens are real
+        ready = mask is not None and not plain
+        counted = ready and isinstance(positions, Tensor) and positions.ndim == 2
+        self.position_ids = positions if counted else None
+        self.cached = 0 if cache is None else int(cache.get_seq_length())
         self._chosen = None
 
     def chosen(self, h: Float[Tensor, "n length d"]) -> Bool[Tensor, "#n length"]:
         """Where to add, the same at every block of the pass."""
         if self._chosen is None:
             self._chosen = self._choose(h.shape[1], h.device)
-        elif self._chosen.device != h.device:
-            self._chosen = self._chosen.to(h.device)
+        self._chosen = self._chosen.to(h.device)
         return self._chosen
 
     def _choose(self, length: int, device: torch.device) -> Bool[Tensor, "#n length"]:
-        if (
-            self.start == 0
-            and not self.last
-            and self.mask is not None
-            and self.mask.shape[1] == self.before + length
-        ):
-            return self.mask[:, self.before :].to(device) != 0  # no need to count
+        mask = None if self.start or self.last else self.mask
+        if mask is not None and mask.shape[1] == self.cached + length:
+            return mask[:, self.cached :].to(device) != 0  # no need to count
         positions = self.positions(length, device)
         chosen = positions >= self.start
         return chosen & (positions == positions.amax(1, keepdim=True)) if self.last else chosen
 
     def positions(self, length: int, device: torch.device) -> Int[Tensor, "#n length"]:
         """Real tokens before each token of its row, −1 on padding."""
-        if self.given is not None:
-            return self.given.to(device)
+        if self.position_ids is not None:
+            return self.position_ids.to(device)
+        total = self.cached + length
         if self.mask is None:
-            return torch.arange(self.before, self.before + length, device=device)[None]
+            return torch.arange(self.cached, total, device=device)[None]
         real = self.mask.to(device) != 0
-        missing = self.before + length - real.shape[1]
+        missing = total - real.shape[1]
         if missing > 0:  # some callers give the mask of the new tokens alone
             real = nn.functional.pad(real, (missing, 0), value=True)
-        return torch.where(real, real.cumsum(1) - 1, -1)[:, self.before : self.before + length]
+        return torch.where(real, real.cumsum(1) - 1, -1)[:, self.cached : total]
 
 
 def _adder(pass_: _Pass, vector: Float[Tensor, " d"]) -> Callable[[nn.Module, Any, Any], Any]:
@@ -159,8 +146,3 @@ def _adder(pass_: _Pass, vector: Float[Tensor, " d"]) -> Callable[[nn.Module, An
         return (moved, *result[1:]) if isinstance(result, tuple) else moved
 
     return add
-
-
-def _owner(core: nn.Module, layers: nn.ModuleList) -> nn.Module:
-    """The module that calls the blocks: mask, positions and cache are handed to it."""
-    return next(m for m in core.modules() if any(child is layers for child in m.children()))

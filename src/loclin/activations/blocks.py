@@ -1,4 +1,4 @@
-"""Where a causal language model keeps its blocks, which of them are meant, and how wide they are."""
+"""Where a causal language model keeps its blocks, and how wide they are."""
 
 from __future__ import annotations
 
@@ -15,28 +15,20 @@ USUAL = ("model.layers", "transformer.h")
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The model itself where adapters are wrapped around it (their layers stay in it)."""
+    """The model inside an adapter's wrapper (the adapter's layers stay in it)."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def blocks(model: nn.Module, path: str | None = None) -> nn.ModuleList:
-    """The transformer blocks, in order: block L is `blocks(model)[L]`, and its output is h_L.
+    """The transformer blocks, in order; the output of block L is h_L.
 
-    Taken from `path`; else from `model.layers` or `transformer.h`; else the one `ModuleList` as
-    long as the configuration's `num_hidden_layers`. Adapters around the model (`peft`) are looked
-    through.
-
-    Args:
-        model: a causal language model.
-        path: name of the blocks' `ModuleList` in the model, for families that keep them elsewhere
-            ("decoder.blocks").
-
-    Raises:
-        LoclinError: no `ModuleList` there, or none or several that could be meant; it lists those
-            that the model has.
+    Taken from `path`, the name of a `ModuleList` in the model ("decoder.blocks"); else from
+    `model.layers` or `transformer.h`; else the one `ModuleList` as long as the configuration's
+    `num_hidden_layers`. Raises `LoclinError` where there is none, or several could be meant.
 
     >>> from transformers import GPT2Config, GPT2LMHeadModel
-    >>> model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=3, n_head=2, n_positions=8, vocab_size=8))
+    >>> shape = GPT2Config(n_embd=8, n_layer=3, n_head=2, n_positions=8, vocab_size=8)
+    >>> model = GPT2LMHeadModel(shape)
     >>> len(blocks(model)), width(model), chosen_layers(3, [-1, 0])
     (3, 8, (2, 0))
     """
@@ -56,31 +48,25 @@ def blocks(model: nn.Module, path: str | None = None) -> nn.ModuleList:
     if len(fitting) != 1:
         raise LoclinError(
             f"expected one list of {'num_hidden_layers' if count is None else count} blocks, found "
-            f"{len(fitting)}: "
-            f"name it with --layers-path, one of {_described(lists)}"
+            f"{len(fitting)}: name it with --layers-path, one of {_described(lists)}"
         )
     return fitting[0]
 
 
-def chosen_layers(count: int, asked: Sequence[int] | None) -> tuple[int, ...]:
-    """Layers as 0-based numbers of blocks: all of them where none are asked for; −1 is the last.
+def chosen_layers(count: int, numbers: Sequence[int] | None) -> tuple[int, ...]:
+    """0-based numbers of some of `count` blocks, in their order; −1 is the last, None means all.
 
-    Args:
-        count: how many blocks the model has.
-        asked: numbers of blocks, negative ones counted from the end; kept in their order.
-
-    Raises:
-        LoclinError: a number out of range, the same block twice, or no layer.
+    Raises `LoclinError` for a number out of range, the same block twice, or no layer.
     """
-    if asked is None:
+    if numbers is None:
         return tuple(range(count))
-    for layer in asked:
+    for layer in numbers:
         if not -count <= layer < count:
             raise LoclinError(
                 f"expected layers from {-count} to {count - 1}, found {layer}: the model has "
                 f"{count} blocks"
             )
-    layers = tuple(layer % count for layer in asked)
+    layers = tuple(layer % count for layer in numbers)
     if not layers:
         raise LoclinError(
             "expected at least one layer, found none: name one, or leave the choice out for all of "
@@ -88,18 +74,14 @@ def chosen_layers(count: int, asked: Sequence[int] | None) -> tuple[int, ...]:
         )
     if len(set(layers)) < len(layers):
         raise LoclinError(
-            f"expected every layer once, found {list(asked)} of {count} blocks: leave out the "
+            f"expected every layer once, found {list(numbers)} of {count} blocks: leave out the "
             "repeated one"
         )
     return layers
 
 
 def width(model: nn.Module) -> int:
-    """d, the width of the blocks' outputs.
-
-    Raises:
-        LoclinError: a configuration that does not name it.
-    """
+    """d, the width of the blocks' outputs; `LoclinError` where the configuration has none."""
     found = getattr(_text_config(bare(model)), "hidden_size", None)
     if not isinstance(found, int):
         raise LoclinError(
@@ -116,7 +98,5 @@ def _text_config(core: nn.Module) -> Any:
 
 
 def _described(lists: dict[str, nn.ModuleList]) -> str:
-    return (
-        ", ".join(f"{name} ({len(found)})" for name, found in lists.items())
-        or "(the model has no ModuleList)"
-    )
+    named = ", ".join(f"{name} ({len(found)})" for name, found in lists.items())
+    return named or "(the model has no ModuleList)"

@@ -12,27 +12,21 @@ from torch import Tensor, nn
 
 from loclin.activations.blocks import bare, blocks, chosen_layers, width
 from loclin.errors import LoclinError
+from loclin.geometry.gramian import at_least_float32
 from loclin.tasks.batch import IGNORED, LOGITS_AT_ONCE, Batch
 
-#: Tokens of a row that are read: its last real one, the mean of those with labels, or each real
-#: one.
+#: What is read of a row: its last real token, the mean of those with labels, or each real one.
 Position = Literal["last", "answer", "every"]
 TOKENS_AT_ONCE = 1 << 14  # in one forward pass, padding included
 
 
 def output_of(result: Any) -> Tensor:
-    """h_L, of what a block returned: a tensor in some families and versions, a tuple that begins
-    with it in others.
-
-    Raises:
-        LoclinError: neither of them.
-    """
+    """h_L of what a block returned: a tensor, or a tuple that begins with one; or `LoclinError`."""
     found = result[0] if isinstance(result, tuple) and result else result
     if not isinstance(found, Tensor):
         raise LoclinError(
             "expected blocks that return a tensor, or a tuple that begins with one, found "
-            f"{type(found).__name__}: "
-            "name the list of blocks with --layers-path"
+            f"{type(found).__name__}: name the list of blocks with --layers-path"
         )
     return found
 
@@ -41,18 +35,12 @@ def output_of(result: Any) -> Tensor:
 def captured(
     layers: nn.ModuleList, numbers: Sequence[int], keep: Callable[[Tensor], Tensor] | None = None
 ) -> Iterator[dict[int, Tensor]]:
-    """Inside, outputs of these blocks in the latest forward pass, by layer; the hooks come off
-    whatever happens.
+    """Inside, outputs of these blocks in the latest forward pass, by 0-based number.
 
-    What is captured is what the next block is handed: vectors that `added` adds are in it, in
-    whichever order the two are entered. Graphs and dual numbers stay attached, so that it works
-    inside `torch.func.functional_call` and `torch.func.jvp`. The last block's output is read before
-    the model's final norm, unlike `hidden_states[-1]`.
-
-    Args:
-        layers: the model's blocks, from `blocks`.
-        numbers: 0-based numbers of those to read.
-        keep: what to keep of an output "n length d", at once; all of it by default.
+    Read is what the next block is handed: vectors that `added` adds are in it, in whichever order
+    the two are entered. Graphs and dual numbers stay attached, also inside `torch.func`. The last
+    block is read before the model's final norm, unlike `hidden_states[-1]`. `keep` says what to
+    keep of an output "n length d"; all of it by default.
     """
     found: dict[int, Tensor] = {}
 
@@ -70,10 +58,7 @@ def captured(
 
 
 def last_places(attention_mask: Int[Tensor, "n length"]) -> Int[Tensor, " n"]:
-    """Place of the last real token of each row, whichever side is padded.
-
-    Raises:
-        LoclinError: a row without a real token.
+    """Place of the last real token of each row; `LoclinError` for a row without one.
 
     >>> last_places(torch.tensor([[1, 1, 0], [0, 1, 1]])).tolist()
     [1, 2]
@@ -97,12 +82,10 @@ def activations(
     path: str | None = None,
     rows_at_once: int | None = None,
 ) -> Float[Tensor, "L m d"]:
-    """Block outputs at chosen places of each row, the same for whatever padding and number of rows
-    at once (but round-off).
+    """h_L at chosen places of each row: on the CPU, in float32 or the model's float64.
 
-    Rows are read in batches of like length, padded on the right: positions count a row's real
-    tokens alone, as they do with one row at a time. The vocabulary layer is computed at one place
-    only. Where adapters or vectors (`added`) are in the model, they count.
+    Rows are read in batches of like length, padded on the right, so that padding and rows at once
+    change nothing but round-off. Adapters and vectors (`added`) in the model count.
 
     Args:
         model: a causal language model, in evaluation mode; it may lie on several devices.
@@ -111,11 +94,7 @@ def activations(
         position: "last": the last real token of each row (m = n); "answer": the mean over its
             tokens with labels (m = n); "every": each real token, row by row (m = all real tokens).
         path: of the list of blocks, see `blocks`.
-        rows_at_once: rows in one forward pass, at most; by default as many as have 16,384 tokens.
-
-    Returns:
-        On the CPU, layers in the order asked for; float32, or float64 where the model computes in
-        it.
+        rows_at_once: in one forward pass, at most; by default as many as have 16,384 tokens.
 
     Raises:
         LoclinError: a row without a real token, or (for "answer") without a label; a layer out of
@@ -129,14 +108,12 @@ def activations(
     counts = lengths if position == "every" else torch.ones_like(lengths)
     places = torch.arange(int(counts.sum())).split(counts.tolist())
     first = next(model.parameters())
-    out = torch.empty(
-        len(numbers), sum(map(len, places)), width(model), dtype=_precise(first).dtype
-    )
+    size = len(numbers), sum(map(len, places)), width(model)
+    out = torch.empty(size, dtype=at_least_float32(first).dtype)
     for index in _alike(lengths, rows_at_once or _rows_at_once(model)):
         chunk = batch.rows(index.to(batch.input_ids.device)).to(first.device)
-        out[:, torch.cat([places[i] for i in index.tolist()])] = _read(
-            model, chunk, found, numbers, position
-        )
+        read = _read(model, chunk, found, numbers, position)
+        out[:, torch.cat([places[i] for i in index.tolist()])] = read
     return out
 
 
@@ -156,37 +133,25 @@ def _read(
                 "expected an answer in every row, found a row without labels: read its last token "
                 "instead"
             )
-    length = batch.input_ids.shape[1]
-    ends = torch.arange(len(batch), device=batch.input_ids.device) * length + last_places(
-        batch.attention_mask
-    )
-    places = (
-        ends if position == "last" else (batch.attention_mask.flatten() != 0).nonzero().squeeze(1)
-    )
+    mask = batch.attention_mask
+    places = (mask.flatten() != 0).nonzero().squeeze(1)
+    if position == "last":
+        places = torch.arange(len(batch), device=mask.device) * mask.shape[1] + last_places(mask)
 
     def keep(h: Float[Tensor, "n length d"]) -> Float[Tensor, "m d"]:
         if position == "answer":
             answers = labelled.to(h.device)[..., None]
-            return (_precise(h) * answers).sum(1) / answers.sum(1)
+            return (at_least_float32(h) * answers).sum(1) / answers.sum(1)
         return h.flatten(0, 1).index_select(0, places.to(h.device))
 
     with captured(layers, numbers, keep) as found:
-        model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            use_cache=False,
-            logits_to_keep=1,
-        )
+        model(input_ids=batch.input_ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
     if missing := [n for n in numbers if n not in found]:
         raise LoclinError(
             f"expected the model to run all of its blocks, found {missing} left out: choose other "
             "layers"
         )
-    return torch.stack([_precise(found[n]).cpu() for n in numbers])
-
-
-def _precise(values: Tensor) -> Tensor:
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+    return torch.stack([at_least_float32(found[n]).cpu() for n in numbers])
 
 
 def _right_padded(batch: Batch) -> Batch:

@@ -1,5 +1,4 @@
-"""Krylov spaces K_k(H, g) = span(g, Hg, .., H^{k−1}g) of a symmetric H that is known by its
-products alone (measures §9).
+"""Krylov spaces K_k(H, g) = span(g, Hg, .., H^{k−1}g) of a symmetric H (measures §9).
 
 Gradient descent on a quadratic moves inside them: after t steps of rate η, d_t = −η Σ_{j<t}
 (I−ηH)^j g ∈ K_t(H, g).
@@ -17,15 +16,14 @@ from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from loclin.errors import LoclinError
-from loclin.geometry.gramian import exact
+from loclin.geometry.gramian import at_least_float32, to_float64
 from loclin.geometry.subspace import Subspace
 
-#: v ↦ Hv.
+#: v ↦ Hv, such as a `CurvatureOperator`.
 Product = Callable[[Float[Tensor, " D"]], Float[Tensor, " D"]]
 
-#: A space is invariant when what is left of a product, after projecting the space out, is below
-#: this many units of round-off of the largest product seen: that much is the product's own
-#: rounding.
+#: A space is invariant when what it leaves of a product is below this many units of round-off of
+#: the largest product seen: that much is the product's own rounding.
 INVARIANT = 100
 
 
@@ -34,11 +32,10 @@ class Krylov:
     """An orthonormal basis of K_k(H, g) and the tridiagonal T = QHQᵀ. Made by `lanczos`.
 
     Attributes:
-        basis: Q, k×D; the first j rows span K_j(H, g), the first row is g/‖g‖.
+        basis: Q; the first j rows span K_j(H, g), the first row is g/‖g‖.
         diagonal, off_diagonal: of T, in float64.
         norm: ‖g‖.
-        residual: β_k, what the last product left outside the space; (nearly) nought where the space
-            is invariant under H.
+        residual: β_k, what the last product left outside the space.
     """
 
     basis: Float[Tensor, "k D"]
@@ -60,8 +57,7 @@ class Krylov:
         return dense
 
     def ritz(self) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-        """Ritz values, the eigenvalues of T, largest first; and how far at most the nearest
-        eigenvalue of H is from each.
+        """Eigenvalues of T, largest first, and how far an eigenvalue of H is at most from each.
 
         The bound is β_k |s_k|, s_k being the last entry of T's eigenvector (Parlett, The Symmetric
         Eigenvalue Problem, §13.2).
@@ -70,18 +66,11 @@ class Krylov:
         return values[::-1].copy(), self.residual * np.abs(vectors[-1, ::-1])
 
     def descent(self, rate: float, steps: Sequence[int]) -> Float[np.ndarray, "n k"]:
-        """d_t of gradient descent on the quadratic with gradient g and Hessian H, for every t of
-        `steps`.
+        """Row i: d_t, t = steps[i] ≥ 0, of gradient descent on the quadratic with g and H, in
+        coordinates of the basis; the displacement itself is row @ basis.
 
-        By d_t = d_{t−1} − η(g + Hd_{t−1}) in T alone: exact while t ≤ k, and at every t where the
-        space is invariant; else it is the descent of the quadratic restricted to the space.
-
-        Args:
-            rate: η.
-            steps: each t, from 0 on.
-
-        Returns:
-            Row i: coordinates of d_{steps[i]} in the basis; the displacement itself is row @ basis.
+        By d_t = d_{t−1} − η(g + Hd_{t−1}), η the rate, in T alone: exact while t ≤ k, and at every
+        t where the space is invariant; else the descent of the quadratic restricted to the space.
 
         >>> two = lanczos(lambda v: v * torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]), 2)
         >>> torch.from_numpy(two.descent(0.5, [1])).float() @ two.basis
@@ -100,28 +89,35 @@ class Krylov:
 
 
 def lanczos(product: Product, start: Float[Tensor, " D"], k: int) -> Krylov:
-    """An orthonormal basis of K_k(H, g), by Lanczos with two passes of re-orthogonalisation at
-    every step.
+    """An orthonormal basis of K_k(H, g), by Lanczos; one product for each basis vector.
 
-    One product for each basis vector. Two passes leave the basis orthonormal to round-off ("twice
-    is enough", Giraud, Langou, Rozložník and van den Eshof 2005), which the three-term recurrence
+    Two passes of re-orthogonalisation at every step leave it orthonormal to round-off ("twice is
+    enough", Giraud, Langou, Rozložník and van den Eshof 2005), which the three-term recurrence
     alone does not. Half precision is widened to float32.
 
     Args:
         product: v ↦ Hv, H symmetric.
         start: g.
-        k: how many dimensions; the space ends earlier where it is invariant under H.
+        k: how many dimensions; fewer where the space is invariant under H before.
 
     Raises:
-        LoclinError: k not from 1 to D, a start that is zero or not finite, a product that is not
-            finite.
+        LoclinError: k not from 1 to D, a zero start, a start or product that is not finite.
 
     >>> space = lanczos(lambda v: v * torch.tensor([1.0, 2.0, 4.0]), torch.ones(3), 3)
     >>> space.ritz()[0].round(4)
     array([4., 2., 1.])
     """
-    norm = _checked_norm(start, k)
-    wide = start if start.dtype in (torch.float32, torch.float64) else start.float()
+    if not 1 <= k <= len(start):
+        raise LoclinError(f"expected k from 1 to D = {len(start)}, found {k}: choose another k")
+    norm, wide = _norm(start), at_least_float32(start)
+    if not np.isfinite(norm):
+        raise LoclinError(
+            "expected a finite start, found NaN or infinity: check the gradient it comes from"
+        )
+    if norm == 0:
+        raise LoclinError(
+            "expected a start that is not zero, found zeros: a Krylov space needs a gradient"
+        )
     basis = torch.empty(k, len(wide), dtype=wide.dtype, device=wide.device)
     basis[0] = wide / norm
     diagonal, residuals, largest = np.zeros(k), np.zeros(k), 0.0
@@ -131,11 +127,10 @@ def lanczos(product: Product, start: Float[Tensor, " D"], k: int) -> Krylov:
         if not np.isfinite(length):
             raise LoclinError(
                 "expected finite Hessian-vector products, found NaN or infinity in product "
-                f"{j + 1} of {k}: "
-                "check the loss, or choose float32"
+                f"{j + 1} of {k}: check the loss, or choose float32"
             )
         largest = max(largest, length)
-        diagonal[j] = float(exact(basis[j]) @ exact(image))
+        diagonal[j] = float(to_float64(basis[j]) @ to_float64(image))
         left = _cleaned(image, basis[: j + 1])
         residuals[j] = _norm(left)
         if residuals[j] <= INVARIANT * torch.finfo(wide.dtype).eps * largest:
@@ -155,19 +150,11 @@ def lanczos(product: Product, start: Float[Tensor, " D"], k: int) -> Krylov:
 def preconditioned_lanczos(
     product: Product, start: Float[Tensor, " D"], scale: Float[Tensor, " D"], k: int
 ) -> Subspace:
-    """K_k(M⁻¹H, M⁻¹g) for a diagonal M: where gradient descent goes whose steps are scaled by M⁻¹
-    (measures §9).
+    """K_k(M⁻¹H, M⁻¹g), M diagonal: where gradient descent goes whose steps are scaled by M⁻¹ (§9).
 
-    With S = M^{−1/2}, K_k(M⁻¹H, M⁻¹g) = S K_k(SHS, Sg): Lanczos on the symmetric SHS from Sg,
-    mapped back by S and made orthonormal again in the same order, so that the first j rows of the
-    basis span K_j.
-
-    Args:
-        product, start, k: as in `lanczos`, whose errors it raises.
-        scale: the diagonal of M^{−1/2}.
-
-    Raises:
-        LoclinError: a scale that is not positive and finite everywhere.
+    It is S K_k(SHS, Sg), S = M^{−1/2} = diag(scale): Lanczos on the symmetric SHS from Sg, mapped
+    back by S and made orthonormal again, so that the first j rows of the basis span K_j. Raises
+    `LoclinError` as `lanczos` does, and for a scale that is not positive and finite everywhere.
     """
     if not bool(torch.isfinite(scale).all() and (scale > 0).all()):
         raise LoclinError(
@@ -190,19 +177,4 @@ def _cleaned(vector: Float[Tensor, " D"], basis: Float[Tensor, "j D"]) -> Float[
 
 
 def _norm(vector: Tensor) -> float:
-    return float(exact(vector).norm())
-
-
-def _checked_norm(start: Tensor, k: int) -> float:
-    if not 1 <= k <= len(start):
-        raise LoclinError(f"expected k from 1 to D = {len(start)}, found {k}: choose another k")
-    norm = _norm(start)
-    if not np.isfinite(norm):
-        raise LoclinError(
-            "expected a finite start, found NaN or infinity: check the gradient it comes from"
-        )
-    if norm == 0:
-        raise LoclinError(
-            "expected a start that is not zero, found zeros: a Krylov space needs a gradient"
-        )
-    return norm
+    return float(to_float64(vector).norm())

@@ -1,9 +1,8 @@
-"""Inner products of adapter updates in weight space, from the factors alone: ΔW is never formed.
+"""Inner products of adapter updates ΔW = s·BA from the factors B out×r and A r×in alone.
 
-An adapted weight is W + s·BA, with B out×r and A r×in. A step in the factors is no vector of its
-own: the same weights are reached by (RA, BR⁻¹) for any invertible R, and cosines or captures of (A,
-B) change with R. Those of ΔW do not: ⟨B₁A₁, B₂A₂⟩ = tr[(B₁ᵀB₂)(A₂A₁ᵀ)] (traps.md; Hu et al. 2021,
-"LoRA", for the form of the update).
+The same ΔW is reached by (RA, BR⁻¹) for any invertible R, so cosines and captures of the factors
+say nothing of their own. Those of ΔW do: ⟨B₁A₁, B₂A₂⟩ = tr[(B₁ᵀB₂)(A₂A₁ᵀ)] (Hu et al. 2021, arXiv
+2106.09685, for the form of the update). ΔW is never formed.
 """
 
 from __future__ import annotations
@@ -17,20 +16,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loclin.errors import LoclinError
-from loclin.geometry.gramian import exact
+from loclin.geometry.gramian import at_least_float32, to_float64
 
-_COLUMNS = (
-    1024  # factor columns held against each other at a time: two 8 MB blocks of products in float64
-)
+_COLUMNS = 1024  # factor columns at a time: two 8 MB blocks of products in float64
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LowRank:
     """n matrices of one adapted weight, matrix i being left_i @ right_i.
-
-    Attributes:
-        left: the factors to the left.
-        right: the factors to the right.
 
     >>> pair = LowRank(left=torch.ones(2, 3, 1), right=torch.ones(2, 1, 5))
     >>> low_rank_gramian([pair])
@@ -43,24 +36,16 @@ class LowRank:
 
 
 def secants(a: Float[Tensor, "t r inn"], b: Float[Tensor, "t out r"], *, scale: float) -> LowRank:
-    """The t−1 steps s(B_jA_j − B_{j−1}A_{j−1}) of an adapted weight, exactly, as products of rank
-    2r.
+    """The t−1 steps s(B_jA_j − B_{j−1}A_{j−1}) of an adapted weight, as products of rank 2r.
 
-    B_jA_j − B_{j−1}A_{j−1} = δB·A_j + B_{j−1}·δA: the factors are subtracted, never the large
-    products.
-
-    Args:
-        a, b: the factors at t points, in order.
-        scale: s, as the adapter applies it (alpha/r, or alpha/√r with rank-stabilised LoRA).
-
-    Raises:
-        LoclinError: fewer than two points.
+    They are s(δB·A_j + B_{j−1}·δA): the factors are subtracted, never the large products. `scale`
+    is s as the adapter applies it: alpha/r, or alpha/√r with rank-stabilised LoRA.
     """
     if len(a) < 2:
         raise LoclinError(
             f"expected factors at 2 points at least, found {len(a)}: record more steps"
         )
-    a, b = _precise(a), _precise(b)
+    a, b = at_least_float32(a), at_least_float32(b)
     left = torch.cat([b.diff(dim=0), b[:-1]], dim=2) * scale
     return LowRank(left=left, right=torch.cat([a[1:], a.diff(dim=0)], dim=1))
 
@@ -73,15 +58,8 @@ def tangents(
     *,
     scale: float,
 ) -> LowRank:
-    """The differentials s(dB·A + B·dA) of an adapted weight at one point: what directions of the
-    factors do to ΔW.
-
-    Args:
-        a, b: the factors at the point.
-        da, db: n directions in the factors, such as gradients.
-        scale: s, as the adapter applies it.
-    """
-    a, b, da, db = _precise(a), _precise(b), _precise(da), _precise(db)
+    """s(dB·A + B·dA): what n directions of the factors do to ΔW at one point, to first order."""
+    a, b, da, db = map(at_least_float32, (a, b, da, db))
     n = len(da)
     left = torch.cat([db, b.expand(n, -1, -1)], dim=2) * scale
     return LowRank(left=left, right=torch.cat([a.expand(n, -1, -1), da], dim=1))
@@ -90,27 +68,18 @@ def tangents(
 def low_rank_gramian(
     first: Sequence[LowRank], second: Sequence[LowRank] | None = None
 ) -> Float[np.ndarray, "n m"]:
-    """Inner products ⟨first_i, second_j⟩ of matrices summed over the adapted weights; `second`
-    defaults to `first`.
+    """Inner products ⟨first_i, second_j⟩ summed over the adapted weights, in float64.
 
     For one weight, ⟨LR, L′R′⟩ = Σ_{ab} ⟨l_a, l′_b⟩⟨r_a, r′_b⟩ over the q columns of the left and
-    rows of the right factors: products of all columns with all columns, multiplied elementwise,
-    summed over q×q blocks, in float64.
-
-    Args:
-        first: one entry per adapted weight, n matrices each.
-        second: the same weights in the same order, m matrices each.
-
-    Raises:
-        LoclinError: no weights, or other weights on the two sides.
+    rows of the right factors. Each side has one entry per adapted weight, in one order, or
+    `LoclinError` is raised; `second` defaults to `first`.
     """
     others = first if second is None else second
     sides = [[(w.left.shape[1], w.right.shape[2]) for w in side] for side in (first, others)]
     if not first or sides[0] != sides[1]:
         raise LoclinError(
             f"expected the same adapted weights on both sides, found shapes {sides[0]} and "
-            f"{sides[1]}: "
-            "give one entry per adapted weight, in one order"
+            f"{sides[1]}: give one entry per adapted weight, in one order"
         )
     total = np.zeros((len(first[0].left), len(others[0].left)))
     for x, y in zip(first, others, strict=True):
@@ -119,12 +88,10 @@ def low_rank_gramian(
 
 
 def _products(x: LowRank, y: LowRank, *, same: bool) -> np.ndarray:
-    """The Gramian of one weight, block by block; the upper triangle alone where both sides are the
-    same.
-    """
+    """The Gramian of one weight, block by block; of the same sides, the upper triangle alone."""
     n, m = len(x.left), len(y.left)
     rows, columns = (max(1, _COLUMNS // w.left.shape[2]) for w in (x, y))
-    total = exact(torch.zeros(n, m, device=x.left.device))
+    total = to_float64(torch.zeros(n, m, device=x.left.device))
     for i in range(0, n, rows):
         left, right = _flat(x, i, rows)
         for j in range(i if same else 0, m, columns):
@@ -137,11 +104,6 @@ def _products(x: LowRank, y: LowRank, *, same: bool) -> np.ndarray:
 
 
 def _flat(w: LowRank, start: int, count: int) -> tuple[Tensor, Tensor]:
-    """Columns of the left and rows of the right factors of some matrices, one per row, in float64."""
-    left = exact(w.left[start : start + count]).transpose(1, 2)
-    return left.flatten(0, 1), exact(w.right[start : start + count]).flatten(0, 1)
-
-
-def _precise(values: Tensor) -> Tensor:
-    """At least float32: differences of bfloat16 factors are exact there."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+    """Columns of the left and rows of the right factors of some matrices, one per row."""
+    left = to_float64(w.left[start : start + count]).transpose(1, 2)
+    return left.flatten(0, 1), to_float64(w.right[start : start + count]).flatten(0, 1)

@@ -1,10 +1,9 @@
-"""Count sketches: m numbers that keep the inner products of vectors too long to keep, within a
-stated error.
+"""Count sketches: m numbers that keep the inner products of vectors too long to keep.
 
 Every coordinate goes to one of m buckets with a random sign (Charikar, Chen and Farach-Colton 2002,
 "Finding frequent items in data streams"). Coordinates are taken m at a time; such a row keeps its
 order and is turned by a random offset, so that two coordinates share a bucket with probability 1/m,
-or never where they share a row. Only signs and offsets are drawn.
+or never where they share a row.
 """
 
 from __future__ import annotations
@@ -26,17 +25,15 @@ _BLOCK = 1 << 20  # coordinates whose signs are drawn at a time
 
 @dataclass(frozen=True, kw_only=True)
 class Sketch:
-    """A linear map S from R^D to R^m with E⟨Su, Sv⟩ = ⟨u, v⟩, the same for every vector it is
-    given.
+    """A linear map S from R^D to R^m with E⟨Su, Sv⟩ = ⟨u, v⟩.
 
     A coordinate's bucket and sign are a function of (seed, m, tensor name, place in the tensor)
-    alone: it does not matter what other tensors there are, nor on which device the values lie. The
-    error is in `theory.sketched_product_sd` and `theory.sketched_capture`: relative to norms, about
-    1/√m.
+    alone, whatever the other tensors and the device. The error, about 1/√m of the norms, is in
+    `theory.sketched_product_sd` and `theory.sketched_capture`.
 
     Attributes:
         size: m.
-        seed: of the signs and buckets; vectors can be compared only under one seed.
+        seed: of the signs and buckets; only vectors under one seed can be compared.
 
     >>> sketch = Sketch(size=1024, seed=0)
     >>> u = {"weight": torch.ones(300, 300), "bias": torch.ones(300)}
@@ -57,39 +54,23 @@ class Sketch:
     def add(
         self, total: Float[Tensor, " m"], name: str, values: Tensor, *, scale: float = 1.0
     ) -> None:
-        """Add `scale` times the sketch of one tensor to `total`, in place, summing in the dtype of
-        `total`.
+        """Add `scale` times the sketch of one tensor to `total`, in place, in the dtype of `total`.
 
-        In float64 even a point θ far from the origin can be sketched, and the sketches of two near
-        points subtracted: no copy of the earlier point is needed.
-
-        Args:
-            total: the sketch so far, float32 or float64.
-            name: of the tensor.
-            values: the tensor's part of the vector, in any shape, on the device of `total`.
-            scale: a factor.
-
-        Raises:
-            LoclinError: `total` has another length than m.
+        In float64, sketches of two near points far from the origin can be subtracted. Raises
+        `LoclinError` where `total` has another length than m.
         """
         if total.shape != (self.size,):
             raise LoclinError(
                 f"expected a sketch of {self.size} numbers, found shape {tuple(total.shape)}: make "
                 "it anew"
             )
-        turned = torch.zeros(
-            2 * self.size, dtype=total.dtype, device=total.device
-        )  # the second half wraps round
+        turned = total.new_zeros(2 * self.size)  # the second half wraps round
         for row, offset in self._rows(name, values.detach().reshape(-1), total.dtype):
             turned[offset : offset + len(row)] += row
         total.add_(turned[: self.size] + turned[self.size :], alpha=scale)
 
     def of(self, pieces: Mapping[str, Tensor]) -> Float[Tensor, " m"]:
-        """The sketch of a vector given tensor by tensor, in float32.
-
-        Raises:
-            LoclinError: no tensors.
-        """
+        """The sketch of a vector, tensor by tensor, in float32; `LoclinError` for no tensors."""
         if not pieces:
             raise LoclinError(
                 "expected at least one tensor to sketch, found none: give the parts of a vector"
@@ -100,7 +81,7 @@ class Sketch:
         return total
 
     def _rows(self, name: str, flat: Tensor, dtype: torch.dtype) -> Iterator[tuple[Tensor, int]]:
-        """The tensor's coordinates with their signs, m at a time, and the offset of each such row."""
+        """The tensor's coordinates with their signs, m at a time, and the offset of each row."""
         rows = max(1, _BLOCK // self.size)
         for block, values in enumerate(flat.split(rows * self.size)):
             stream = np.random.PCG64(derived(self.seed, name, block))

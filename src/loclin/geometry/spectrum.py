@@ -1,6 +1,4 @@
-"""Spectra of a set of vectors through their Gramian: principal directions, effective ranks, the
-random-sketch control.
-"""
+"""Spectra of a set of vectors through their Gramian, and the random control they are held to."""
 
 from __future__ import annotations
 
@@ -19,14 +17,7 @@ from loclin.geometry.subspace import Subspace
 
 @dataclass(frozen=True, kw_only=True)
 class EffectiveRanks:
-    """Three sizes of a spectrum p_i = σ_i²/Σσ² (measures §6): stable ≤ participation ≤ entropy
-    rank.
-
-    Attributes:
-        stable: 1/p₁.
-        participation: 1/Σp², the participation ratio PR.
-        entropy: exp(−Σ p ln p).
-    """
+    """Sizes of a spectrum p_i = σ_i²/Σσ²: 1/p₁ ≤ 1/Σp² ≤ exp(−Σ p ln p) (measures §6)."""
 
     stable: float
     participation: float
@@ -41,10 +32,7 @@ def centred(products: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
 
 
 def effective_ranks(products: Float[np.ndarray, "n n"]) -> EffectiveRanks:
-    """Effective ranks of the vectors whose Gramian this is.
-
-    Raises:
-        LoclinError: the Gramian is zero or not finite.
+    """Of the vectors whose Gramian this is; `LoclinError` where it is zero or not finite.
 
     >>> effective_ranks(np.eye(3)).participation
     3.0
@@ -62,15 +50,10 @@ def effective_ranks(products: Float[np.ndarray, "n n"]) -> EffectiveRanks:
 
 
 def principal_coefficients(products: Float[np.ndarray, "n n"], k: int) -> Float[np.ndarray, "n k"]:
-    """Orthonormal basis of the top-k right singular directions, in coefficients of the n vectors:
-    column i is w_i/σ_i. Not centred.
+    """Top-k right singular directions in coefficients of the n vectors, not centred.
 
-    Args:
-        products: Gramian of the vectors, w_i and σ_i² its eigenvectors and eigenvalues.
-        k: directions.
-
-    Raises:
-        LoclinError: k is above n, or above the rank of the vectors.
+    Column i is w_i/σ_i, where w_i and σ_i² are eigenvectors and eigenvalues of their Gramian.
+    Raises `LoclinError` for a k above the number or the rank of the vectors.
     """
     if not 1 <= k <= len(products):
         raise LoclinError(
@@ -89,9 +72,7 @@ def principal_coefficients(products: Float[np.ndarray, "n n"], k: int) -> Float[
 
 
 def principal_directions(rows: Float[Tensor, "n D"], k: int) -> Subspace:
-    """Top-k right singular directions of n vectors, through the n×n Gramian
-    (`principal_coefficients`, whose errors it raises).
-    """
+    """Top-k right singular directions of n vectors; errors as in `principal_coefficients`."""
     coefficients = principal_coefficients(gramian(rows), k)
     return Subspace.spanned_by(torch.from_numpy(coefficients.T.copy()).to(rows) @ rows)
 
@@ -99,21 +80,12 @@ def principal_directions(rows: Float[Tensor, "n D"], k: int) -> Subspace:
 def random_sketch(
     norms: Float[Tensor, "n tensors"], sizes: Sequence[int], *, seed: int
 ) -> Float[np.ndarray, "n n"]:
-    """Gramian of n random vectors, isotropic within each tensor, with given norms per vector and
-    tensor.
+    """Gramian of n random vectors, isotropic within each tensor, with these norms there (§6).
 
-    The control of measures §6: a spectrum counts as low rank only where it stays well below that of
-    vectors that share nothing but their norms. With one tensor of size D this is the isotropic
-    control; with the network's own tensors it is the stricter one, since unequal norms per tensor
-    lower the rank by themselves.
-
-    Vectors of length D are never drawn: only their Gramian is, from its own law (see `_isotropic`),
-    so that the cost is tensors·n³ whatever D.
-
-    Args:
-        norms: norm of each vector within each tensor.
-        sizes: coordinates of each tensor.
-        seed: of the draw.
+    A spectrum counts as low rank only well below that of vectors that share nothing but their
+    norms. With one tensor of size D this is the isotropic control; with the network's own tensors
+    it is stricter, since unequal norms per tensor lower the rank by themselves. The Gramian is
+    drawn from its own law, at a cost of tensors·n³ whatever the sizes.
     """
     rng = np.random.default_rng(seed)
     total = np.zeros((len(norms), len(norms)))
@@ -127,10 +99,9 @@ def random_sketch(
 def _isotropic(n: int, size: int, rng: np.random.Generator) -> Float[np.ndarray, "n m"]:
     """n independent vectors N(0, I_size), up to a rotation of them all.
 
-    Rotated so that each vector lies in the span of the first basis vectors, they form the Cholesky
-    factor of a Wishart matrix: independent entries, N(0, 1) below the diagonal and χ with size,
-    size − 1, ... degrees of freedom on it (Bartlett 1933, "On the theory of statistical
-    regression").
+    In the span of the first basis vectors they are the Cholesky factor of a Wishart matrix: N(0, 1)
+    below the diagonal and χ with size, size − 1, ... degrees of freedom on it (Bartlett 1933, "On
+    the theory of statistical regression").
     """
     if size < n:
         return rng.standard_normal((n, size))

@@ -1,6 +1,4 @@
-"""A linear subspace of R^D by an orthonormal basis: how much of a vector it holds, how near another
-subspace is.
-"""
+"""A linear subspace of R^D: how much of a vector it holds, how near another one is."""
 
 from __future__ import annotations
 
@@ -13,13 +11,12 @@ from scipy.linalg import subspace_angles
 from torch import Tensor
 
 from loclin.errors import LoclinError
-from loclin.geometry.gramian import exact
+from loclin.geometry.gramian import to_float64
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Subspace:
-    """span of the rows of Q (k×D, orthonormal); P = QᵀQ projects on it. Made by
-    `Subspace.spanned_by`.
+    """The span of the orthonormal rows of Q; P = QᵀQ projects on it.
 
     >>> plane = Subspace.spanned_by(torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]))
     >>> round(plane.capture(torch.tensor([1.0, 1.0, 1.0])), 4)
@@ -32,12 +29,9 @@ class Subspace:
     def spanned_by(vectors: Float[Tensor, "n D"]) -> Subspace:
         """The span of some vectors, scaled to equal length first.
 
-        Independent vectors keep their order: the first j rows of the basis span the first j
-        vectors. Where a vector depends on the others (to a relative 1e-5), the basis is that of the
-        singular value decomposition and the order is lost.
-
-        Raises:
-            LoclinError: no vectors, values that are not finite, or all vectors zero.
+        The first j rows of the basis span the first j vectors; where one depends on the others (to
+        a relative 1e-5), the basis is that of the singular value decomposition instead. Raises
+        `LoclinError` for no vectors, values that are not finite, or all vectors zero.
         """
         if vectors.ndim != 2 or not len(vectors):
             raise LoclinError(
@@ -73,39 +67,29 @@ class Subspace:
         return self.basis.T @ (self.basis @ vector)
 
     def capture(self, vector: Float[Tensor, " D"]) -> float:
-        """‖Qv‖²/‖v‖², from 0 to 1 (measures §2).
-
-        Raises:
-            LoclinError: the vector is zero.
-        """
-        whole = float(exact(vector).square().sum())
+        """‖Qv‖²/‖v‖², from 0 to 1 (measures §2); `LoclinError` where v is zero."""
+        whole = float(to_float64(vector).square().sum())
         if whole == 0:
             raise LoclinError(
                 "expected a vector that is not zero, found zeros: its capture is not defined"
             )
-        return min(float(exact(self.basis @ vector).square().sum()) / whole, 1.0)
+        return min(float(to_float64(self.basis @ vector).square().sum()) / whole, 1.0)
 
     def overlap(self, other: Subspace) -> float:
-        """‖Q₁Q₂ᵀ‖_F² / min(k₁, k₂): mean squared cosine of the principal angles, from 0 to 1
-        (measures §5).
-        """
+        """‖Q₁Q₂ᵀ‖_F² / min(k₁, k₂): mean squared cosine of the principal angles (measures §5)."""
         products = self.basis @ other.basis.T
-        return min(float(exact(products).square().sum()) / min(self.k, other.k), 1.0)
+        return min(float(to_float64(products).square().sum()) / min(self.k, other.k), 1.0)
 
     def angles(self, other: Subspace) -> Float[np.ndarray, " m"]:
         """Principal angles in radians, largest first, by the sine formula where they are small."""
         result: np.ndarray = subspace_angles(
-            exact(self.basis).T.cpu().numpy(), exact(other.basis).T.cpu().numpy()
+            to_float64(self.basis).T.cpu().numpy(), to_float64(other.basis).T.cpu().numpy()
         )
         return result
 
 
 def random_subspace(k: int, dimension: int, *, seed: int) -> Subspace:
-    """A uniformly random k-subspace of R^D.
-
-    Raises:
-        LoclinError: k is not between 1 and D.
-    """
+    """A uniformly random k-subspace of R^D; `LoclinError` where k is not from 1 to D."""
     if not 1 <= k <= dimension:
         raise LoclinError(f"expected k from 1 to D = {dimension}, found {k}: choose another k")
     generator = torch.Generator().manual_seed(seed)

@@ -7,25 +7,28 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from loclin.errors import LoclinError
 from loclin.geometry.gramian import gramian
 from loclin.geometry.sketch import Sketch
-from loclin.integrations.points import Adapted, Points, chosen, pairs
-from loclin.record import Record
-from loclin.report import build
-from loclin.studies.trajectory.config import KS, SHUFFLES, check
-from loclin.studies.trajectory.measure import STUDY, write_record
+from loclin.models.points import Adapted, Points, chosen, pairs
+from loclin.report.page import build
+from loclin.run.record import Record
+from loclin.studies import KINDS
+from loclin.studies.trajectory.measure import run_part
 from loclin.studies.trajectory.movement import Movement, Run, run_of
+from loclin.studies.trajectory.settings import KS, SHUFFLES, check
 
 Tensors = Mapping[str, Tensor]
+ENTRY = "trajectory"  # of the record
 
 
 class TrajectoryCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]  # transformers is not typed
@@ -67,49 +70,38 @@ class TrajectoryCallback(TrainerCallback):  # type: ignore[misc, unused-ignore] 
         self._steps: list[int] = []
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Choose how to keep the run, and keep its first point."""
         if not state.is_world_process_zero:
             return
+        model: nn.Module = kwargs["model"]
         tensors = _trained(model, self._pattern)
         updates = -(-(state.max_steps - state.global_step) // self._every)
-        need = (updates + 1) * sum(p.numel() * p.element_size() for p in tensors.values())
-        if need <= self._budget:
-            self._keeper = _Exact(model)
-            how = f"whole, {need / 2**20:.0f} MiB"
-        else:
-            if self._sketch.size <= updates:
-                raise LoclinError(
-                    f"expected a sketch longer than the run's {updates} updates, found "
-                    f"{self._sketch.size}: raise size or every"
-                )
+        bytes_needed = (updates + 1) * sum(p.nbytes for p in tensors.values())
+        kept = f"{bytes_needed / 2**20:.0f} MiB"
+        if bytes_needed <= self._budget:
+            self._keeper, kept = _Exact(model), f"whole, {kept}"
+        elif self._sketch.size > updates:
             self._keeper = _Sketched(self._sketch, tensors)
-            how = f"sketched to {self._sketch.size} numbers (whole points would take {need / 2**20:.0f} MiB)"
+            kept = f"sketched to {self._sketch.size} numbers (whole points would take {kept})"
+        else:
+            raise LoclinError(
+                f"expected a sketch longer than the run's {updates} updates, found "
+                f"{self._sketch.size}: raise size or every"
+            )
         self._steps = [state.global_step]
         self._keeper.keep(tensors)
-        print(
-            f"loclin: {updates} updates of {sum(p.numel() for p in tensors.values())} coordinates "
-            f"are kept {how}"
-        )
+        coordinates = sum(p.numel() for p in tensors.values())
+        print(f"loclin: {updates} updates of {coordinates} coordinates are kept {kept}")
 
     def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Keep the update, once per optimiser step however many batches were accumulated."""
         due = state.global_step % self._every == 0 or state.global_step >= state.max_steps
         if self._keeper is not None and (due or control.should_training_stop):
-            self._keeper.keep(_trained(model, self._pattern))
+            self._keeper.keep(_trained(kwargs["model"], self._pattern))
             self._steps.append(state.global_step)
 
     def run(self) -> Run:
@@ -142,25 +134,19 @@ class TrajectoryCallback(TrainerCallback):  # type: ignore[misc, unused-ignore] 
             LoclinError: as `run`, or a folder that holds something else.
         """
         check(ks, shuffles)
-        record, began = Record(Path(folder)), time.perf_counter()
-        settings = {
-            "pattern": self._pattern,
-            "every": self._every,
-            "ks": ks,
-            "shuffles": shuffles,
-            "seed": self._sketch.seed,
-        }
-        write_record(
-            record,
-            self.run(),
-            settings,
-            ks=ks,
-            shuffles=shuffles,
-            seed=self._sketch.seed,
-            device="recorded in training",
-        )
-        record.close_study(STUDY, time.perf_counter() - began)
-        return build(record.folder)
+        record, began, seed = Record(Path(folder)), time.perf_counter(), self._sketch.seed
+        settings = {"pattern": self._pattern, "every": self._every}
+        settings |= {"ks": ks, "shuffles": shuffles, "seed": seed}
+        part = run_part(self.run(), ks, shuffles, seed=seed)
+        with record.working():
+            record.open_study(ENTRY, settings, device="recorded in training")
+            record.write_results(ENTRY, part.rows, part.arrays)
+            record.close_study(ENTRY, time.perf_counter() - began)
+            return build(record.folder, lambda kind: import_module(KINDS[kind].page).sections)
+
+
+def _labels(steps: tuple[int, ...]) -> tuple[str, ...]:
+    return tuple(f"step {s}" for s in steps)
 
 
 class _Exact:
@@ -176,7 +162,7 @@ class _Exact:
     def run(self, steps: tuple[int, ...]) -> Run:
         adapted, notes = _adapted(self._model, self._points[0])
         points = Points(
-            labels=tuple(f"step {s}" for s in steps),
+            labels=_labels(steps),
             steps=steps,
             shapes={name: tuple(p.shape) for name, p in self._points[0].items()},
             adapted=adapted,
@@ -186,9 +172,7 @@ class _Exact:
         return run_of(points)
 
     def _read(self, name: str, rows: slice) -> Tensor:
-        block = torch.stack(
-            [(p[name] if p[name].ndim else p[name].reshape(1))[rows] for p in self._points]
-        )
+        block = torch.stack([torch.atleast_1d(p[name])[rows] for p in self._points])
         return block.to(torch.promote_types(block.dtype, torch.float32))
 
 
@@ -204,16 +188,15 @@ class _Sketched:
 
     def keep(self, tensors: Tensors) -> None:
         if self._last:
-            totals = {
-                p.device: torch.zeros(self._sketch.size, device=p.device) for p in tensors.values()
-            }
+            size = self._sketch.size
+            totals = {p.device: torch.zeros(size, device=p.device) for p in tensors.values()}
             norms = []
             for name, p in tensors.items():
                 step = p.detach().float() - self._last[name].float()
                 self._sketch.add(totals[p.device], name, step)
-                norms.append(step.norm())
+                norms.append(step.norm().cpu())
             self._rows.append(torch.stack([total.cpu() for total in totals.values()]).sum(0))
-            self._norms.append(torch.stack([norm.cpu() for norm in norms]))
+            self._norms.append(torch.stack(norms))
         for name, p in tensors.items():
             if name in self._last:
                 self._last[name].copy_(p.detach())
@@ -228,22 +211,21 @@ class _Sketched:
                 "rate"
             )
         moved = np.asarray((norms > 0).any(axis=0))
+        sizes = {n: s for (n, s), m in zip(self._sizes.items(), moved, strict=True) if m}
         movement = Movement(
             gramian=gramian(rows),
             norms=norms[:, moved],
-            names=tuple(n for n, m in zip(self._sizes, moved, strict=True) if m),
-            sizes=tuple(s for s, m in zip(self._sizes.values(), moved, strict=True) if m),
+            names=tuple(sizes),
+            sizes=tuple(sizes.values()),
             still=int(np.sum(~moved)),
         )
-        space = "factors" if any(".lora_" in name for name in self._sizes) else "weights"
-        notes = (
-            "the factors were sketched, so that captures of the weights they make are not known",
-        )
+        adapter = any(".lora_" in name for name in self._sizes)
+        note = "the factors were sketched, so that captures of the weights they make are not known"
         return Run(
-            labels=tuple(f"step {s}" for s in steps),
+            labels=_labels(steps),
             steps=steps,
-            notes=notes if space == "factors" else (),
-            spaces={space: movement},
+            notes=(note,) if adapter else (),
+            spaces={"factors" if adapter else "weights": movement},
             sketch=self._sketch.size,
         )
 
@@ -266,9 +248,8 @@ def _saved_name(name: str) -> str:
 
 def _trained(model: nn.Module, pattern: str) -> dict[str, Tensor]:
     """The chosen trained tensors by the names they are saved under."""
-    named = [
-        (_saved_name(n), p) for n, p in _unwrapped(model).named_parameters() if p.requires_grad
-    ]
+    parameters = _unwrapped(model).named_parameters()
+    named = [(_saved_name(n), p) for n, p in parameters if p.requires_grad]
     tensors = dict(named)
     if len(tensors) < len(named):
         raise LoclinError(
@@ -290,10 +271,8 @@ def _adapted(model: nn.Module, tensors: Tensors) -> tuple[dict[str, Adapted], tu
     def scale(weight: str) -> float:
         layer: Any = model.get_submodule(weight)
         (adapter,) = layer.active_adapters
-        if (
-            getattr(layer, "use_dora", {}).get(adapter)
-            or tensors[f"{weight}.lora_A.weight"].shape[0] != layer.r[adapter]
-        ):
+        rank = tensors[f"{weight}.lora_A.weight"].shape[0]
+        if getattr(layer, "use_dora", {}).get(adapter) or rank != layer.r[adapter]:
             raise ValueError("no plain sBA")
         return float(layer.scaling[adapter])
 

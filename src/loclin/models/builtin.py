@@ -1,7 +1,6 @@
 """Built-in causal language models: made once from a written recipe, then read from the cache.
 
-A built-in model is an ordinary Hugging Face folder (safetensors, configuration, tokenizer) under
-the hash of its recipe, so that the loading code of any other folder serves it.
+Each is an ordinary Hugging Face folder under the hash of its recipe.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from loclin.errors import LoclinError
 from loclin.models.cache import kept
 from loclin.models.problem import Problem
 from loclin.parameters import ParameterSpace
+from loclin.progress import ProgressCallback
 from loclin.seeds import derived
 from loclin.tasks.batch import concatenate, language_and_answer_loss, mean_answer_loss
 from loclin.tasks.data import TaskData, grouped_splits
@@ -30,7 +30,6 @@ from loclin.tasks.sequences import SequenceTasks
 from loclin.tasks.statements import Statements
 from loclin.training import minibatches, train
 
-Progress = Callable[[str, float], None]
 #: For a model that other runs wait for. Fixed, whatever the cores: sums of other numbers of threads
 #: round differently.
 THREADS = 2
@@ -42,16 +41,15 @@ class Recipe:
 
     Attributes:
         data: what it learns, all of it at once.
-        shares: share of the groups in each disjoint split; the model is trained on "train" alone.
+        shares: of the groups in each split; the model is trained on "train" alone.
         width, layers, heads: the GPT-2 configuration.
         steps, batch, learning_rate: AdamW with a cosine schedule.
         language: weight of the language loss on every token beside the loss on the answers.
-        reach: score that every task must reach on the "validate" split. While one does not,
-            training goes on for half as many steps at half the learning rate, the tasks below shown
-            three times as often, `rounds` times at most.
-        hard: tasks shown three times as often from the beginning: the slowest to be learned.
-        shared: whether independent runs share one model (their adapters, damage and recovery
-            differ), or have one each.
+        reach: score that every task must reach on "validate". While one does not, training goes on
+            for half as many steps at half the learning rate, the tasks below shown three times as
+            often, `rounds` times at most.
+        hard: tasks shown three times as often from the beginning.
+        shared: whether independent runs share one model, or have one each.
         version: raised when the code that reads a recipe changes its meaning.
     """
 
@@ -76,24 +74,9 @@ class Recipe:
         return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
 
 
-#: Most of the sequences train the model; the gradients of the drift need as many disjoint examples
-#: again.
-_SEQUENCE_SHARES = {
-    "train": 0.66,
-    "validate": 0.04,
-    "damage": 0.05,
-    "recovery": 0.1,
-    "gradients": 0.12,
-    "test": 0.03,
-}
-_STATEMENT_SHARES = {
-    "train": 0.4,
-    "validate": 0.04,
-    "damage": 0.12,
-    "recovery": 0.14,
-    "gradients": 0.2,
-    "test": 0.1,
-}
+_SPLITS = ("train", "validate", "damage", "recovery", "gradients", "test")
+_SEQUENCE_SHARES = dict(zip(_SPLITS, (0.66, 0.04, 0.05, 0.1, 0.12, 0.03), strict=True))
+_STATEMENT_SHARES = dict(zip(_SPLITS, (0.4, 0.04, 0.12, 0.14, 0.2, 0.1), strict=True))
 
 BUILT_IN: dict[str, Recipe] = {
     "sequences": Recipe(data=SequenceTasks(), shares=_SEQUENCE_SHARES, hard=("sort",)),
@@ -131,9 +114,8 @@ BUILT_IN: dict[str, Recipe] = {
 }
 
 
-def built_in_folder(name: str, *, seed: int, progress: Progress) -> Path:
-    """The folder of a built-in model, trained on first use (always on the CPU: the cached weights
-    do not depend on the device).
+def built_in_folder(name: str, *, seed: int, progress: ProgressCallback) -> Path:
+    """The folder of a built-in model, trained on first use, always on the CPU.
 
     Raises:
         LoclinError: training that misses the recipe's score.
@@ -159,32 +141,28 @@ def built_in_examples(recipe: Recipe, seed: int) -> TaskData:
 
 
 def _trained(
-    recipe: Recipe, seed: int, progress: Progress
+    recipe: Recipe, seed: int, progress: ProgressCallback
 ) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     tokenizer = _word_tokenizer(recipe.data.words())
     model = _initial_model(
         recipe, len(tokenizer), tokenizer.pad_token_id, seed=derived(seed, "initialisation")
     )
-    lessons = recipe.data.lessons(seed=derived(seed, "inputs"))
+    train_data = recipe.data.train_examples(seed=derived(seed, "inputs"))
     parts = grouped_splits(built_in_examples(recipe, seed), recipe.shares, seed=seed)
-    taught = grouped_splits(lessons, recipe.shares, seed=seed)["train"]
+    taught = grouped_splits(train_data, recipe.shares, seed=seed)["train"]
     problem = Problem(model=model, tokenizer=tokenizer, examples={**parts, "train": taught})
     data = {task: problem.batch("train", task) for task in problem.tasks}
     space, below = ParameterSpace(model), list(recipe.hard)
 
-    loss = (
-        partial(language_and_answer_loss, language=recipe.language)
-        if recipe.language
-        else mean_answer_loss
-    )
-
+    loss = mean_answer_loss
+    if recipe.language:
+        loss = partial(language_and_answer_loss, language=recipe.language)
     for attempt in range(recipe.rounds):
         shown = concatenate([*data.values(), *(data[task] for task in below for _ in range(2))])
         batches = minibatches(shown, recipe.batch, seed=derived(seed, "pretraining", attempt))
         steps = recipe.steps // 2 if attempt else recipe.steps
-        optimiser = torch.optim.AdamW(
-            space.parameters, lr=recipe.learning_rate / (2 if attempt else 1), fused=True
-        )
+        rate = recipe.learning_rate / (2 if attempt else 1)
+        optimiser = torch.optim.AdamW(space.parameters, lr=rate, fused=True)
         schedule = partial(_warm_cosine, steps=steps)
         watch = partial(_report_step, progress=progress, steps=steps)
         train(
@@ -197,8 +175,7 @@ def _trained(
     worst = min(scores, key=lambda task: scores[task])
     raise LoclinError(
         f"expected a score of {recipe.reach} on every task after training, found "
-        f"{scores[worst]:.3f} on {worst}: "
-        "use another seed"
+        f"{scores[worst]:.3f} on {worst}: use another seed"
     )
 
 
@@ -206,7 +183,7 @@ def _warm_cosine(step: int, *, steps: int) -> float:
     return min((step + 1) / 50, 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
-def _report_step(t: int, *, progress: Progress, steps: int) -> None:
+def _report_step(t: int, *, progress: ProgressCallback, steps: int) -> None:
     progress("training the model", t / steps)
 
 
@@ -217,10 +194,9 @@ def _word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
 
 
 def _initial_model(recipe: Recipe, words: int, pad: int, *, seed: int) -> GPT2LMHeadModel:
-    """A GPT-2 with weights N(0, 1/width) by the space's own seeded noise, no global seed.
+    """A GPT-2 with weights N(0, 1/width) by the space's own seeded noise.
 
-    The 0.02 of GPT-2 is made for width 768; at width 64 the tasks then wait hundreds of steps on a
-    plateau.
+    GPT-2's 0.02 is made for width 768: at width 64 tasks wait hundreds of steps on a plateau.
     """
     config = GPT2Config(
         vocab_size=words,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -13,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
+
+_LOG = logging.getLogger("loclin")
 
 
 def cache_folder() -> Path:
@@ -60,5 +63,5 @@ def _intact(folder: Path, *, aloud: bool = False) -> bool:
     except (OSError, ValueError):
         pass
     if aloud:
-        print(f"what is kept in {folder} is damaged: training it again", flush=True)
+        _LOG.warning("what is kept in %s is damaged: training it again", folder)
     return False

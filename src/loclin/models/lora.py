@@ -21,12 +21,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from loclin.dropout import seeded
 from loclin.errors import LoclinError
-from loclin.geometry.gramian import exact
+from loclin.geometry.gramian import to_float64
 from loclin.geometry.lora import LowRank, secants, tangents
 from loclin.parameters import ParameterSpace
-from loclin.seeds import derived
+from loclin.seeds import derived, seeded
 
 Init = Literal["default", "gaussian", "orthogonal", "pissa"]
 _ADAPTER = "default"  # peft's own name for an adapter that is given none
@@ -89,6 +88,28 @@ def attach(model: PreTrainedModel, lora: Lora, *, seed: int) -> peft.PeftModel:
             "ignore", FutureWarning
         )  # peft's, over names that transformers is about to retire
         return peft.get_peft_model(model, settings).eval()
+
+
+def chosen_space(
+    model: PreTrainedModel, space: str, lora: Lora, *, seed: int
+) -> tuple[PreTrainedModel | peft.PeftModel, ParameterSpace]:
+    """The model as it is trained, and its trained coordinates.
+
+    Args:
+        model: a new adapter is attached to it in place, where one is trained.
+        space: "full", "lora", or shell patterns of parameter names.
+        lora: the adapter of "lora".
+        seed: of its factors.
+
+    Raises:
+        LoclinError: as `attach` and `ParameterSpace` do.
+    """
+    if space != "lora":
+        return model, ParameterSpace(model, "*" if space == "full" else space)
+    adapted = attach(model, lora, seed=seed)
+    if model.dtype == torch.float64:
+        adapted.double()  # peft's factors are float32 whatever the model's dtype
+    return adapted, ParameterSpace(adapted)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -177,5 +198,5 @@ class Factors:
 
 def _path(start: Tensor, updates: Tensor) -> Tensor:
     """The T+1 points of a path, in float64: late points are sums of hundreds of small steps."""
-    first, moved = exact(start), exact(updates.to(start.device))
+    first, moved = to_float64(start), to_float64(updates.to(start.device))
     return torch.cat([first[None], first + moved.cumsum(0)])

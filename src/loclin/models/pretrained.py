@@ -1,13 +1,10 @@
-"""Reads any Hugging Face causal language model: a hub id or a folder, safetensors only, remote code
-off unless asked for.
-"""
+"""Reads any Hugging Face causal language model: safetensors only, remote code off by default."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
 
 import torch
 import transformers
@@ -21,100 +18,60 @@ from transformers import (
 )
 
 from loclin.errors import LoclinError
+from loclin.options import BUILT_IN, LoadOptions
 
 transformers.utils.logging.disable_progress_bar()  # loclin shows its own
-
-Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
-
-
-@runtime_checkable
-class Loading(Protocol):
-    """Settings of a command that name how a model is loaded."""
-
-    @property
-    def revision(self) -> str | None: ...  # noqa: D102
-    @property
-    def dtype(self) -> Dtype: ...  # noqa: D102
-    @property
-    def device_map(self) -> str | None: ...  # noqa: D102
-    @property
-    def trust_remote_code(self) -> bool: ...  # noqa: D102
+TOKENIZERS = {
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+}
 
 
-@dataclass(frozen=True, kw_only=True)
-class How:
-    """How a model is loaded.
-
-    Attributes:
-        revision: branch, tag or commit of a hub id; None takes the newest.
-        dtype: of the weights; "auto" takes that of the files. Small weight steps are rounded away
-            below float32.
-        device: where to put it.
-        device_map: spread it over devices by accelerate instead ("auto", "balanced", ...).
-        trust_remote_code: run code that comes with the model.
-    """
-
-    revision: str | None = None
-    dtype: Dtype = "float32"
-    device: str = "cpu"
-    device_map: str | None = None
-    trust_remote_code: bool = False
-
-    @staticmethod
-    def of(settings: Loading, device: str) -> How:
-        """As a command's settings say, on a device that is there (`device_named`)."""
-        return How(
-            revision=settings.revision,
-            dtype=settings.dtype,
-            device=device,
-            device_map=settings.device_map,
-            trust_remote_code=settings.trust_remote_code,
-        )
-
-
-def read_pretrained(name: str, how: How) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model in evaluation mode and its tokenizer, which has a padding token
-    afterwards.
+def read_pretrained(
+    name: str, options: LoadOptions
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A hub id's or a folder's model in evaluation mode, and its tokenizer with a padding token.
 
     Raises:
-        LoclinError: a folder that is no model, weights as pickles only, no tokenizer, a damaged
-            file, a hub id that is neither cached nor reachable, code of its own without leave.
+        LoclinError: no model, pickles only, no tokenizer, a damaged file, a hub id that is neither
+            cached nor reachable, code of its own without leave.
     """
     folder = Path(name)
     if folder.exists():
         _check_folder(folder)
     elif name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise LoclinError(f"expected a model folder, found nothing at {name}: check the path")
-    options = {"revision": how.revision or "main", "trust_remote_code": how.trust_remote_code}
+    where = {
+        "revision": options.revision or "main",
+        "trust_remote_code": options.trust_remote_code,
+    }
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        tokenizer = AutoTokenizer.from_pretrained(name, **where)
         model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=how.dtype, use_safetensors=True, device_map=how.device_map, **options
+            name, dtype=options.dtype, use_safetensors=True, device_map=options.device_map, **where
         )
-        if how.device_map is None:
-            model.to(how.device)
+        if options.device_map is None:
+            model.to(device_of(options))
     except (OSError, ValueError, KeyError, ImportError, SafetensorError, RuntimeError) as error:
-        raise LoclinError(_why(name, folder, how, error)) from error
+        raise LoclinError(_why(name, folder, options, error)) from error
     return model.eval(), _with_padding(tokenizer, name)
 
 
 def context_of(model: PreTrainedModel) -> int | None:
-    """The most tokens that the model reads at once, or None where its configuration names no limit."""
+    """The most tokens that the model reads at once; None where its configuration has no limit."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return int(limit) if limit else None
 
 
 def missing_from_cache(name: str, *, dataset: bool = False) -> bool:
-    """Whether a hub id would have to be fetched: no local path, and no weights (or data files) in
-    the local cache.
-    """
+    """Whether a hub id would have to be fetched: neither a local path nor in the local cache."""
     if Path(name).exists():
         return False
-    kept = (
-        Path(HF_HUB_CACHE)
-        / f"{'datasets' if dataset else 'models'}--{name.replace('/', '--')}"
-        / "snapshots"
-    )
+    folder = f"{'datasets' if dataset else 'models'}--{name.replace('/', '--')}"
+    kept = Path(HF_HUB_CACHE) / folder / "snapshots"
     endings = ("*.parquet", "*.json", "*.jsonl", "*.csv") if dataset else ("*.safetensors",)
     return not any(found for ending in endings for found in kept.rglob(ending))
 
@@ -138,44 +95,47 @@ def _check_folder(folder: Path) -> None:
             f"expected weights as *.safetensors in {folder}, found {found}: "
             "save the model again with model.save_pretrained; pickles are never loaded"
         )
-    if not names & {
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "vocab.json",
-        "tokenizer.model",
-        "spiece.model",
-    }:
+    if not names & TOKENIZERS:
         raise LoclinError(
             f"expected a tokenizer in {folder}, found none: save it there with "
             "tokenizer.save_pretrained"
         )
 
 
-def _why(name: str, folder: Path, how: How, error: Exception) -> str:
+def _why(name: str, folder: Path, options: LoadOptions, error: Exception) -> str:
     """One line for whatever the libraries raised."""
     first = " ".join(str(error).split())[:200]
     if "trust_remote_code" in first or "custom code" in first:
-        return f"expected a model of transformers, found that {name} brings code of its own: read it, then pass --trust-remote-code"
+        return (
+            f"expected a model of transformers, found that {name} brings code of its own: read it, "
+            "then pass --trust-remote-code"
+        )
     if "gated" in first.lower():
-        return f"expected access to {name}, found a gated repository: ask for access on its page, then run `hf auth login`"
+        return (
+            f"expected access to {name}, found a gated repository: ask for access on its page, "
+            "then run `hf auth login`"
+        )
     if folder.exists() or not isinstance(error, OSError):
-        return f"expected a causal language model in {name}, found {type(error).__name__}: {first}: save or download it again"
+        return (
+            f"expected a causal language model in {name}, found {type(error).__name__}: {first}: "
+            "save or download it again"
+        )
     if "safetensors" in first:
-        return f"expected weights as safetensors, found none for {name!r}: choose another --revision; pickles are never loaded"
-    revision = f" --revision {how.revision}" if how.revision else ""
+        return (
+            f"expected weights as safetensors, found none for {name!r}: choose another --revision; "
+            "pickles are never loaded"
+        )
+    revision = f" --revision {options.revision}" if options.revision else ""
     offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
     return (
         "expected a built-in model, a folder, or a hub id that is cached or can be reached, found "
-        f"that {name!r} is none of "
-        f"these{offline}: where there is a network run `hf download {name}{revision}`, or give a "
-        "folder"
+        f"that {name!r} is none of these{offline}: where there is a network run `hf download "
+        f"{name}{revision}`, or give a folder"
     )
 
 
 def _with_padding(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
-    """Many models have no padding token; the end token serves, since padded places are masked and
-    never answers.
-    """
+    """Where there is no padding token the end token serves: padded places are masked."""
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise LoclinError(
@@ -186,21 +146,25 @@ def _with_padding(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTo
     return tokenizer
 
 
-def device_named(asked: str, *, small: bool = False) -> str:
-    """The device that is asked for; "auto" takes an accelerator where there is one, unless the
-    model is too small to gain.
+def device_of(options: LoadOptions) -> str:
+    """The device that the options mean: "auto" is an accelerator where there is one, but the CPU
+    for built-in models, too small to gain.
 
     Raises:
         LoclinError: an accelerator that is not there.
     """
-    there = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
+    asked, small = options.device, options.model in BUILT_IN
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    there = {"cuda": cuda, "mps": mps, "cpu": True}
     if asked == "auto":
         return "cpu" if small else next(name for name, yes in there.items() if yes)
     if not there.get(asked.split(":")[0], False):
-        found = ", ".join(name for name, yes in there.items() if yes)
-        raise LoclinError(f"expected a device among {found}, found {asked!r}: change --device")
+        names = ", ".join(name for name, yes in there.items() if yes)
+        raise LoclinError(f"expected a device among {names}, found {asked!r}: change --device")
     return asked
+
+
+def resolved(options: LoadOptions) -> LoadOptions:
+    """The loading options alone, of whatever settings, with the device that they mean."""
+    plain = LoadOptions(**{f.name: getattr(options, f.name) for f in fields(LoadOptions)})
+    return replace(plain, device=device_of(options))

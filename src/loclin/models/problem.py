@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 from peft import PeftModel
@@ -25,10 +24,8 @@ class Problem:
     """A causal language model and its task data in disjoint splits.
 
     Attributes:
-        model: in evaluation mode; with or without an adapter.
-        tokenizer: its tokenizer.
-        examples: for every split, every task's examples; no group (input sequence, passage,
-            phrasing of a fact) is in two.
+        model, tokenizer: the model in evaluation mode, with or without an adapter.
+        examples: by split, then by task; no group (input sequence, passage, fact) is in two.
         notes: what was loaded and what was dropped, in sentences.
     """
 
@@ -36,12 +33,8 @@ class Problem:
     tokenizer: PreTrainedTokenizerBase
     examples: Mapping[str, Mapping[str, tuple[Example, ...]]]
     notes: tuple[str, ...] = ()
-    _batches: dict[tuple[str, str], Batch] = dataclasses.field(
-        default_factory=dict, init=False, repr=False
-    )
-    _choices: dict[tuple[str, str], Choices] = dataclasses.field(
-        default_factory=dict, init=False, repr=False
-    )
+    _batches: dict[tuple[str, str], Batch] = field(default_factory=dict, init=False, repr=False)
+    _choices: dict[tuple[str, str], Choices] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -64,44 +57,35 @@ class Problem:
 
     def chance(self, task: str) -> float:
         """Score of a uniform guess among the options; 0 for free answers."""
+        if not self.has_options(task):
+            return 0.0
         shown = self.examples["test"][task]
-        return (
-            sum(1 / len(e.options) for e in shown) / len(shown) if self.has_options(task) else 0.0
-        )
+        return sum(1 / len(e.options) for e in shown) / len(shown)
 
     def without_reading(self, task: str) -> float:
-        """Best score of an answer that does not depend on the question: of guessing, or of always
-        giving the commonest answer.
-        """
+        """Best score without the question: of guessing, or of always the commonest answer."""
         answers = Counter(e.answer for e in self.examples["test"][task])
         return max(self.chance(task), max(answers.values()) / sum(answers.values()))
 
     def destroyed_at(self, task: str) -> float:
         """Score up to which a task counts as destroyed: exact match of 0.05 (measures §1); with
-        options, what guessing gives.
-
-        A model that always gives the same of two options scores exactly what guessing gives, and
-        knows no more.
+        options what guessing gives, as a model that always gives the same one scores just that.
         """
         return max(DESTROYED, self.chance(task))
 
     def score(self, name: str, task: str) -> float:
-        """Share of a split's examples answered right: by exact match, or by the largest joint
-        log-probability of the options.
-        """
+        """Share of a split answered right: exact match, or largest joint log p of the options."""
         if not self.has_options(task):
             return accuracy(self.model, self.batch(name, task))
         if (name, task) not in self._choices:
-            self._choices[name, task] = collate_choices(
-                self.examples[name][task], self.tokenizer
-            ).to(self.model.device)
+            choices = collate_choices(self.examples[name][task], self.tokenizer)
+            self._choices[name, task] = choices.to(self.model.device)
         return float(choose(self.model, self._choices[name, task]).float().mean())
 
 
 @contextmanager
 def twice_differentiable(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """Eager attention inside, the model's own afterwards: fused attention kernels have no double
-    backward (measures §8).
+    """Eager attention inside: fused kernels have no double backward (measures §8).
 
     Raises:
         NoSecondDerivative: attention that cannot be made eager.
@@ -112,9 +96,7 @@ def twice_differentiable(model: PreTrainedModel | PeftModel) -> Iterator[None]:
         core.set_attn_implementation("eager")
     except (ValueError, ImportError) as error:
         raise _fused(before) from error
-    if (
-        core.config._attn_implementation != "eager"
-    ):  # transformers only warns where a model cannot be switched
+    if core.config._attn_implementation != "eager":  # transformers only warns
         raise _fused(before)
     try:
         yield
@@ -125,6 +107,5 @@ def twice_differentiable(model: PreTrainedModel | PeftModel) -> Iterator[None]:
 def _fused(attention: str) -> NoSecondDerivative:
     return NoSecondDerivative(
         "expected a model whose attention can be made eager for second derivatives, found "
-        f"{attention!r} alone: choose finite "
-        "differences"
+        f"{attention!r} alone: choose finite differences"
     )

@@ -1,9 +1,9 @@
-"""Examples as tensors, and the two scores read from one forward pass: answer loss and exact match."""
+"""Examples as tensors, and two scores from one forward pass: answer loss and exact match."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,11 +21,7 @@ LOGITS_AT_ONCE = 1 << 26  # numbers, in scoring: 256 MB of float32
 class Batch:
     """Right-padded rows of prompt and answer tokens.
 
-    Attributes:
-        input_ids: tokens, padding included.
-        attention_mask: 1 on real tokens.
-        labels: the token itself on answer tokens, `IGNORED` elsewhere; not shifted (position i
-            holds token i).
+    `labels` holds the token itself on answer tokens, `IGNORED` elsewhere, not shifted.
     """
 
     input_ids: Int[Tensor, "n length"]
@@ -46,14 +42,8 @@ class Batch:
         )
 
     def tiled(self, copies: int) -> Batch:
-        """All rows `copies` times, one whole set after the other."""
-        if copies == 1:
-            return self
-        return Batch(
-            input_ids=self.input_ids.repeat(copies, 1),
-            attention_mask=self.attention_mask.repeat(copies, 1),
-            labels=self.labels.repeat(copies, 1),
-        )
+        """All rows so many times, one whole set after the other."""
+        return self if copies == 1 else concatenate([self] * copies)
 
     def chunks(self, size: int) -> Iterator[Batch]:
         """Consecutive batches of at most `size` rows."""
@@ -70,8 +60,7 @@ class Batch:
 
 
 def collate(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Batch:
-    """Tokenise examples: the prompt with the tokenizer's special tokens, the answer right after it
-    without.
+    """Tokenise examples: prompts with special tokens, answers right after them without.
 
     Raises:
         LoclinError: no examples, a tokenizer without a padding token, or an answer of no tokens.
@@ -83,9 +72,8 @@ def collate(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> 
             raise LoclinError(
                 f"expected an answer of at least one token, found {example.answer!r}: fill it in"
             )
-    return _padded(
-        [len(p) for p in prompts], [p + a for p, a in zip(prompts, answers, strict=True)], tokenizer
-    )
+    rows = [p + a for p, a in zip(prompts, answers, strict=True)]
+    return _padded([len(p) for p in prompts], rows, tokenizer)
 
 
 def prompts_batch(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Batch:
@@ -117,11 +105,9 @@ def _padded(
     asked: Sequence[int], rows: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase
 ) -> Batch:
     """Rows as long as the longest; their first `asked` tokens are the prompt and have no label."""
-    ids = nn.utils.rnn.pad_sequence(
-        [torch.tensor(row) for row in rows],
-        batch_first=True,
-        padding_value=int(tokenizer.pad_token_id),
-    )
+    padding = int(tokenizer.pad_token_id)
+    tensors = [torch.tensor(row) for row in rows]
+    ids = nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=padding)
     position = torch.arange(ids.shape[1])
     starts, ends = torch.tensor(asked)[:, None], torch.tensor([len(r) for r in rows])[:, None]
     labels = torch.where((position >= starts) & (position < ends), ids, IGNORED)
@@ -129,14 +115,13 @@ def _padded(
 
 
 def concatenate(batches: Sequence[Batch]) -> Batch:
-    """Stack batches into one as wide as the widest; the places added are masked like any padding."""
+    """Stack batches into one as wide as the widest; the places added are masked."""
     width = max(b.input_ids.shape[1] for b in batches)
 
     def stacked(name: str, filling: int) -> Tensor:
         rows = [getattr(b, name) for b in batches]
-        return torch.cat(
-            [nn.functional.pad(r, (0, width - r.shape[1]), value=filling) for r in rows]
-        )
+        wide = [nn.functional.pad(r, (0, width - r.shape[1]), value=filling) for r in rows]
+        return torch.cat(wide)
 
     return Batch(
         input_ids=stacked("input_ids", 0),
@@ -148,11 +133,9 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
 def answer_logits(
     model: nn.Module, batch: Batch
 ) -> tuple[Float[Tensor, "n predicted vocab"], Int[Tensor, "n predicted"]]:
-    """Logits at the positions that predict an answer token in some row, and the labels they are
-    held against.
+    """Logits at the positions that predict an answer token in some row, and their labels.
 
-    Positions that predict nothing are left out before the output layer: with a vocabulary of
-    150,000 they would be most of the memory of a pass.
+    Other positions are left out before the output layer: they would be most of the memory.
     """
     predicting = (batch.labels[:, 1:] != IGNORED).any(0).nonzero().squeeze(1)
     logits = model(
@@ -167,9 +150,7 @@ def answer_logits(
 def _token_losses(
     model: nn.Module, batch: Batch
 ) -> tuple[Float[Tensor, " tokens"], Bool[Tensor, "n predicted"]]:
-    """−log p of every answer token (nats, float32 or better), row by row, and where in the rows
-    they stand.
-    """
+    """−log p of every answer token (nats, float32 or better), and where in the rows they stand."""
     logits, labels = answer_logits(model, batch)
     kept = labels != IGNORED
     chosen = logits[kept]
@@ -189,10 +170,7 @@ def answer_loss(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], int]
 def answer_log_probabilities(model: nn.Module, batch: Batch) -> Float[Tensor, " n"]:
     """Joint log-probability of each row's whole answer: Σ log p over its tokens (nats)."""
     losses, kept = _token_losses(model, batch)
-    rows = kept.nonzero()[:, 0]
-    return torch.zeros(len(batch), dtype=losses.dtype, device=losses.device).index_add(
-        0, rows, -losses
-    )
+    return losses.new_zeros(len(batch)).index_add(0, kept.nonzero()[:, 0], -losses)
 
 
 def mean_answer_loss(model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
@@ -204,21 +182,15 @@ def mean_answer_loss(model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
 def language_and_answer_loss(
     model: nn.Module, batch: Batch, *, language: float
 ) -> Float[Tensor, ""]:
-    """Mean loss per answer token, plus `language` times the mean loss per token of prompt and
-    answer, in one pass (nats).
-    """
-    spoken = torch.where(batch.attention_mask > 0, batch.input_ids, IGNORED)
-    losses, kept = _token_losses(
-        model, Batch(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=spoken)
-    )
+    """Mean loss per answer token plus `language` times that per token of both, in nats."""
+    every = torch.where(batch.attention_mask > 0, batch.input_ids, IGNORED)
+    losses, kept = _token_losses(model, replace(batch, labels=every))
     answers = (batch.labels[:, 1:] != IGNORED)[kept]
     return losses[answers].mean() + language * losses.mean()
 
 
 def rows_at_once(model: nn.Module, batch: Batch) -> int:
-    """How many rows fit into one forward pass when the logits of all their answer positions may
-    take 256 MB.
-    """
+    """Rows of one forward pass, whose logits at all answer positions may take 256 MB."""
     positions = max(int((batch.labels[:, 1:] != IGNORED).any(0).sum()), 1)
     vocabulary = int(model.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
     return max(1, min(512, LOGITS_AT_ONCE // (positions * vocabulary)))
@@ -230,9 +202,8 @@ def exact_match(
 ) -> Bool[Tensor, " n"]:
     """For every row, whether greedy decoding would give the whole answer.
 
-    Scored by teacher forcing in one forward pass: as long as every earlier answer token is right,
-    the model sees what it would have decoded itself, so "all tokens right under teacher forcing"
-    equals "greedy decoding is right".
+    By teacher forcing in one pass: as long as every earlier token is right, the model sees what it
+    would have decoded itself.
     """
     right = []
     for chunk in batch.chunks(batch_size or rows_at_once(model, batch)):

@@ -22,13 +22,11 @@ TOKENS_AT_ONCE = 1 << 14  # in one forward pass, padding included
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Choices:
-    """n examples and all of their options as one batch.
+    """n examples with all of their options: one row for each (example, option), in order.
 
     Attributes:
-        batch: one row for each (example, option): the prompt, then the option as its answer;
-            example by example.
-        counts: how many options each example has.
-        gold: place of the right one among them.
+        batch: the prompt, then the option as its answer.
+        counts, gold: how many options each example has, and the place of the right one.
     """
 
     batch: Batch
@@ -77,32 +75,19 @@ def option_log_probabilities(
     """log p(option | prompt) = Σ_t log p(option_t | prompt, option_<t), in nats, float32 or better.
 
     The whole option counts: options that begin with the same token differ only later. Rows of like
-    length go through the model together, at most `tokens_at_once` tokens with their padding, and
-    fewer where the logits of their answers would be more than `LOGITS_AT_ONCE` numbers; no score
-    depends on it beyond round-off.
-
-    With `copies` every pass holds its rows that many times, one whole set after the other, for a
-    model that reads each set with weights of its own (`search.stacked`).
+    length go through the model together, in pieces that fit; no score depends on it beyond
+    round-off. `copies` as in `EvalSet.answers`.
 
     Returns:
-        One row for each example, −∞ where it has fewer options than others; all examples of the
-        first copy, then the next.
+        One row for each example, −∞ where it has fewer options than others.
     """
-    pieces = list(
-        _pieces(
-            choices.batch, tokens_at_once // copies, LOGITS_AT_ONCE // (copies * _vocabulary(model))
-        )
-    )
-    scores = torch.cat(
-        [
-            answer_log_probabilities(model, choices.batch.rows(p).tiled(copies)).view(copies, -1)
-            for p in pieces
-        ],
-        dim=1,
-    )
+    answers_at_once = LOGITS_AT_ONCE // (copies * _vocabulary(model))
+    pieces = list(_pieces(choices.batch, tokens_at_once // copies, answers_at_once))
+    tiles = [choices.batch.rows(p).tiled(copies) for p in pieces]
+    scores = torch.cat([answer_log_probabilities(model, t).view(copies, -1) for t in tiles], dim=1)
     in_order = scores[:, torch.cat(pieces).argsort().to(scores.device)].flatten()
-    by_example = in_order.split(choices.counts.tolist() * copies)
-    return nn.utils.rnn.pad_sequence(list(by_example), batch_first=True, padding_value=-torch.inf)
+    by_example = list(in_order.split(choices.counts.tolist() * copies))
+    return nn.utils.rnn.pad_sequence(by_example, batch_first=True, padding_value=-torch.inf)
 
 
 def _vocabulary(model: nn.Module) -> int:
@@ -110,8 +95,7 @@ def _vocabulary(model: nn.Module) -> int:
 
 
 def _pieces(batch: Batch, tokens: int, answers_at_once: int) -> Iterator[Int[Tensor, " m"]]:
-    """Rows by the place of their answer, cut where the next one would exceed a limit; a single row
-    always passes.
+    """Rows by the place of their answer, cut where the next one would exceed a limit.
 
     The model gives logits for every row at each place where any row of the piece has an answer
     token: hence the order.
@@ -134,9 +118,7 @@ def _pieces(batch: Batch, tokens: int, answers_at_once: int) -> Iterator[Int[Ten
 def choose(
     model: nn.Module, choices: Choices, *, tokens_at_once: int = TOKENS_AT_ONCE
 ) -> Bool[Tensor, " n"]:
-    """For every example, whether the right option has the largest joint log-probability; a tie
-    counts as wrong.
-    """
+    """Whether each right option has the largest joint log-probability; a tie is wrong."""
     scores = option_log_probabilities(model, choices, tokens_at_once=tokens_at_once)
     gold = choices.gold.to(scores.device)[:, None]
     others = scores.scatter(1, gold, -torch.inf)
@@ -148,36 +130,28 @@ def check_options(
 ) -> tuple[str, ...]:
     """Whether every option can win, and what to say about those that begin alike.
 
-    An option whose tokens begin with all the tokens of another has at most the other's joint
-    probability and can never win: refused. Options that share their first token alone (" (A)" and "
-    (B)" do, under many tokenizers) are told apart by the tokens after it.
+    An option that begins with all the tokens of another has at most the other's joint probability:
+    refused. Options that share their first token alone are told apart by those after it.
 
     Returns:
-        Remarks for the summary: none, or one that says how many examples have options with a common
-            first token.
+        None, or one remark: how many examples have options with a common first token.
 
     Raises:
         LoclinError: an option that begins another, or is the same tokens.
     """
     texts = sorted({option for e in examples for option in e.options})
-    tokens = dict(
-        zip(
-            texts,
-            tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [],
-            strict=True,
-        )
-    )
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    tokens = dict(zip(texts, ids, strict=True))
     sharing = 0
     for options in (e.options for e in examples if e.options):
-        # In the order of their tokens, an option that begins others stands right before one of
-        # them.
+        # in this order an option that begins others stands right before one of them
         ordered = sorted(options, key=lambda option: tokens[option])
         for short, long in pairwise(ordered):
             if tokens[long][: len(tokens[short])] == tokens[short]:
                 raise LoclinError(
                     f"expected options of which none begins another, found {short!r} and {long!r} "
-                    "with the tokens "
-                    f"{tokens[short]} and {tokens[long]}: reword them, the longer could never win"
+                    f"with the tokens {tokens[short]} and {tokens[long]}: reword them, the longer "
+                    "could never win"
                 )
         sharing += len({tuple(tokens[option][:1]) for option in options}) < len(options)
     if not sharing:

@@ -15,10 +15,10 @@ class TaskData:
     """What was loaded, what was dropped, and why.
 
     Attributes:
-        source: where it came from: the name of a file, of a data set, of a model.
-        examples: by name of the task; no task is empty.
+        source: name of the file, data set or model.
+        examples: by task; no task is empty.
         read: how many records were read.
-        dropped: reason, worded so that it follows a number, and how many records it took.
+        dropped: how many records went for which reason, worded to follow a number.
         notes: remarks on the examples that were kept.
     """
 
@@ -37,12 +37,14 @@ class TaskData:
         """What happened to the records in one line, and one line more for every note.
 
         >>> pool = {"reverse": (Example(prompt="reverse a b =", answer=" b a"),)}
-        >>> print(TaskData(source="pool.jsonl", examples=pool, read=3, dropped={"with an empty answer": 2}).summary())
+        >>> dropped = {"with an empty answer": 2}
+        >>> print(TaskData(source="pool.jsonl", examples=pool, read=3, dropped=dropped).summary())
         pool.jsonl: 3 read, 1 kept in 1 task (reverse 1); dropped 2: 2 with an empty answer
         """
         tasks = ", ".join(f"{task} {len(examples)}" for task, examples in self.examples.items())
         plural = "s" if len(self.examples) > 1 else ""
-        line = f"{self.source}: {self.read} read, {self.kept} kept in {len(self.examples)} task{plural} ({tasks})"
+        count = f"{len(self.examples)} task{plural}"
+        line = f"{self.source}: {self.read} read, {self.kept} kept in {count} ({tasks})"
         if self.dropped:
             line += f"; dropped {sum(self.dropped.values())}: {counted(self.dropped)}"
         return "\n".join((line, *(f"note: {note}" for note in self.notes)))
@@ -54,9 +56,8 @@ def counted(dropped: Mapping[str, int]) -> str:
     >>> counted({"with an empty answer": 2, "repeating an earlier one": 5})
     '5 repeating an earlier one, 2 with an empty answer'
     """
-    return ", ".join(
-        f"{n} {reason}" for reason, n in sorted(dropped.items(), key=lambda item: -item[1])
-    )
+    ordered = sorted(dropped.items(), key=lambda item: -item[1])
+    return ", ".join(f"{n} {reason}" for reason, n in ordered)
 
 
 def sifted(data: TaskData, judge: Callable[[Sequence[Example]], Sequence[str]]) -> TaskData:
@@ -78,8 +79,7 @@ def sifted(data: TaskData, judge: Callable[[Sequence[Example]], Sequence[str]]) 
     if not kept:
         raise LoclinError(
             f"expected examples to keep in {data.source}, found none: {data.read} read, dropped "
-            f"{counted(dropped)}: "
-            "mend the data or choose other data"
+            f"{counted(dropped)}: mend the data or choose other data"
         )
     return replace(data, examples=kept, dropped=dict(dropped))
 
@@ -95,8 +95,9 @@ def cleaned(data: TaskData) -> TaskData:
         LoclinError: nothing is left, or a task whose gold answer is always the same although there
             are options: a model could then be right without reading.
 
-    >>> pair = (Example(prompt="a =", answer=" b"), Example(prompt="a =", answer=" c"), Example(prompt="d =", answer=" e"))
-    >>> cleaned(TaskData(source="pool", examples={"copy": pair}, read=3)).dropped
+    >>> lines = ("a =", " b"), ("a =", " c"), ("d =", " e")
+    >>> examples = tuple(Example(prompt=p, answer=a) for p, a in lines)
+    >>> cleaned(TaskData(source="pool", examples={"copy": examples}, read=3)).dropped
     {'with contradictory answers to one prompt': 2}
     """
     data = sifted(sifted(data, _empty), _repeated)
@@ -105,9 +106,8 @@ def cleaned(data: TaskData) -> TaskData:
         if len(answers) == 1 and all(e.options for e in examples):
             raise LoclinError(
                 f"expected at least two different right answers in task {task!r} of {data.source}, "
-                "found only "
-                f"{answers.pop()!r} in all {len(examples)} examples: add examples of the other "
-                "options"
+                f"found only {answers.pop()!r} in all {len(examples)} examples: add examples of "
+                "the other options"
             )
     return data
 
@@ -118,8 +118,9 @@ def merged(parts: Sequence[TaskData]) -> TaskData:
     Raises:
         LoclinError: one task in two sources.
 
-    >>> one, two = (TaskData(source=f"{t}.jsonl", read=1, examples={t: (Example(prompt=t, answer=" x"),)}) for t in "ab")
-    >>> merged([one, two]).summary()
+    >>> examples = {t: (Example(prompt=t, answer=" x"),) for t in "ab"}
+    >>> parts = [TaskData(source=f"{t}.jsonl", read=1, examples={t: examples[t]}) for t in "ab"]
+    >>> merged(parts).summary()
     'a.jsonl and b.jsonl: 2 read, 2 kept in 2 tasks (a 1, b 1)'
     """
     home: dict[str, str] = {}
@@ -129,8 +130,7 @@ def merged(parts: Sequence[TaskData]) -> TaskData:
             if task in home:
                 raise LoclinError(
                     f"expected every task in one file, found {task!r} in {home[task]} and "
-                    f"{part.source}: name the files, or the task "
-                    "of their records, differently"
+                    f"{part.source}: name the files, or the task of their records, differently"
                 )
             home[task] = part.source
         dropped.update(part.dropped)
@@ -172,11 +172,7 @@ def _repeated(examples: Sequence[Example]) -> list[str]:
 def grouped_splits(
     data: TaskData, shares: Mapping[str, float], *, seed: int
 ) -> dict[str, dict[str, tuple[Example, ...]]]:
-    """Cut every task at the same groups: a passage asked about in two tasks lies in one split for
-    both.
-
-    `split` on each task alone would place a group by its rank among that task's groups, and so,
-    where tasks do not share all of theirs, in different splits for different tasks.
+    """Cut every task at the same groups: a passage asked about in two tasks lies in one split.
 
     Returns:
         By split, then by task.
@@ -184,10 +180,11 @@ def grouped_splits(
     Raises:
         LoclinError: the shares do not sum to 1, or a task would have no example in a split.
 
-    >>> data = TaskData(source="pool", read=20, examples={
-    ...     "copy": tuple(Example(prompt=f"copy {i} =", answer=f" {i}", group=str(i)) for i in range(10)),
-    ...     "next": tuple(Example(prompt=f"next {i} =", answer=f" {i + 1}", group=str(i)) for i in range(10)),
-    ... })
+    >>> examples = {
+    ...     task: tuple(Example(prompt=f"{task}{i}", answer=" x", group=f"{i}") for i in range(10))
+    ...     for task in ("copy", "next")
+    ... }
+    >>> data = TaskData(source="pool", read=20, examples=examples)
     >>> parts = grouped_splits(data, {"train": 0.8, "test": 0.2}, seed=0)
     >>> {e.group for e in parts["test"]["copy"]} == {e.group for e in parts["test"]["next"]}
     True
@@ -207,7 +204,6 @@ def grouped_splits(
                 groups = len({e.group or e.prompt for e in data.examples[task]})
                 raise LoclinError(
                     f"expected examples of task {task!r} in every split, found {groups} groups, "
-                    f"none for {name!r}: "
-                    "give more examples or larger shares"
+                    f"none for {name!r}: give more examples or larger shares"
                 )
     return made

@@ -15,12 +15,9 @@ class Example:
     """A prompt and the answer that continues it.
 
     Attributes:
-        prompt: the text the model reads.
-        answer: the text that must follow, with its own leading space (" yes" and "yes" are
-            different tokens).
-        options: the answers to choose from, the gold one among them; empty for free answers.
-        group: what must not be shared between splits (a passage, an input sequence); the prompt
-            where left empty.
+        answer: with its own leading space (" yes" and "yes" are different tokens).
+        options: to choose from, the right one among them; empty for free answers.
+        group: what no two splits share (a passage, an input sequence); "" means the prompt.
     """
 
     prompt: str
@@ -38,12 +35,11 @@ def split(
 ) -> dict[str, tuple[Example, ...]]:
     """Cut examples into disjoint splits; examples of one group always land in the same split.
 
-    Groups are ordered by a keyed hash, so a group's place depends on (seed, group) alone, not on
-    the order of `examples`.
+    Groups are ordered by a keyed hash: a group's place depends on (seed, group) alone.
 
     Args:
         examples: what to divide.
-        shares: name of each split and its share of the groups; the shares sum to 1.
+        shares: of the groups in each split; they sum to 1.
         seed: another seed, another division.
 
     Raises:
@@ -71,8 +67,7 @@ def split(
     if empty:
         raise LoclinError(
             f"expected at least one group for every split, found {len(groups)} groups, none for "
-            f"{empty[0]!r}: "
-            "give more examples or larger shares"
+            f"{empty[0]!r}: give more examples or larger shares"
         )
     return parts
 
@@ -82,16 +77,14 @@ def dealt(
 ) -> dict[str, tuple[Example, ...]]:
     """Draw parts of given sizes; no group, and no prompt, is in two of them.
 
-    Groups are put in the order of a keyed hash, so that a group's place depends on (seed, purpose,
-    group) alone, and dealt out to the last part, then to the one before it, until each holds its
-    number: another size of the first part changes none of the others. What a last group has beyond
-    that number is left out.
+    Groups stand in the order of a hash keyed by (seed, purpose). They are dealt out to the last
+    part first, until it holds its number, so that another size of the first part changes none of
+    the others. What a last group has beyond that number is left out.
 
     Args:
         examples: what to divide.
-        sizes: name of each part, and how many examples it gets.
-        seed: another seed, another division.
-        purpose: names the stream of the draw.
+        sizes: examples of each part.
+        seed, purpose: of the draw.
 
     Returns:
         By part, in the order of `sizes`.
@@ -139,20 +132,16 @@ def check_apart(parts: Mapping[str, Sequence[Example]]) -> None:
                 if other != name:
                     raise LoclinError(
                         f"expected splits that share no {kind}, found {text[:60]!r} in {other} and "
-                        f"{name}: give examples that "
-                        "repeat each other one group"
+                        f"{name}: give examples that repeat each other one group"
                     )
 
 
 def _too_few(there: int, groups: int, sizes: Mapping[str, int]) -> LoclinError:
     needed, share = sum(sizes.values()), min(1.0, there / sum(sizes.values()))
     *names, last = sizes
-    fitting = " ".join(
-        f"--{name} {max(1, int(0.9 * share * size))}" for name, size in sizes.items()
-    )
+    fewer = " ".join(f"--{n} {max(1, int(0.9 * share * size))}" for n, size in sizes.items())
     listed = f"{', '.join(names)} and {last}" if names else last
     return LoclinError(
         f"expected {needed} examples for {listed}, found {there} in {groups} groups: give more "
-        "data, or fewer of each, such as "
-        f"{fitting}"
+        f"data, or fewer of each, such as {fewer}"
     )

@@ -23,8 +23,7 @@ def read_file(path: str | Path, *, template: str | None = None) -> TaskData:
 
     Args:
         path: the file. Its name without the ending is the task of records that name none.
-        template: the prompt, made from the record's own fields: "{passage}\\nQuestion:
-            {question}?\\nAnswer:".
+        template: the prompt, made from the record's own fields (`parse_template`).
 
     Raises:
         LoclinError: no such file, a folder, not UTF-8, empty, broken JSON (with its line), a record
@@ -37,9 +36,8 @@ def read_file(path: str | Path, *, template: str | None = None) -> TaskData:
 def _records(path: Path) -> Iterator[Record]:
     text = _text(path)
     if text.lstrip().startswith("["):
-        values = (
-            (f"{path} record {i}", value) for i, value in enumerate(_parsed(text, path, 1), start=1)
-        )
+        records = enumerate(_parsed(text, path, 1), start=1)
+        values = ((f"{path} record {i}", value) for i, value in records)
     else:  # not splitlines: a string in JSON may hold U+2028 and its like
         lines = ((i, line) for i, line in enumerate(text.split("\n"), start=1) if line.strip())
         values = ((f"{path} line {i}", _parsed(line, path, i)) for i, line in lines)
@@ -64,8 +62,7 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise LoclinError(
             f"expected UTF-8 text, found byte {error.object[error.start]:#04x} at position "
-            f"{error.start} of {path}: "
-            "save the file as UTF-8"
+            f"{error.start} of {path}: save the file as UTF-8"
         ) from None
     if not text.strip():
         raise LoclinError(
@@ -89,16 +86,11 @@ def _parsed(text: str, path: Path, line: int) -> Any:
 
 
 def read_hub(name: str, *, split: str = "train", template: str | None = None) -> TaskData:
-    """Read a Hugging Face data set, or a local folder of data files, whose columns are one of the
+    """Read a Hugging Face data set ("google/boolq") or a folder of data files in any of the
     schemas.
 
-    Where the hub cannot be reached, what was prepared by `datasets` or fetched by `hf download`
-    before is used. Data sets that need code of their own are refused.
-
-    Args:
-        name: "google/boolq", or a folder.
-        split: which of its splits.
-        template: the prompt, made from the record's own fields.
+    Where the hub cannot be reached, what was fetched before is used. Data sets that need code of
+    their own are refused.
 
     Raises:
         LoclinError: `datasets` is not installed, the data set or split cannot be had, or whatever
@@ -127,12 +119,11 @@ def _hub_rows(name: str, split: str) -> Iterable[dict[str, Any]]:
         except refusals as error:
             raise LoclinError(
                 f"expected a folder of data files with a split {split!r}, found {_reason(error)} "
-                f"in {name}: mend the files, "
-                f"name the one of the split {split}.jsonl, or ask for another split"
+                f"in {name}: mend the files, name the one of the split {split}.jsonl, or ask for "
+                "another split"
             ) from None
-    if not re.fullmatch(
-        r"\w[\w.-]*/\w[\w.-]*", name
-    ):  # "json" alone would load whatever lies in the working folder
+    # "json" alone would load whatever lies in the working folder
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise LoclinError(
             f"expected a folder or a data set like google/boolq, found {name!r}: check the name"
         )
@@ -145,16 +136,13 @@ def _hub_rows(name: str, split: str) -> Iterable[dict[str, Any]]:
     except refusals:
         raise LoclinError(
             f"expected the data set {name!r} with a split {split!r} on the Hugging Face hub or in "
-            f"its cache, found {reason}: "
-            "check the name, or fetch it where there is a network: hf download --repo-type "
-            f"dataset {name}"
+            f"its cache, found {reason}: check the name, or fetch it where there is a network: hf "
+            f"download --repo-type dataset {name}"
         ) from None
 
 
 def _load(path: str, split: str) -> Iterable[dict[str, Any]]:
-    """Rows of one split, without the bars and log lines of `datasets`, whose errors are reported
-    here instead.
-    """
+    """Rows of one split, without the bars and log lines of `datasets`."""
     import datasets
     from datasets.utils import are_progress_bars_disabled, logging
 
@@ -172,10 +160,7 @@ def _load(path: str, split: str) -> Iterable[dict[str, Any]]:
 
 def _reason(error: Exception) -> str:
     """The first line of somebody else's error, or of what it came from where that says more."""
-    told = (
-        error.__cause__
-        if type(error).__name__ == "DatasetGenerationError" and error.__cause__
-        else error
-    )
-    lines = str(told).strip().splitlines()
-    return f"{type(told).__name__} ({lines[0].rstrip('.') if lines else 'no message'})"
+    generated = type(error).__name__ == "DatasetGenerationError"
+    cause = (error.__cause__ or error) if generated else error
+    lines = str(cause).strip().splitlines()
+    return f"{type(cause).__name__} ({lines[0].rstrip('.') if lines else 'no message'})"

@@ -21,26 +21,18 @@ def fit(
 ) -> TaskData:
     """Drop, or refuse, the examples that a model cannot read, and check the options of the rest.
 
-    Dropped: answers and options of no tokens, or with a word that the tokenizer does not know (it
-    would be the same token as any other such word); a prompt whose tokens, together with those of
-    its longest answer, exceed the context.
-
-    Args:
-        data: what to fit; not changed.
-        tokenizer: the model's.
-        context: the most tokens that the model reads at once; None where there is no limit.
-        long: "drop" counts what is longer, "fail" refuses the data.
+    Dropped: answers and options of no tokens, or with a word that the tokenizer does not know;
+    prompts that exceed the context (None: no limit) together with their longest answer, which
+    `long` = "fail" refuses instead.
 
     Raises:
-        LoclinError: `long` is "fail" and something is longer; nothing is left; an option that
-            begins another.
+        LoclinError: a longer prompt with "fail"; nothing left; an option that begins another.
     """
-    data = sifted(
-        data,
-        lambda examples: [
-            _unreadable(answers, tokenizer) for answers in _answers(examples, tokenizer)
-        ],
-    )
+
+    def unreadable(examples: Sequence[Example]) -> list[str]:
+        return [_unreadable(answers, tokenizer) for answers in _answers(examples, tokenizer)]
+
+    data = sifted(data, unreadable)
     if context is not None:
         data = _within(data, tokenizer, context, long)
     notes = [note for note in (_unknown_words(data, tokenizer),) if note]
@@ -57,8 +49,8 @@ def _within(
     if longer and long == "fail":
         raise LoclinError(
             f"expected prompts with answers of at most {context} tokens, the model's context, "
-            f"found {len(longer)} longer in "
-            f"{data.source}, the longest of {max(longer)}: shorten them or let them be dropped"
+            f"found {len(longer)} longer in {data.source}, the longest of {max(longer)}: shorten "
+            "them or let them be dropped"
         )
     reason = f"longer than the context of {context} tokens"
     return sifted(data, lambda examples: [reason if lengths[e] > context else "" for e in examples])
@@ -70,9 +62,8 @@ def _answers(
     """For every example, the tokens of its options, or of its answer where there are none."""
     texts = [e.options or (e.answer,) for e in examples]
     distinct = sorted({text for several in texts for text in several})
-    tokens = dict(
-        zip(distinct, tokenizer(distinct, add_special_tokens=False)["input_ids"], strict=True)
-    )
+    ids = tokenizer(distinct, add_special_tokens=False)["input_ids"]
+    tokens = dict(zip(distinct, ids, strict=True))
     return [[tokens[text] for text in several] for several in texts]
 
 
@@ -83,32 +74,23 @@ def _lengths(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) ->
 
 
 def _unknown(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Tokens that stand for words outside the vocabulary: the built-in word-level tokenizers use
-    their padding.
-    """
-    return {
-        token for token in (tokenizer.unk_token_id, tokenizer.pad_token_id) if token is not None
-    }
+    """Tokens of unknown words: the built-in word-level tokenizers use their padding."""
+    return {t for t in (tokenizer.unk_token_id, tokenizer.pad_token_id) if t is not None}
 
 
 def _unreadable(answers: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> str:
     if not all(answers):
         return "with an answer of no tokens"
     unknown = _unknown(tokenizer)
-    return (
-        "with an answer that the tokenizer has no words for"
-        if any(unknown & set(a) for a in answers)
-        else ""
-    )
+    lost = any(unknown & set(a) for a in answers)
+    return "with an answer that the tokenizer has no words for" if lost else ""
 
 
 def _unknown_words(data: TaskData, tokenizer: PreTrainedTokenizerBase) -> str:
     prompts = [e.prompt for examples in data.examples.values() for e in examples]
     unknown = _unknown(tokenizer)
     rows = tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]
-    found = sum(bool(unknown & set(row)) for row in rows)
-    return (
-        f"{found} of {len(prompts)} prompts hold words that the tokenizer does not know"
-        if found
-        else ""
-    )
+    count = sum(bool(unknown & set(row)) for row in rows)
+    if not count:
+        return ""
+    return f"{count} of {len(prompts)} prompts hold words that the tokenizer does not know"

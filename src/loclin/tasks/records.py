@@ -29,10 +29,8 @@ class Record:
         Raises:
             LoclinError: it holds something else.
 
-        >>> Record(where="pool.jsonl line 1", fields={"answer": 3}).text("answer")
-        Traceback (most recent call last):
-        loclin.errors.LoclinError: expected text in 'answer', found 3 in pool.jsonl line 1: write it
-        in quotes
+        >>> Record(where="line 1", fields={"answer": "purr"}).text("answer")
+        'purr'
         """
         value = self.fields.get(name)
         if value is None:
@@ -44,11 +42,8 @@ class Record:
     def name(self, name: str) -> str:
         """A field that names something: text or a whole number; "" where it is null or left out."""
         value = self.fields.get(name)
-        return (
-            str(value)
-            if isinstance(value, int) and not isinstance(value, bool)
-            else self.text(name)
-        )
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return str(value) if whole else self.text(name)
 
     def printed(self, name: str) -> str:
         """A field as a template shows it: text or a number; "" where it is null or left out."""
@@ -58,9 +53,7 @@ class Record:
         return self.text(name)
 
     def writable(self, name: str, value: str) -> str:
-        """The text, if it can be written at all: JSON can spell half a character, which no
-        tokenizer takes.
-        """
+        """The text, if it can be written at all: JSON can spell half a character."""
         try:
             value.encode()
         except UnicodeEncodeError:
@@ -86,18 +79,13 @@ def listed(names: Iterable[str]) -> str:
     "'prompt', 'answer'"
     """
     names = list(names)
-    return ", ".join(map(repr, names[:12])) + (
-        f" and {len(names) - 12} more" if len(names) > 12 else ""
-    )
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return ", ".join(map(repr, names[:12])) + more
 
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """Literal text and the fields between: the pieces of a `str.format`-like text.
-
-    Attributes:
-        pieces: literal text and the name of the field that follows it, None at the end.
-    """
+    """Pieces of literal text, each with the name of the field that follows it, or None."""
 
     pieces: tuple[tuple[str, str | None], ...]
 
@@ -117,18 +105,14 @@ class Template:
         values = {name: record.printed(name) for name in names}
         if not any(value.strip() for value in values.values()):
             return ""
-        return "".join(
-            literal + ("" if name is None else values[name]) for literal, name in self.pieces
-        )
+        return "".join(literal + values.get(name or "", "") for literal, name in self.pieces)
 
 
 def parse_template(text: str) -> Template:
-    r"""Read a template: `{name}` stands for a field, `{{` and `}}` for braces, `\n` for a line
-    break.
+    r"""Read a template: `{name}` is a field, `{{` and `}}` are braces, `\n` is a line break.
 
-    A name is looked up as it stands: no attributes, no indices, no formats, so that a template
-    cannot reach anything but the record. The two characters `\n` become a line break because a
-    shell passes them on as they are.
+    A name is looked up as it stands, without attributes, indices or formats: a template can reach
+    nothing but the record.
 
     Raises:
         LoclinError: unbalanced braces, a format, or no field at all.
@@ -148,8 +132,7 @@ def parse_template(text: str) -> Template:
         if name == "" or form or conversion:
             raise LoclinError(
                 f"expected simple field names like {{question}} in the template, found "
-                f"{shown(text)}: "
-                "leave out formats and empty braces"
+                f"{shown(text)}: leave out formats and empty braces"
             )
     if all(name is None for _, name, _, _ in parsed):
         raise LoclinError(

@@ -1,6 +1,4 @@
-"""A model's own behaviour as the capability to destroy and recover: its samples, and how it goes on
-from them.
-"""
+"""A model's own samples, and how it goes on from them, as the capability to destroy."""
 
 from __future__ import annotations
 
@@ -39,37 +37,20 @@ def self_examples(
 ) -> TaskData:
     """Prompts sampled from the model, each with the model's own greedy continuation as its answer.
 
-    The untouched model's exact match is 1, up to round-off between batches of different shape. A
-    prompt is drawn at temperature 1 by the Gumbel-max trick, x_t = argmax(logits_t + G), with noise
-    that is a function of (seed, row, step) alone; from the beginning-of-text token where the
-    tokenizer has one, else from a token drawn at random. Tokens that are no text by themselves
-    (special ones, parts of a character) are left out of the draw. An answer ends where the model
-    would end the text.
+    The untouched model's exact match is 1, up to round-off. A prompt is drawn at temperature 1 by
+    the Gumbel-max trick, x_t = argmax(logits_t + G), with noise that is a function of (seed, row,
+    step) alone; from the beginning-of-text token where there is one, else from a random token.
+    Tokens that are no text by themselves are left out. An answer ends where the model would end.
 
     Kept are the first `count` rows that are different and survive being written as text and read
-    back, so that the batch size changes nothing.
-
-    Args:
-        model: a causal LM in evaluation mode; not changed.
-        tokenizer: its tokenizer.
-        count: examples wanted; fewer come back, with a note, if 32 rows for each did not yield
-            them.
-        prompt_tokens: tokens of a prompt, special ones not counted.
-        answer_tokens: tokens of an answer, at most.
-        seed: of the draws.
-        batch_size: rows in a forward pass.
+    back; fewer, with a note, if 32 rows for each did not yield them.
 
     Raises:
         LoclinError: counts below 1, tokens beyond the model's context, logits that are not numbers,
             no usable row.
     """
-    asked = {
-        "samples": count,
-        "prompt tokens": prompt_tokens,
-        "answer tokens": answer_tokens,
-        "rows": batch_size,
-    }
-    for name, value in asked.items():
+    names = ("samples", "prompt tokens", "answer tokens", "rows")
+    for name, value in zip(names, (count, prompt_tokens, answer_tokens, batch_size), strict=True):
         if value < 1:
             raise LoclinError(
                 f"expected to draw at least 1 of the {name}, found {value}: ask for more"
@@ -86,9 +67,7 @@ def self_examples(
     )
     kept: dict[str, Example] = {}
     dropped: Counter[str] = Counter()
-    for row, found in enumerate(
-        posed, start=1
-    ):  # lazily: no more batches are drawn than are needed
+    for row, found in enumerate(posed, start=1):  # lazily: no more are drawn than are needed
         if isinstance(found, str) or found.prompt in kept:
             dropped[found if isinstance(found, str) else REPEATED] += 1
         else:
@@ -105,16 +84,13 @@ def _summed_up(kept: dict[str, Example], dropped: Counter[str], count: int) -> T
             f"expected samples of the model that read back as text, found none in {read} draws: "
             f"dropped {counted(dropped)}: use a file of task data instead"
         )
-    notes = (
-        () if len(kept) == count else (f"{count} samples were asked for, {len(kept)} are usable",)
-    )
-    examples = {"self": tuple(kept.values())}
+    short = f"{count} samples were asked for, {len(kept)} are usable"
     return TaskData(
         source="the model's own samples",
-        examples=examples,
+        examples={"self": tuple(kept.values())},
         read=read,
         dropped=dict(dropped),
-        notes=notes,
+        notes=() if len(kept) == count else (short,),
     )
 
 
@@ -160,34 +136,27 @@ def _sampled(
     length: int,
     seed: int,
 ) -> Int[Tensor, "n length"]:
-    """Draw tokens for each row number: after the beginning-of-text token, or from the first one on
-    where there is none.
-    """
+    """Draw tokens for each row number, after the beginning-of-text token where there is one."""
     first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     ids = torch.tensor(first, dtype=torch.long).expand(len(rows), -1)
     speak = _Speech(model)
     for step in range(length):
         logits = speak(ids) if ids.shape[1] else torch.zeros(len(rows), len(drawable))
-        noise = torch.stack(
-            [_gumbel(len(drawable), seed=derived(seed, "self", row, step)) for row in rows]
-        )
+        seeds = [derived(seed, "self", row, step) for row in rows]
+        noise = torch.stack([_gumbel(len(drawable), seed=s) for s in seeds])
         drawn = (logits + noise).masked_fill(~drawable, -torch.inf).argmax(-1)
         ids = torch.cat([ids, drawn[:, None]], dim=1)
     return ids[:, -length:]
 
 
 def _gumbel(size: int, *, seed: int) -> Float[Tensor, " size"]:
-    """G = −ln E with E ~ Exp(1): argmax(logits + G) is a draw from softmax(logits). In float64,
-    where no E is ever 0.
-    """
+    """G = −ln E with E ~ Exp(1), in float64, where no E is ever 0."""
     generator = torch.Generator().manual_seed(seed)
     return -torch.empty(size, dtype=torch.float64).exponential_(generator=generator).log()
 
 
 class _Speech:
-    """Logits of the next token of growing rows; what was read before is kept in the model's own
-    cache.
-    """
+    """Logits of the next token of growing rows, with the model's own cache."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -222,14 +191,10 @@ def _examples(
     prompts: Int[Tensor, "n length"],
     count: int,
 ) -> list[Example | str]:
-    """For every prompt its example, or why there is none. Only what reads back goes through the
-    model again.
-    """
+    """For every prompt its example, or why there is none."""
     texts = tokenizer.batch_decode(prompts, **_VERBATIM)
-    same = [
-        text.strip() and _tokens(tokenizer, text) == ids
-        for text, ids in zip(texts, prompts.tolist(), strict=True)
-    ]
+    pairs = zip(texts, prompts.tolist(), strict=True)
+    same = [text.strip() and _tokens(tokenizer, text) == ids for text, ids in pairs]
     readable = [text for text, survives in zip(texts, same, strict=True) if survives]
     spoken = iter(_continued(model, tokenizer(readable)["input_ids"], count) if readable else [])
     return [
@@ -255,16 +220,13 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def _example(
     tokenizer: PreTrainedTokenizerBase, prompt: str, ids: list[int], spoken: list[int]
 ) -> Example | str:
-    """The prompt with what the model says, up to its first special token, as the answer; or why
-    that cannot be.
-    """
+    """The prompt with what the model says up to a special token; or why that cannot be."""
     special = {*tokenizer.all_special_ids}
     answer = list(takewhile(lambda token: token not in special, spoken))
     if not answer:
         return ENDED
     alone = tokenizer.decode(answer, **_VERBATIM)
-    # Some tokenizers leave out the space before a first word, and some read a text with and without
-    # it alike.
+    # some tokenizers leave out the space before a first word, some read both texts alike
     after = tokenizer.decode(ids + answer, **_VERBATIM)
     for text in (after.removeprefix(prompt) if after.startswith(prompt) else alone, alone):
         if text.strip() and _tokens(tokenizer, text) == answer:

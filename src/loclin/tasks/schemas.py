@@ -3,8 +3,9 @@
 - options: prompt, options, label (an index from 0, or the option's text)
 - answers: prompt, answer
 - BoolQ: question, passage, answer (Clark et al. 2019, arXiv 1905.10044)
-- contrast: question, answer_matching_behavior, answer_not_matching_behavior (Perez et al. 2022, arXiv 2212.09251; the
-  A/B files of Rimsky et al. 2023, arXiv 2312.06681); the matching answer is gold
+- contrast: question, answer_matching_behavior, answer_not_matching_behavior (Perez et al. 2022,
+  arXiv 2212.09251; the A/B files of Rimsky et al. 2023, arXiv 2312.06681); the matching answer is
+  right
 
 Every record may name its `task` and its `group`. With a template, `prompt` may be left out.
 """
@@ -30,11 +31,10 @@ class Schema:
     """One way to write a record down.
 
     Attributes:
-        name: for messages.
         fields: those it must have.
-        prompt: its prompt where no template is given; "" if what it is made of is empty.
-        answers: the gold answer ("" if it is empty) and the options (none for free answers).
-        group: what must not be shared between splits, where the record names no group.
+        prompt: where no template is given; "" if what it is made of is empty.
+        answers: the right answer ("" if it is empty) and the options (none for free answers).
+        group: what no two splits share, where the record names no group.
     """
 
     name: str
@@ -49,15 +49,14 @@ def task_data(
 ) -> TaskData:
     """Read records of one schema as examples, and drop what `cleaned` drops.
 
-    An answer that does not begin with white space gets one space in front (" yes" and "yes" are
-    different tokens), unless the prompt ends in white space.
+    An answer gets a space in front where neither it nor the prompt's end has white space (" yes"
+    and "yes" are different tokens).
 
     Args:
         records: all of one schema.
         source: their name in messages.
         task: of records that name none.
-        template: the prompt as text with `{field}` in it (`parse_template`); the schema's own
-            prompt by default.
+        template: the prompt (`parse_template`); the schema's own by default.
 
     Raises:
         LoclinError: no record, an unknown schema, two schemas, a field of the wrong kind, an

@@ -1,8 +1,7 @@
-"""Synthetic multitask sequence problems: one small transformer learns them all, told apart by the
-first token.
+"""Synthetic sequence tasks that one small transformer learns, told apart by the first token.
 
 A prompt reads ``reverse a c b d =`` and the answer `` d b c a``. Every task maps a sequence of
-symbols to one of the same length, so one model size and one way of scoring serve all of them.
+symbols to one of the same length.
 """
 
 from __future__ import annotations
@@ -34,20 +33,13 @@ ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
 
 def vocabulary(symbols: int) -> list[str]:
-    """The words of the sequence language: padding, the equals sign, the symbols, every task name."""
+    """Padding, the equals sign, the symbols, every task name."""
     return ["<pad>", "=", *ALPHABET[:symbols], *TASKS]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceTasks:
-    """Which sequence tasks, over which inputs.
-
-    Attributes:
-        tasks: names from `TASKS`.
-        length: symbols in a sequence.
-        symbols: alphabet size.
-        pool: distinct input sequences.
-    """
+    """Which tasks, on how many distinct sequences of what length over how many symbols."""
 
     tasks: tuple[str, ...] = ("copy", "reverse", "sort", "increment", "swap", "rotate")
     length: int = 6
@@ -77,7 +69,7 @@ class SequenceTasks:
         return TaskData(source="sequences", examples=posed, read=sum(map(len, posed.values())))
 
     #: What a built-in model learns from: the same examples.
-    lessons = examples
+    train_examples = examples
 
 
 def sequence_examples(
@@ -85,15 +77,7 @@ def sequence_examples(
 ) -> dict[str, tuple[Example, ...]]:
     """Draw `count` distinct input sequences and pose each of them for every task.
 
-    The group of an example is its input sequence, so a split never shows one input in two splits,
-    not even under different tasks.
-
-    Args:
-        tasks: names from `TASKS`.
-        count: distinct input sequences.
-        length: symbols in a sequence.
-        symbols: alphabet size, at most 26.
-        seed: of the draw.
+    The group of an example is its input sequence, whatever the task: no split shares one.
 
     Returns:
         For every task, its examples in the same order of inputs.
@@ -114,8 +98,8 @@ def sequence_examples(
     if count > symbols**length // 2:
         raise LoclinError(
             f"expected at most {symbols**length // 2} distinct sequences of length {length} over "
-            f"{symbols} symbols, "
-            f"found a pool of {count}: make the pool smaller or the sequences longer"
+            f"{symbols} symbols, found a pool of {count}: make the pool smaller or the sequences "
+            "longer"
         )
     rng = random.Random(seed)
     inputs: dict[Symbols, None] = {}

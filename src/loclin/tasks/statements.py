@@ -19,85 +19,23 @@ from loclin.tasks.example import Example
 
 YES, NO = " yes", " no"
 
-SUBJECTS = (
-    *(
-        "anna",
-        "boris",
-        "clara",
-        "david",
-        "emma",
-        "felix",
-        "greta",
-        "hugo",
-        "irene",
-        "jonas",
-        "karin",
-    ),
-    *(
-        "lukas",
-        "maria",
-        "nils",
-        "olga",
-        "peter",
-        "quinn",
-        "rosa",
-        "simon",
-        "tilda",
-        "ulla",
-        "victor",
-    ),
-    *("wanda", "xenia", "yosef", "zelda", "amos", "bella", "cyrus", "doris", "elias", "flora"),
-)
 
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+SUBJECTS = tuple(
+    _words(
+        "anna boris clara david emma felix greta hugo irene jonas karin lukas maria nils olga "
+        "peter quinn rosa simon tilda ulla victor wanda xenia yosef zelda amos bella cyrus doris "
+        "elias flora"
+    )
+)
 RELATIONS: dict[str, list[str]] = {
-    "colour": [
-        "red",
-        "green",
-        "blue",
-        "black",
-        "white",
-        "yellow",
-        "pink",
-        "brown",
-        "grey",
-        "purple",
-    ],
-    "town": [
-        "paris",
-        "rome",
-        "berlin",
-        "madrid",
-        "vienna",
-        "oslo",
-        "athens",
-        "lisbon",
-        "dublin",
-        "prague",
-    ],
-    "animal": [
-        "dog",
-        "cat",
-        "horse",
-        "parrot",
-        "rabbit",
-        "turtle",
-        "goat",
-        "falcon",
-        "pig",
-        "hamster",
-    ],
-    "food": [
-        "bread",
-        "rice",
-        "soup",
-        "cheese",
-        "fish",
-        "apples",
-        "beans",
-        "noodles",
-        "honey",
-        "olives",
-    ],
+    "colour": _words("red green blue black white yellow pink brown grey purple"),
+    "town": _words("paris rome berlin madrid vienna oslo athens lisbon dublin prague"),
+    "animal": _words("dog cat horse parrot rabbit turtle goat falcon pig hamster"),
+    "food": _words("bread rice soup cheese fish apples beans noodles honey olives"),
 }
 
 OPENINGS = (
@@ -118,23 +56,17 @@ CORES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Statement:
-    """One statement in the BoolQ schema (question, passage, answer).
+    """One statement in the BoolQ schema: a claim, an empty passage, and whether it is true.
 
-    Attributes:
-        question: the claim, without its question mark.
-        passage: empty: the world is closed, the model has to know.
-        answer: whether it is true.
-        subject: who it is about.
-        relation: which relation it is about; the task.
-        group: subject, relation and phrasing: what no two splits share.
+    The relation is the task; the group is subject, relation and phrasing.
     """
 
     question: str
-    passage: str
     answer: bool
     subject: str
     relation: str
     group: str
+    passage: str = ""
 
     def example(self) -> Example:
         """The statement as a question to a model."""
@@ -147,9 +79,7 @@ class Statement:
 
 
 def facts(*, seed: int) -> dict[tuple[str, str], str]:
-    """The true value of every (subject, relation): drawn once for a world, the same for the same
-    seed.
-    """
+    """The true value of every (subject, relation) of a world, a function of the seed."""
     rng = random.Random(seed)
     return {(s, r): rng.choice(values) for s in SUBJECTS for r, values in RELATIONS.items()}
 
@@ -174,8 +104,8 @@ def statements(
     most = min(map(len, RELATIONS.values())) - 1
     if not 1 <= false_per_true <= most:
         raise LoclinError(
-            f"expected 1 to {most} false statements for a true one, found {false_per_true}: change "
-            "it"
+            f"expected 1 to {most} false statements for a true one, found {false_per_true}: "
+            "change it"
         )
     true, rng = facts(seed=world), random.Random(seed)
     made: dict[str, list[Statement]] = {relation: [] for relation in RELATIONS}
@@ -184,29 +114,20 @@ def statements(
             wrong = rng.sample([v for v in RELATIONS[relation] if v != truth], false_per_true)
             for value in (truth, *wrong):
                 claim = phrasing.format(subject=subject, relation=relation, value=value)
-                made[relation].append(
-                    Statement(
-                        question=claim,
-                        passage="",
-                        answer=value == truth,
-                        subject=subject,
-                        relation=relation,
-                        group=f"{subject}/{relation}/{number}",
-                    )
+                statement = Statement(
+                    question=claim,
+                    answer=value == truth,
+                    subject=subject,
+                    relation=relation,
+                    group=f"{subject}/{relation}/{number}",
                 )
-    return {relation: tuple(found) for relation, found in made.items()}
+                made[relation].append(statement)
+    return {relation: tuple(every) for relation, every in made.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Statements:
-    """The statement world as task data: one task a relation.
-
-    Attributes:
-        world: seed of the facts; the same in all runs, so that adapters of different runs start
-            from one base model.
-        subjects: how many there are.
-        relations: names from `RELATIONS`.
-    """
+    """The statement world as task data: one task a relation. All runs share one world."""
 
     world: int = 0
     subjects: int = len(SUBJECTS)
@@ -222,22 +143,17 @@ class Statements:
         return 16
 
     def examples(self, *, seed: int) -> TaskData:
-        """Balanced: in every phrasing of every fact the true statement and one false one, drawn by
-        `seed`.
-        """
+        """In every phrasing of every fact the true statement and a false one, drawn by `seed`."""
         return self._data(statements(world=self.world, seed=seed))
 
-    def lessons(self, *, seed: int) -> TaskData:
-        """What a built-in model learns from: every false statement, each true one as often as false
-        ones stand beside it.
-        """
+    def train_examples(self, *, seed: int) -> TaskData:
+        """What a built-in model learns from: every false statement, true ones as often as those."""
         every = statements(world=self.world, seed=seed, false_per_true=9)
-        return self._data(
-            {
-                r: [s for s in found for _ in range(9 if s.answer else 1)]
-                for r, found in every.items()
-            }
-        )
+        repeated = {
+            relation: [s for s in claims for _ in range(9 if s.answer else 1)]
+            for relation, claims in every.items()
+        }
+        return self._data(repeated)
 
     def _data(self, found: Mapping[str, Sequence[Statement]]) -> TaskData:
         known = SUBJECTS[: self.subjects]
@@ -248,15 +164,8 @@ class Statements:
 
 
 def vocabulary() -> list[str]:
-    """The words of the statement language: padding, the question mark, the answers, every word of
-    every statement.
-    """
-    fixed = (
-        " ".join((*OPENINGS, *CORES))
-        .replace("{relation}", "")
-        .replace("{subject}", "")
-        .replace("{value}", "")
-    )
+    """Padding, the question mark, the answers, every word of every statement."""
+    fixed = " ".join((*OPENINGS, *CORES)).format(relation="", subject="", value="")
     values = [v for found in RELATIONS.values() for v in found]
     words = ["<pad>", "?", "yes", "no", *fixed.split(), *RELATIONS, *values, *SUBJECTS]
     return list(dict.fromkeys(words))

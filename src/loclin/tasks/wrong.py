@@ -21,7 +21,8 @@ def with_wrong_answers(examples: Sequence[Example], *, seed: int) -> tuple[Examp
         LoclinError: fewer than two different answers.
 
     >>> asked = [Example(prompt=f"{i} + 1 =", answer=f" {i + 1}") for i in range(5)]
-    >>> any(w.answer == e.answer for w, e in zip(with_wrong_answers(asked, seed=0), asked, strict=True))
+    >>> wrong = with_wrong_answers(asked, seed=0)
+    >>> any(w.answer == e.answer for w, e in zip(wrong, asked, strict=True))
     False
     """
     rng = random.Random(seed)
@@ -29,8 +30,7 @@ def with_wrong_answers(examples: Sequence[Example], *, seed: int) -> tuple[Examp
     if len(answers) < 2:
         raise LoclinError(
             f"expected at least 2 different answers to exchange, found {len(answers)} in "
-            f"{len(examples)} examples: "
-            "give more data"
+            f"{len(examples)} examples: give more data"
         )
     order = list(range(len(examples)))
     rng.shuffle(order)
@@ -44,8 +44,6 @@ def with_wrong_answers(examples: Sequence[Example], *, seed: int) -> tuple[Examp
 def _wrong(example: Example, passed_on: str, answers: Sequence[str], rng: random.Random) -> str:
     if example.options:
         return rng.choice([o for o in example.options if o != example.answer])
-    return (
-        passed_on
-        if passed_on != example.answer
-        else rng.choice([a for a in answers if a != example.answer])
-    )
+    if passed_on != example.answer:
+        return passed_on
+    return rng.choice([a for a in answers if a != example.answer])

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from loclin.errors import LoclinError
-from loclin.integrations.folder import Checkpoint, open_checkpoint, scaling
-from loclin.integrations.points import Adapted, pairs
+from loclin.models.folder import Checkpoint, open_checkpoint, scaling
+from loclin.models.points import Adapted, pairs
 
 #: Names under which a model's body may stand, or be left out, in a file of its weights.
 BODIES = ("", "transformer.", "model.", "gpt_neox.")
@@ -153,14 +153,12 @@ def _file(path: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise LoclinError(
             f"expected a whole safetensors file, found {path} ({error}): save the changes with "
-            "safetensors; pickles are never "
-            "loaded"
+            "safetensors; pickles are never loaded"
         ) from error
     if any(".lora_" in n for n in found):
         raise LoclinError(
             f"expected changes of weights, found the factors of an adapter in {path}: give the "
-            "adapter's folder, which says "
-            "how they are scaled"
+            "adapter's folder, which says how they are scaled"
         )
     return {
         n: t.to(torch.promote_types(t.dtype, torch.float32))
@@ -189,8 +187,7 @@ def _between(
         kinds = ["full weights" if c.adapter is None else "an adapter" for c in (base, tuned)]
         raise LoclinError(
             f"expected two folders of one kind, found {kinds[0]} in {base.label} and {kinds[1]} in "
-            f"{tuned.label}: give the "
-            "adapter's folder alone, or two of one kind"
+            f"{tuned.label}: give the adapter's folder alone, or two of one kind"
         )
     if base.adapter is None or tuned.adapter is None:
         found, more = _full_difference(base, tuned, model)
@@ -199,8 +196,7 @@ def _between(
         if base.adapter.get(key) != tuned.adapter.get(key):
             raise LoclinError(
                 f"expected adapters of one configuration, found {key} {base.adapter.get(key)} in "
-                f"{base.label} and "
-                f"{tuned.adapter.get(key)} in {tuned.label}: give two of one run"
+                f"{base.label} and {tuned.adapter.get(key)} in {tuned.label}: give two of one run"
             )
     first, second = _changes(base, model), _changes(tuned, model)
     _same_names(first, second, base, tuned)
@@ -241,8 +237,7 @@ def _difference(base: Checkpoint, first: str, tuned: Checkpoint, second: str) ->
     if base.shapes[first] != tuned.shapes[second]:
         raise LoclinError(
             f"expected one shape of {second}, found {base.shapes[first]} in {base.label} and "
-            f"{tuned.shapes[second]} in "
-            f"{tuned.label}: give two checkpoints of one model"
+            f"{tuned.shapes[second]} in {tuned.label}: give two checkpoints of one model"
         )
     a, b = base.read(first, slice(None)), tuned.read(second, slice(None))
     return (b - a).reshape(tuned.shapes[second])
@@ -255,8 +250,7 @@ def _same_names(
         holder, other = (base, tuned) if name in first else (tuned, base)
         raise LoclinError(
             f"expected the same tensors in both folders, found {name} in {holder.label} but not in "
-            f"{other.label}: give two "
-            "checkpoints of one model"
+            f"{other.label}: give two checkpoints of one model"
         )
 
 
@@ -271,8 +265,7 @@ def _changes(adapter: Checkpoint, model: Tensors) -> dict[str, Tensor]:
     if kind != "LORA":
         raise LoclinError(
             f"expected a LoRA adapter, whose ΔW is sBA, found one of kind {kind} in "
-            f"{adapter.label}: merge it into the weights "
-            "and give BASE..TUNED"
+            f"{adapter.label}: merge it into the weights and give BASE..TUNED"
         )
     found = pairs(adapter.files, lambda weight: scaling(settings, weight)[1])
     factors = {n for pair in found.values() for n in (pair.a, pair.b)}
@@ -280,8 +273,7 @@ def _changes(adapter: Checkpoint, model: Tensors) -> dict[str, Tensor]:
     if beside:
         raise LoclinError(
             f"expected LoRA factors alone in {adapter.label}, found {beside[0]} beside them: merge "
-            "the adapter into the weights "
-            "and give BASE..TUNED"
+            "the adapter into the weights and give BASE..TUNED"
         )
     named = {w.removeprefix("base_model.model.") + ".weight": pair for w, pair in found.items()}
     own = {stored: n for n, stored in matched_names([*model.shapes, *model.tied], named).items()}
@@ -290,8 +282,7 @@ def _changes(adapter: Checkpoint, model: Tensors) -> dict[str, Tensor]:
         if n in shared:
             raise LoclinError(
                 f"expected adapted weights that move alone, found {stored} in {adapter.label}, "
-                "which the model ties to another "
-                "one: untie and merge it, and give BASE..TUNED"
+                "which the model ties to another one: untie and merge it, and give BASE..TUNED"
             )
     return {
         own.get(w, w): _product(adapter, pair, own.get(w, w) in model.transposed)

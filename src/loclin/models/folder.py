@@ -1,6 +1,4 @@
-"""One checkpoint folder, as Hugging Face and peft write it: which tensors it holds, where, and how
-an adapter is scaled.
-"""
+"""One checkpoint folder, as Hugging Face and peft write it: its tensors, and an adapter's scale."""
 
 from __future__ import annotations
 
@@ -30,11 +28,9 @@ class Checkpoint:
     """The weights in one folder.
 
     Attributes:
-        label: the folder's name.
-        step: optimiser steps taken there, None where it is not written down.
-        adapter: adapter_config.json for an adapter, None for full weights.
-        files: for every floating-point tensor, the file that holds it and its name there.
-        shapes: of those tensors.
+        label, step: the folder's name; optimiser steps taken there, where known.
+        adapter: adapter_config.json; None for full weights.
+        files, shapes: of every floating-point tensor: file and name there, and its shape.
     """
 
     label: str
@@ -67,16 +63,11 @@ def weights_in(folder: Path) -> str | None:
 
 
 def open_checkpoint(folder: Path, *, step: int | None) -> Checkpoint:
-    """Read the headers of a folder's weights.
-
-    Args:
-        folder: with model.safetensors, its sharded form, or adapter_model.safetensors and
-            adapter_config.json.
-        step: the step that the folder's name tells.
+    """Read the headers of a folder's weights (full, sharded, or an adapter's).
 
     Raises:
-        LoclinError: no weights, weights in unsafe files only, a damaged file, or a
-            trainer_state.json of another step.
+        LoclinError: no weights, unsafe files only, a damaged file, or a trainer_state.json of
+            another step than the folder's name tells.
     """
     kind = weights_in(folder)
     if kind is None:
@@ -88,9 +79,7 @@ def open_checkpoint(folder: Path, *, step: int | None) -> Checkpoint:
             "the folder its own name"
         )
     if kind == SHARDED:
-        paths = sorted(
-            {folder / name for name in _json(folder / SHARDED).get("weight_map", {}).values()}
-        )
+        paths = sorted({folder / n for n in _json(folder / SHARDED).get("weight_map", {}).values()})
     else:
         paths = [folder / kind]
     files: dict[str, tuple[Path, str]] = {}
@@ -118,13 +107,11 @@ def open_checkpoint(folder: Path, *, step: int | None) -> Checkpoint:
 def scaling(adapter: Mapping[str, Any], weight: str) -> tuple[int, float]:
     """Rank and scale of an adapted weight: alpha/r, or alpha/√r with rank-stabilised LoRA.
 
-    Args:
-        adapter: adapter_config.json. A weight's own rank and alpha are found as peft finds them: by
-            the first key of `rank_pattern` and `alpha_pattern` that, as a regular expression, ends
-            the weight's name.
-        weight: the weight's name.
+    A weight's own rank and alpha are found as peft finds them: by the first key of `rank_pattern`
+    and `alpha_pattern` that, as a regular expression, ends the weight's name.
 
-    >>> scaling({"r": 8, "lora_alpha": 16, "alpha_pattern": {"c_fc": 4}}, "base_model.model.h.0.mlp.c_fc")
+    >>> adapter = {"r": 8, "lora_alpha": 16, "alpha_pattern": {"c_fc": 4}}
+    >>> scaling(adapter, "base_model.model.h.0.mlp.c_fc")
     (8, 0.5)
     """
     missing = next((key for key in ("r", "lora_alpha") if key not in adapter), None)
@@ -149,8 +136,8 @@ def _without_weights(folder: Path) -> LoclinError:
     if unsafe:
         return LoclinError(
             f"expected weights as safetensors in {folder}, found {unsafe[0]} alone, a kind of file "
-            "that runs code when it is "
-            "loaded: convert to safetensors, for example by from_pretrained and save_pretrained"
+            "that runs code when it is loaded: convert to safetensors, for example by "
+            "from_pretrained and save_pretrained"
         )
     return LoclinError(
         f"expected {FULL}, {SHARDED} or {ADAPTER} in {folder}, found none of them: give a folder "

@@ -1,6 +1,4 @@
-"""A training run as the points it passed through: named tensors, each readable at all points at
-once, a block at a time.
-"""
+"""A training run as the points it passed through, each tensor readable at all points at once."""
 
 from __future__ import annotations
 
@@ -19,9 +17,7 @@ _BLOCK = 1 << 23  # values of all points together that are held at a time, 32 MB
 
 @dataclass(frozen=True, kw_only=True)
 class Adapted:
-    """A weight adapted by LoRA: the names of its factors A and B, and the scale s of its update
-    sBA.
-    """
+    """A weight adapted by LoRA: names of its factors A and B, and the scale s of its ΔW = sBA."""
 
     a: str
     b: str
@@ -33,13 +29,12 @@ class Points:
     """A run at t points, in order.
 
     Attributes:
-        labels: what each point is called ("checkpoint-10").
-        steps: optimiser steps taken at each point; None where nobody wrote it down.
+        labels, steps: what each is called ("checkpoint-10"); optimiser steps there, where known.
         shapes: of the tensors that make up the space.
-        adapted: LoRA pairs among them by the name of the adapted weight; empty for full weights.
+        adapted: LoRA pairs among them, by the name of the adapted weight.
         read: a tensor's rows (slices of its first axis) at all points, t×rows×..., in float32 or
             float64; a tensor without axes counts as one row.
-        notes: what the reader of the numbers should know about the points, one sentence each.
+        notes: what to know about the points, in sentences.
     """
 
     labels: tuple[str, ...]
@@ -51,8 +46,7 @@ class Points:
 
 
 def row_blocks(shape: tuple[int, ...], points: int) -> Iterator[slice]:
-    """Slices of a tensor's first axis, each of few enough values at all points to be held in
-    memory; one row at least.
+    """Slices of a tensor's first axis that fit into memory at all points; one row at least.
 
     >>> list(row_blocks((3, 1 << 20), 4)), list(row_blocks((), 4))
     ([slice(0, 2, None), slice(2, 3, None)], [slice(0, 1, None)])
@@ -66,8 +60,8 @@ def row_blocks(shape: tuple[int, ...], points: int) -> Iterator[slice]:
 def partner(name: str) -> str | None:
     """The other factor of a LoRA pair, None for any other tensor.
 
-    >>> partner("h.0.attn.lora_A.weight"), partner("wte.lora_embedding_B"), partner("h.0.attn.weight")
-    ('h.0.attn.lora_B.weight', 'wte.lora_embedding_A', None)
+    >>> partner("attn.lora_A.weight"), partner("wte.lora_embedding_B"), partner("attn.weight")
+    ('attn.lora_B.weight', 'wte.lora_embedding_A', None)
     """
     found = re.search(r"\.lora_(?:embedding_)?([AB])(?:\.weight)?$", name)
     if not found:
@@ -77,8 +71,7 @@ def partner(name: str) -> str | None:
 
 
 def chosen(names: Iterable[str], pattern: str) -> list[str]:
-    """The names that a shell-style pattern takes (several separated by commas); the factors of a
-    LoRA pair go together.
+    """The names that shell patterns (separated by commas) take; factors of a pair go together.
 
     Raises:
         LoclinError: the pattern takes none of them.
@@ -100,12 +93,7 @@ def chosen(names: Iterable[str], pattern: str) -> list[str]:
 
 
 def pairs(names: Iterable[str], scale: Callable[[str], float]) -> dict[str, Adapted]:
-    """The LoRA pairs among some tensors, by the name of the adapted weight.
-
-    Args:
-        names: of the tensors.
-        scale: s of an adapted weight, by its name.
-    """
+    """The LoRA pairs among some tensors, by the name of the adapted weight; `scale` gives its s."""
     present, found = set(names), {}
     for name in present:
         other = partner(name)

@@ -1,6 +1,4 @@
-"""Some examples of one task, asked where the model stands: loss and right answers of each, from the
-same passes.
-"""
+"""Some examples, asked where the model stands: loss and right answers of each, from one pass."""
 
 from __future__ import annotations
 
@@ -20,17 +18,14 @@ from loclin.tasks.example import Example
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Exam:
-    """Examples of one task, in folds that share no group, asked where the model stands.
+class EvalSet:
+    """Examples in folds that share no group, asked where the model stands.
 
     Attributes:
-        problem: the model.
-        batch: the examples with their right answers.
+        problem, batch: the model, and the examples with their right answers.
         choices: with all their options, where the task is to choose.
-        options: the token of every option, where each is one token and one pass over the prompts
-            serves all; −1 beyond them.
-        folds: of each example.
-        count: of folds.
+        options: the token of every option, where each is one token; −1 beyond them.
+        folds, count: the fold of each example, and how many there are.
         at_once: rows in a pass that is differentiated.
     """
 
@@ -45,8 +40,8 @@ class Exam:
     @staticmethod
     def of(
         problem: Problem, examples: Sequence[Example], *, folds: int = 1, at_once: int = 64
-    ) -> Exam:
-        """An exam of these examples; their groups are dealt out to the folds in turn.
+    ) -> EvalSet:
+        """These examples; their groups are dealt out to the folds in turn.
 
         Raises:
             LoclinError: fewer groups than folds.
@@ -55,13 +50,12 @@ class Exam:
         if len(groups) < folds:
             raise LoclinError(
                 f"expected at least one group of examples for each of {folds} folds, found "
-                f"{len(groups)}: give more data or "
-                "lower --folds"
+                f"{len(groups)}: give more data or lower --folds"
             )
         choices = None
         if all(e.options for e in examples):
             choices = collate_choices(examples, problem.tokenizer).to(problem.model.device)
-        return Exam(
+        return EvalSet(
             problem=problem,
             batch=problem.collate(examples),
             choices=choices,
@@ -89,6 +83,12 @@ class Exam:
             [self.tokens, np.bincount(self.folds, minlength=self.count)]
         )
 
+    @property
+    def size(self) -> int:
+        """Tokens that the model is given in all, padding included."""
+        whole = self.choices is not None and self.options is None
+        return (self.choices.batch if self.choices and whole else self.batch).input_ids.numel()
+
     @torch.no_grad()
     def answers(
         self, copies: int = 1
@@ -97,8 +97,7 @@ class Exam:
         is answered right.
 
         With `copies` every pass holds its rows that many times, one whole set after the other, for
-        a model that reads each set with weights of its own (`search.stacked`); all examples of the
-        first copy are given, then those of the next.
+        a model that reads each set in its own way (`search.stacked`); the answers come set by set.
         """
         whole = self.choices is not None and self.options is None
         return self._whole_options(copies) if whole else self._answers(copies)
@@ -124,25 +123,22 @@ class Exam:
 
     def _answers(self, copies: int) -> tuple[Tensor, Tensor]:
         model, losses, right = self.problem.model, [], []
-        for rows in torch.arange(len(self.batch)).split(
-            max(1, rows_at_once(model, self.batch) // copies)
-        ):
+        at_once = max(1, rows_at_once(model, self.batch) // copies)
+        for rows in torch.arange(len(self.batch)).split(at_once):
             chunk = self.batch.rows(rows.to(self.batch.input_ids.device)).tiled(copies)
             logits, labels = answer_logits(model, chunk)
             kept = labels != IGNORED
             chosen, wanted = logits[kept].double(), labels[kept]
             tokens = torch.nn.functional.cross_entropy(chosen, wanted, reduction="none")
-            losses.append(
-                tokens.new_zeros(len(chunk))
-                .index_add(0, kept.nonzero()[:, 0], tokens)
-                .view(copies, -1)
-            )
+            sums = tokens.new_zeros(len(chunk)).index_add(0, kept.nonzero()[:, 0], tokens)
             if self.options is None:
                 correct = ((logits.argmax(-1) == labels) | ~kept).all(-1)
             else:  # every row has one answer token: `chosen` is one row of logits for each
                 shown = self.options[rows.to(self.options.device)].repeat(copies, 1)
                 scores = chosen.gather(1, shown.clamp(min=0)).masked_fill(shown < 0, -torch.inf)
-                correct = _largest(scores, (shown == wanted[:, None]).int().argmax(1, keepdim=True))
+                gold = (shown == wanted[:, None]).int().argmax(1, keepdim=True)
+                correct = _largest(scores, gold)
+            losses.append(sums.view(copies, -1))
             right.append(correct.view(copies, -1))
         return torch.cat(losses, dim=1).flatten(), torch.cat(right, dim=1).flatten()
 

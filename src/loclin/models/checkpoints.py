@@ -1,15 +1,13 @@
-"""The checkpoint folders of a Hugging Face Trainer or peft run, in the order of their steps, as
-points of one space.
+"""The checkpoint folders of a Hugging Face Trainer or peft run as points of one space.
 
-Looked for: folders `checkpoint-N` with full weights (one file or shards) or an adapter, and the
-finished model in the run's own folder. Nothing is loaded as a model: tensors are read by name, one
-block of rows at a time.
+Folders `checkpoint-N` with full weights or an adapter, in the order of N, and the finished model in
+the run's own folder. Tensors are read by name, a block of rows at a time; no model is loaded.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,24 +16,23 @@ import torch
 from torch import Tensor
 
 from loclin.errors import LoclinError
-from loclin.integrations.folder import Checkpoint, open_checkpoint, scaling, weights_in
-from loclin.integrations.points import Adapted, Points, chosen, pairs, row_blocks
+from loclin.models.folder import Checkpoint, open_checkpoint, scaling, weights_in
+from loclin.models.points import Adapted, Points, chosen, pairs, row_blocks
 
 _STEP = re.compile(r"checkpoint-(\d+)")
 
 
 def read_run(folder: Path, *, start: Path | None = None, pattern: str = "*") -> Points:
-    """The points of a run, from its folder.
+    """The points of a run.
 
     Args:
         folder: the Trainer's output_dir, with folders checkpoint-N.
-        start: weights before the first step: the base model of a full run, or the adapter as it was
-            initialised.
-        pattern: shell-style pattern of tensor names; several are separated by commas.
+        start: weights before the first step: the base model, or the initial adapter.
+        pattern: shell patterns of tensor names, separated by commas.
 
     Raises:
-        LoclinError: no folder or no checkpoints in it, fewer than three points, checkpoints that do
-            not belong together, weights that cannot be read.
+        LoclinError: no checkpoints, fewer than three points, checkpoints that do not belong
+            together, weights that cannot be read.
     """
     found = _checkpoints(folder)
     final, notes = _final(folder, found)
@@ -50,8 +47,8 @@ def read_run(folder: Path, *, start: Path | None = None, pattern: str = "*") -> 
     if len(found) < 3:
         raise LoclinError(
             "expected at least 3 checkpoints (2 updates), found "
-            f"{', '.join(c.label for c in found)} in {folder}: "
-            "save more often (save_steps) or give --start"
+            f"{', '.join(c.label for c in found)} in {folder}: save more often (save_steps) or "
+            "give --start"
         )
     _check_belong(found)
     names = chosen(found[-1].shapes, pattern)
@@ -81,11 +78,8 @@ def _checkpoints(folder: Path) -> list[Checkpoint]:
         raise LoclinError(
             f"expected a folder of checkpoints, found none at {folder}: give a Trainer's output_dir"
         )
-    named = [
-        (int(m[1]), p)
-        for p in sorted(folder.iterdir())
-        if p.is_dir() and (m := _STEP.fullmatch(p.name))
-    ]
+    folders = [p for p in sorted(folder.iterdir()) if p.is_dir()]
+    named = [(int(m[1]), p) for p in folders if (m := _STEP.fullmatch(p.name))]
     if not named:
         found = f"a single model ({weights_in(folder)})" if weights_in(folder) else "none"
         raise LoclinError(
@@ -105,9 +99,8 @@ def _checkpoints(folder: Path) -> list[Checkpoint]:
 def _final(folder: Path, found: Sequence[Checkpoint]) -> tuple[list[Checkpoint], list[str]]:
     """The model in the run's own folder where it is a further point, and a sentence on what it is.
 
-    It is none where it holds other tensors (an adapter merged at the end), is known to be of an
-    earlier step, or is one of the checkpoints again (the last, or the best that was loaded at the
-    end).
+    It is none where it holds other tensors (an adapter merged at the end), is of an earlier step,
+    or is one of the checkpoints again (the last, or the best that was loaded at the end).
     """
     if not weights_in(folder):
         return [], []
@@ -118,19 +111,16 @@ def _final(folder: Path, found: Sequence[Checkpoint]) -> tuple[list[Checkpoint],
     if final.step is not None and last.step is not None and final.step < last.step:
         return [], [f"{subject} is of step {final.step}, before {last.label}, and is left out"]
     same = next((c.label for c in reversed(found) if _same(c, final)), None)
-    return (
-        ([], [f"{subject} is {same} again"])
-        if same
-        else ([final], [f"{subject} is the last point"])
-    )
+    if same:
+        return [], [f"{subject} is {same} again"]
+    return [final], [f"{subject} is the last point"]
 
 
 def _start(folder: Path, first: Checkpoint) -> Checkpoint:
     """The weights before the first step, under the names that the run has for them.
 
     A base model may have been saved without the name of its body ("wte.weight" for
-    "transformer.wte.weight"), and may hold tensors that the run does not, such as a head tied to
-    the embedding.
+    "transformer.wte.weight"), and may hold more tensors, such as a head tied to the embedding.
     """
     if not folder.is_dir():
         raise LoclinError(
@@ -154,9 +144,7 @@ def _start(folder: Path, first: Checkpoint) -> Checkpoint:
 
 
 def _same(one: Checkpoint, other: Checkpoint) -> bool:
-    """Whether two checkpoints hold the same numbers; read no further than the first tensor that
-    differs.
-    """
+    """Whether two checkpoints hold the same numbers, read up to the first difference."""
     return one.shapes == other.shapes and all(
         torch.equal(one.read(name, rows), other.read(name, rows))
         for name, shape in one.shapes.items()
@@ -164,46 +152,46 @@ def _same(one: Checkpoint, other: Checkpoint) -> bool:
     )
 
 
+#: What decides what an adapter does.
+_SAME = (
+    "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora",
+)  # fmt: skip
+
+
 def _check_belong(found: Sequence[Checkpoint]) -> None:
     """One kind, one set of names, one shape each, one scaling."""
     first = found[0]
     for c in found[1:]:
-        if (c.adapter is None) != (first.adapter is None):
-            kinds = ["full weights" if x.adapter is None else "an adapter" for x in (first, c)]
-            raise LoclinError(
-                f"expected checkpoints of one kind, found {kinds[0]} in {first.label} and "
-                f"{kinds[1]} in {c.label}: "
-                "give the checkpoints of one run"
+        wrong = next(_differences(first, c), None)
+        if wrong is not None:
+            raise LoclinError(f"expected {wrong}: give the checkpoints of one run")
+
+
+def _differences(one: Checkpoint, other: Checkpoint) -> Iterator[str]:
+    """What two checkpoints do not share: expected what, found what."""
+    if (other.adapter is None) != (one.adapter is None):
+        kinds = ["full weights" if x.adapter is None else "an adapter" for x in (one, other)]
+        yield (
+            f"checkpoints of one kind, found {kinds[0]} in {one.label} and {kinds[1]} in "
+            f"{other.label}"
+        )
+    for name in sorted(one.shapes.keys() ^ other.shapes.keys()):
+        holder, lacks = (one, other) if name in one.shapes else (other, one)
+        yield (
+            f"the same tensors in every checkpoint, found {name} in {holder.label} but not in "
+            f"{lacks.label}"
+        )
+    for name, shape in one.shapes.items():
+        if other.shapes.get(name) != shape:
+            there = other.shapes.get(name)
+            yield f"one shape of {name}, found {shape} in {one.label} and {there} in {other.label}"
+    for key in _SAME if one.adapter and other.adapter else ():
+        a, b = ((x.adapter or {}).get(key) for x in (one, other))
+        if a != b:
+            yield (
+                f"adapters of one configuration, found {key} {a} in {one.label} and {b} in "
+                f"{other.label}"
             )
-        for name in sorted(first.shapes.keys() ^ c.shapes.keys()):
-            holder, other = (first, c) if name in first.shapes else (c, first)
-            raise LoclinError(
-                f"expected the same tensors in every checkpoint, found {name} in {holder.label} "
-                f"but not in {other.label}: "
-                "give the checkpoints of one run"
-            )
-        for name, shape in first.shapes.items():
-            if c.shapes[name] != shape:
-                raise LoclinError(
-                    f"expected one shape of {name}, found {shape} in {first.label} and "
-                    f"{c.shapes[name]} in {c.label}: "
-                    "give the checkpoints of one run"
-                )
-        for key in (
-            "peft_type",
-            "r",
-            "lora_alpha",
-            "use_rslora",
-            "rank_pattern",
-            "alpha_pattern",
-            "use_dora",
-        ):
-            if first.adapter and c.adapter and first.adapter.get(key) != c.adapter.get(key):
-                raise LoclinError(
-                    f"expected adapters of one configuration, found {key} {first.adapter.get(key)} "
-                    f"in {first.label} and "
-                    f"{c.adapter.get(key)} in {c.label}: give the checkpoints of one run"
-                )
 
 
 def _adapted(
