@@ -13,8 +13,8 @@ from torch import Tensor
 
 from loclin.geometry.gramian import gramian
 from loclin.geometry.lora import LowRank, low_rank_gramian
-from loclin.studies.bench import Bench
-from loclin.studies.settings import Settings
+from loclin.studies.context import RunContext
+from loclin.studies.settings import DamageSettings
 from loclin.training import Trajectory
 
 Directions = Float[Tensor, "k D"]
@@ -22,13 +22,12 @@ Directions = Float[Tensor, "k D"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Family:
-    """Ordered directions, as every space of the study sees them; the basis of size k is the span of
-    the first k.
+    """Ordered directions; the basis of size k is the span of the first k.
 
     Attributes:
         rows: in the trained coordinates, or their sketches where the updates are sketched.
-        weights: with LoRA, what the directions are in ΔW, one adapted weight after the other.
         exact: the first rows in the trained coordinates, for training that is confined to them.
+        weights: with LoRA, what the directions are in ΔW, one adapted weight after the other.
     """
 
     rows: Float[Tensor, "k columns"]
@@ -37,42 +36,42 @@ class Family:
 
 
 def products(
-    bench: Bench[Settings], first: Family, second: Family | None = None
+    ctx: RunContext[DamageSettings], first: Family, second: Family | None = None
 ) -> dict[str, Float[np.ndarray, "n m"]]:
-    """Inner products of two families, or of one with itself, in every space of the study
-    (`Config.spaces`).
-    """
+    """Inner products of two families, or of one with itself, in every space of the study."""
     flat = gramian(first.rows, None if second is None else second.rows)
-    trained = bench.config.spaces[-1]
+    trained = ctx.settings.spaces[-1]
     if first.weights is None:
         return {trained: flat}
     if second is None:
         found = [low_rank_gramian([w]) for w in first.weights()]
     else:
         assert second.weights is not None
-        found = [
-            low_rank_gramian([w], [v])
-            for w, v in zip(first.weights(), second.weights(), strict=True)
-        ]
+        pairs = zip(first.weights(), second.weights(), strict=True)
+        found = [low_rank_gramian([w], [v]) for w, v in pairs]
     return {"weights": np.sum(found, axis=0), trained: flat}
 
 
-def steps_family(bench: Bench[Settings], real: Trajectory) -> Family:
+def steps_family(ctx: RunContext[DamageSettings], real: Trajectory) -> Family:
     """The updates of a recorded recovery."""
-    factors = bench.factors
+    factors = ctx.factors
     weights = None if factors is None else lambda: factors.steps(real.start, real.updates)
     return Family(rows=real.updates, exact=real.head, weights=weights)
 
 
-def tangent_family(bench: Bench[Settings], point: Float[Tensor, " D"], rows: Directions) -> Family:
+def tangent_family(
+    ctx: RunContext[DamageSettings], point: Float[Tensor, " D"], rows: Directions
+) -> Family:
     """Directions at a point."""
-    factors = bench.factors
+    factors = ctx.factors
     weights = None if factors is None else lambda: factors.directions(point, rows)
-    return Family(rows=bench.keeping.seen(bench.space, rows), exact=rows, weights=weights)
+    return Family(rows=ctx.storage.as_stored(ctx.space, rows), exact=rows, weights=weights)
 
 
-def chord_family(bench: Bench[Settings], point: Float[Tensor, " D"], rows: Directions) -> Family:
+def chord_family(
+    ctx: RunContext[DamageSettings], point: Float[Tensor, " D"], rows: Directions
+) -> Family:
     """Displacements from a point, not small: ΔW is not linear in the factors."""
-    factors = bench.factors
+    factors = ctx.factors
     weights = None if factors is None else lambda: factors.chords(point, rows)
-    return Family(rows=bench.keeping.seen(bench.space, rows), exact=rows, weights=weights)
+    return Family(rows=ctx.storage.as_stored(ctx.space, rows), exact=rows, weights=weights)

@@ -7,28 +7,23 @@ correction over all claims of one study on one model.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from loclin.record import Claim
+from loclin.run.rows import Claim, finite
 from loclin.stats import Estimate, holm
-from loclin.studies.settings import ModelSettings
+from loclin.studies.settings import StudySettings
 
 LEVEL = 0.05
-LABEL = {"sgd": "SGD", "adamw": "AdamW"}
-SYMBOL = {"pretrained": "θ₀", "damaged": "θ_D"}
 
 
 def adjusted(claims: Sequence[Claim]) -> list[Claim]:
-    """The claims with their p-values adjusted over all of them, and supports that do not survive it
-    taken back.
+    """The claims with p-values adjusted over all of them; supports that do not survive are taken
+    back.
     """
-    tested = [c for c in claims if c.p is not None]
-    by_claim = dict(
-        zip(map(id, tested), holm([c.p for c in tested if c.p is not None]), strict=True)
-    )
-    return [confirmed(replace(c, p_holm=by_claim.get(id(c)))) for c in claims]
+    tested = {i: c.p for i, c in enumerate(claims) if c.p is not None}
+    by_claim = dict(zip(tested, holm(list(tested.values())), strict=True))
+    return [confirmed(replace(c, p_holm=by_claim.get(i))) for i, c in enumerate(claims)]
 
 
 def confirmed(claim: Claim) -> Claim:
@@ -37,16 +32,10 @@ def confirmed(claim: Claim) -> Claim:
     return replace(claim, verdict="inconclusive") if lost else claim
 
 
-def setting(config: ModelSettings, of: str) -> str:
-    """What a claim was tested on: model, data where it is not the model's own, LoRA, and the rest."""
-    return ", ".join(
-        [
-            config.model,
-            *([config.data] if config.data else []),
-            *(["LoRA"] if config.space == "lora" else []),
-            of,
-        ]
-    )
+def setting(settings: StudySettings, of: str) -> str:
+    """What a claim was tested on: model, data unless they are the model's own, LoRA, the rest."""
+    lora = ["LoRA"] if settings.space == "lora" else []
+    return ", ".join([settings.model, *settings.data, *lora, of])
 
 
 def verdict(supported: bool, refuted: bool) -> str:
@@ -58,10 +47,5 @@ def figures(estimate: Estimate | None) -> dict[str, float | int | None]:
     """An estimate as the fields of a claim; nothing where it is not defined."""
     if estimate is None:
         return {"value": None, "low": None, "high": None, "n": 0}
-    finite = math.isfinite(estimate.low)
-    return {
-        "value": estimate.value,
-        "low": estimate.low if finite else None,
-        "high": estimate.high if finite else None,
-        "n": estimate.n,
-    }
+    low, high = finite(estimate.low), finite(estimate.high)
+    return {"value": estimate.value, "low": low, "high": high, "n": estimate.n}

@@ -1,3 +1,1 @@
-"""Krylov: does the way back lie in the space that gradient and Hessian at the damaged point make,
-and until when?
-"""
+"""Krylov: does the way back lie in the space that gradient and Hessian make, and until when?"""

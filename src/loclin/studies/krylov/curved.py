@@ -13,15 +13,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loclin.curvature import Method, Probes, hessian_operator, probes, top_eigenpairs
+from loclin.curvature import CurvatureOperator, Method, Probes, probes, top_eigenpairs
 from loclin.geometry.krylov import Krylov, lanczos, preconditioned_lanczos
 from loclin.geometry.subspace import random_subspace
 from loclin.models import twice_differentiable
 from loclin.seeds import derived
-from loclin.studies.bench import Bench
+from loclin.studies.context import RunContext
 from loclin.studies.directions import batch_gradients
 from loclin.studies.families import Directions, Family, tangent_family
-from loclin.studies.krylov.config import Config
+from loclin.studies.krylov.names import EIGENVECTORS, FALLBACK, KRYLOV
+from loclin.studies.krylov.settings import KrylovSettings
+from loclin.studies.names import MINIBATCH, RANDOM
 from loclin.tasks.batch import Batch, answer_loss
 from loclin.training import minibatches
 
@@ -49,7 +51,7 @@ class Curved:
     note: str
 
 
-def curved_at(bench: Bench[Config], damaged: Float[Tensor, " D"]) -> Curved:
+def curved_at(ctx: RunContext[KrylovSettings], damaged: Float[Tensor, " D"]) -> Curved:
     """Everything at θ_D; the space is back where it was afterwards.
 
     g and H are those of the mean loss over the same examples, weighted by tokens. M is what AdamW
@@ -60,57 +62,52 @@ def curved_at(bench: Bench[Config], damaged: Float[Tensor, " D"]) -> Curved:
         LoclinError: eigenvectors that do not converge, a loss that is not finite, attention that
             cannot be switched.
     """
-    config, problem, space = bench.config, bench.problem, bench.space
-    most, seed = config.most, derived(bench.seed, "curvature")
-    shown = problem.batch("recovery", bench.task)
-    chunks = list(
-        chosen(shown, config.curvature_examples, seed=derived(seed, "examples")).chunks(
-            config.curvature_chunk
-        )
-    )
+    settings, problem, space = ctx.settings, ctx.problem, ctx.space
+    most, seed = settings.most, derived(ctx.seed, "curvature")
+    shown = problem.batch("recovery", ctx.task)
+    examples = chosen(shown, settings.curvature_examples, seed=derived(seed, "examples"))
+    chunks = list(examples.chunks(settings.curvature_chunk))
     with space.restored():
         space.write(damaged)
-        order = derived(seed, "independent gradients")
-        batches = minibatches(shown, config.batch, seed=order)
+        batches = minibatches(shown, settings.batch, seed=derived(seed, "independent gradients"))
         gradients = batch_gradients(problem, space, [next(batches) for _ in range(most)])
-        with _method(bench) as (method, note):
-            g = space.gradient(lambda b: answer_loss(problem.model, b), chunks)
-            product = hessian_operator(
-                space, lambda b: answer_loss(problem.model, b), chunks, method=method
-            )
+        with _method(ctx) as (method, note):
+
+            def loss(batch: Batch) -> tuple[Tensor, int]:
+                return answer_loss(problem.model, batch)
+
+            g = space.gradient(loss, chunks)
+            product = CurvatureOperator(space, loss, chunks, method=method)
             krylov = lanczos(product, g, most)
-            start = space.noise(seed=derived(seed, "eigenvectors"))
-            values, vectors = top_eigenpairs(product, start, config.k, remedy="lower --k")
-            probed = probes(product, space, config.probes, seed=seed)
+            start = derived(seed, "eigenvectors")
+            values, vectors = top_eigenpairs(product, settings.k, seed=start)
+            probed = probes(product, settings.probes, seed=seed)
             own = preconditioned_lanczos(product, g, _scale(gradients), most).basis
     random = random_subspace(most, space.dimension, seed=derived(seed, "random")).basis.to(damaged)
     bases = {
-        "Krylov": _filled(krylov.basis, most),
-        "top eigenvectors": vectors,
-        "minibatch gradients": gradients,
-        "random": random,
+        KRYLOV: _filled(krylov.basis, most),
+        EIGENVECTORS: vectors,
+        MINIBATCH: gradients,
+        RANDOM: random,
     }
     return Curved(
         krylov=krylov,
-        eigenvalues=values.astype(np.float64),
+        eigenvalues=values.cpu().double().numpy(),
         probes=probed,
-        families={name: tangent_family(bench, damaged, rows) for name, rows in bases.items()},
-        preconditioned=tangent_family(bench, damaged, _filled(own, most)),
+        families={name: tangent_family(ctx, damaged, rows) for name, rows in bases.items()},
+        preconditioned=tangent_family(ctx, damaged, _filled(own, most)),
         note=note,
     )
 
 
 def chosen(data: Batch, count: int, *, seed: int) -> Batch:
     """`count` rows drawn without replacement."""
-    return data.rows(
-        torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:count]
-    )
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    return data.rows(order[:count])
 
 
 def _filled(basis: Directions, size: int) -> Directions:
-    """A basis of fewer rows, its space being invariant, filled up with zeros, which span nothing:
-    K_k is that space for every k.
-    """
+    """A basis of fewer rows, its space being invariant, filled up with zeros: they span nothing."""
     return torch.nn.functional.pad(basis, (0, 0, 0, size - len(basis)))
 
 
@@ -120,18 +117,13 @@ def _scale(gradients: Directions) -> Float[Tensor, " D"]:
 
 
 @contextmanager
-def _method(bench: Bench[Config]) -> Iterator[tuple[Method, str]]:
+def _method(ctx: RunContext[KrylovSettings]) -> Iterator[tuple[Method, str]]:
     """How products are made inside, and how to say it."""
-    if bench.config.products == "finite differences":
-        yield (
-            "finite differences",
-            "Hessian-vector products by finite differences of gradients, a fallback",
-        )
+    if ctx.settings.products == FALLBACK:
+        note = "Hessian-vector products by finite differences of gradients, a fallback"
+        yield "finite differences", note
         return
-    before = bench.problem.model.config._attn_implementation
-    with twice_differentiable(bench.problem.model):
-        note = "Hessian-vector products by differentiating twice"
-        yield (
-            "double backward",
-            note + ("" if before == "eager" else f", attention switched from {before} to eager"),
-        )
+    before = ctx.problem.model.config._attn_implementation
+    switched = "" if before == "eager" else f", attention switched from {before} to eager"
+    with twice_differentiable(ctx.problem.model):
+        yield "double backward", f"Hessian-vector products by differentiating twice{switched}"

@@ -11,13 +11,13 @@ from jaxtyping import Float
 
 from loclin.geometry.gramian import future_capture, prefix_capture, spanned_energy
 from loclin.geometry.krylov import Krylov
-from loclin.record import Row
+from loclin.run.rows import Row, finite
 from loclin.stats import over_runs
 from loclin.studies.krylov.curved import Curved
 from loclin.theory import krylov_converged_bound, krylov_stopped_bound
 
 Gramian = Float[np.ndarray, "T T"]
-# of the largest eigenvalue: a Ritz value below nought by less than this is nought to float32
+#: Of the largest eigenvalue: a Ritz value below zero by less than this is zero to float32.
 ROUNDED = 1e-5
 
 
@@ -25,17 +25,11 @@ def prefix_rows(updates: Gramian, ks: tuple[int, ...], context: Mapping[str, Any
     """Captures of d and of f_k by the first k updates. No null: a prefix is a part of d (measures
     §2).
     """
-    for of, values in (
-        ("displacement", prefix_capture(updates, ks)),
-        ("future", future_capture(updates, ks)),
-    ):
-        for k, value in zip(ks, values, strict=True):
+    for of, capture in (("displacement", prefix_capture), ("future", future_capture)):
+        for k, value in zip(ks, capture(updates, ks), strict=True):
             if not np.isnan(value):
-                yield Row(
-                    quantity="basis_capture",
-                    value=float(value),
-                    context={**context, "k": k, "of": of},
-                )
+                here = {**context, "k": k, "of": of}
+                yield Row(quantity="basis_capture", value=float(value), context=here)
 
 
 def captures_until(
@@ -44,8 +38,7 @@ def captures_until(
     updates: Gramian,
     times: Sequence[int],
 ) -> Float[np.ndarray, " n"]:
-    """capture of d_t = Σ_{s≤t} u_s by the span of k directions, for every t; NaN where the way has
-    no length.
+    """capture of d_t = Σ_{s≤t} u_s by the span of k directions, for every t; NaN where d_t is zero.
 
     >>> captures_until(np.eye(1), np.array([[1.0, 0.0]]), np.eye(2), [1, 2])
     array([1. , 0.5])
@@ -65,11 +58,7 @@ def time_rows(
 ) -> Iterator[Row]:
     """`captures_until` as rows."""
     for t, value in zip(times, captures_until(basis, products, updates, times), strict=True):
-        yield Row(
-            quantity="capture_until",
-            value=None if np.isnan(value) else float(value),
-            context={**context, "t": t},
-        )
+        yield Row(quantity="capture_until", value=finite(value), context={**context, "t": t})
 
 
 def descent_rows(
@@ -92,22 +81,14 @@ def descent_rows(
         context: of the rows.
     """
     within = [t for t in times if t <= krylov.k]
-    if not within:
-        return
-    for t, model in zip(within, krylov.descent(rate, within), strict=True):
-        length, expected = math.sqrt(updates[:t, :t].sum()), float(np.linalg.norm(model))
-        cosine = (
-            float(model @ products[: krylov.k, :t].sum(1)) / (length * expected)
-            if length * expected > 0
-            else None
-        )
-        yield Row(quantity="descent_cosine", value=cosine, context={**context, "t": t})
-        yield Row(
-            quantity="descent_length",
-            value=length / expected if expected else None,
-            null=1.0,
-            context={**context, "t": t},
-        )
+    for t, model in zip(within, krylov.descent(rate, within) if within else (), strict=True):
+        here, expected = {**context, "t": t}, float(np.linalg.norm(model))
+        length, along = math.sqrt(updates[:t, :t].sum()), products[: krylov.k, :t].sum(1)
+        both = length * expected
+        cosine = float(model @ along) / both if both > 0 else None
+        ratio = length / expected if expected else None
+        yield Row(quantity="descent_cosine", value=cosine, context=here)
+        yield Row(quantity="descent_length", value=ratio, null=1.0, context=here)
 
 
 def bound_rows(
@@ -119,17 +100,10 @@ def bound_rows(
     times: Sequence[int],
     context: Mapping[str, Any],
 ) -> Iterator[Row]:
-    """What the Krylov space leaves of d_t, ‖(I−P)d_t‖/‖d_t‖, and the bound of measures §9 on it,
-    which may lie above 1.
+    """What the first k dimensions leave of d_t, ‖(I−P)d_t‖/‖d_t‖, and the bound of measures §9 on
+    it, which may lie above 1.
 
-    Args:
-        krylov: of θ_D.
-        captured: capture of d_t by its first k dimensions, in the trained coordinates.
-        updates: Gramian of the updates, there too.
-        rate: η.
-        k: of the space.
-        times: every t.
-        context: of the rows.
+    Args: as of `descent_rows`; `captured` is what the k dimensions hold of every d_t.
     """
     for t, capture in zip(times, captured, strict=True):
         here, length = {**context, "k": k, "t": t}, math.sqrt(max(updates[:t, :t].sum(), 0.0))
@@ -143,34 +117,31 @@ def curvature_rows(found: Curved, k: int, context: Mapping[str, Any]) -> Iterato
     """Largest eigenvalues, Ritz values with their residual bounds, trace and Frobenius norm; the
     bound for converged descent.
 
-    That bound needs H positive definite; with the lowest Ritz value for its smallest eigenvalue it
-    is the least that it can be, and it is not defined where a Ritz value is negative.
-
-    The intervals of trace and norm are over probes; no other row of a single run has one.
+    That bound needs H positive definite: with the lowest Ritz value for its smallest eigenvalue it
+    is the least that it can be, and it is not defined where a Ritz value is negative. The intervals
+    of trace and norm are over probes.
     """
+    here = dict(context)
     values, bounds = found.krylov.ritz()
-    yield Row(quantity="gradient_norm", value=found.krylov.norm, context=dict(context))
-    yield Row(quantity="krylov_dimension", value=float(found.krylov.k), context=dict(context))
-    for i, value in enumerate(found.eigenvalues[:k], 1):
-        yield Row(quantity="eigenvalue", value=float(value), context={**context, "i": i})
-    for i, (value, bound) in enumerate(zip(values, bounds, strict=True), 1):
-        yield Row(quantity="ritz_value", value=float(value), context={**context, "i": i})
-        yield Row(quantity="ritz_bound", value=float(bound), context={**context, "i": i})
-    yield Row(quantity="lowest_ritz_value", value=float(values[-1]), context=dict(context))
     largest, lowest = float(found.eigenvalues[0]), float(values[-1])
+    yield Row(quantity="gradient_norm", value=found.krylov.norm, context=here)
+    yield Row(quantity="krylov_dimension", value=float(found.krylov.k), context=here)
+    for i, value in enumerate(found.eigenvalues[:k], 1):
+        yield Row(quantity="eigenvalue", value=float(value), context={**here, "i": i})
+    for i, (value, bound) in enumerate(zip(values, bounds, strict=True), 1):
+        yield Row(quantity="ritz_value", value=float(value), context={**here, "i": i})
+        yield Row(quantity="ritz_bound", value=float(bound), context={**here, "i": i})
+    yield Row(quantity="lowest_ritz_value", value=lowest, context=here)
     converged = krylov_converged_bound(largest / lowest, k) if 0 < lowest <= largest else None
-    yield Row(quantity="converged_bound", value=converged, context={**context, "k": k})
-    trace, square = over_runs(found.probes.forms), over_runs(found.probes.squares)
-    yield Row(
-        quantity="trace", value=trace.value, low=trace.low, high=trace.high, context=dict(context)
-    )
+    yield Row(quantity="converged_bound", value=converged, context={**here, "k": k})
+    e, square = over_runs(found.probes.forms), over_runs(found.probes.squares)
+    yield Row(quantity="trace", value=e.value, low=e.low, high=e.high, context=here)
     low, middle, high = (math.sqrt(max(v, 0.0)) for v in (square.low, square.value, square.high))
-    yield Row(quantity="frobenius_norm", value=middle, low=low, high=high, context=dict(context))
+    yield Row(quantity="frobenius_norm", value=middle, low=low, high=high, context=here)
 
 
 def premise_row(found: Curved, rate: float, context: Mapping[str, Any]) -> Row:
-    """1 where the premise of the bound holds as far as is known, 0 where it is known to fail:
-    spec(H) within [0, 2/η].
+    """1 where spec(H) lies within [0, 2/η] as far as is known, the premise of the bound, else 0.
 
     What is known are the largest eigenvalue and the Ritz values: of the spectrum, what the gradient
     sees of it.

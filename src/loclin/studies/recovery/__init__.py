@@ -1,3 +1,1 @@
-"""Recovery: does a basis fixed beforehand, or the first updates, span the way back to a destroyed
-task?
-"""
+"""Recovery: do fixed bases, or the first updates, span the way back to a destroyed task?"""

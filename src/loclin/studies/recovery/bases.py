@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from jaxtyping import Float
 from torch import Tensor
@@ -12,7 +12,8 @@ from torch import Tensor
 from loclin.geometry.spectrum import principal_directions
 from loclin.geometry.subspace import random_subspace
 from loclin.seeds import derived
-from loclin.studies.bench import Bench
+from loclin.studies.context import RunContext
+from loclin.studies.damage import recovery
 from loclin.studies.directions import (
     batch_gradients,
     disjoint_batches,
@@ -20,67 +21,75 @@ from loclin.studies.directions import (
     norm_matched_noise,
     task_vectors,
 )
-from loclin.studies.families import Family, chord_family, tangent_family
-from loclin.studies.recovery.config import Config
+from loclin.studies.families import Family, chord_family, steps_family, tangent_family
+from loclin.studies.names import MINIBATCH, RANDOM
+from loclin.studies.recovery import names
+from loclin.studies.recovery.settings import RecoverySettings
 from loclin.training import Trajectory, minibatches
 
 
 def static_families(
-    bench: Bench[Config], damaged: Float[Tensor, " D"], *, seed: int
+    ctx: RunContext[RecoverySettings], damaged: Float[Tensor, " D"]
 ) -> Iterator[tuple[str, Family]]:
-    """Bases fixed before recovery starts (measures §4), the space standing at the pretrained point
-    θ₀.
-    """
-    config, problem, space = bench.config, bench.problem, bench.space
-    data, origin, k = problem.batch("gradients", bench.task), space.read(), config.k
-    batches = disjoint_batches(
-        data, config.gradient_batch, config.gradients, seed=derived(seed, "basis")
-    )
+    """Bases fixed before recovery starts (measures §4), and a random one; the space is at θ₀."""
+    settings, problem, space = ctx.settings, ctx.problem, ctx.space
+    seed = derived(ctx.seed, "static")
+    data, origin, k = problem.batch("gradients", ctx.task), space.read(), settings.k
+    size, order = settings.gradient_batch, derived(seed, "basis")
+    batches = disjoint_batches(data, size, settings.gradients, seed=order)
     at_origin = principal_directions(batch_gradients(problem, space, batches), k).basis
-    yield "gradients at θ₀", tangent_family(bench, origin, at_origin)
-    order = derived(seed, "task vectors")
+    yield names.AT_ORIGIN, tangent_family(ctx, origin, at_origin)
     vectors = task_vectors(
         problem,
         space,
         k,
-        batch=config.batch,
-        lr=config.adamw_lr,
-        steps=config.task_vector_steps,
-        seed=order,
+        batch=settings.batch,
+        lr=settings.adamw_lr,
+        steps=settings.task_vector_steps,
+        seed=derived(seed, "task vectors"),
     )
-    yield "task vectors", chord_family(bench, origin, vectors)
+    yield names.TASK_VECTORS, chord_family(ctx, origin, vectors)
     with space.restored():
         space.write(damaged)
         there = principal_directions(batch_gradients(problem, space, batches), k).basis
-        shown = problem.batch("recovery", bench.task)
-        few = minibatches(
-            shown, min(config.hessian_batch, len(shown)), seed=derived(seed, "hessian")
-        )
-        curved = hessian_directions(problem, space, next(few), k, seed=derived(seed, "lanczos"))
-    yield "gradients at θ_D", tangent_family(bench, damaged, there)
-    yield "Hessian at θ_D", tangent_family(bench, damaged, curved)
+        shown = problem.batch("recovery", ctx.task)
+        size = min(settings.hessian_batch, len(shown))
+        few = next(minibatches(shown, size, seed=derived(seed, "hessian")))
+        curved = hessian_directions(problem, space, few, k, seed=derived(seed, "lanczos"))
+    yield names.AT_DAMAGED, tangent_family(ctx, damaged, there)
+    yield names.HESSIAN, tangent_family(ctx, damaged, curved)
     random = random_subspace(k, space.dimension, seed=derived(seed, "random")).basis.to(damaged)
-    yield "random", tangent_family(bench, damaged, random)
+    yield RANDOM, tangent_family(ctx, damaged, random)
 
 
 def control_families(
-    bench: Bench[Config], real: Trajectory, *, seed: int
+    ctx: RunContext[RecoverySettings],
+    optimiser: str,
+    damaged: Mapping[str, Tensor],
+    real: Trajectory,
 ) -> Iterator[tuple[str, Family]]:
-    """Controls of measures §3 drawn at θ_D: plain minibatch gradients, noise with the norms of the
-    updates.
+    """Controls of measures §3: the first updates of other recoveries; minibatch gradients at θ_D;
+    noise with the norms of the updates.
 
     Args:
-        bench: of the run.
+        ctx: of the run.
+        optimiser: of the recovery.
+        damaged: θ_D of the task, and of the other one where there is one.
         real: the recorded recovery.
-        seed: of the gradients' batches and of the noise.
     """
-    config, problem, space = bench.config, bench.problem, bench.space
-    longest = max(config.ks)
+    settings, problem, space, longest = ctx.settings, ctx.problem, ctx.space, max(ctx.settings.ks)
+    others = [(names.ANOTHER_RUN, ctx.task, "independent")]
+    others += [(names.ANOTHER_TASK, ctx.other, "other")] if ctx.other is not None else []
+    for name, task, order in others:
+        start, head = damaged[task], settings.head
+        again = recovery(ctx, optimiser, task, start, longest, order=order, head=head)
+        yield name, steps_family(ctx, again)
+    seed = derived(ctx.seed, "controls", optimiser)
     with space.restored():
         space.write(real.start)
-        order = derived(seed, "independent gradients")
-        batches = minibatches(problem.batch("recovery", bench.task), config.batch, seed=order)
+        drawn = derived(seed, "independent gradients")
+        batches = minibatches(problem.batch("recovery", ctx.task), settings.batch, seed=drawn)
         gradients = batch_gradients(problem, space, [next(batches) for _ in range(longest)])
-    yield "minibatch gradients", tangent_family(bench, real.start, gradients)
+    yield MINIBATCH, tangent_family(ctx, real.start, gradients)
     noise = norm_matched_noise(space, real.head[:longest], seed=derived(seed, "noise"))
-    yield "norm-matched noise", tangent_family(bench, real.start, noise)
+    yield names.NOISE, tangent_family(ctx, real.start, noise)

@@ -1,3 +1,1 @@
-"""Trajectory: what the updates of a run that was trained elsewhere say about it, from its
-checkpoints or a callback.
-"""
+"""Trajectory: a training run from elsewhere, measured from its checkpoint folders or as it goes."""

@@ -1,10 +1,9 @@
-"""Rows of one run's movement: captures, turning, effective rank, which tensors moved, each with its
+"""A run's movement as rows: captures, turning, effective rank, which tensors moved, each with its
 nulls (measures §1-6).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -16,32 +15,52 @@ from loclin import theory
 from loclin.errors import LoclinError
 from loclin.geometry.gramian import future_capture, prefix_capture, span_overlap
 from loclin.geometry.spectrum import centred, effective_ranks, random_sketch
-from loclin.record import Record, Row
+from loclin.models.checkpoints import read_run
+from loclin.run.rows import Part, Row
+from loclin.run.runner import Session
 from loclin.seeds import derived
-from loclin.studies.recovery.captures import prefix_rows
-from loclin.studies.trajectory.movement import Movement, Run
+from loclin.studies.captures import prefix_rows
+from loclin.studies.names import HEAVY_BALL
+from loclin.studies.trajectory import names
+from loclin.studies.trajectory.movement import Movement, Run, run_of
+from loclin.studies.trajectory.settings import TrajectorySettings
 
-STUDY = "trajectory"
 _DRAWN = 32  # segments, windows and numbers of segments that a figure shows at most
 
-#: Groups of tensors by their names, the first that fits: "input_layernorm" is a norm,
-#: "post_attention_layernorm" too.
-GROUPS = {
-    "norms": r"norm|\bln_|\.ln\d?\b",
-    "embeddings": r"embed|\bwte\b|\bwpe\b|\blm_head\b",
-    "attention": r"attn|attention|\b[qkvo]_proj\b|\b(query|key|value)\b",
-    "MLP": r"mlp|feed_forward|ffn|\bfc\d?\b|\b(up|down|gate)_proj\b|intermediate|\bdense\b",
-    "other": "",
-}
 
+def measure(settings: TrajectorySettings, run: int, session: Session) -> Part:
+    """Read a run's checkpoints tensor by tensor and measure it.
 
-def group_of(name: str) -> str:
-    """The group of a tensor, from its name.
-
-    >>> [group_of(n) for n in ("h.0.attn.c_attn.weight", "layers.1.input_layernorm.weight", "wte.weight", "score.bias")]
-    ['attention', 'norms', 'embeddings', 'other']
+    Raises:
+        LoclinError: checkpoints that cannot be read or do not belong together, as `run_part`.
     """
-    return next(group for group, pattern in GROUPS.items() if re.search(pattern, name))
+    points = read_run(settings.folder, start=settings.start, pattern=settings.pattern)
+    moved = run_of(points, session.progress)
+    return run_part(moved, settings.ks, settings.shuffles, seed=settings.seed)
+
+
+def run_part(run: Run, ks: tuple[int, ...], shuffles: int, *, seed: int) -> Part:
+    """Rows and Gramians of a run. One run has no interval: rows carry none.
+
+    Args:
+        run: what to measure.
+        ks, shuffles, seed: as in `TrajectorySettings`.
+
+    Raises:
+        LoclinError: a sketch shorter than the run.
+    """
+    segments = len(run.labels) - 1
+    if run.sketch is not None and run.sketch <= segments:
+        raise LoclinError(
+            f"expected a sketch longer than the run's {segments} updates, found {run.sketch}: "
+            "raise size"
+        )
+    arrays = {f"update_gramian/{space}": m.gramian for space, m in run.spaces.items()}
+    arrays |= {f"segment_norms/{space}": m.norms for space, m in run.spaces.items()}
+    rows = [*_point_rows(run)]
+    for space in run.spaces:
+        rows += _space_rows(run, space, ks, shuffles, seed)
+    return Part(rows=rows, arrays=arrays)
 
 
 def lengths_for(segments: int, ks: Sequence[int]) -> tuple[tuple[int, ...], int]:
@@ -57,97 +76,48 @@ def lengths_for(segments: int, ks: Sequence[int]) -> tuple[tuple[int, ...], int]
     return tuple(fitting), compared[-1] if compared else fitting[0]
 
 
-def write_record(
-    record: Record,
-    run: Run,
-    settings: Mapping[str, Any],
-    *,
-    ks: tuple[int, ...],
-    shuffles: int,
-    seed: int,
-    device: str,
-) -> None:
-    """Measure a run and keep the rows and Gramians in a record.
-
-    Args:
-        record: the run folder.
-        run: what to measure.
-        settings: as they are shown; a folder of other settings is refused.
-        ks, shuffles, seed: as in `Config`.
-        device: where the run was measured, in words.
-
-    Raises:
-        LoclinError: a folder of other settings, or one that cannot be written.
-    """
-    record.open_study(STUDY, settings, device=device)
-    rows = list(run_rows(run, ks, shuffles, seed=seed))
-    arrays = {f"update_gramian/{space}": m.gramian for space, m in run.spaces.items()}
-    arrays |= {f"segment_norms/{space}": m.norms for space, m in run.spaces.items()}
-    record.write_results(STUDY, rows, arrays)
-
-
-def run_rows(run: Run, ks: tuple[int, ...], shuffles: int, *, seed: int) -> Iterator[Row]:
-    """Every row of a run. One run has no interval: rows carry none.
-
-    Raises:
-        LoclinError: no prefix length that the run has, or a sketch shorter than the run.
-    """
-    segments = len(run.labels) - 1
-    if run.sketch is not None and run.sketch <= segments:
-        raise LoclinError(
-            f"expected a sketch longer than the run's {segments} updates, found {run.sketch}: "
-            "raise size"
-        )
-    fitting, k = lengths_for(segments, ks)
+def _point_rows(run: Run) -> Iterator[Row]:
     for i, (label, step) in enumerate(zip(run.labels, run.steps, strict=True)):
-        here = {"point": i, "label": label}
-        yield Row(
-            quantity="point_step",
-            value=None if step is None else float(step),
-            unit="optimiser steps",
-            context=here,
-        )
+        here, steps = {"point": i, "label": label}, None if step is None else float(step)
+        yield Row(quantity="point_step", value=steps, unit="optimiser steps", context=here)
     for note in run.notes:
         yield Row(quantity="note", value=None, context={"text": note})
+
+
+def _space_rows(
+    run: Run, space: str, ks: tuple[int, ...], shuffles: int, seed: int
+) -> Iterator[Row]:
+    """Everything about a run in one space. The heavy-ball null is about single steps: it is kept
+    for a run of such alone.
+    """
+    movement, here = run.spaces[space], {"space": space}
+    fitting, k = lengths_for(len(movement.gramian), ks)
     single = all(b is not None and a is not None and b - a == 1 for a, b in pairwise(run.steps))
-    for space, movement in run.spaces.items():
-        here = {"space": space}
-        yield from _size_rows(movement, here)
-        for row in prefix_rows(
-            movement.gramian, fitting, movement.dimension, shuffles, here, seed=seed
-        ):
-            if single or row.context.get("null") != "heavy ball":  # that null is about single steps
-                yield row
-        yield from _turning_rows(movement, k, here)
-        yield from _rank_rows(movement, here, seed=seed)
-        if run.sketch is not None:
-            yield from _sketch_rows(movement, fitting, run.sketch, here)
+    yield from _size_rows(movement, here)
+    captures = prefix_rows(movement.gramian, fitting, movement.dimension, shuffles, here, seed=seed)
+    yield from (r for r in captures if single or r.context.get("null") != HEAVY_BALL)
+    yield from _turning_rows(movement, k, here)
+    yield from _rank_rows(movement, here, seed=seed)
+    if run.sketch is not None:
+        yield from _sketch_rows(movement, fitting, run.sketch, here)
 
 
 def _size_rows(movement: Movement, here: Mapping[str, Any]) -> Iterator[Row]:
     """D, segment lengths, and the share of every group of tensors in them, held against its share
     of the coordinates.
     """
-    counts = {
-        "dimension": movement.dimension,
-        "tensors": len(movement.names),
-        "still_tensors": movement.still,
-    }
-    for quantity, count in counts.items():
+    counts = (movement.dimension, len(movement.names), movement.still)
+    for quantity, count in zip(("dimension", "tensors", "still_tensors"), counts, strict=True):
         yield Row(quantity=quantity, value=float(count), context=dict(here))
     for t, length in enumerate(np.sqrt(np.diag(movement.gramian)), start=1):
         yield Row(quantity="segment_length", value=float(length), context={**here, "t": t})
     energy, sizes = (movement.norms**2).sum(0), np.array(movement.sizes, dtype=float)
-    of = np.array([group_of(name) for name in movement.names])
-    for group in GROUPS:
+    of = np.array([names.group_of(name) for name in movement.names])
+    for group in names.GROUPS:
         if (of == group).any():
-            share, coordinates = (float(x[of == group].sum() / x.sum()) for x in (energy, sizes))
-            yield Row(
-                quantity="movement_share",
-                value=share,
-                null=coordinates,
-                context={**here, "group": group},
-            )
+            share, chance = (float(x[of == group].sum() / x.sum()) for x in (energy, sizes))
+            there = {**here, "group": group}
+            yield Row(quantity="movement_share", value=share, null=chance, context=there)
 
 
 def _turning_rows(movement: Movement, k: int, here: Mapping[str, Any]) -> Iterator[Row]:
@@ -159,77 +129,62 @@ def _turning_rows(movement: Movement, k: int, here: Mapping[str, Any]) -> Iterat
     moved = np.outer(lengths, lengths)
     cosines = np.divide(products, moved, out=np.full_like(products, np.nan), where=moved > 0)
     for t in range(1, total):
-        yield Row(
-            quantity="successive_cosine",
-            value=_defined(cosines[t - 1, t]),
-            null=0.0,
-            context={**here, "t": t + 1},
-        )
+        value, there = _defined(cosines[t - 1, t]), {**here, "t": t + 1}
+        yield Row(quantity="successive_cosine", value=value, null=0.0, context=there)
     shown = _evenly(0, total - 1)
-    for i in shown:
-        for j in shown:
-            yield Row(
-                quantity="segment_cosine",
-                value=_defined(cosines[i, j]),
-                context={**here, "i": i + 1, "j": j + 1},
-            )
-    first = products[:k, :k]
+    for i, j in ((i, j) for i in shown for j in shown):
+        there = {**here, "i": i + 1, "j": j + 1}
+        yield Row(quantity="segment_cosine", value=_defined(cosines[i, j]), context=there)
+    first, null = products[:k, :k], min(k / movement.dimension, 1.0)
     for start in _evenly(k, total - k) if total >= 2 * k and first.any() else []:
         window = slice(start, start + k)
         if products[window, window].any():
             value = span_overlap(first, products[:k, window], products[window, window])
-            null = min(k / movement.dimension, 1.0)
-            yield Row(
-                quantity="window_overlap",
-                value=value,
-                null=null,
-                context={**here, "k": k, "t": start + 1},
-            )
+            there = {**here, "k": k, "t": start + 1}
+            yield Row(quantity="window_overlap", value=value, null=null, context=there)
 
 
 def _rank_rows(movement: Movement, here: Mapping[str, Any], *, seed: int) -> Iterator[Row]:
     """Effective ranks of the first n segments and of random vectors with the same norms, as in the
     recovery study.
     """
-    whole = np.sqrt(np.diag(movement.gramian))[:, None]
-    per_tensor = random_sketch(
-        torch.from_numpy(movement.norms), movement.sizes, seed=derived(seed, "per tensor")
-    )
-    isotropic = random_sketch(
-        torch.from_numpy(whole), [movement.dimension], seed=derived(seed, "isotropic")
-    )
-    spectra = {"measured": movement.gramian, "per tensor": per_tensor, "isotropic": isotropic}
+    norms, whole = movement.norms, np.sqrt(np.diag(movement.gramian))[:, None]
+    spectra = {names.MEASURED: movement.gramian}
+    for name, rows, sizes in (
+        (names.PER_TENSOR, norms, movement.sizes),
+        (names.ISOTROPIC, whole, [movement.dimension]),
+    ):
+        spectra[name] = random_sketch(torch.from_numpy(rows), sizes, seed=derived(seed, name))
     total = len(whole)
-    counts = sorted({2**i for i in range(1, 20) if 2**i < total} | {total})
-    for n in counts:
-        for mean, middle in (("uncentred", lambda g: g), ("centred", centred)):
+    for n in sorted({2**i for i in range(1, 20) if 2**i < total} | {total}):
+        for mean, middle in zip(names.MEANS, (lambda g: g, centred), strict=True):
             ranks = {name: _ranks(middle(g[:n, :n])) for name, g in spectra.items()}
             for name, found in ranks.items():
-                context = {**here, "vectors": name, "segments": n, "mean": mean}
+                there = {**here, "vectors": name, "segments": n, "mean": mean}
                 for kind, value in found.items():
-                    null = ranks["per tensor"][kind] if name == "measured" else None
-                    yield Row(quantity=f"{kind}_rank", value=value, null=null, context=context)
+                    null = ranks[names.PER_TENSOR][kind] if name == names.MEASURED else None
+                    yield Row(quantity=f"{kind}_rank", value=value, null=null, context=there)
 
 
 def _ranks(products: np.ndarray) -> dict[str, float | None]:
     """The three effective ranks; None where nothing moved."""
     if not np.trace(products) > 0:
-        return dict.fromkeys(("stable", "participation", "entropy"))
+        return dict.fromkeys(names.RANKS)
     ranks = effective_ranks(products)
-    return {"stable": ranks.stable, "participation": ranks.participation, "entropy": ranks.entropy}
+    return {kind: getattr(ranks, kind) for kind in names.RANKS}
 
 
 def _sketch_rows(
     movement: Movement, ks: Sequence[int], size: int, here: Mapping[str, Any]
 ) -> Iterator[Row]:
-    """Standard deviation that the sketch adds to each capture."""
+    """Standard deviation and bias that the sketch adds to each capture."""
     for quantity, of in (("prefix_capture", prefix_capture), ("future_capture", future_capture)):
         for k, capture in zip(ks, of(movement.gramian, ks), strict=True):
             if not np.isnan(capture):
                 bias, sd = theory.sketched_capture(float(capture), k, size)
-                context = {**here, "k": k, "of": quantity, "m": size}
-                yield Row(quantity="sketch_sd", value=sd, context=context)
-                yield Row(quantity="sketch_bias", value=bias, context=context)
+                there = {**here, "k": k, "of": quantity, "m": size}
+                yield Row(quantity="sketch_sd", value=sd, context=there)
+                yield Row(quantity="sketch_bias", value=bias, context=there)
 
 
 def _evenly(first: int, last: int) -> list[int]:

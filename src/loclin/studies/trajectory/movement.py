@@ -8,7 +8,7 @@ they are trained, and the weights that they make, whose geometry does not depend
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -20,9 +20,8 @@ from torch import Tensor
 from loclin.errors import LoclinError
 from loclin.geometry.gramian import gramian
 from loclin.geometry.lora import low_rank_gramian, secants
-from loclin.integrations.points import Adapted, Points, row_blocks
-
-Progress = Callable[[str, float], None]
+from loclin.models.points import Adapted, Points, row_blocks
+from loclin.progress import ProgressCallback, silent
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -66,34 +65,34 @@ class Run:
     sketch: int | None = None
 
 
-def run_of(points: Points, progress: Progress = lambda text, share: None) -> Run:
+def run_of(points: Points, progress: ProgressCallback = silent) -> Run:
     """Read a run tensor by tensor; memory stays near a block of one tensor at all points.
 
     Raises:
         LoclinError: values that are not finite, or points that are all the same.
     """
-    first = "factors" if points.adapted else "weights"
-    sums = {first: _Sum(len(points.labels) - 1)}
-    plain = set(points.shapes)
+    first, stage = (
+        "factors" if points.adapted else "weights",
+        f"reading {len(points.labels)} points",
+    )
     if points.adapted:
-        sums["weights"] = _Sum(len(points.labels) - 1)
-        plain -= {n for pair in points.adapted.values() for n in (pair.a, pair.b)}
-    for i, name in enumerate(points.shapes):
-        progress(name, i / len(points.shapes))
+        first = "factors"
+    sums = {space: _Sum(len(points.labels) - 1) for space in dict.fromkeys((first, "weights"))}
+    plain = set(points.shapes)
+    plain -= {n for pair in points.adapted.values() for n in (pair.a, pair.b)}
+    for i, (name, shape) in enumerate(points.shapes.items()):
+        progress(stage, i / len(points.shapes))
         products, sample = _tensor_products(points, name)
         for space in sums if name in plain else (first,):
-            sums[space].add(name, points.shapes[name], products, sample)
+            sums[space].add(name, prod(shape), products, (shape, products.tobytes(), sample))
     for weight, pair in points.adapted.items():
-        progress(f"ΔW of {weight}", 1.0)
-        sums["weights"].add(
-            weight, _adapted_size(points, pair), _adapted_products(points, pair), b""
-        )
+        sums["weights"].add(weight, _adapted_size(points, pair), _adapted_products(points, pair))
     spaces = {name: total.movement() for name, total in sums.items()}
     if not spaces[first].gramian.any():
         raise LoclinError(
             f"expected points that differ, found the same weights at all of {points.labels[0]} to "
-            f"{points.labels[-1]}: "
-            "give the checkpoints of one run, and a pattern of tensors that were trained"
+            f"{points.labels[-1]}: give the checkpoints of one run, and a pattern of tensors that "
+            "were trained"
         )
     return Run(labels=points.labels, steps=points.steps, notes=points.notes, spaces=spaces)
 
@@ -118,22 +117,16 @@ def _adapted_products(points: Points, pair: Adapted) -> np.ndarray:
     return low_rank_gramian([steps])
 
 
-def _adapted_size(points: Points, pair: Adapted) -> tuple[int]:
+def _adapted_size(points: Points, pair: Adapted) -> int:
     """Dimensions of the set of all ΔW of rank r, r(in + out) − r²: what chance has to choose from,
     not in × out.
     """
-    rank, outer, inner = (
-        points.shapes[pair.a][0],
-        points.shapes[pair.b][0],
-        prod(points.shapes[pair.a][1:]),
-    )
-    return (rank * (inner + outer - rank),)
+    (rank, *inner), (outer, *_) = points.shapes[pair.a], points.shapes[pair.b]
+    return rank * (prod(inner) + outer - rank)
 
 
 def _not_finite(points: Points, name: str, block: Tensor) -> LoclinError:
-    """The error that names the first point with NaN or infinity (any of them makes its products
-    so).
-    """
+    """The error that names the first point with NaN or infinity."""
     label = points.labels[int((~torch.isfinite(block).all(1)).int().argmax())]
     return LoclinError(
         f"expected finite weights, found NaN or infinity in {name} at {label}: leave that point out"
@@ -149,20 +142,18 @@ class _Sum:
         self._total = np.zeros((segments, segments))
         self._norms: list[np.ndarray] = []
         self._sizes: dict[str, int] = {}
-        self._seen: set[tuple[object, ...]] = set()
+        self._seen: set[object] = set()
         self._still = 0
 
-    def add(self, name: str, shape: tuple[int, ...], products: np.ndarray, sample: bytes) -> None:
+    def add(self, name: str, size: int, products: np.ndarray, mark: object = None) -> None:
+        """A tensor and what tells it from others; without a mark it is like no other."""
         if not products.any():
             self._still += 1
-            return
-        mark = (shape, products.tobytes(), sample)
-        if sample and mark in self._seen:
-            return
-        self._seen.add(mark)
-        self._total += products
-        self._norms.append(np.sqrt(np.diag(products)))
-        self._sizes[name] = prod(shape)
+        elif mark is None or mark not in self._seen:
+            self._seen.add(mark)
+            self._total += products
+            self._norms.append(np.sqrt(np.diag(products)))
+            self._sizes[name] = size
 
     def movement(self) -> Movement:
         norms = np.stack(self._norms, axis=1) if self._norms else np.zeros((len(self._total), 0))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
 from loclin.errors import LoclinError
+from loclin.studies.settings import RunSettings
 
 #: Prefix lengths of the curves; those above the number of segments are left out.
 KS = (1, 2, 3, 5, 8, 10, 15, 20, 30, 50, 100, 200)
@@ -16,7 +17,7 @@ SHUFFLES = 199
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class TrajectorySettings(RunSettings):
     """Measure a training run from its checkpoints: which directions did it take, and did the first
     ones tell?
 
@@ -28,6 +29,13 @@ class Config:
 
     Example: loclin trajectory outputs/my-run --start path/to/base-model
     """
+
+    study: ClassVar[str] = "trajectory"
+    kind: ClassVar[str] = "trajectory"
+    in_process: ClassVar[bool] = True
+    kept: ClassVar[bool] = False  # there may be more checkpoints the next time
+    workers: ClassVar[int] = 1
+    ray: ClassVar[str | None] = None
 
     folder: Annotated[Path, tyro.conf.Positional]
     """The run's folder (the Trainer's output_dir), with folders checkpoint-N."""
@@ -42,17 +50,24 @@ class Config:
     """
     shuffles: int = SHUFFLES
     """Shuffled orders of the segments drawn as a null."""
-    seed: int = 0
-    """Of the shuffles and of the random sketches."""
-    out: Path | None = None
-    """Run folder of the report; runs/trajectory-NAME by default."""
 
-    def checked(self) -> Config:
-        """This configuration, if it can be measured.
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The run's folder."""
+        return (self.folder.resolve().name,)
 
-        Raises:
-            LoclinError: what was expected, what was found, what to do.
-        """
+    @property
+    def run_folder(self) -> Path:
+        """Where the record goes."""
+        return self.out or Path("runs") / f"trajectory-{self.folder.resolve().name}"
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The settings that decide the record."""
+        return {**super().fingerprint(), "folder": self.folder.resolve()}
+
+    def checked(self) -> TrajectorySettings:
+        """These settings, if they can be run; raises as `RunSettings.checked` does."""
+        super().checked()
         check(self.ks, self.shuffles)
         return self
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from loclin.errors import LoclinError
+from loclin.options import SEQUENCE_MODELS
 from loclin.studies.settings import (
-    SEQUENCE_MODELS,
     Profile,
-    RecoverySettings,
+    TrainBackSettings,
     check_counts,
     check_within,
     named,
@@ -20,7 +20,7 @@ from loclin.studies.settings import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(RecoverySettings):
+class RecoverySettings(TrainBackSettings):
     """Destroy a task, train it back, and ask which directions the way back takes.
 
     A model, or a LoRA adapter on it, knows several tasks. One is destroyed (trained on wrong
@@ -34,6 +34,7 @@ class Config(RecoverySettings):
     """
 
     study: ClassVar[str] = "recovery"
+    kind: ClassVar[str] = "recovery"
 
     k: int = 10
     """The k at which claims are decided and bases compared."""
@@ -57,23 +58,11 @@ class Config(RecoverySettings):
     shuffles: int = 99
     """Shuffled orders of the updates drawn as a null."""
 
-    def checked(self) -> Config:
-        """This configuration, if it can be run.
-
-        Raises:
-            LoclinError: what was expected, what was found, what to do.
-        """
+    def checked(self) -> RecoverySettings:
+        """These settings, if they can be run; raises as `RunSettings.checked` does."""
         super().checked()
-        counts = (
-            "gradients",
-            "gradient_batch",
-            "hessian_batch",
-            "project_steps",
-            "task_vector_steps",
-            "k",
-            "shuffles",
-        )
-        check_counts(self, counts)
+        check_counts(self, ("gradients", "gradient_batch", "hessian_batch", "project_steps"))
+        check_counts(self, ("task_vector_steps", "k", "shuffles"))
         check_within(self, ("k", "ks", "project_ks", "times"), self.steps, "T", "raise --steps")
         if self.k not in self.ks:
             raise LoclinError(
@@ -96,28 +85,33 @@ class Config(RecoverySettings):
         """The prefix lengths reported, T included."""
         return tuple(sorted({*self.ks, self.steps}))
 
+    @property
+    def head(self) -> int:
+        """How many of the first updates are kept exactly: the longest prefix asked about."""
+        return max(*self.ks, *self.project_ks)
 
-def preset(profile: Profile, model: str | None = None) -> Config:
+
+def preset(profile: Profile, model: str | None = None) -> RecoverySettings:
     """The defaults of a profile for a model.
 
     smoke: short recoveries, three runs: real numbers with wide intervals. paper: 24 runs, so that
     intervals come from the bootstrap.
     """
-    config = Config(model=named(profile, model), profile=profile)
-    if config.model not in SEQUENCE_MODELS:
-        config = recovering_by_lora(config)
-        config = replace(config, hessian_batch=32, project_steps=30, gradients=24, gradient_batch=4)
+    settings = RecoverySettings(model=named(profile, model), profile=profile)
+    if settings.model not in SEQUENCE_MODELS:
+        settings = replace(recovering_by_lora(settings), gradients=24, gradient_batch=4)
+        settings = replace(settings, hessian_batch=32, project_steps=30)
     if profile == "smoke":
-        return _smoke(config)
+        return _smoke(settings)
     if profile == "paper":
-        return replace(config, seeds=24, shuffles=999)
-    return config
+        return replace(settings, seeds=24, shuffles=999)
+    return settings
 
 
-def _smoke(config: Config) -> Config:
-    sequences = config.model in SEQUENCE_MODELS
+def _smoke(settings: RecoverySettings) -> RecoverySettings:
+    sequences = settings.model in SEQUENCE_MODELS
     return replace(
-        recovering_quickly(config),
+        recovering_quickly(settings),
         k=5,
         ks=(1, 2, 3, 5, 8, 10, 15, 20, 30),
         times=(1, 5, 20, 50),
@@ -131,6 +125,6 @@ def _smoke(config: Config) -> Config:
     )
 
 
-def settings(profile: Profile) -> tuple[Config, ...]:
-    """What `loclin reproduce` runs: the built-in models, or with "paper" the paper's own as well."""
+def reproduced(profile: Profile) -> tuple[RecoverySettings, ...]:
+    """What `loclin reproduce` runs: the built-in models; with "paper" the paper's own as well."""
     return studied(preset, profile)

@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from loclin.errors import LoclinError
+from loclin.options import BUILT_IN, SEQUENCE_MODELS
 from loclin.studies.settings import (
-    BUILT_IN,
-    SEQUENCE_MODELS,
     Profile,
-    RecoverySettings,
+    TrainBackSettings,
     check_counts,
     check_within,
     named,
@@ -21,7 +20,7 @@ from loclin.studies.settings import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(RecoverySettings):
+class KrylovSettings(TrainBackSettings):
     """Ask how much of a recovery lies in the Krylov space of gradient and Hessian at the damaged
     point.
 
@@ -37,6 +36,7 @@ class Config(RecoverySettings):
     """
 
     study: ClassVar[str] = "krylov"
+    kind: ClassVar[str] = "krylov"
 
     k: int = 10
     """The k at which claims are decided and bases compared."""
@@ -55,12 +55,8 @@ class Config(RecoverySettings):
     """Hessian-vector products: auto differentiates twice, with attention switched to eager; finite
     differences of gradients are a fallback for models whose attention cannot be switched."""
 
-    def checked(self) -> Config:
-        """This configuration, if it can be run.
-
-        Raises:
-            LoclinError: what was expected, what was found, what to do.
-        """
+    def checked(self) -> KrylovSettings:
+        """These settings, if they can be run; raises as `RunSettings.checked` does."""
         super().checked()
         check_counts(self, ("k", "curvature_examples", "curvature_chunk"))
         check_within(self, ("k", "ks", "times"), self.steps, "T", "raise --steps")
@@ -72,15 +68,6 @@ class Config(RecoverySettings):
             raise LoclinError(
                 f"expected at least 2 probes for an interval, found {self.probes}: raise --probes"
             )
-        if (
-            self.products == "finite differences"
-            and self.dtype in ("bfloat16", "float16")
-            and self.space != "lora"
-        ):
-            raise LoclinError(
-                f"expected float32 for finite differences, found {self.dtype}: choose --dtype "
-                "float32"
-            )
         return self
 
     @property
@@ -89,24 +76,26 @@ class Config(RecoverySettings):
         return max(self.ks)
 
 
-def preset(profile: Profile, model: str | None = None) -> Config:
+def preset(profile: Profile, model: str | None = None) -> KrylovSettings:
     """The defaults of a profile for a model; smoke takes small bases, a short recovery and three
     runs, standard four, paper 24.
     """
-    config = Config(model=named(profile, model), profile=profile)
-    if config.model not in SEQUENCE_MODELS:
-        config = recovering_by_lora(config)
-        config = replace(config, times=(1, 2, 5, 10, 15, 20, 30, 50, 100), curvature_examples=32)
-    if config.model not in BUILT_IN:
-        config = replace(config, curvature_chunk=8)
+    settings = KrylovSettings(model=named(profile, model), profile=profile)
+    if settings.model not in SEQUENCE_MODELS:
+        settings = recovering_by_lora(settings)
+        settings = replace(
+            settings, times=(1, 2, 5, 10, 15, 20, 30, 50, 100), curvature_examples=32
+        )
+    if settings.model not in BUILT_IN:
+        settings = replace(settings, curvature_chunk=8)
     if profile == "smoke":
         smaller = replace(
-            recovering_quickly(config), k=5, ks=(1, 2, 3, 5, 8), times=(1, 2, 5, 10, 20, 50)
+            recovering_quickly(settings), k=5, ks=(1, 2, 3, 5, 8), times=(1, 2, 5, 10, 20, 50)
         )
         return replace(smaller, curvature_examples=32, probes=4)
-    return replace(config, seeds=24 if profile == "paper" else 4)
+    return replace(settings, seeds=24 if profile == "paper" else 4)
 
 
-def settings(profile: Profile) -> tuple[Config, ...]:
-    """What `loclin reproduce` runs: the built-in models, or with "paper" the paper's own as well."""
+def reproduced(profile: Profile) -> tuple[KrylovSettings, ...]:
+    """What `loclin reproduce` runs: the built-in models; with "paper" the paper's own as well."""
     return studied(preset, profile)

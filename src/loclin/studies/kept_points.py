@@ -19,25 +19,30 @@ from torch import Tensor
 from loclin.models import Problem
 from loclin.models.cache import kept
 from loclin.parameters import ParameterSpace
-from loclin.studies.settings import Settings
+from loclin.studies.settings import DamageSettings
 
 SOURCE = Path(__file__).parent.parent
 FILE = "point.safetensors"
-#: Settings that no point depends on: how many runs there are, where they go, and how updates are
-#: kept.
-NO_MATTER = ("seeds", "out", "profile", "workers", "store", "sketch_size")
+#: The code that decides a taught or damaged point.
+TRAINS = (
+    "training.py", "parameters.py", "models/lora.py", "models/problem.py", "tasks/batch.py",
+    "tasks/choices.py", "tasks/wrong.py", "studies/context.py", "studies/damage.py",
+)  # fmt: skip
+#: Settings that no point depends on: how many runs there are, where they go, how updates are kept.
+NO_MATTER = (
+    "seeds", "out", "profile", "workers", "ray", "device", "device_map", "store", "sketch_size",
+)  # fmt: skip
 
 
 def kept_point(
     problem: Problem,
     space: ParameterSpace,
-    settings: Settings,
+    settings: DamageSettings,
     seed: int,
     name: str,
     make: Callable[[], Tensor],
 ) -> Float[Tensor, " D"]:
-    """The point that `make` gives where the space stands, bit for bit, made first where the cache
-    does not hold it.
+    """The point that `make` gives where the space stands, bit for bit, made where it is not kept.
 
     Kept under a digest of all that it can depend on: every weight of the model, the data, the
     settings that studies share, the seed, the versions of the libraries and of loclin's own code,
@@ -45,7 +50,7 @@ def kept_point(
 
     Args:
         problem, space: the model as it stands, and which of its weights are the point.
-        settings: of the study; only those of `Settings` count, so that studies share.
+        settings: of the study; only those of `DamageSettings` count, so that studies share.
         seed: of the run.
         name: of the point.
         make: trains it.
@@ -62,17 +67,13 @@ def kept_point(
 
 
 def _depends_on(
-    problem: Problem, space: ParameterSpace, settings: Settings, seed: int, name: str
+    problem: Problem, space: ParameterSpace, settings: DamageSettings, seed: int, name: str
 ) -> Iterator[bytes]:
-    shared = [f.name for f in dataclasses.fields(Settings) if f.name not in NO_MATTER]
+    shared = [f.name for f in dataclasses.fields(DamageSettings) if f.name not in NO_MATTER]
     yield repr((name, seed, [(n, getattr(settings, n)) for n in shared], space.names)).encode()
     versions = [metadata.version(name) for name in ("torch", "transformers", "peft")]
-    where = (
-        torch.backends.cpu.get_cpu_capability(),
-        torch.get_num_threads(),
-        str(space.parameters[0].device),
-    )
-    yield repr((versions, where, _code())).encode()
+    processor = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    yield repr((versions, processor, str(space.parameters[0].device), _code())).encode()
     yield repr({split: dict(tasks) for split, tasks in problem.examples.items()}).encode()
     for tensor_name, tensor in problem.model.state_dict().items():
         yield tensor_name.encode()
@@ -81,6 +82,6 @@ def _depends_on(
 
 @cache
 def _code() -> str:
-    """A digest of loclin's own code: a point trained by another version is another point."""
-    files = sorted(SOURCE.rglob("*.py"))
-    return hashlib.blake2b(b"".join(p.read_bytes() for p in files), digest_size=16).hexdigest()
+    """A digest of the code that trains: a point trained by another version is another point."""
+    code = b"".join((SOURCE / name).read_bytes() for name in TRAINS)
+    return hashlib.blake2b(code, digest_size=16).hexdigest()

@@ -1,0 +1,244 @@
+"""What every stage of one run works with: the model, its adapter, the task to destroy, and that the
+model knows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from loclin.errors import LoclinError
+from loclin.geometry.sketch import Sketch
+from loclin.models import BUILT_IN, Problem, load
+from loclin.models.cache import cache_folder
+from loclin.models.lora import Factors, Lora, chosen_space
+from loclin.parameters import ParameterSpace
+from loclin.progress import ProgressCallback
+from loclin.run.rows import Row
+from loclin.seeds import derived
+from loclin.studies.kept_points import kept_point
+from loclin.studies.settings import DamageSettings
+from loclin.tasks.batch import concatenate
+from loclin.training import make_optimiser, minibatches, train
+from loclin.updates import UpdateStorage, free_memory
+
+C = TypeVar("C", bound=DamageSettings, covariant=True)
+S = TypeVar("S", bound=DamageSettings)
+TEACHING_ROUNDS = 5
+#: Share of the way from answers that ignore the question to perfect ones: a task known less than
+#: that cannot be destroyed.
+CLEARLY = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requirements:
+    """What a study will ask of the data and of the memory.
+
+    Attributes:
+        examples: for each split, how many examples of the task are drawn, and the options that
+            lower that.
+        vectors: how many D-wide vectors are held at once, and the options that lower that.
+        rows: how many vectors are kept (`UpdateStorage`), and what they are called.
+    """
+
+    examples: Mapping[str, tuple[int, str]]
+    vectors: tuple[int, str]
+    rows: tuple[int, str]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RunContext(Generic[C]):
+    """One independent run: what it works with.
+
+    Attributes:
+        settings, run: of the study, and the run's number.
+        problem: the model, its adapter attached, and its data.
+        space: the trained coordinates.
+        factors: where LoRA's factors are in it; None where the weights themselves are trained.
+        task, other: the destroyed task, and another one (None where there is only one).
+        storage: where updates go.
+        seed: of everything random in this run.
+        notes: what was loaded, dropped, taught and kept where, in sentences.
+    """
+
+    settings: C
+    run: int
+    problem: Problem
+    space: ParameterSpace
+    factors: Factors | None
+    task: str
+    other: str | None
+    storage: UpdateStorage
+    seed: int
+    notes: tuple[str, ...]
+
+    @property
+    def context(self) -> dict[str, Any]:
+        """Context of this run's rows."""
+        return {"run": self.run, "task": self.task}
+
+    def dimension(self, space: str) -> int:
+        """Dimensions of a space of the study."""
+        if space == "weights" and self.factors:
+            return self.factors.dimension
+        return self.space.dimension
+
+    def score(self, task: str | None = None) -> float:
+        """Score on the test split, of the destroyed task unless another is named."""
+        return self.problem.score("test", task or self.task)
+
+    def dropout(self, *purpose: str | int) -> int | None:
+        """Seed of the adapter's dropout in one training, or None where there is none."""
+        return derived(self.seed, "dropout", *purpose) if self.settings.dropout else None
+
+    def kept(self, name: str, make: Callable[[], Tensor]) -> Float[Tensor, " D"]:
+        """The point that `make` gives; of a built-in model it is made once for all studies."""
+        if self.settings.model not in BUILT_IN:
+            return make()
+        return kept_point(self.problem, self.space, self.settings, self.seed, name, make)
+
+    def row(self, quantity: str, value: float, **context: Any) -> Row:
+        """A row of this run."""
+        return Row(quantity=quantity, value=value, context={**self.context, **context})
+
+
+def make_context(
+    settings: S, run: int, requirements: Requirements, progress: ProgressCallback
+) -> RunContext[S]:
+    """Load a model, attach its adapter, and teach it every task.
+
+    Raises:
+        LoclinError: whatever is wrong with the model, the data or the settings; a task that cannot
+            be taught.
+    """
+    seed = derived(settings.seed + run, "recovery study")
+    problem = load(settings, seed=settings.seed + run, progress=progress)
+    lora = Lora(
+        rank=settings.ranks[run % len(settings.ranks)],
+        alpha=settings.alpha,
+        targets=settings.targets,
+        dropout=settings.dropout,
+        init=settings.lora_init,
+    )
+    model, space = chosen_space(problem.model, settings.space, lora, seed=settings.seed + run)
+    problem, tasks = replace(problem, model=model), problem.tasks
+    if settings.task not in ("each", *tasks):
+        raise LoclinError(
+            f"unknown task {settings.task!r}: expected each, or one of {', '.join(tasks)}"
+        )
+    index = run % len(tasks) if settings.task == "each" else tasks.index(settings.task)
+    check_sizes(requirements, problem, tasks[index])
+    _check_room(requirements, space)
+    ctx = RunContext(
+        settings=settings,
+        run=run,
+        problem=problem,
+        space=space,
+        factors=Factors.of(model, space) if len(settings.spaces) > 1 else None,
+        task=tasks[index],
+        other=tasks[(index + 1) % len(tasks)] if len(tasks) > 1 else None,
+        storage=_storage(settings, space, requirements.rows[0], seed),
+        seed=seed,
+        notes=(),
+    )
+    taught = teach(ctx, progress)
+    kept = ctx.storage.describe(space, *requirements.rows)
+    return replace(ctx, notes=(*problem.notes, taught, kept))
+
+
+def _storage(
+    settings: DamageSettings, space: ParameterSpace, count: int, seed: int
+) -> UpdateStorage:
+    sketch = Sketch(size=settings.sketch_size, seed=derived(seed, "sketch"))
+    storage = UpdateStorage(store=settings.store, folder=cache_folder(), sketch=sketch)
+    sharing = min(settings.seeds, 4) if space.parameters[0].device.type == "cpu" else 1
+    return storage.resolved(space, count, sharing=sharing, full=len(settings.spaces) > 1)
+
+
+def check_sizes(requirements: Requirements, problem: Problem, task: str) -> None:
+    """Whether the splits hold what will be asked of them, before minutes are spent on teaching."""
+    for name, (needed, remedy) in requirements.examples.items():
+        found = len(problem.examples[name][task])
+        if found < needed:
+            raise LoclinError(
+                f"expected at least {needed} examples of {task} in the {name} split, found "
+                f"{found}: give more data or lower {remedy}"
+            )
+
+
+def _check_room(requirements: Requirements, space: ParameterSpace) -> None:
+    """Whether the directions that are held at once fit: bases, controls, gradients."""
+    vectors, remedy = requirements.vectors
+    needed = vectors * space.dimension * space.parameters[0].element_size()
+    free = free_memory(space.parameters[0].device)
+    if needed > free:
+        raise LoclinError(
+            f"expected room for about {vectors} directions of {space.dimension} coordinates "
+            f"({needed / 1e9:.0f} GB), found {free / 1e9:.0f} GB of free memory: train by --space "
+            f"lora or a pattern, or lower {remedy}"
+        )
+
+
+def teach(ctx: RunContext[DamageSettings], progress: ProgressCallback) -> str:
+    """Train every task until the worst one reaches the score asked for; there is θ₀.
+
+    An adapter is taught one round at least: at its initial point B is zero, and with it half of all
+    gradients. The model's own samples are known from the beginning.
+
+    Returns:
+        How well the tasks are known, in a sentence.
+
+    Raises:
+        LoclinError: as `check_known` of the task to destroy.
+    """
+    ctx.space.write(ctx.kept("taught", lambda: _taught(ctx, progress)))
+    known, reach = check_known(ctx, ctx.task), ctx.settings.reach
+    scores = {task: ctx.problem.score("validate", task) for task in ctx.problem.tasks}
+    worst = min(scores, key=lambda task: scores[task])
+    short = "" if scores[worst] >= reach else f", short of the {reach:.2f} asked for"
+    return (
+        f"known before the damage: {known:.2f} on {ctx.task}, {scores[worst]:.2f} on the worst "
+        f"task ({worst}){short}"
+    )
+
+
+def check_known(ctx: RunContext[DamageSettings], task: str) -> float:
+    """The score on a task where the space stands.
+
+    Raises:
+        LoclinError: it is hardly better than that of answers that ignore the question.
+    """
+    blind = ctx.problem.without_reading(task)
+    known, least = ctx.score(task), blind + CLEARLY * (1 - blind)
+    if known < least:
+        raise LoclinError(
+            f"expected a score of at least {least:.2f} on {task} before the damage, found "
+            f"{known:.2f}: there is nothing to destroy; raise --teach-steps or --teach-lr, or give "
+            "a task that the model can learn"
+        )
+    return known
+
+
+def _taught(ctx: RunContext[DamageSettings], progress: ProgressCallback) -> Float[Tensor, " D"]:
+    settings, problem = ctx.settings, ctx.problem
+    known_before = settings.space != "lora" or settings.data == ("self",)
+    for done in range(TEACHING_ROUNDS):
+        worst = min(problem.score("validate", task) for task in problem.tasks)
+        if worst >= settings.reach and (done or known_before):
+            break
+        data = concatenate([problem.batch("train", task) for task in problem.tasks])
+        size, seed = min(settings.batch, len(data)), derived(ctx.seed, "teaching", done)
+        train(
+            problem.model,
+            ctx.space,
+            minibatches(data, size, seed=seed),
+            make_optimiser("adamw", ctx.space, settings.teach_lr),
+            settings.teach_steps,
+            dropout_seed=ctx.dropout("teaching", done),
+            after_step=lambda t: progress("teaching every task", t / settings.teach_steps),
+        )
+    return ctx.space.read()
