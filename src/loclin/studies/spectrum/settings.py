@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from loclin.errors import LoclinError
+from loclin.options import SEQUENCE_MODELS
 from loclin.studies.settings import (
-    SEQUENCE_MODELS,
+    DamageSettings,
     Profile,
-    Settings,
     by_lora,
     check_counts,
     check_sketch,
@@ -20,7 +20,7 @@ from loclin.studies.settings import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Settings):
+class SpectrumSettings(DamageSettings):
     """Take n gradients of a task at the pretrained and at the damaged point, and ask how many
     directions they share.
 
@@ -34,6 +34,7 @@ class Config(Settings):
     """
 
     study: ClassVar[str] = "spectrum"
+    kind: ClassVar[str] = "spectrum"
 
     counts: tuple[int, ...] = (8, 16, 32, 64, 128)
     """Numbers n of gradients at which effective ranks are measured; the claim compares the last
@@ -47,63 +48,44 @@ class Config(Settings):
     overlap_gradients: int = 16
     """Gradients behind each task's space; two independent sets are taken for every task."""
 
-    def checked(self) -> Config:
-        """This configuration, if it can be run.
-
-        Raises:
-            LoclinError: what was expected, what was found, what to do.
-        """
+    def checked(self) -> SpectrumSettings:
+        """These settings, if they can be run; raises as `RunSettings.checked` does."""
         super().checked()
         check_counts(self, ("gradient_batch", "overlap_gradients", "k"))
-        if (
-            len(set(self.counts)) < 2
-            or min(self.counts) < 4
-            or list(self.counts) != sorted(self.counts)
-        ):
+        counts, ks, half = list(self.counts), list(self.ks), max(self.counts, default=0) // 2
+        if len(set(counts)) < 2 or min(counts) < 4 or counts != sorted(counts):
             raise LoclinError(
                 "expected at least two growing numbers of gradients, each 4 or more, found "
-                f"{list(self.counts)}: change --counts"
+                f"{counts}: change --counts"
             )
-        half = max(self.counts) // 2
-        if not self.ks or min(self.ks) < 1 or max(self.ks) > half:
+        if not ks or min(ks) < 1 or max(ks) > half:
             raise LoclinError(
-                f"expected ks from 1 to {half}, half of the gradients, found {list(self.ks)}: "
-                "change --ks or raise --counts"
+                f"expected ks from 1 to {half}, half of the gradients, found {ks}: change --ks or "
+                "raise --counts"
             )
         if self.k > self.overlap_gradients:
             raise LoclinError(
                 f"expected k of at most {self.overlap_gradients} gradients, found {self.k}: lower "
                 "--k or raise --overlap-gradients"
             )
-        check_sketch(self, max(self.counts), "n")
+        check_sketch(self, max(counts), "n")
         return self
 
 
-def preset(profile: Profile, model: str | None = None) -> Config:
-    """The defaults of a profile for a model; smoke takes few gradients and three runs, paper 24
-    runs.
-    """
-    config = Config(model=named(profile, model), profile=profile)
-    sequences = config.model in SEQUENCE_MODELS
+def preset(profile: Profile, model: str | None = None) -> SpectrumSettings:
+    """The defaults of a profile for a model: smoke takes few gradients, paper 24 runs."""
+    settings = SpectrumSettings(model=named(profile, model), profile=profile)
+    sequences = settings.model in SEQUENCE_MODELS
     if not sequences:
-        config = replace(
-            by_lora(config),
-            gradient_batch=4,
-            counts=(6, 12, 24, 48),
-            ks=(1, 2, 3, 5, 10),
-            overlap_gradients=12,
-        )
+        settings = replace(by_lora(settings), gradient_batch=4, counts=(6, 12, 24, 48))
+        settings = replace(settings, ks=(1, 2, 3, 5, 10), overlap_gradients=12)
     if profile == "smoke":
-        sizes = {
-            "k": 4,
-            "ks": (1, 2, 4),
-            "overlap_gradients": 6,
-            "gradient_batch": 6 if sequences else 4,
-        }
-        return replace(quick(config), counts=(4, 8, 16, 32) if sequences else (4, 8, 16), **sizes)  # type: ignore[arg-type]
-    return replace(config, seeds=24) if profile == "paper" else config
+        batch, counts = (6, (4, 8, 16, 32)) if sequences else (4, (4, 8, 16))
+        settings = replace(quick(settings), gradient_batch=batch, counts=counts)
+        return replace(settings, k=4, ks=(1, 2, 4), overlap_gradients=6)
+    return replace(settings, seeds=24) if profile == "paper" else settings
 
 
-def settings(profile: Profile) -> tuple[Config, ...]:
-    """What `loclin reproduce` runs: the built-in models, or with "paper" the paper's own as well."""
+def reproduced(profile: Profile) -> tuple[SpectrumSettings, ...]:
+    """What `loclin reproduce` runs: the built-in models, with "paper" the paper's own too."""
     return studied(preset, profile)

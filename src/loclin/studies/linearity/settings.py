@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from loclin.errors import LoclinError
+from loclin.options import BUILT_IN, SEQUENCE_MODELS
 from loclin.studies.settings import (
-    BUILT_IN,
-    SEQUENCE_MODELS,
     Profile,
-    RecoverySettings,
+    TrainBackSettings,
     check_counts,
     check_within,
     named,
@@ -21,7 +20,7 @@ from loclin.studies.settings import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(RecoverySettings):
+class LinearitySettings(TrainBackSettings):
     """Over which steps is the loss straight? The first-order window along gradients, task vectors,
     recoveries and noise.
 
@@ -40,6 +39,7 @@ class Config(RecoverySettings):
     """
 
     study: ClassVar[str] = "linearity"
+    kind: ClassVar[str] = "linearity"
 
     evaluate: Literal["float64", "same"] = "same"
     """Precision in which the loss is followed: float64 (the model is cast when all training is
@@ -70,79 +70,71 @@ class Config(RecoverySettings):
     """Hessian-vector products: auto differentiates twice, with attention switched to eager; finite
     differences of gradients are a fallback for models whose attention cannot be switched."""
 
-    def checked(self) -> Config:
-        """This configuration, if it can be run.
-
-        Raises:
-            LoclinError: what was expected, what was found, what to do.
-        """
+    def checked(self) -> LinearitySettings:
+        """These settings, if they can be run; raises as `RunSettings.checked` does."""
         super().checked()
-        check_counts(
-            self, ("window_examples", "per_decade", "task_vector_steps", "k", "curvature_chunk")
-        )
-        check_counts(self, ("hessian_directions",))
+        counts = ("window_examples", "per_decade", "task_vector_steps", "k", "curvature_chunk")
+        check_counts(self, (*counts, "hessian_directions"))
         check_within(self, ("k",), self.steps, "T", "raise --steps")
         check_within(self, ("prefix_vectors",), self.k, "k", "raise --k")
-        check_grid(self.smallest, self.largest, self.tolerances)
-        if self.dtype in ("bfloat16", "float16", "auto"):
+        if not self.tolerances or not 0 < min(self.tolerances) <= max(self.tolerances) < 1:
             raise LoclinError(
-                "expected float32 or float64, whose round-off leaves a window to be seen, found "
-                f"--dtype {self.dtype}: change it"
+                f"expected tolerances between 0 and 1, found {list(self.tolerances)}: change "
+                "--tolerances"
             )
+        check_line(self)
         return self
-
-    @property
-    def precision(self) -> str:
-        """What losses are evaluated in."""
-        return "float64" if self.evaluate == "float64" else self.dtype
 
     @property
     def tolerance(self) -> float:
         """The τ that decides."""
         return self.tolerances[0]
 
+    @property
+    def moved(self) -> str:
+        """What a step moves."""
+        return moved(self.space)
 
-def check_grid(smallest: float, largest: float, tolerances: tuple[float, ...]) -> None:
-    """Raise for steps that are no range or tolerances that are no shares."""
-    if not 0 < smallest < largest:
+
+def moved(space: str) -> str:
+    """What a step moves: with LoRA it is the factors."""
+    return "factors" if space == "lora" else "weights"
+
+
+def check_line(settings: Any) -> None:
+    """Whether there are steps to follow a loss over, in a precision that leaves a window."""
+    if not 0 < settings.smallest < settings.largest:
         raise LoclinError(
-            f"expected 0 < smallest < largest, found {smallest} and {largest}: change --smallest "
-            "or --largest"
+            f"expected 0 < smallest < largest, found {settings.smallest} and {settings.largest}: "
+            "change --smallest or --largest"
         )
-    if not tolerances or not 0 < min(tolerances) <= max(tolerances) < 1:
+    if settings.dtype not in ("float32", "float64"):
         raise LoclinError(
-            f"expected tolerances between 0 and 1, found {list(tolerances)}: change --tolerances"
+            "expected float32 or float64, whose round-off leaves a window to be seen, found "
+            f"--dtype {settings.dtype}: change it"
         )
 
 
-def preset(profile: Profile, model: str | None = None) -> Config:
+def preset(profile: Profile, model: str | None = None) -> LinearitySettings:
     """The defaults of a profile for a model.
 
     smoke: short recoveries, few steps on each line, three runs. standard: four runs. paper: 24
     runs, so that intervals come from the bootstrap.
     """
-    config = Config(model=named(profile, model), profile=profile)
-    if config.model not in SEQUENCE_MODELS:
-        config = recovering_by_lora(config)
-    config = (
-        replace(config, evaluate="float64")
-        if config.model in BUILT_IN
-        else replace(config, curvature_chunk=8)
-    )
-    if profile == "smoke":
-        return replace(
-            recovering_quickly(config),
-            window_examples=24,
-            per_decade=1,
-            task_vector_steps=10,
-            k=5,
-            prefix_vectors=(1, 5),
-        )
+    settings = LinearitySettings(model=named(profile, model), profile=profile)
+    if settings.model not in SEQUENCE_MODELS:
+        settings = recovering_by_lora(settings)
+    own: dict[str, Any] = {"evaluate": "float64"} if settings.model in BUILT_IN else {}
+    settings = replace(settings, **(own or {"curvature_chunk": 8}))
     if profile == "paper":
-        return replace(config, seeds=24, window_examples=128)
-    return replace(config, seeds=4, steps=100, window_examples=24, per_decade=2)
+        return replace(settings, seeds=24)
+    settings = replace(settings, window_examples=24)
+    if profile == "standard":
+        return replace(settings, seeds=4, steps=100, per_decade=2)
+    settings = replace(recovering_quickly(settings), per_decade=1, task_vector_steps=10)
+    return replace(settings, k=5, prefix_vectors=(1, 5))
 
 
-def settings(profile: Profile) -> tuple[Config, ...]:
-    """What `loclin reproduce` runs: the built-in models, or with "paper" the paper's own as well."""
+def reproduced(profile: Profile) -> tuple[LinearitySettings, ...]:
+    """What `loclin reproduce` runs: the built-in models, with "paper" the paper's own too."""
     return studied(preset, profile)

@@ -1,0 +1,209 @@
+"""One independent run of the linearity study: the loss along straight lines at the pretrained and
+the damaged point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from loclin.curvature import CurvatureOperator, Method
+from loclin.geometry.gramian import inner
+from loclin.geometry.krylov import Product
+from loclin.line import Line, Profile, line_along, losses_along, ray, signed_grid
+from loclin.models import Problem, twice_differentiable
+from loclin.models.evaluation import EvalSet
+from loclin.progress import ProgressCallback
+from loclin.run.rows import Part, Row
+from loclin.run.runner import Session
+from loclin.seeds import derived
+from loclin.studies.context import Requirements, RunContext, make_context
+from loclin.studies.damage import damage
+from loclin.studies.linearity import directions
+from loclin.studies.linearity.directions import HELD, NamedDirection, Vector
+from loclin.studies.linearity.names import GRADIENT, RANDOM, RECOVERY, SIGNS, TASK
+from loclin.studies.linearity.rows import (
+    curve_rows,
+    edge_rows,
+    line_rows,
+    of_defined_tasks,
+    pair_rows,
+    whole_rows,
+)
+from loclin.studies.linearity.settings import LinearitySettings
+
+CLOSER = 2  # rounds of looking again where the edge of a window was interpolated
+Pair = tuple[str, NamedDirection, NamedDirection]
+
+
+def measure(settings: LinearitySettings, run: int, session: Session) -> Part:
+    """Everything that run number `run` contributes.
+
+    Raises:
+        LoclinError: whatever `make_context` refuses, a task that is not destroyed, a loss that is
+            not finite.
+    """
+    progress = session.progress
+    ctx = make_context(settings, run, requirements(settings), progress)
+    eval_set = examples_followed(ctx)
+    rows = [ctx.row("dimension", float(ctx.space.dimension))]
+    progress("destroying the task", 0.0)
+    damaged = damage(ctx, ctx.task)
+    progress("training it back", 0.0)
+    displacements = {
+        "pretrained": directions.task_directions(ctx, seed=derived(ctx.seed, "ways")),
+        "damaged": list(directions.recovery_directions(ctx, damaged)),
+    }
+    points = {"pretrained": ctx.space.read(), "damaged": damaged}
+    if settings.evaluate == "float64":
+        ctx.problem.model.double()  # in place: the space holds the same tensors
+    for name, point in points.items():
+        ctx.space.write(point)
+        rows += of_defined_tasks(_Point(ctx, eval_set, name, progress).rows(displacements[name]))
+    differences = settings.products == "finite differences"
+    text = "curvature is taken by finite differences of gradients, a fallback"
+    note = [text] if differences else switch_note(ctx.problem)
+    return Part(rows=rows, arrays={}, notes=(*ctx.notes, *note))
+
+
+def switch_note(problem: Problem) -> list[str]:
+    """That attention is another one for second derivatives, where that is so."""
+    own = problem.model.config._attn_implementation
+    text = f"attention is switched from {own} to eager for second derivatives"
+    return [] if own == "eager" else [text]
+
+
+def requirements(settings: LinearitySettings) -> Requirements:
+    """What the study asks of data and memory."""
+    return Requirements(
+        examples={
+            "test": (settings.window_examples, "--window-examples"),
+            "recovery": (settings.batch, "--batch"),
+            "damage": (settings.batch, "--batch"),
+        },
+        vectors=(HELD, "the number of tasks"),
+        rows=(settings.steps, "updates"),
+    )
+
+
+def examples_followed(ctx: RunContext[LinearitySettings]) -> EvalSet:
+    """Examples of the test split, drawn without order."""
+    settings, test = ctx.settings, ctx.problem.examples["test"][ctx.task]
+    generator = torch.Generator().manual_seed(derived(ctx.seed, "window examples"))
+    chosen = torch.randperm(len(test), generator=generator)[: settings.window_examples].tolist()
+    return EvalSet.of(ctx.problem, [test[i] for i in chosen], at_once=settings.curvature_chunk)
+
+
+class _Point:
+    """One point of the weights, the space standing there."""
+
+    def __init__(
+        self,
+        ctx: RunContext[LinearitySettings],
+        eval_set: EvalSet,
+        name: str,
+        progress: ProgressCallback,
+    ) -> None:
+        self._ctx, self._eval_set, self._name, self._progress = ctx, eval_set, name, progress
+        self._origin, settings = ctx.space.read(), ctx.settings
+        self._grid = signed_grid(settings.smallest, settings.largest, settings.per_decade)
+        self._seed = derived(ctx.seed, "window", name)
+
+    def rows(self, displacements: Sequence[NamedDirection]) -> Iterator[Row]:
+        """Lines along displacements and along what every point has, then pairs of them."""
+        ctx, space, tolerances = self._ctx, self._ctx.space, self._ctx.settings.tolerances
+        gradient = space.gradient(self._eval_set.loss, self._eval_set.fold(0))
+        second = NamedDirection(name=RANDOM, vector=space.noise(seed=derived(self._seed, "other")))
+        with self._switched():  # all before the point moves, so that one graph serves them
+            product = self._product()
+            every = directions.common_directions(ctx, gradient, product, seed=self._seed)
+            every += [replace(d, vector=d.vector.to(gradient)) for d in displacements]
+            pairs = list(self._pairs(every, second))
+            followed = [*every, *([second] if self._name == "pretrained" else [])]
+            curvatures = [self._bent(product, d, d) for d in followed]
+            mixed = [self._bent(product, one, other) for _, one, other in pairs]
+        profiles: dict[int, Profile] = {}
+        for done, (d, curvature) in enumerate(zip(followed, curvatures, strict=True)):
+            stage = f"following the loss at the {self._name} point"
+            self._progress(stage, done / len(followed))
+            line = self._line(d, gradient, curvature)
+            profile = profiles[id(d)] = line.profile()
+            if d is not second:
+                here = {**ctx.context, "point": self._name, "direction": d.name}
+                here |= {"on": d.on} if d.on else {}
+                yield from curve_rows(profile.on(self._grid), here)
+                closer = self._closer(line)
+                yield from line_rows(closer.profile(), tolerances, here)
+                yield from self._ends(d, closer, here)
+        at = profiles[id(every[-1])]
+        yield ctx.row("loss", at.loss, point=self._name)
+        yield ctx.row("score_here", at.score, point=self._name)
+        for (label, one, other), bent in zip(pairs, mixed, strict=True):
+            two, steps = (profiles[id(one)], profiles[id(other)]), [s for s in self._grid if s]
+            w, here = self._ray(one) + self._ray(other), {"point": self._name, "pair": label}
+            sums, counts = losses_along(space, self._eval_set.tallies, w, steps)
+            both, here = sums[:, 0] / counts[0] - two[0].loss, {**ctx.context, **here}
+            yield from pair_rows(np.array(steps), both, two, bent, tolerances, here)
+
+    def _switched(self) -> AbstractContextManager[None]:
+        differences = self._ctx.settings.products == "finite differences"
+        return nullcontext() if differences else twice_differentiable(self._ctx.problem.model)
+
+    def _product(self) -> Product:
+        """v ↦ Hv at the point, as long as the space stands there."""
+        eval_set, wanted = self._eval_set, self._ctx.settings.products
+        method: Method = "double backward" if wanted == "auto" else wanted
+        batches = list(eval_set.fold(0))
+        return CurvatureOperator(self._ctx.space, eval_set.loss, batches, method=method)
+
+    def _ray(self, direction: NamedDirection) -> Vector:
+        return ray(self._origin, direction.vector)
+
+    def _bent(self, product: Product, one: NamedDirection, other: NamedDirection) -> float:
+        """vᵀHw of the rays of two directions."""
+        return inner(self._ray(one), product(self._ray(other)))
+
+    def _line(self, direction: NamedDirection, gradient: Vector, curvature: float) -> Line:
+        space, tallies, w = self._ctx.space, self._eval_set.tallies, self._ray(direction)
+        slopes, curvatures = np.array([inner(gradient, w)]), np.array([curvature])
+        return line_along(space, tallies, w, self._grid, slopes=slopes, curvatures=curvatures)
+
+    def _closer(self, line: Line) -> Line:
+        """The line with further steps, where an interpolation put the edges of its windows."""
+        for _ in range(CLOSER):
+            profile, tolerance = line.profile(), self._ctx.settings.tolerance
+            windows = {sign: profile.window(sign, tolerance) for sign in SIGNS}
+            line = line.further([s * (w.size or 0.0) for s, w in windows.items() if w.bracket])
+        return line
+
+    def _ends(self, direction: NamedDirection, line: Line, here: dict[str, Any]) -> Iterator[Row]:
+        """At the edges of the windows, and at the end of a displacement."""
+        profile, tolerance = line.profile(), self._ctx.settings.tolerance
+        sizes = {sign: profile.window(sign, tolerance).size for sign in SIGNS}
+        steps = {SIGNS[sign]: sign * size for sign, size in sizes.items() if size is not None}
+        if direction.whole:
+            steps["whole"] = float(direction.vector.norm() / self._origin.norm())
+        there = line.further(list(steps.values())).profile()
+        for sign in SIGNS.values():
+            at = {**here, "sign": sign, "tolerance": tolerance}
+            change, _, score = there.at(steps[sign]) if sign in steps else (None, None, None)
+            yield from edge_rows(profile, change, score, at)
+        if direction.whole:
+            end = there.at(steps["whole"])
+            yield from whole_rows(profile, steps["whole"], end, tolerance, here)
+
+    def _pairs(self, every: Sequence[NamedDirection], second: NamedDirection) -> Iterator[Pair]:
+        """Which directions are taken together."""
+        of = {(d.name, d.on): d for d in every}
+        if self._name == "damaged":
+            label = "gradient and recovery, AdamW"
+            yield label, of[GRADIENT, None], of[RECOVERY["adamw"], None]
+            return
+        if self._ctx.other:
+            yield "two task vectors", of[TASK, self._ctx.task], of[TASK, self._ctx.other]
+        yield "two random directions", of[RANDOM, None], second

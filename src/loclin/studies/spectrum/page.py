@@ -1,0 +1,202 @@
+"""The spectrum study on a page: how many directions task gradients share, and which weights they
+are in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from loclin.report.figures import PALETTE, Curve, Drawing, draw_curves, draw_matrix, select
+from loclin.report.section import Section, text_of
+from loclin.report.words import number
+from loclin.run.rows import Row
+from loclin.studies.names import POINTS
+from loclin.studies.spectrum.names import (
+    CENTRED,
+    ISOTROPIC,
+    MEASURED,
+    PER_TENSOR,
+    UNCENTRED,
+    UNIT_NORM,
+)
+
+Rows = Sequence[Row]
+Settings = Mapping[str, Any]
+
+
+def sections(rows: Rows, settings: Settings) -> list[Section]:
+    """The study's sections in reading order."""
+    places = [_places(rows)] if select(rows, "layer_rank_ratio") else []
+    return [_ranks(rows, settings), _energy(rows, settings), _tasks(rows, settings), *places]
+
+
+def _null(rows: Rows, quantity: str, **context: Any) -> str:
+    chosen = select(rows, quantity, **context)
+    return number(chosen[0].null if chosen else None)
+
+
+def _ranks(rows: Rows, settings: Settings) -> Section:
+    figures, lines, most = list[Drawing](), list[str](), max(settings["counts"])
+    for point, symbol in POINTS.items():
+        figures += [_growth(rows, point), _shares(rows, point, most)]
+
+        def rank(vectors: str, kind: str = "participation", point: str = point) -> str:
+            here = {"point": point, "mean": CENTRED, "gradients": most, "vectors": vectors}
+            return text_of(rows, f"{kind}_rank", **here)
+
+        lines.append(
+            f"At {symbol}, n = {most}, centred: participation ratio {rank(MEASURED)}, random "
+            f"vectors with the same norm in every tensor {rank(PER_TENSOR)}, isotropic ones "
+            f"{rank(ISOTROPIC)}; stable rank {rank(MEASURED, 'stable')}, entropy rank "
+            f"{rank(MEASURED, 'entropy')}. Scaled to unit norm: {rank(UNIT_NORM)}."
+        )
+    return Section(
+        title="Are task gradients of low rank?",
+        question="Does the effective rank of n gradients stop growing well below that of random "
+        "vectors with the same norms? A few large gradients give a low rank by their norms alone; "
+        "the control has the same ones.",
+        figures=figures,
+        sees=lines,
+    )
+
+
+def _growth(rows: Rows, point: str) -> Drawing:
+    curves, where = [], f"at {POINTS[point]}"
+    for i, mean in enumerate((CENTRED, UNCENTRED)):
+        for vectors, colour in ((MEASURED, i), (PER_TENSOR, i), (ISOTROPIC, i + 2)):
+            chosen = select(rows, "participation_rank", point=point, mean=mean, vectors=vectors)
+            control = vectors != MEASURED
+            label = f"{mean}: {vectors}{' control' if control else ''}"
+            curves.append(_curve(chosen, label, colour, control))
+    caption = f"Participation ratio of n gradients {where}, with two random controls."
+    labels, title = ("number of gradients n", "participation ratio"), f"Effective rank {where}"
+    return _fitted(f"rank-{point}", caption, curves, "gradients", labels, title, base=2)
+
+
+def _shares(rows: Rows, point: str, most: int) -> Drawing:
+    curves, where = [], f"at {POINTS[point]}"
+    for colour, vectors in enumerate((MEASURED, PER_TENSOR, ISOTROPIC)):
+        shares = select(rows, "energy_share", point=point, vectors=vectors)
+        control = vectors != MEASURED
+        label = f"{vectors} control" if control else "gradients"
+        curves.append(_curve([r for r in shares if r.context["i"] < most], label, colour, control))
+    caption = f"Share of the energy along each principal direction of {most} centred gradients "
+    caption += f"{where}, with two random controls."
+    labels, title = ("principal direction i", "share of the energy, σᵢ²/Σσ²"), f"Spectrum {where}"
+    return _fitted(f"spectrum-{point}", caption, curves, "i", labels, title)
+
+
+def _fitted(
+    name: str,
+    caption: str,
+    curves: list[Curve],
+    over: str,
+    labels: tuple[str, str],
+    title: str,
+    base: int = 10,
+) -> Drawing:
+    """Curves on logarithmic axes that fit them."""
+    axes: dict[str, Any] = {"limits": None, "log": (True, True), "base": base}
+    return draw_curves(name, caption, curves, over=over, labels=labels, title=title, **axes)
+
+
+def _curve(rows: Rows, label: str, colour: int, control: bool = False) -> Curve:
+    """A curve with its band, or a dashed one of a control."""
+    return Curve(rows=rows, label=label, colour=PALETTE[colour], dashed=control, band=not control)
+
+
+def _energy(rows: Rows, settings: Settings) -> Section:
+    figures, lines, k = list[Drawing](), list[str](), max(settings["ks"])
+    labels = ("dimensions k of the space", "share of the energy")
+    for point, symbol in POINTS.items():
+        of = {"point": point, "vectors": MEASURED}
+        random = {"point": point, "vectors": PER_TENSOR}
+        null = select(rows, "crossfit_energy", **random)
+        curves = [
+            _curve(select(rows, "crossfit_signal", **of), "of the mean gradient", 0),
+            _curve(select(rows, "crossfit_energy", **of), "of each new gradient", 1),
+            _curve(null, "random vectors with the same norms", 8, control=True),
+        ]
+        name, title = f"crossfit-{point}", f"New gradients in the old space, {symbol}"
+        caption = f"Energy of new gradients in the top-k space of as many old ones at {symbol}."
+        figures.append(draw_curves(name, caption, curves, over="k", labels=labels, title=title))
+        lines.append(
+            f"At {symbol} the top {k} directions of half of the gradients hold "
+            f"{text_of(rows, 'crossfit_energy', **of, k=k)} of the energy of the other half, and "
+            f"{text_of(rows, 'crossfit_signal', **of, k=k)} of that of their mean; of random "
+            "vectors with the same norm in every tensor it would be "
+            f"{text_of(rows, 'crossfit_energy', **random, k=k)}, in a space of random directions "
+            f"{_null(rows, 'crossfit_energy', **of, k=k)}."
+        )
+    return Section(
+        title="Do new gradients lie in the space of old ones?",
+        question="The same vectors cannot both make a space and be judged by it: the space is made "
+        "from one half of the gradients, the energy measured on the other.",
+        figures=figures,
+        sees=lines,
+    )
+
+
+def _tasks(rows: Rows, settings: Settings) -> Section:
+    figures, lines, k = list[Drawing](), list[str](), settings["k"]
+    for point, symbol in POINTS.items():
+        caption = (
+            f"Overlap of the top-{k} gradient spaces of two tasks at {symbol}; on the diagonal of "
+            "two sets of one task."
+        )
+        name, title = f"task-overlap-{point}", f"Overlap of tasks' gradient spaces, {symbol}"
+        axes: dict[str, Any] = {"over": ("a", "b"), "labels": ("task", "task"), "least": 0.0}
+        overlaps = select(rows, "task_overlap", point=point)
+        figures.append(draw_matrix(name, caption, overlaps, title=title, **axes))
+        between = "there is only one task"
+        if select(rows, "overlap_between", point=point):
+            between = f"spaces of two tasks to {text_of(rows, 'overlap_between', point=point)}"
+        lines.append(
+            f"At {symbol} two sets of gradients of one task agree to "
+            f"{text_of(rows, 'overlap_within', point=point)}, {between}; random vectors with the "
+            f"same norm in every tensor would to {_null(rows, 'overlap_within', point=point)}."
+        )
+    return Section(
+        title="Do different tasks share a gradient space?",
+        question=f"Mean squared cosine between the top-{k} spaces of two tasks, from "
+        f"{settings['overlap_gradients']} gradients each. The diagonal says how well a space is "
+        "known at all from so few gradients.",
+        figures=figures,
+        sees=lines,
+    )
+
+
+def _places(rows: Rows) -> Section:
+    figures, lines = list[Drawing](), list[str]()
+    axes: dict[str, Any] = {"over": ("layer", "kind"), "labels": ("layer", ""), "least": 0.0}
+    for point, symbol in POINTS.items():
+        ratios = select(rows, "layer_rank_ratio", point=point)
+        energies = select(rows, "layer_energy", point=point)
+        where = f"by layer and kind of weight at {symbol}"
+        name, title = f"layer-rank-{point}", f"Rank over control, {symbol}"
+        caption = f"Participation ratio over its control {where}; −1: outside the blocks."
+        figures.append(draw_matrix(name, caption, ratios, title=title, **axes))
+        name, title = f"layer-energy-{point}", f"Share of the energy, {symbol}"
+        caption = f"Share of the gradients' energy {where}."
+        figures.append(draw_matrix(name, caption, energies, title=title, most=None, **axes))
+        if ratios and energies:
+            lowest = min(ratios, key=lambda r: r.value or 0.0)
+            largest = max(energies, key=lambda r: r.value or 0.0)
+            lines.append(
+                f"At {symbol} the rank is lowest for its control in {_place(lowest)} "
+                f"({number(lowest.value)}); most of the energy, {number(largest.value)}, is in "
+                f"{_place(largest)}."
+            )
+    return Section(
+        title="Where are they?",
+        question="The same ratio within each layer and kind of weight, and how much of the "
+        "gradients' energy is there.",
+        figures=figures,
+        sees=lines,
+    )
+
+
+def _place(row: Row) -> str:
+    layer = row.context["layer"]
+    return str(row.context["kind"]) + (f" of layer {layer}" if layer >= 0 else "")
