@@ -4,12 +4,14 @@ what mends the order.
 A schedule says which tasks a step differentiates and how their gradients g_1..g_K make one.
 `weights.py` and `library.py` are plain functions from the Gramian G = (g_iᵀg_j) to weights w, the
 step being along Σ w_i g_i: they serve any training loop (docs/tutorials/schedules.md). `loop.py`
-trains, `remedies.py` mends the sequential case, `merging.py` joins specialists, `contest.py` trains
-from one start by every schedule at equal gradient evaluations (measures §12).
+trains, `remedies.py` mends the sequential case, `merging.py` joins specialists, `plans.py` says
+what each schedule asks of the loop, and `comparison.py` is what all have in common: start, batches
+and the number of gradients (measures §12).
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from loclin.lazy import public
 
 if TYPE_CHECKING:
     from loclin.schedules.library import library_weights as library_weights
@@ -19,25 +21,7 @@ if TYPE_CHECKING:
     from loclin.schedules.weights import pcgrad as pcgrad
     from loclin.schedules.weights import raw_sum as raw_sum
 
-#: Public name -> the file it lives in. Imported on first use, so that `loclin --help` need not wait
-#: for torch.
-_HOMES = {
-    "equal_decrease": "weights",
-    "library_weights": "library",
-    "loss_balanced": "weights",
-    "norm_balanced": "weights",
-    "pcgrad": "weights",
-    "raw_sum": "weights",
-}
-
-__all__ = sorted(_HOMES)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'loclin.schedules' has no attribute {name!r}")
-    return getattr(import_module(f"loclin.schedules.{_HOMES[name]}"), name)
+_WEIGHTS = ("equal_decrease", "loss_balanced", "norm_balanced", "pcgrad", "raw_sum")
+__getattr__, __all__ = public(
+    "loclin.schedules", {"library_weights": "library", **dict.fromkeys(_WEIGHTS, "weights")}
+)

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 
 from loclin.errors import LoclinError
-from loclin.schedules.terms import LIBRARY
+from loclin.schedules.names import LIBRARY
 from loclin.schedules.weights import Products, Weights
 
 CAGRAD_RADIUS = 0.5  # c, between the 0.4 and 0.6 of the runs of Liu et al. 2021 (arXiv 2110.14048)
@@ -29,7 +30,7 @@ def library_weights(name: str, tasks: int) -> Callable[[Products], Weights]:
     a new function for every training.
 
     Args:
-        name: one of `terms.LIBRARY`.
+        name: one of `names.LIBRARY`.
         tasks: K.
 
     Raises:
@@ -38,38 +39,32 @@ def library_weights(name: str, tasks: int) -> Callable[[Products], Weights]:
     >>> library_weights("MGDA", 2)(np.diag([1.0, 3.0]))
     array([1.5, 0.5])
     """
+    if name not in LIBRARY:
+        raise LoclinError(
+            f"unknown schedule {name!r} of torchjd: expected one of {', '.join(LIBRARY)}"
+        )
     try:
-        from torchjd import (
-            aggregation,
-        )  # a second of imports, which the other schedules need not wait for
+        from torchjd import aggregation  # a second of imports, which other schedules do not need
 
-        if name == "MGDA":
-            return _averaging(aggregation.MGDAWeighting(), tasks)
         if name == "UPGrad":
             aggregation.UPGradWeighting()  # whether its solver is there
-            return _projecting(aggregation.UPGradWeighting, tasks)
-        if name == "IMTL-G":
-            return _averaging(aggregation.IMTLGWeighting(), tasks)
-        if name == "Aligned-MTL":
-            return _averaging(aggregation.AlignedMTLWeighting(), tasks)
-        if name == "CAGrad":
-            return _averaging(aggregation.CAGradWeighting(c=CAGRAD_RADIUS), tasks)
+            return _projecting(aggregation.UPGradWeighting)
         if name == "Nash-MTL":
             return _bargaining(
                 aggregation.NashMTL(n_tasks=tasks, max_norm=0.0, optim_niter=NASH_ROUNDS)
             )
+        if name == "CAGrad":
+            return _averaging(aggregation.CAGradWeighting(c=CAGRAD_RADIUS), tasks)
+        return _averaging(getattr(aggregation, f"{name.replace('-', '')}Weighting")(), tasks)
     except ImportError as error:
         missing = str(error).strip().splitlines()[0].partition(" Install them")[0].rstrip(".")
         raise LoclinError(
             f"expected the packages behind the schedule {name}, found {missing}: pip install "
             "'loclin[schedules]'"
         ) from None
-    raise LoclinError(f"unknown schedule {name!r} of torchjd: expected one of {', '.join(LIBRARY)}")
 
 
-def _averaging(
-    weighting: Callable[[torch.Tensor], torch.Tensor], tasks: int
-) -> Callable[[Products], Weights]:
+def _averaging(weighting: Any, tasks: int) -> Callable[[Products], Weights]:
     def weigh(gramian: Products) -> Weights:
         return np.asarray(
             tasks * weighting(torch.from_numpy(_of_length_one(gramian))).numpy(), dtype=float
@@ -78,9 +73,7 @@ def _averaging(
     return weigh
 
 
-def _projecting(
-    make: Callable[..., Callable[[torch.Tensor], torch.Tensor]], tasks: int
-) -> Callable[[Products], Weights]:
+def _projecting(make: Any) -> Callable[[Products], Weights]:
     """UPGrad in a unit for each gradient in which it has length 1.
 
     The cone that gradients are projected on does not depend on their lengths, and a projection
@@ -91,32 +84,29 @@ def _projecting(
     def weigh(gramian: Products) -> Weights:
         lengths = np.sqrt(np.diag(gramian))
         units = torch.from_numpy(gramian / np.outer(lengths, lengths))
-        return np.asarray(
-            make(pref_vector=torch.from_numpy(lengths))(units).numpy() / lengths, dtype=float
-        )
+        weights = make(pref_vector=torch.from_numpy(lengths))(units).numpy()
+        return np.asarray(weights / lengths, dtype=float)
 
     return weigh
 
 
-def _bargaining(aggregator: Callable[..., torch.Tensor]) -> Callable[[Products], Weights]:
+def _bargaining(aggregator: Any) -> Callable[[Products], Weights]:
     def weigh(gramian: Products) -> Weights:
-        values, vectors = np.linalg.eigh(
-            _of_length_one(gramian)
-        )  # rows with these products, as the solver wants them
-        rows = vectors * np.sqrt(np.maximum(values, 0.0))
+        # rows with these products, as the solver wants them
+        values, vectors = np.linalg.eigh(_of_length_one(gramian))
+        rows = torch.from_numpy(vectors * np.sqrt(np.maximum(values, 0.0)))
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="You are solving a parameterized problem that is not DPP"
-            )
-            warnings.filterwarnings("ignore", message="Solution may be inaccurate")
-            found = aggregator.weighting(torch.from_numpy(rows)).numpy()  # type: ignore[attr-defined]
-        return np.asarray(len(found) * found / found.sum(), dtype=float)
+            for message in (
+                "You are solving a parameterized problem that is not DPP",
+                "Solution may be inaccurate",
+            ):
+                warnings.filterwarnings("ignore", message=message)
+            weights = aggregator.weighting(rows).numpy()
+        return np.asarray(len(weights) * weights / weights.sum(), dtype=float)
 
     return weigh
 
 
 def _of_length_one(gramian: Products) -> Products:
-    """The gradients in a unit in which their mean square length is 1: the solvers' tolerances are
-    made for that.
-    """
+    """In a unit in which the mean square length is 1, as the solvers' tolerances expect."""
     return np.asarray(gramian / np.diag(gramian).mean())

@@ -14,19 +14,18 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from peft.utils.merge_utils import ties as elected
-from torch import Tensor
+
+from loclin.schedules.comparison import Point, ScheduleComparison
 
 DENSITY = 0.2  # share of every task vector that TIES keeps (Yadav et al. 2023, arXiv 2306.01708)
 
 
-def soup(start: Float[Tensor, " D"], ends: Sequence[Float[Tensor, " D"]]) -> Float[Tensor, " D"]:
+def soup(start: Point, ends: Sequence[Point]) -> Point:
     """The mean of the specialists (Wortsman et al. 2022, arXiv 2203.05482)."""
     return arithmetic(start, ends, 1 / len(ends))
 
 
-def arithmetic(
-    start: Float[Tensor, " D"], ends: Sequence[Float[Tensor, " D"]], scale: float
-) -> Float[Tensor, " D"]:
+def arithmetic(start: Point, ends: Sequence[Point], scale: float) -> Point:
     """start + λ Σ (end − start): task arithmetic (Ilharco et al. 2022, arXiv 2212.04089).
 
     >>> arithmetic(torch.zeros(2), [torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])], 0.5)
@@ -35,27 +34,32 @@ def arithmetic(
     return start + scale * torch.stack([end - start for end in ends]).sum(0)
 
 
-def ties(
-    start: Float[Tensor, " D"], ends: Sequence[Float[Tensor, " D"]], scale: float
-) -> Float[Tensor, " D"]:
+def ties(start: Point, ends: Sequence[Point], scale: float) -> Point:
     """start + λ TIES(end − start): the largest fifth of each, the sign of the larger sum, the mean
-    of those that have it.
-
-    Yadav et al. 2023, arXiv 2306.01708, by peft.
+    of those that have it (Yadav et al. 2023, arXiv 2306.01708, by peft).
     """
     vectors = [end - start for end in ends]
     return start + scale * elected(vectors, torch.ones(len(vectors), device=start.device), DENSITY)
 
 
+def merge_by(comparison: ScheduleComparison, name: str) -> tuple[Point, float]:
+    """Specialists of every task joined, and the scale of their task vectors: chosen by the worst
+    task on validation examples.
+    """
+    start, ends = comparison.start, [comparison.specialist(task).end for task in comparison.tasks]
+    if name == "average":
+        return soup(start, ends), 1 / len(ends)
+    join, scales = ties if name == "TIES" else arithmetic, comparison.options.scales
+    points = (join(start, ends, scale) for scale in scales)
+    worst = [comparison.evaluate_at(p, comparison.scale_sets)[:, 1].min() for p in points]
+    scale = scales[int(np.argmax(worst))]
+    return join(start, ends, scale), scale
+
+
 def barrier(losses: Float[np.ndarray, " n"], shares: Sequence[float]) -> float:
-    """max over the line of L(α) − [(1−α) L(0) + α L(1)], 0 where the loss never rises above the
-    chord (Frankle et al. 2020).
-
-    Linear mode connectivity, arXiv 1912.05671.
-
-    Args:
-        losses: at every α.
-        shares: the α, from 0 to 1.
+    """max of L(α) − [(1−α) L(0) + α L(1)] over the shares α of a line from 0 to 1: the barrier of
+    linear mode connectivity, 0 where the loss is never above the chord (Frankle et al. 2020, arXiv
+    1912.05671).
 
     >>> barrier(np.array([1.0, 3.0, 2.0]), [0.0, 0.5, 1.0])
     1.5

@@ -1,5 +1,5 @@
-"""What mends training one task after another: replay, elastic weight consolidation, keeping out of
-the old task's gradients.
+"""What mends training one task after another: replay, elastic weight consolidation, updates kept
+out of the old task's gradients.
 """
 
 from __future__ import annotations
@@ -28,18 +28,12 @@ def replayed(batch: int, share: float) -> tuple[int, int]:
 def fisher_diagonal(
     model: nn.Module, space: ParameterSpace, data: Batch, *, seed: int
 ) -> Float[Tensor, " D"]:
-    """F_i = E[(∂ log p(token)/∂θ_i)²] per answer token, the tokens drawn from the model itself, at
-    the current point.
+    """F_i = E[(∂ log p(token)/∂θ_i)²] per answer token, at the current point: the diagonal of the
+    Gauss-Newton matrix of the mean loss per answer token.
 
-    Drawn, not taken from the data: the squares of the data's own gradients are no curvature
-    (Kunstner et al. 2019, arXiv 1905.12558). F is the diagonal of the Gauss-Newton matrix of the
-    mean loss per answer token.
-
-    Args:
-        model: the network.
-        space: the coordinates.
-        data: examples, one gradient each; the tokens before each drawn one are the right ones.
-        seed: of the draws.
+    The tokens are drawn from the model, after the right ones before them, with one gradient an
+    example: squares of the data's own gradients are no curvature (Kunstner et al. 2019, arXiv
+    1905.12558).
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -68,8 +62,7 @@ def consolidated(
 
 
 def evaluations_of(examples: int, batch: int) -> int:
-    """Gradient evaluations that so many examples are worth: an evaluation is the gradient of one
-    batch.
+    """Gradient evaluations that so many examples are worth, one a batch.
 
     >>> evaluations_of(64, 24)
     3

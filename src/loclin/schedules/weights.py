@@ -3,7 +3,7 @@ loss-balanced (measures §12).
 
 Every function gives w with which the step goes along Σ w_i g_i. Where a method leaves the length of
 w open, Σ w_i = K, as for the raw sum: two equal gradients then give the same step under all of
-them.
+them. Those that take the Gramian raise a LoclinError where a gradient is zero or not finite.
 """
 
 from __future__ import annotations
@@ -30,9 +30,6 @@ def raw_sum(gramian: Products) -> Weights:
 def norm_balanced(gramian: Products) -> Weights:
     """w_i ∝ 1/‖g_i‖, Σ w_i = K: every task pulls with the same strength.
 
-    Raises:
-        LoclinError: a gradient of zero length.
-
     >>> norm_balanced(np.diag([1.0, 9.0]))
     array([1.5, 0.5])
     """
@@ -43,15 +40,8 @@ def pcgrad(gramian: Products, *, seed: int = 0) -> Weights:
     """PCGrad: every gradient gives up what points against another, then all are added (Yu et al.
     2020, arXiv 2001.06782, alg. 1).
 
-    g_i ← g_i − (g_iᵀg_j / ‖g_j‖²) g_j for every j with g_iᵀg_j < 0, the others taken in a random
-    order; with two tasks there is no order to draw.
-
-    Args:
-        gramian: of the K gradients.
-        seed: of the orders.
-
-    Raises:
-        LoclinError: a gradient of zero length.
+    g_i ← g_i − (g_iᵀg_j / ‖g_j‖²) g_j for every j with g_iᵀg_j < 0, the others taken in an order
+    drawn by the seed.
 
     >>> pcgrad(np.array([[1.0, -0.5], [-0.5, 1.0]]))
     array([1.5, 1.5])
@@ -69,16 +59,12 @@ def pcgrad(gramian: Products, *, seed: int = 0) -> Weights:
 
 
 def equal_decrease(gramian: Products) -> Weights:
-    """w ≥ 0 with G w ∝ 1, Σ w_i = K: to first order every loss falls by the same amount (measures
-    §12).
+    """w ≥ 0 with G w ∝ 1, Σ w_i = K: to first order every loss falls by the same amount.
 
     G w ∝ 1 is the condition of the shortest vector in the convex hull of the gradients, argmin wᵀGw
-    over w ≥ 0, Σ w_i = 1, which is what is solved for: where no w ≥ 0 makes all decreases equal, it
-    makes those of the tasks that take part equal and lets the others fall faster; where no
-    direction lowers all losses, it stands still. This is MGDA's direction (Désidéri 2012), exactly.
-
-    Raises:
-        LoclinError: a gradient of zero length.
+    over w ≥ 0, Σ w_i = 1, which is what is solved for. Where no w ≥ 0 makes all decreases equal,
+    those of the tasks that take part are, and the others fall faster; where no direction lowers all
+    losses, it stands still. This is MGDA's direction (Désidéri 2012), exactly.
 
     >>> w = equal_decrease(np.array([[1.0, 0.5], [0.5, 4.0]]))
     >>> bool(np.isclose(*(np.array([[1.0, 0.5], [0.5, 4.0]]) @ w)))
@@ -86,26 +72,20 @@ def equal_decrease(gramian: Products) -> Weights:
     """
     values, vectors = np.linalg.eigh(gramian / _positive(gramian).max())
     rows = vectors * np.sqrt(np.maximum(values, 0.0))  # vectors with these products
-    # min ‖rowsᵀw‖² + (Σw − 1)² over w ≥ 0: whatever Σw is best, its direction is that of the
-    # shortest combination
-    found, _ = nnls(
-        np.vstack([rows.T, np.ones(len(gramian))]), np.append(np.zeros(len(gramian)), 1.0)
-    )
-    return _scaled(found)
+    # min ‖rowsᵀw‖² + (Σw − 1)² over w ≥ 0: whatever Σw is best, the direction is the shortest's
+    system = np.vstack([rows.T, np.ones(len(gramian))])
+    return _scaled(nnls(system, np.append(np.zeros(len(gramian)), 1.0))[0])
 
 
 def loss_balanced(losses: Weights, first: Weights, *, alpha: float = 0.5) -> Weights:
     """w_i ∝ (L_i / L_i at the first step)^α, Σ w_i = K: what has fallen least counts most.
 
-    After Loss-Balanced Task Weighting (Liu, Liang and Gitter 2019, "Loss-Balanced Task Weighting to
-    Reduce Negative Transfer in Multi-Task Learning", AAAI), with their α = 0.5; they take the first
-    step of every epoch anew, where here it is that of the training. The paper that this project
-    follows does not say what its loss-balanced is.
+    After Loss-Balanced Task Weighting (Liu, Liang and Gitter, AAAI 2019), with their α = 0.5; they
+    take the first step of every epoch anew, where here it is that of the training. The paper that
+    this project follows does not say what its loss-balanced is.
 
     Args:
-        losses: of this step's batches.
-        first: of the first step's.
-        alpha: how strongly.
+        losses, first: of this step's batches, and of the first step's.
 
     Raises:
         LoclinError: a first loss that is not above zero.
@@ -132,7 +112,7 @@ def _positive(gramian: Products) -> Weights:
     if not (np.isfinite(gramian).all() and (lengths > 0).all()):
         raise LoclinError(
             "expected finite gradients that are not zero, found squared lengths "
-            f"{lengths.tolist()}: leave out tasks that "
-            "have nothing to learn, or lower the learning rate"
+            f"{lengths.tolist()}: leave out tasks that have nothing to learn, or lower the "
+            "learning rate"
         )
     return lengths

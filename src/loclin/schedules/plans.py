@@ -1,0 +1,106 @@
+"""Every schedule that trains, as a plan for `train_tasks`: simultaneous ones, one task after
+another, mended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from loclin.geometry.subspace import Subspace
+from loclin.schedules.comparison import Point, ScheduleComparison, Trained
+from loclin.schedules.loop import mixed, weighing
+from loclin.schedules.names import REFERENCE, REMEDIES, SEQUENTIAL
+from loclin.schedules.remedies import consolidated, evaluations_of, fisher_diagonal, replayed
+from loclin.seeds import derived
+from loclin.tasks.batch import Batch
+
+
+def train_by(comparison: ScheduleComparison, name: str) -> Trained:
+    """Train by a schedule (all but `MERGED`, which do not train).
+
+    Raises:
+        LoclinError: as `train_tasks` and `weighing` do.
+    """
+    tasks, steps = comparison.tasks, comparison.share * len(comparison.tasks)
+    if name in (*SEQUENTIAL, *REMEDIES):
+        return _one_by_one(comparison, name, tasks[::-1] if name == SEQUENTIAL[1] else tasks)
+    if name == REFERENCE:
+        together = " and ".join(tasks)
+        batches = _mixed(comparison, tasks, comparison.options.batch)
+        return comparison.trained(name, [(together,)] * steps, {together: batches})
+    streams = {task: comparison.stream(task) for task in tasks}
+    if name == "alternating":
+        plan = [(tasks[i % len(tasks)],) for i in range(steps)]
+        return comparison.trained(name, plan, streams)
+    weigh = weighing(name, len(tasks))
+    return comparison.trained(name, [tasks] * comparison.share, streams, weigh=weigh)
+
+
+def _one_by_one(comparison: ScheduleComparison, name: str, tasks: Sequence[str]) -> Trained:
+    """Task after task, a new optimiser for each; what a remedy prepares at the end of a task comes
+    out of the next one's share.
+    """
+    trained = comparison.specialist(tasks[0])
+    kept: list[Tensor] = []  # what a remedy holds of every old task
+    for j, task in enumerate(tasks[1:], start=1):
+        streams, cost, remedy = {task: comparison.stream(task)}, 0, dict[str, Any]()
+        if name == "replay":
+            new, old = replayed(comparison.options.batch, comparison.options.replay_share)
+            streams = {
+                task: mixed([comparison.stream(task, new), _mixed(comparison, tasks[:j], old)])
+            }
+        elif name == "consolidation":
+            remedy["penalty"], cost = _penalty(comparison, tasks[j - 1], trained.end, kept)
+        elif name == "projection":
+            cost = comparison.options.old_gradients
+            kept.append(old_gradients(comparison, tasks[j - 1], trained.end))
+            remedy["away_from"] = Subspace.spanned_by(torch.cat(kept))
+        plan = [(task,)] * (comparison.share - cost)
+        trained = comparison.trained(
+            f"{name} {j}", plan, streams, after=trained, prepared=cost, **remedy
+        )
+    return trained
+
+
+def _penalty(
+    comparison: ScheduleComparison, old: str, end: Point, kept: list[Tensor]
+) -> tuple[Callable[[], Tensor], int]:
+    """The gradient of all penalties so far, that of the task that was just trained among them, and
+    the evaluations that its Fisher cost.
+    """
+    problem, space, options = comparison.problem, comparison.space, comparison.options
+    examples = min(options.fisher_examples, len(problem.batch(comparison.train_split, old)))
+    data = next(comparison.stream(old, examples, order="fisher"))
+    with space.restored():
+        space.write(end)
+        seed = derived(comparison.seed, "fisher", old)
+        kept += [end, fisher_diagonal(problem.model, space, data, seed=seed)]
+    anchors = zip(kept[::2], kept[1::2], strict=True)
+    each = [consolidated(space, end, fisher, options.consolidation) for end, fisher in anchors]
+    cost = evaluations_of(examples, options.batch)
+    return lambda: torch.stack([gradient() for gradient in each]).sum(0), cost
+
+
+def old_gradients(comparison: ScheduleComparison, old: str, end: Point) -> Tensor:
+    """Gradients of a task that was just trained, one row a batch.
+
+    To keep updates out of their span is the projection of GEM (Lopez-Paz and Ranzato 2017, arXiv
+    1706.08840) with every constraint an equality, as in orthogonal gradient descent (Farajtabar et
+    al. 2019, arXiv 1910.07104).
+    """
+    space, loss = comparison.space, comparison.loss("old gradients")
+    batches, count = comparison.stream(old, order="old gradients"), comparison.options.old_gradients
+    with space.restored():
+        space.write(end)
+        return torch.stack([space.gradient(loss, [next(batches)]) for _ in range(count)])
+
+
+def _mixed(comparison: ScheduleComparison, tasks: Sequence[str], size: int) -> Iterator[Batch]:
+    """Batches with as many examples of each task, as far as the size can be divided."""
+    sizes = [len(part) for part in np.array_split(np.arange(size), len(tasks))]
+    return mixed([comparison.stream(task, n) for task, n in zip(tasks, sizes, strict=True) if n])

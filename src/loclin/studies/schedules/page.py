@@ -1,0 +1,386 @@
+"""The schedules study on a page: which schedule leaves all tasks known, how they get there, why the
+order matters (measures §12).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loclin.report.figures import PALETTE, Curve, Drawing, draw_curves, draw_dots, select
+from loclin.report.section import Section, Table
+from loclin.report.words import estimate_text, number, p_text
+from loclin.run.rows import Row
+from loclin.studies.names import OPTIMISERS, deciding_space, two_spaces
+from loclin.studies.schedules import names as n
+
+#: Schedules whose learning curves are drawn task by task.
+TASK_BY_TASK = ("joint mixed", "raw sum", "sequential", "replay")
+BUDGET = "gradients of one batch"
+UNIT = (-0.02, 1.02)  # limits of a score's axis
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """The rows of one optimiser.
+
+    Attributes:
+        kinds: of pairs; "all" for a user's own tasks.
+        tasks: a user's own, in the order of their letters.
+        schedules: the best first.
+    """
+
+    rows: Sequence[Row]
+    settings: Mapping[str, Any]
+    optimiser: str
+    kinds: Sequence[str]
+    tasks: Sequence[str]
+    schedules: Sequence[str]
+
+    @property
+    def label(self) -> str:
+        """The optimiser, for titles."""
+        return f", {OPTIMISERS[self.optimiser]}"
+
+    def find(self, quantity: str, **context: Any) -> list[Row]:
+        """Summary rows, over all pairs unless a kind is named."""
+        here = {"optimiser": self.optimiser, "pair": n.EVERY_PAIR, **context}
+        return select(self.rows, quantity, **here)
+
+    def ranked(self, quantity: str, **context: Any) -> dict[str, Row]:
+        """Rows by schedule, the best schedule first."""
+        found = {r.context["schedule"]: r for r in self.find(quantity, **context)}
+        return {name: found[name] for name in self.schedules if name in found}
+
+    def dots(self, name: str, title: str, groups: Mapping[str, Mapping[str, Row]]) -> Drawing:
+        """Scores by schedule."""
+        title = f"{title}{self.label}"
+        caption = f"{title}: score by schedule, mean over runs with 95 % interval."
+        listed = {group: list(rows.items()) for group, rows in groups.items()}
+        name = f"schedules-{name}-{self.optimiser}"
+        return draw_dots(name, caption, listed, label="score", title=title)
+
+    def draw(
+        self,
+        name: str,
+        title: str,
+        curves: Sequence[Curve],
+        labels: tuple[str, str] = (BUDGET, "score"),
+        limits: tuple[float, float] | None = UNIT,
+    ) -> Drawing:
+        """Curves over gradients taken, or over α."""
+        return draw_curves(
+            f"schedules-{name}-{self.optimiser}".replace("+", "-"),
+            f"{title}{self.label}: {labels[1]} against {labels[0]}, mean over runs, 95 % bands.",
+            curves,
+            over="evaluations" if labels[0] == BUDGET else "alpha",
+            labels=labels,
+            title=title + self.label,
+            limits=limits,
+            log=(False, False),
+        )
+
+    def by_kind(self, quantity: str, single: str, **context: Any) -> list[Curve]:
+        """A curve for every kind of pairs."""
+        labels = [single if kind == n.EVERY_PAIR else f"{kind} pairs" for kind in self.kinds]
+        rows = (self.find(quantity, pair=kind, **context) for kind in self.kinds)
+        return [_curve(r, label, i) for i, (r, label) in enumerate(zip(rows, labels, strict=True))]
+
+
+def sections(rows: Sequence[Row], settings: Mapping[str, Any]) -> list[Section]:
+    """The study's sections in reading order."""
+    found, pairs = [], settings["pairs"]
+    tasks = str(next(r.context["task"] for r in rows if "run" in r.context)).split("+")
+    for optimiser in settings["optimisers"]:
+        places = sorted(select(rows, n.PLACE, optimiser=optimiser), key=lambda r: r.value or 0)
+        view = View(
+            rows=rows,
+            settings=settings,
+            optimiser=optimiser,
+            kinds=pairs or (n.EVERY_PAIR,),
+            tasks=() if pairs else tasks,
+            schedules=[r.context["schedule"] for r in places],
+        )
+        found += [_ranking(view), _learning(view), *_conflict(view), _specialists(view)]
+    return found
+
+
+def _text(rows: Sequence[Row]) -> str:
+    """The first row's estimate with its interval."""
+    return estimate_text(rows[0].value, rows[0].low, rows[0].high) if rows else "not defined"
+
+
+def _curve(
+    rows: Sequence[Row], label: str, i: int, *, band: bool = True, dashed: bool = False
+) -> Curve:
+    """The i-th curve of a drawing; more than the palette has are dashed."""
+    broken, colour = dashed or i >= len(PALETTE), PALETTE[i % len(PALETTE)]
+    return Curve(rows=rows, label=label, colour=colour, dashed=broken, band=band and not dashed)
+
+
+def _of_kind(kind: str) -> str:
+    return "" if kind == n.EVERY_PAIR else f", {kind} pairs"
+
+
+def _ranking(view: View) -> Section:
+    """The ranking, and what is recommended for a user's own tasks."""
+    settings, lr = view.settings, view.settings[f"{view.optimiser}_lr"]
+    groups = {"worst task": view.ranked(n.WORST), "mean of the tasks": view.ranked(n.MEAN)}
+    figures = [view.dots("ranking", "Where each schedule ends", groups)]
+    if len(view.kinds) > 1:
+        groups = {f"{kind} pairs": view.ranked(n.WORST, pair=kind) for kind in view.kinds}
+        figures.append(view.dots("kinds", "The worst task by kind of pair", groups))
+    title, start = (
+        "Which schedule leaves both tasks known",
+        "where both tasks of a pair are destroyed",
+    )
+    if view.tasks:
+        title, start = f"Which schedule for {', '.join(view.tasks)}", "the model as it is"
+    return Section(
+        title=f"{title}{view.label}?",
+        question=f"From {start} every schedule takes {settings['evaluations']} gradients of the "
+        f"same batches of {settings['batch']} examples, at a learning rate of {lr:g}. What counts "
+        "is the score of the task that ends worst.",
+        figures=figures,
+        tables=[_table(view)],
+        sees=[*(_advice(view) if view.tasks else ()), *_ranking_lines(view)],
+        brief=bool(view.tasks),
+    )
+
+
+def _table(view: View) -> Table:
+    """The ranking, with the score on every task, or the worst-task score of every kind of pair."""
+    less, p, mean = (view.ranked(q) for q in (n.DIFFERENCE, n.DIFFERENCE_P, n.MEAN))
+    more = {task: view.ranked(n.SCORE, role=n.role(i)) for i, task in enumerate(view.tasks)}
+    if len(view.kinds) > 1:
+        more |= {f"worst task, {kind}": view.ranked(n.WORST, pair=kind) for kind in view.kinds}
+    more |= {"gradients": view.ranked(n.EVALUATIONS), "steps": view.ranked(n.STEPS)}
+    rows = [
+        [
+            name,
+            row.context["family"],
+            _short(row),
+            number(mean[name].value),
+            _short(less.get(name)),
+            p_text(p[name].value if name in p else None),
+            *(number(column[name].value) if name in column else "–" for column in more.values()),
+        ]
+        for name, row in view.ranked(n.WORST).items()
+    ]
+    against = next((row.context["reference"] for row in less.values()), "")
+    header = ["schedule", "kind", "worst task", "mean", f"worst less {against}'s", "p (Holm)"]
+    return Table(
+        caption=f"Ranking{view.label}: scores on test examples over runs (the best of many is "
+        "flattered by being the best); differences are paired by run, p two-sided and adjusted by "
+        "Holm over the schedules.",
+        header=[*header, *more],
+        rows=rows,
+        brief=(0, 2, 3, 4, 5),
+        chosen=next((row.context["schedule"] for row in view.find(n.RECOMMENDED)), None),
+    )
+
+
+def _short(row: Row | None) -> str:
+    """An estimate with two digits, which is as much as a few test examples tell."""
+    if row is None or row.value is None:
+        return "–"
+    return f"{row.value:.2f}" + ("" if row.low is None else f" [{row.low:.2f}, {row.high:.2f}]")
+
+
+def _advice(view: View) -> Iterator[str]:
+    """The recommendation with its uncertainty, in sentences."""
+    runs, every = view.settings["seeds"], view.ranked(n.WORST)
+    best, row = view.find(n.BEST)[0].context["schedule"], next(iter(view.find(n.RECOMMENDED)), None)
+    taken = row.context["schedule"] if row else best
+    way = f"from {_text(view.find(n.FIRST_WORST))} to {_text([every[taken]])} on test examples"
+    if row is None:
+        yield (
+            f"No recommendation: not even {best} is shown to teach the worst task anything ({way})."
+            f" Give more --evaluations, another --{view.optimiser}-lr, or more data."
+        )
+        return
+    why = "the best on validation examples (of the same trainings: a little flattered)"
+    if row.null is not None:
+        why = (
+            f"it needs no more than an order of the data, and is shown to be less than "
+            f"{-row.null:g} worse than the best on validation examples, {best} (by {_text([row])})"
+        )
+    yield f"Recommended: {taken}, whose worst task goes {way}: {why}."
+    better, level = (view.ranked(n.LESS_RECOMMENDED, relation=r) for r in (n.BETTER, n.LEVEL))
+    if better:
+        each = ", ".join(f"{name} (by {_text([r])})" for name, r in better.items())
+        yield f"Better than it on test examples, before any correction for their number: {each}."
+    if runs < 2:
+        yield "One run has no interval: nothing is told apart; give --seeds 5 or more."
+    elif level:
+        most = (f" (better by {r.high:.2f} at most)" if r.high else "" for r in level.values())
+        each = ", ".join(map("".join, zip(level, most, strict=True)))
+        yield f"Not told apart from it by {runs} runs: {each}."
+    yield (
+        "Intervals are over repeated runs, which differ in adapter, order and splits of one set of "
+        "examples: too short for new examples, and silent on longer trainings or other learning "
+        "rates."
+    )
+
+
+def _ranking_lines(view: View) -> Iterator[str]:
+    """What one sees in a ranking, in sentences."""
+    less, p = view.ranked(n.DIFFERENCE), view.ranked(n.DIFFERENCE_P)
+    apart = [f"{s} {_text([r])}" for s, r in less.items() if (p[s].value or 0) < 0.05]
+    for against in {row.context["reference"] for row in less.values()}:
+        yield f"Told from {against} (p below 0.05 after Holm): {'; '.join(apart) or 'none'}."
+    together = view.ranked(n.WORST, family="simultaneous")
+    scores = [f"{number(r.value)} ({name})" for name, r in together.items()]
+    if len(scores) > 1:
+        yield (
+            f"The {len(scores)} simultaneous schedules lie between {scores[-1]} and {scores[0]}. "
+            "Those that sum gradients make one step where the others make one for each task."
+        )
+
+
+def _learning(view: View) -> Section:
+    """Learning curves: the worst task under every schedule, and every task under a few."""
+    begun, figures = view.find(n.CURVE_WORST, evaluations=0), list[Drawing]()
+    for kind in ("simultaneous", "sequential"):
+        names = [c["schedule"] for r in begun if (c := r.context)["family"].startswith(kind)]
+        curves = [
+            _curve(view.find(n.CURVE_WORST, schedule=s), s, i, band=len(names) <= 4)
+            for i, s in enumerate(names)
+        ]
+        if curves:
+            figures.append(view.draw(f"curves-{kind}", f"Worst task, {kind} schedules", curves))
+    for kind in view.kinds:
+        figures += _task_curves(view, kind)
+    return Section(
+        title=f"How do they get there{view.label}?",
+        question="The same budget, spent in another order: scores on test examples while the "
+        "schedules train.",
+        figures=figures,
+        sees=[line for kind in view.kinds for line in _forgotten(view, kind)],
+    )
+
+
+def _task_curves(view: View, kind: str) -> Iterator[Drawing]:
+    """Every task under a few schedules: the first drawn whole, the others broken."""
+    contexts = [r.context for r in view.find(n.CURVE_SCORE, pair=kind)]
+    roles = sorted({c["role"] for c in contexts})
+    names = [s for s in TASK_BY_TASK if any(c["schedule"] == s for c in contexts)]
+    labels = dict(zip(roles, view.tasks or [f"task {role}" for role in roles], strict=True))
+    curves = [
+        _curve(
+            view.find(n.CURVE_SCORE, pair=kind, schedule=name, role=role),
+            f"{name}, {label}",
+            i,
+            band=len(names) * len(roles) <= 4,
+            dashed=role != roles[0],
+        )
+        for i, name in enumerate(names)
+        for role, label in labels.items()
+    ]
+    if curves:
+        yield view.draw(f"tasks-{kind}", f"Every task{_of_kind(kind)}", curves)
+
+
+def _forgotten(view: View, kind: str) -> Iterator[str]:
+    """What sequential training leaves of the task that came first."""
+    way = _in_order(view.find(n.CURVE_SCORE, schedule="sequential", role="A", pair=kind))
+    if way:
+        most = max(way, key=lambda r: r.value or 0.0)
+        yield (
+            f"One after the other{_of_kind(kind)}: the task trained first is at {_text([most])} "
+            f"after {most.context['evaluations']} gradients, where it was highest, and at "
+            f"{_text(way[-1:])} at the end."
+        )
+
+
+def _in_order(rows: Sequence[Row]) -> list[Row]:
+    return sorted(rows, key=lambda r: int(r.context["evaluations"]))
+
+
+def _conflict(view: View) -> Iterator[Section]:
+    """Gradient cosines along training by raw sum, or the first schedule that saw them."""
+    seen = [r.context["schedule"] for r in view.find(n.GRADIENT_COSINE)]
+    shown = "raw sum" if "raw sum" in seen else next(iter(seen), "")
+    curves = view.by_kind(n.GRADIENT_COSINE, shown, schedule=shown)
+    title, labels = f"Gradient cosine along training by {shown}", (BUDGET, "cosine")
+    if shown or not view.tasks:
+        yield Section(
+            title=f"Do the gradients conflict{view.label}?",
+            question="Mean cosine between the gradients of the tasks' batches while they are "
+            "trained together. The noise of the batches makes it smaller.",
+            figures=[view.draw("cosines", title, curves, labels, (-1.02, 1.02))] if shown else [],
+            sees=list(_cosine_lines(view, shown) if view.tasks else _pair_lines(view)),
+        )
+
+
+def _cosine_lines(view: View, shown: str) -> Iterator[str]:
+    """The cosine in the first and in the last steps."""
+    rows = _in_order(view.find(n.GRADIENT_COSINE, schedule=shown))
+    marks = [0, *(r.context["evaluations"] for r in rows)]
+    yield (
+        f"Under {shown}: cosine {_text(rows)} up to {marks[1]} gradients, {_text(rows[-1:])} in "
+        f"the last {marks[-1] - marks[-2]}."
+    )
+
+
+def _pair_lines(view: View) -> Iterator[str]:
+    """The pairs, with their cosines where they were chosen and where training starts."""
+    rows, space = view.rows, deciding_space(view.rows)
+    for kind in view.kinds:
+        here = [r.context for r in rows if r.context.get("pair") == kind and "run" in r.context]
+        tasks, cosine = ", ".join(sorted({c["task"] for c in here})), dict[str, str]()
+        for point in ("pretrained", "damaged"):
+            there = {"pair": kind, "point": point, "space": space}
+            own, half = (_text(select(rows, q, **there)) for q in (n.PAIR_COSINE, n.HALF_COSINE))
+            cosine[point] = f"{own} (of two halves of one task's examples {half})"
+        yield (
+            f"{kind[0].upper()}{kind[1:]} pairs ({tasks}): cosine {cosine['pretrained']} at θ₀, "
+            f"where the pair was chosen, and {cosine['damaged']} where training starts."
+        )
+    yield (
+        "The largest cosine at θ₀ is named agreeing, the smallest conflicting, the nearest to 0 of "
+        "the others neutral, whatever their values. Halves of the examples chose, the others are "
+        "reported. Noise leaves of a cosine what it leaves of that of two halves of one task; "
+        "along training they are of single batches, and noisier."
+    )
+    if two_spaces(rows):
+        yield "Cosines of pairs are those of ΔW; along training, of the factors A and B."
+
+
+def _specialists(view: View) -> Section:
+    """The straight line between two specialists, and how far apart they are."""
+    title, every = "Between two specialists", view.ranked(n.WORST)
+    place = "α, from the specialist of the first task (0) to that of the last (1)"
+    loss, score = (place, "mean loss of the tasks"), (place, "score of the worst task")
+    figures = [
+        view.draw("line-loss", title, view.by_kind(n.LINE_LOSS, "specialists"), loss, None),
+        view.draw("line-score", title, view.by_kind(n.LINE_WORST, "specialists"), score),
+    ]
+    scales = view.ranked(n.MERGE_SCALE)
+    merged = "; ".join(f"{s} {_text([every[s]])} (λ {_text([r])})" for s, r in scales.items())
+    return Section(
+        title=f"What do specialists share{view.label}?",
+        question="Each task trained alone from the same point, with its share of the gradients: is "
+        "there something between the first and the last that knows all?",
+        figures=figures,
+        sees=[
+            *_apart_lines(view),
+            f"On the line between them the mean loss rises {_text(view.find(n.BARRIER))} nats a "
+            "token above the chord at most (0: nowhere; the barrier of linear mode connectivity).",
+            *([f"Merged without further training, worst task: {merged}."] if merged else []),
+        ],
+    )
+
+
+def _apart_lines(view: View) -> Iterator[str]:
+    names = {"factors": " (factors)"}
+    names |= {"weights": " (ΔW)" if view.settings["space"] == "lora" else ""}
+    for row in view.find(n.OVERLAP):
+        space, between = row.context["space"], row.context["between"]
+        cosine = view.find(n.DISPLACEMENT_COSINE, space=space, between=between)
+        yield (
+            f"Specialists of {between}{names[space]}: the spaces of their first {row.context['k']} "
+            f"updates overlap by {_text([row])} (two random ones by {number(row.null)}), their "
+            f"whole ways have a cosine of {_text(cosine)}."
+        )

@@ -1,0 +1,115 @@
+"""Which schedule leaves the worst task best: a ranking by paired runs, and a recommendation
+(measures §12, §14).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from loclin.run.rows import Row, by_run, estimated
+from loclin.schedules.names import REFERENCE, family
+from loclin.stats import Estimate, holm, mean_above, mean_differs, over_runs
+from loclin.studies.schedules import names as n
+from loclin.studies.verdict import LEVEL
+
+#: What needs no more than an order of the data, the plainest first.
+PLAIN = (REFERENCE, "alternating")
+#: How much worse than the best a plain schedule may be and still be recommended, in score; set
+#: beforehand.
+MARGIN = 0.05
+#: Runs below which a difference that is the same in all of them is no sign of certainty: scores are
+#: shares of a few examples, and tie.
+ENOUGH_RUNS = 5
+
+Values = Float[np.ndarray, " S"]
+Context = Mapping[str, Any]
+
+
+def ranking_rows(rows: Sequence[Row], context: Context) -> list[Row]:
+    """The place of every schedule, the best first (ties in the order of the record), and its
+    worst-task score less the reference's, paired by run.
+
+    The reference is joint mixed, or the first schedule where that was not run. p is two-sided, of
+    no difference; p after Holm is adjusted over all schedules.
+    """
+    worst = _by_schedule(rows, n.WORST, context)
+    if not worst:
+        return []
+    reference = REFERENCE if REFERENCE in worst else next(iter(worst))
+    less = {name: worst[name] - worst[reference] for name in worst if name != reference}
+    p = {name: 1.0 if _tied(values) else mean_differs(values) for name, values in less.items()}
+    adjusted = _holm(p)
+    found = []
+    for place, name in enumerate(sorted(worst, key=lambda s: -over_runs(worst[s]).value), start=1):
+        here = _of(name, context)
+        runs = len(worst[name])
+        found.append(Row(quantity=n.PLACE, value=float(place), n=runs, context=here))
+        if name != reference:
+            here = {**here, "reference": reference}
+            found.append(estimated(n.DIFFERENCE, _difference(less[name]), here, p=p[name]))
+            found.append(Row(quantity=n.DIFFERENCE_P, value=adjusted[name], n=runs, context=here))
+    return found
+
+
+def recommendation_rows(rows: Sequence[Row], context: Context) -> list[Row]:
+    """What to train by: a plain schedule that is shown to be less than `MARGIN` worse than the
+    best; the best where none is; none where not even the best is shown to teach the worst task.
+
+    The best is chosen on validation examples; plain schedules are held against it on test examples,
+    paired by run, by a one-sided t-test against −`MARGIN`, adjusted by Holm over the plain ones.
+    Every other schedule is then better or worse than the recommended one, or not told apart from
+    it, by its interval on test examples.
+    """
+    chosen, tested = (_by_schedule(rows, q, context) for q in (n.VALIDATED_WORST, n.WORST))
+    best = max(chosen, key=lambda name: float(chosen[name].mean()))
+    found = [estimated(n.BEST, over_runs(chosen[best]), _of(best, context))]
+    first = by_run(rows, n.FIRST_WORST, **context)
+    nothing = mean_above(tested[best] - first, 0.0) if len(first) > 1 else 0.0
+    if nothing >= LEVEL:
+        return [*found, estimated(n.RECOMMENDED, None, {**context, "schedule": None}, p=nothing)]
+    less = {name: tested[name] - tested[best] for name in PLAIN if name in tested and name != best}
+    p = _holm({s: 1.0 if _tied(v) else mean_above(v, -MARGIN) for s, v in less.items()})
+    shown = [name for name in less if p[name] < LEVEL and best != PLAIN[0]]
+    taken = shown[0] if shown else best
+    behind = _difference(less[taken]) if shown else None
+    here, null = _of(taken, context), -MARGIN if shown else None
+    if behind is None:  # they are one
+        found.append(Row(quantity=n.RECOMMENDED, value=0.0, n=len(first), context=here))
+    else:
+        found.append(estimated(n.RECOMMENDED, behind, here, null=null, p=p[taken]))
+    for name in tested:
+        if name != taken:
+            e = _difference(tested[name] - tested[taken])
+            relation = n.BETTER if e.low > 0 else n.WORSE if e.high < 0 else n.LEVEL
+            there = {**_of(name, context), "relation": relation}
+            found.append(estimated(n.LESS_RECOMMENDED, e, there))
+    return found
+
+
+def _by_schedule(rows: Sequence[Row], quantity: str, context: Context) -> dict[str, Values]:
+    """By schedule, a quantity's values in the order of the runs."""
+    names = dict.fromkeys(r.context["schedule"] for r in rows if r.quantity == quantity)
+    found = {name: by_run(rows, quantity, schedule=name, **context) for name in names}
+    return {name: values for name, values in found.items() if len(values)}
+
+
+def _of(name: str, context: Context) -> dict[str, Any]:
+    return {**context, "schedule": name, "family": family(name)}
+
+
+def _holm(p: Mapping[str, float]) -> dict[str, float]:
+    return dict(zip(p, holm(list(p.values())), strict=True))
+
+
+def _difference(values: Values) -> Estimate:
+    """Mean of paired differences; without an interval where a few runs all gave the same."""
+    e = over_runs(values)
+    return Estimate(value=e.value, low=-np.inf, high=np.inf, n=e.n) if _tied(values) else e
+
+
+def _tied(values: Values) -> bool:
+    return len(values) < ENOUGH_RUNS and float(np.ptp(values)) < 1e-9

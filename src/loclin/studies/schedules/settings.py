@@ -1,0 +1,186 @@
+"""Settings of the schedules study. Imports nothing heavy, so that `--help` is quick."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from loclin.errors import LoclinError
+from loclin.options import BUILT_IN, SEQUENCE_MODELS
+from loclin.schedules.names import SEQUENTIAL, SIMULTANEOUS
+from loclin.schedules.options import ComparisonOptions
+from loclin.studies.schedules.names import KINDS
+from loclin.studies.settings import (
+    PAPER,
+    DamageSettings,
+    Profile,
+    built_in_models,
+    by_lora,
+    check_counts,
+    check_rates,
+    named,
+    quick,
+)
+
+OptimiserName = Literal["adamw", "sgd"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulesSettings(ComparisonOptions, DamageSettings):
+    """Find out how to train several tasks into one model: by every schedule, with the same batches
+    and the same number of gradients.
+
+    Your own tasks are trained into your model as it is, by a new LoRA adapter or its own weights,
+    several times with other adapters, orders and splits of the data (60 % of the examples train,
+    20 % choose, 20 % test). What counts is the score of the task that ends worst. Recommended is
+    joint mixed batches or alternation, where one is shown to be less than 0.05 worse than the best,
+    otherwise the best; what cannot be told apart is said. It tells what happens within its
+    gradients, at its learning rate.
+
+    With --pairs, the default of a built-in model without --data, a claim is decided: is training
+    one task after another brittle? Pairs of tasks that the model knows are chosen by the cosines of
+    their gradients at θ₀, both tasks of a pair are destroyed while the others are kept, and trained
+    back from there (measures §12). The defaults of other options depend on this too.
+
+    Example: loclin schedules --model path/to/model --data A.jsonl B.jsonl
+    """
+
+    study: ClassVar[str] = "schedules"
+    kind: ClassVar[str] = "schedules"
+
+    seeds: int = 5
+    """Independent runs: each has its own adapter (or pretraining, for sequences), splits or damage,
+    and order of the data."""
+    tasks: tuple[str, ...] = ()
+    """Which of your tasks, in the order of sequential training; all by default."""
+    pairs: tuple[str, ...] = ()
+    """Pairs of tasks that are destroyed first: agreeing, neutral, conflicting, by their gradients
+    at θ₀; or two tasks by name (copy+swap)."""
+    optimisers: tuple[OptimiserName, ...] = ("adamw",)
+    """By which every schedule trains: adamw, sgd, or both."""
+    adamw_lr: float = 1e-3
+    """Learning rate of AdamW, the same for all schedules; take the one you train with."""
+    sgd_lr: float = 3e-2
+    """Learning rate of SGD, without momentum; tens of times as much as AdamW's."""
+    cosine_examples: int = 256
+    """Examples behind a task's gradient in the choice of pairs, at most."""
+    k: int = 10
+    """First updates of a specialist that span its space, for the overlap of two, with --pairs."""
+
+    @property
+    def learning_rates(self) -> dict[OptimiserName, float]:
+        """By optimiser, in the order of the report."""
+        every: dict[OptimiserName, float] = {"adamw": self.adamw_lr, "sgd": self.sgd_lr}
+        return {name: every[name] for name in self.optimisers}
+
+    def checked(self) -> SchedulesSettings:
+        """These settings, if they can be run.
+
+        Raises:
+            LoclinError: what was expected, what was found, what to do.
+        """
+        super().checked()
+        check_counts(self, ("k", "cosine_examples"))
+        check_rates(self, ("adamw_lr", "sgd_lr"))
+        for is_wrong, expected in self._expectations():
+            if is_wrong:
+                raise LoclinError(f"expected {expected}")
+        self.check_comparison(2 if self.pairs else max(len(self.tasks), 2))
+        return self
+
+    def _expectations(self) -> Iterator[tuple[bool, str]]:
+        """Whether something is wrong; what was expected, what was found, what to do."""
+        data, tasks, pairs, most = self.data, self.tasks, self.pairs, self.evaluations // 2
+        yield (
+            len(data) > 1 and bool({*BUILT_IN, "self"} & {*data}),
+            f"one built-in set of tasks or several files, found {', '.join(data)}: give either",
+        )
+        yield (
+            len({Path(name).resolve() for name in data}) < len(data),
+            f"different files, found one twice in {' '.join(data)}: give a file for each task",
+        )
+        yield (
+            len({*tasks}) < len(tasks) or len(tasks) == 1,
+            f"two different tasks or more, found {', '.join(tasks)}: change --tasks",
+        )
+        yield (
+            self.task != "each",
+            f"pairs of tasks, found --task {self.task}: name them by --pairs A+B",
+        )
+        yield (
+            len({*self.optimisers}) < max(len(self.optimisers), 1),
+            f"adamw, sgd or both, found {[*self.optimisers]}: change --optimisers",
+        )
+        yield (
+            not pairs and (not data or data == ("self",)),
+            "tasks to learn, found "
+            + ("--data self, the model's own samples" if data else "no --data")
+            + ": give a file for each task, such as --data A.jsonl B.jsonl",
+        )
+        yield (
+            len({*pairs}) < len(pairs) or bool(pairs and tasks),
+            f"different pairs, or --tasks, found {[*pairs, *tasks]}: change --pairs",
+        )
+        for pair in pairs:
+            yield (
+                pair not in KINDS and len({*pair.split("+")}) != 2,
+                f"{', '.join(KINDS)} or two tasks such as copy+swap, found {pair!r}: change "
+                "--pairs",
+            )
+        yield (
+            bool(pairs) and self.k > most,
+            f"k of at most {most}, the updates of a specialist, found {self.k}: lower --k",
+        )
+
+
+def preset(
+    profile: Profile,
+    model: str | None = None,
+    data: Sequence[str] = (),
+    pairs: Sequence[str] = (),
+) -> SchedulesSettings:
+    """The defaults of a profile for a user's own tasks, or for pairs, where there are any or a
+    built-in model has its own data.
+
+    paper: 24 runs, both optimisers and torchjd's schedules too.
+    """
+    name = named(profile, model)
+    if pairs or (name in BUILT_IN and not data):
+        return _pairs_preset(profile, name)
+    schedules = (*SIMULTANEOUS, *SEQUENTIAL, "replay", "average")
+    settings = SchedulesSettings(
+        model=name, profile=profile, space="lora", evaluations=60, schedules=schedules
+    )
+    if profile == "smoke":
+        return replace(settings, seeds=3, evaluations=32)
+    return _exhaustive(settings) if profile == "paper" else settings
+
+
+def _pairs_preset(profile: Profile, model: str) -> SchedulesSettings:
+    settings = SchedulesSettings(model=model, profile=profile, pairs=KINDS, seeds=6, batch=24)
+    if model not in SEQUENCE_MODELS:
+        settings = replace(by_lora(settings), adamw_lr=3e-3, sgd_lr=1e-1)
+    if model == "statements-small":  # it knows two tasks
+        settings = replace(settings, pairs=("colour+town",))
+    if profile == "smoke":
+        return quick(replace(settings, adamw_lr=3e-3))
+    if profile == "paper":
+        return _exhaustive(settings)
+    if model == "statements":  # for time alone: its pairs are few and alike
+        settings = replace(settings, pairs=("agreeing", "conflicting"))
+    return settings
+
+
+def _exhaustive(settings: SchedulesSettings) -> SchedulesSettings:
+    return replace(settings, seeds=24, optimisers=("adamw", "sgd"), schedules=("all",))
+
+
+def reproduced(profile: Profile) -> tuple[SchedulesSettings, ...]:
+    """What `loclin reproduce` runs: the built-in models, and with "paper" those of the paper's that
+    it trained on several tasks (BoolQ is one).
+    """
+    found = tuple(_pairs_preset(profile, model) for model in built_in_models(profile))
+    several = [(m, d) for m, d in PAPER if d in BUILT_IN] if profile == "paper" else []
+    return (*found, *(replace(_pairs_preset(profile, m), data=(d,)) for m, d in several))
