@@ -10,8 +10,14 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from loclin.dropout import seeded
 from loclin.errors import LoclinError
+from loclin.seeds import seeded
+
+#: What peft raises over files that are not those of an adapter of this model.
+_REFUSALS = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, UserWarning,
+    SafetensorError,
+)  # fmt: skip
 
 
 def read_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
@@ -27,8 +33,7 @@ def read_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         if not needed.is_file():
             raise LoclinError(
                 f"expected a trained adapter with {needed.name} in {folder}, found none: give a "
-                "folder saved by peft's "
-                "save_pretrained; pickles are never loaded"
+                "folder saved by peft's save_pretrained; pickles are never loaded"
             )
     try:
         kind = json.loads(config.read_text(encoding="utf-8")).get("peft_type")
@@ -37,25 +42,13 @@ def read_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
                 f"expected a LoRA adapter in {folder}, found {kind}: give another --adapter"
             )
         with seeded(0), warnings.catch_warnings():  # peft draws factors before it reads them
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # peft's, over names that transformers is about to retire
+            warnings.simplefilter("ignore", FutureWarning)  # peft's, over transformers' names
             warnings.filterwarnings("error", "Found missing adapter keys")
             return PeftModel.from_pretrained(model, str(folder), is_trainable=True).eval()
     except LoclinError:
         raise
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        UserWarning,
-        SafetensorError,
-    ) as error:
+    except _REFUSALS as error:
         raise LoclinError(
             f"expected an adapter of this model in {folder}, found "
-            f"{' '.join(str(error).split())[:200]}: give the model that it was "
-            "trained on"
+            f"{' '.join(str(error).split())[:200]}: give the model that it was trained on"
         ) from error

@@ -4,7 +4,7 @@ temperature (measures §11).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -12,65 +12,66 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from loclin.models.problem import Problem
+from loclin.search.candidate import Candidate, Perturbed
 from loclin.seeds import derived
 from loclin.tasks.batch import IGNORED, Batch, answer_logits, rows_at_once
 from loclin.tasks.choices import collate_choices, option_log_probabilities
 from loclin.tasks.example import Example
 
-#: From scores of n answers or tokens, log-probabilities up to a constant of each row, one of each
-#: row.
+#: From the scores of n rows (log-probabilities up to a constant of each), one column of each row.
 Pick = Callable[[Float[Tensor, "n m"]], Int[Tensor, " n"]]
 
 
 @torch.no_grad()
 def answers(problem: Problem, examples: Sequence[Example]) -> list[str]:
-    """The option of the largest joint log-probability, or greedy decoding.
+    """The option of the largest joint log-probability, or greedy decoding; "" where the model gives
+    none (nothing but special tokens, or scores that are no numbers).
 
     Free answers are decoded to as many tokens as the right answer has, which is what exact match
     asks; up to a token that ends the text. A right one is given back as the example spells it.
 
-    Returns:
-        One answer for each example; "" where the model gives none (nothing but special tokens, or
-        scores that are no numbers).
-
     Raises:
         LoclinError: no examples.
     """
-    return _given(problem, examples, [lambda scores: scores.argmax(1)])[0]
+    return _answers(problem, examples, [lambda scores: scores.argmax(1)])[0]
 
 
 @torch.no_grad()
 def sampled(
     problem: Problem, examples: Sequence[Example], count: int, *, temperature: float, seed: int
 ) -> list[list[str]]:
-    """Draws from softmax(log p / T): of the options, or token by token to the length of the right
-    answer.
+    """`count` draws from softmax(log p / T) for each example, as `answers` gives them: of the
+    options, or token by token to the length of the right answer.
 
     The control of a vote at equal forward passes. Draws repeat with the seed, for the same examples
     in the same order.
-
-    Args:
-        problem: the model.
-        examples: to answer.
-        count: draws of each.
-        temperature: T.
-        seed: of the draws.
-
-    Returns:
-        `count` lists of one answer for each example, as `answers` gives them.
 
     Raises:
         LoclinError: no examples.
     """
     generators = [torch.Generator().manual_seed(derived(seed, "sample", i)) for i in range(count)]
-    return _given(
-        problem,
-        examples,
-        [partial(_drawn, temperature=temperature, generator=g) for g in generators],
-    )
+    picks = [partial(_draw, temperature=temperature, generator=g) for g in generators]
+    return _answers(problem, examples, picks)
 
 
-def _drawn(
+def candidate_answers(
+    perturbed: Perturbed,
+    problem: Problem,
+    candidates: Iterable[Candidate],
+    examples: Sequence[Example],
+) -> list[list[str]]:
+    """`answers` of every candidate; the model is back at its base afterwards."""
+    found = []
+    try:
+        for candidate in candidates:
+            perturbed.place(candidate)
+            found.append(answers(problem, examples))
+    finally:
+        perturbed.restore()
+    return found
+
+
+def _draw(
     scores: Float[Tensor, "n m"], *, temperature: float, generator: torch.Generator
 ) -> Int[Tensor, " n"]:
     """One draw for every row, by Gumbel's noise in float64: argmax(log p / T + G) is a draw from
@@ -80,53 +81,52 @@ def _drawn(
     return (scores.cpu().double() / temperature + noise).argmax(1)
 
 
-def _given(problem: Problem, examples: Sequence[Example], picks: Sequence[Pick]) -> list[list[str]]:
+def _answers(
+    problem: Problem, examples: Sequence[Example], picks: Sequence[Pick]
+) -> list[list[str]]:
     """An answer to every example, by each way to pick."""
     if examples and all(e.options for e in examples):
-        scores = option_log_probabilities(
-            problem.model, collate_choices(examples, problem.tokenizer).to(problem.model.device)
-        )
-        none = scores.isnan().any(1).tolist()
+        choices = collate_choices(examples, problem.tokenizer).to(problem.model.device)
+        scores = option_log_probabilities(problem.model, choices)
+        broken = scores.isnan().any(1).tolist()
         chosen = [pick(scores.nan_to_num(-torch.inf)).tolist() for pick in picks]
         return [
-            ["" if n else e.options[o] for e, n, o in zip(examples, none, row, strict=True)]
+            ["" if b else e.options[o] for e, b, o in zip(examples, broken, row, strict=True)]
             for row in chosen
         ]
     batch = problem.collate(examples)
-    return [_spoken(problem, examples, batch, pick) for pick in picks]
+    return [_texts(problem, examples, batch, pick) for pick in picks]
 
 
-def _spoken(problem: Problem, examples: Sequence[Example], batch: Batch, pick: Pick) -> list[str]:
-    given: list[list[int]] = []
+def _texts(problem: Problem, examples: Sequence[Example], batch: Batch, pick: Pick) -> list[str]:
+    decoded: list[list[int]] = []
     for chunk in batch.chunks(rows_at_once(problem.model, batch)):
-        given += _decoded(problem, chunk, pick)
+        decoded += _decoded(problem, chunk, pick)
     wanted = [row[row != IGNORED].tolist() for row in batch.labels.cpu()]
     return [
         e.answer if tokens == right else _text(problem, tokens)
-        for e, tokens, right in zip(examples, given, wanted, strict=True)
+        for e, tokens, right in zip(examples, decoded, wanted, strict=True)
     ]
 
 
 def _decoded(problem: Problem, batch: Batch, pick: Pick) -> list[list[int]]:
     """Token by token over the places of the right answers; what stands after a place cannot reach
-    it. None for broken logits.
+    it. Nothing for broken logits.
     """
     ids, kept = batch.input_ids.clone(), batch.labels != IGNORED
     starts, lengths = kept.int().argmax(1), kept.sum(1)
-    lost = torch.zeros_like(lengths, dtype=torch.bool)
+    broken = torch.zeros_like(lengths, dtype=torch.bool)
     for t in range(int(lengths.max())):
         rows = (lengths > t).nonzero()[:, 0]
         places = starts[rows] + t
         only = torch.full_like(batch.labels[rows], IGNORED).scatter(1, places[:, None], 0)
-        logits, labels = answer_logits(
-            problem.model,
-            Batch(input_ids=ids[rows], attention_mask=batch.attention_mask[rows], labels=only),
-        )
+        step = Batch(input_ids=ids[rows], attention_mask=batch.attention_mask[rows], labels=only)
+        logits, labels = answer_logits(problem.model, step)
         here = logits[labels != IGNORED]
-        lost[rows] |= here.isnan().any(1)
+        broken[rows] |= here.isnan().any(1)
         ids[rows, places] = pick(here.nan_to_num(-torch.inf)).to(ids.device)
     return [
-        [] if n else row[k].tolist() for row, k, n in zip(ids, kept, lost.tolist(), strict=True)
+        [] if b else row[k].tolist() for row, k, b in zip(ids, kept, broken.tolist(), strict=True)
     ]
 
 

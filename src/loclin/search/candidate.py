@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from loclin.errors import LoclinError
 from loclin.parameters import ParameterSpace
-from loclin.search.noise import Drawing, LowRankNoise, Noise, values
+from loclin.search.noise import LowRankNoise, Noise, NoiseStream, dense
 from loclin.search.normals import normals
 from loclin.seeds import derived
 
@@ -57,8 +58,8 @@ def candidates(
         antithetic: candidates 2j and 2j + 1 are mirror images: one seed, signs + and −.
 
     Raises:
-        LoclinError: n < 1; a σ that is not positive and finite, or comes twice; none at all; an odd
-            n with antithetic pairs.
+        LoclinError: n < 1; no σ, one that is not positive and finite, or comes twice; an odd n with
+            antithetic pairs.
 
     >>> [(c.index, c.sigma, c.sign) for c in candidates(2, [0.1, 0.2], seed=0, antithetic=True)]
     [(0, 0.1, 1), (1, 0.1, -1), (2, 0.2, 1), (3, 0.2, -1)]
@@ -75,7 +76,7 @@ def candidates(
             f"expected at least one σ, each given once, found {list(sigmas)}: change --sigma"
         )
     for sigma in sigmas:
-        _positive(sigma)
+        _check_positive(sigma)
     return [
         Candidate(
             index=place * n + i,
@@ -94,25 +95,17 @@ class Perturbed:
     Every candidate's weights are base + sign·σ·z, computed in float32 or better from a copy of the
     base and rounded once to the dtype of the weights. Nothing is ever subtracted, so nothing
     drifts. As a context manager it restores the base and checks it against its hash, whatever
-    happened inside.
-
-    Noise is drawn tensor by tensor: beside the copy of the base, memory grows by the largest
-    tensor.
+    happened inside. Beside the copy of the base, memory grows by the largest tensor.
 
     Args:
         space: the tensors; where they stand now is the base.
         noise: how z is made.
-        basis: orthonormal rows; z is then Σᵢ zᵢqᵢ with k standard normal numbers, whatever the
-            tensors.
+        basis: orthonormal rows; z is then Σᵢ zᵢqᵢ with k standard normal numbers.
 
     Attributes:
-        space: as given.
-        noise: as given.
-        basis: as given.
+        tensors: the model's own, as they stand, by name.
         base: a copy of every tensor, by name.
-        hashes: blake2b of every tensor's bytes, by name.
-        stacks: whether stacked passes agree with placed weights here; None as long as nobody tried
-            (`scoring.agrees`).
+        hashes: `weights_hash` of every tensor, by name.
 
     Raises:
         LoclinError: a basis of another dimension or that is not orthonormal, or with noise that is
@@ -125,15 +118,13 @@ class Perturbed:
         if basis is not None:
             _check_basis(basis, space.dimension, noise)
         self.space, self.noise, self.basis = space, noise, basis
-        self.stacks: bool | None = None
-        self._tensors = dict(zip(space.names, space.parameters, strict=True))
-        self.base = {n: p.detach().clone() for n, p in self._tensors.items()}
-        self.hashes = {n: _hash(p) for n, p in self._tensors.items()}
-        starts = [0, *torch.tensor(space.sizes).cumsum(0).tolist()]
-        self._spans = {
-            n: slice(a, b) for n, a, b in zip(space.names, starts[:-1], starts[1:], strict=True)
-        }
-        self._drawing = Drawing(noise, {n: tuple(p.shape) for n, p in self._tensors.items()})
+        self.tensors = dict(zip(space.names, space.parameters, strict=True))
+        self.base = {n: p.detach().clone() for n, p in self.tensors.items()}
+        self.hashes = {n: weights_hash({n: p}) for n, p in self.tensors.items()}
+        ends = torch.tensor(space.sizes).cumsum(0).tolist()
+        starts = [0, *ends[:-1]]
+        self._spans = dict(zip(space.names, map(slice, starts, ends), strict=True))
+        self._stream = NoiseStream(noise, {n: tuple(p.shape) for n, p in self.tensors.items()})
 
     @torch.no_grad()
     def place(self, candidate: Candidate) -> None:
@@ -141,13 +132,23 @@ class Perturbed:
         from the base.
         """
         for name, z in self._noise(candidate.seed):
-            step(self.base[name], z, candidate.scale, self._tensors[name])
+            _step(self.base[name], z, candidate.scale, self.tensors[name])
 
     @torch.no_grad()
     def restore(self) -> None:
         """Move the model back to the base, by copy."""
-        for name, parameter in self._tensors.items():
+        for name, parameter in self.tensors.items():
             parameter.copy_(self.base[name])
+
+    @contextmanager
+    def at(self, candidate: Candidate | None) -> Iterator[None]:
+        """Inside, the model stands at a candidate (None: at its base); afterwards at its base."""
+        try:
+            if candidate is not None:
+                self.place(candidate)
+            yield
+        finally:
+            self.restore()
 
     def verify(self) -> None:
         """Check that the model stands at the base, bit for bit.
@@ -155,8 +156,8 @@ class Perturbed:
         Raises:
             LoclinError: the hash of a tensor is another one.
         """
-        for name, parameter in self._tensors.items():
-            if _hash(parameter) != self.hashes[name]:
+        for name, parameter in self.tensors.items():
+            if weights_hash({name: parameter}) != self.hashes[name]:
                 raise LoclinError(
                     f"expected {name} at its base, found other bytes: load the model again, and "
                     "report this"
@@ -175,19 +176,13 @@ class Perturbed:
         self.verify()
 
     def vector(self, candidate: Candidate) -> Float[Tensor, " D"]:
-        """δ = sign·σ·z as it is meant, before any rounding to the dtype of the weights.
-
-        Returns:
-            On the CPU, in float64 where the weights are and in float32 elsewhere.
+        """δ = sign·σ·z as it is meant, before any rounding to the dtype of the weights: on the CPU,
+        in float64 where the weights are and in float32 elsewhere.
         """
-        exact = (
-            torch.float64
-            if self.base[self.space.names[0]].dtype == torch.float64
-            else torch.float32
-        )
-        whole = torch.empty(self.space.dimension, dtype=exact)
+        double = self.base[self.space.names[0]].dtype == torch.float64
+        whole = torch.empty(self.space.dimension, dtype=torch.float64 if double else torch.float32)
         for name, z in self._noise(candidate.seed):
-            whole[self._spans[name]] = values(z).reshape(-1)
+            whole[self._spans[name]] = dense(z).reshape(-1)
         return whole.mul_(candidate.scale)
 
     @torch.no_grad()
@@ -198,22 +193,21 @@ class Perturbed:
         shares = {}
         for name, z in self._noise(candidate.seed):
             base = self.base[name]
-            moved = step(base, z, candidate.scale, torch.empty_like(base)).double() - base.double()
+            moved = _step(base, z, candidate.scale, torch.empty_like(base)).double() - base.double()
             shares[name] = float(moved.square().mean().sqrt()) / candidate.sigma
         return shares
 
     @torch.no_grad()
     def check_sigma(self, sigma: float) -> None:
-        """Check that a step of σ can be taken, by the noise of a seed of its own.
+        """Whether a step of σ can be taken.
 
         Raises:
-            LoclinError: σ is not positive and finite, or so small that no weight of the space moves
-                in its dtype.
+            LoclinError: σ is not positive and finite, or so small that no weight moves.
         """
-        _positive(sigma)
+        _check_positive(sigma)
         for name, z in self._noise(derived(0, "probe")):
             base = self.base[name]
-            if not torch.equal(step(base, z, sigma, torch.empty_like(base)), base):
+            if not torch.equal(_step(base, z, sigma, torch.empty_like(base)), base):
                 return
         dtype = str(base.dtype).removeprefix("torch.")
         raise LoclinError(
@@ -228,10 +222,10 @@ class Perturbed:
             for name, base in self.base.items():
                 yield name, (z @ self.basis[:, self._spans[name]]).view(base.shape)
         else:
-            yield from self._drawing.of(seed)
+            yield from self._stream.of(seed)
 
 
-def step(base: Tensor, z: Tensor | LowRankNoise, scale: float, out: Tensor) -> Tensor:
+def _step(base: Tensor, z: Tensor | LowRankNoise, scale: float, out: Tensor) -> Tensor:
     """base + scale·z, written to `out`: in float32 or better, and rounded once."""
     precise = base if base.dtype in (torch.float32, torch.float64) else base.float()
     direct = out.detach() if precise is base else precise
@@ -243,12 +237,22 @@ def step(base: Tensor, z: Tensor | LowRankNoise, scale: float, out: Tensor) -> T
     return out if precise is base else out.copy_(precise)
 
 
-def _hash(tensor: Tensor) -> str:
-    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return hashlib.blake2b(data.data, digest_size=16).hexdigest()
+def weights_hash(tensors: Mapping[str, Tensor]) -> str:
+    """A digest of names, shapes, dtypes and bytes.
+
+    >>> w = torch.zeros(2)
+    >>> weights_hash({"w": w}) == weights_hash({"w": w.double()})
+    False
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        data = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(data.view(torch.uint8).numpy().data if data.numel() else b"")
+    return digest.hexdigest()
 
 
-def _positive(sigma: float) -> None:
+def _check_positive(sigma: float) -> None:
     if not (math.isfinite(sigma) and sigma > 0):
         raise LoclinError(f"expected a positive, finite σ, found {sigma}: change --sigma")
 

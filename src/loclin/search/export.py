@@ -4,24 +4,21 @@ as seeds.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from jaxtyping import Bool
 from peft import PeftModel
-from torch import Tensor
 
 from loclin.errors import LoclinError
 from loclin.models import Problem
-from loclin.search.candidate import Candidate, Perturbed
+from loclin.search.candidate import Candidate, Perturbed, weights_hash
 
 FORMAT = 1  # of ensemble.json; raised when a reader of older ones would be wrong
 
@@ -78,41 +75,17 @@ class Ensemble:
             )
             return Ensemble(**{**held, "best": best, "members": tuple(members)})
         except (OSError, ValueError, KeyError, TypeError) as error:
-            found = (
-                error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-            )
+            kind = error.strerror if isinstance(error, OSError) else type(error).__name__
             raise LoclinError(
-                f"expected the ensemble of a finished search in {path}, found {found}: let `loclin "
+                f"expected the ensemble of a finished search in {path}, found {kind}: let `loclin "
                 "search` end first"
             ) from error
 
 
-def weights_hash(tensors: Mapping[str, Tensor]) -> str:
-    """A digest of names, shapes, dtypes and bytes.
-
-    >>> weights_hash({"w": torch.zeros(2)}) == weights_hash({"w": torch.zeros(2, dtype=torch.float64)})
-    False
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in tensors.items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        data = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(data.view(torch.uint8).numpy().tobytes() if data.numel() else b"")
-    return digest.hexdigest()
-
-
-def placed(perturbed: Perturbed) -> dict[str, Tensor]:
-    """The tensors of the space as they stand, by name."""
-    return dict(zip(perturbed.space.names, perturbed.space.parameters, strict=True))
-
-
 def member(perturbed: Perturbed, candidate: Candidate) -> Member:
     """A candidate with the hash of its weights; the model is back at its base afterwards."""
-    try:
-        perturbed.place(candidate)
-        return Member(candidate=candidate, weights=weights_hash(placed(perturbed)))
-    finally:
-        perturbed.restore()
+    with perturbed.at(candidate):
+        return Member(candidate=candidate, weights=weights_hash(perturbed.tensors))
 
 
 def write_candidate(
@@ -123,11 +96,8 @@ def write_candidate(
 
     The delta is θ′ − θ of every tensor as it was really placed, in float32 or better: exact for
     weights in half precision, to one rounding for others (`loclin search replay` gives the very
-    bits). Both are what `loclin radius --direction` reads. The folder appears whole or not at all,
-    in place of an older one.
-
-    Returns:
-        What was written.
+    bits). `loclin radius --direction` reads both. The folder appears whole or not at all, in place
+    of an older one. Gives back what was written.
 
     Raises:
         LoclinError: it cannot be written.
@@ -137,14 +107,11 @@ def write_candidate(
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch:
             made = Path(scratch) / "made"
             made.mkdir()
-            try:
-                perturbed.place(candidate)
+            with perturbed.at(candidate):
                 if isinstance(problem.model, PeftModel):
                     problem.model.save_pretrained(str(made))
                 else:
                     _write_delta(perturbed, candidate, made / "delta.safetensors")
-            finally:
-                perturbed.restore()
             shutil.rmtree(folder, ignore_errors=True)
             made.rename(folder)
     except (OSError, safetensors.SafetensorError) as error:
@@ -157,12 +124,11 @@ def write_candidate(
 
 def _write_delta(perturbed: Perturbed, candidate: Candidate, path: Path) -> None:
     changes = {}
-    for name, here in placed(perturbed).items():
+    for name, here in perturbed.tensors.items():
         precise = torch.promote_types(here.dtype, torch.float32)
-        changes[name] = (
-            (here.detach().to(precise) - perturbed.base[name].to(precise)).cpu().contiguous()
-        )
-    told = {
+        change = here.detach().to(precise) - perturbed.base[name].to(precise)
+        changes[name] = change.cpu().contiguous()
+    metadata = {
         "base": weights_hash(perturbed.base),
         "seed": str(candidate.seed),
         "sigma": repr(candidate.sigma),
@@ -170,7 +136,7 @@ def _write_delta(perturbed: Perturbed, candidate: Candidate, path: Path) -> None
         "index": str(candidate.index),
         "noise": str(perturbed.noise),
     }
-    safetensors.torch.save_file(changes, path, metadata=told)
+    safetensors.torch.save_file(changes, path, metadata=metadata)
 
 
 def check_rebuilt(perturbed: Perturbed, wanted: Member) -> None:
@@ -183,11 +149,5 @@ def check_rebuilt(perturbed: Perturbed, wanted: Member) -> None:
     if found.weights != wanted.weights:
         raise LoclinError(
             f"expected candidate {wanted.candidate.index} with weights of hash {wanted.weights}, "
-            f"found {found.weights}: use the torch "
-            "and the kind of processor that searched"
+            f"found {found.weights}: use the torch and the kind of processor that searched"
         )
-
-
-def differing(recorded: Bool[Any, " n"], found: Bool[Any, " n"]) -> Sequence[int]:
-    """Places of the examples whose outcome is another one."""
-    return [i for i, (a, b) in enumerate(zip(recorded, found, strict=True)) if bool(a) != bool(b)]

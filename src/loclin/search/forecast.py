@@ -4,10 +4,10 @@ this model's own numbers.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,13 +15,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loclin import law
-from loclin.curvature import Method, NoSecondDerivative, hessian_operator
+from loclin.curvature import Method, probes
 from loclin.errors import LoclinError
-from loclin.geometry.gramian import exact, inner
+from loclin.geometry.gramian import to_float64
 from loclin.geometry.krylov import Product
-from loclin.models import Problem, twice_differentiable
-from loclin.models.exam import Exam
+from loclin.models import Problem
+from loclin.models.evaluation import EvalSet
 from loclin.parameters import ParameterSpace
+from loclin.progress import ProgressCallback, silent
+from loclin.search.local_law import Coordinates, LocalLaw, along_gradient, second_order
 from loclin.search.noise import Noise
 from loclin.seeds import derived
 from loclin.stats import Estimate, over_examples, over_runs
@@ -29,48 +31,11 @@ from loclin.tasks.example import Example
 
 FOLDS = 16  # groups of examples from which the gradient's own noise is read
 AT_ONCE = 16  # rows in a pass that is differentiated
-Told = Callable[[str], None]
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Coordinates:
-    """The independent normal numbers s that a candidate is made of, and how they move the weights:
-    δ = σLs.
-
-    Gaussian and low-rank noise: L = I (low-rank noise is not normal, but its coordinates are as
-    little correlated). A basis Q: L = Qᵀ. Tied noise: every tensor reads the same stream from its
-    start. The law holds with g and H seen through L.
-
-    Attributes:
-        dimension: of s.
-        lift: s ↦ Ls.
-        fold: v ↦ Lᵀv.
-    """
-
-    dimension: int
-    lift: Product
-    fold: Product
-
-    @staticmethod
-    def of(space: ParameterSpace, noise: Noise, basis: Float[Tensor, "k D"] | None) -> Coordinates:
-        """Those of a search."""
-        if basis is not None:
-            return Coordinates(
-                dimension=len(basis), lift=lambda s: basis.T @ s, fold=lambda v: basis @ v
-            )
-        if noise.kind != "tied":
-            return Coordinates(dimension=space.dimension, lift=lambda s: s, fold=lambda v: v)
-        sizes, longest = list(space.sizes), max(space.sizes)
-
-        def fold(vector: Float[Tensor, " D"]) -> Float[Tensor, " longest"]:
-            folded = vector.new_zeros(longest)
-            for piece in vector.split(sizes):
-                folded[: len(piece)] += piece
-            return folded
-
-        return Coordinates(
-            dimension=longest, lift=lambda s: torch.cat([s[:n] for n in sizes]), fold=fold
-        )
+#: tr H, ‖H‖_F and ĝᵀHĝ in the coordinates of the search.
+Curvature = tuple[Estimate, Estimate, float]
+Step = Callable[[str], None]
+TAILS = "is not normal: the law's slope and trace hold, its tails are heavier"
+METHODS: tuple[Method, ...] = ("double backward", "finite differences")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,15 +47,11 @@ class Forecast:
         dimension: of the coordinates that are searched.
         weights: ‖θ‖ of the tensors that move.
         coordinates: how many weights those are, D.
-        loss, loss_sd: mean loss, and its standard deviation over draws of examples. All candidates
-            answer the same examples, so that this noise is common to them and does not hinder
-            selection.
+        loss, loss_sd: mean loss, and its standard deviation over draws of examples; it is common to
+            all candidates and does not hinder selection.
         gradient: ‖g‖ on the select examples.
-        true_gradient: ‖ḡ‖ that other examples of the kind share: from inner products of g between
-            disjoint groups.
-        trace, frobenius: tr H and ‖H‖_F with intervals over probes; None where no curvature could
-            be taken.
-        along: ĝᵀHĝ.
+        true_gradient: ‖ḡ‖ that other examples of the kind share (`shared_square`).
+        trace, frobenius, along: tr H, ‖H‖_F and ĝᵀHĝ; None where no curvature could be taken.
         notes: how curvature was taken.
     """
 
@@ -107,6 +68,16 @@ class Forecast:
     notes: tuple[str, ...]
 
     @property
+    def local(self) -> LocalLaw:
+        """The law on the select examples; curvature that is not known is 0."""
+        return LocalLaw(
+            gradient=self.gradient,
+            trace=self.trace.value if self.trace else 0.0,
+            along=self.along or 0.0,
+            frobenius=self.frobenius.value if self.frobenius else 0.0,
+        )
+
+    @property
     def evaluation_noise(self) -> float:
         """τ/σ = √(‖g‖² − ‖ḡ‖²): what of a candidate's gain on the select examples is theirs alone,
         to first order.
@@ -115,12 +86,8 @@ class Forecast:
 
     @property
     def edge(self) -> float:
-        """σ at which the curvature's fluctuation is as large as the slope; infinite where curvature
-        is not known.
-        """
-        if self.frobenius is None:
-            return math.inf
-        return law.valid_up_to(gradient=self.gradient, frobenius=self.frobenius.value)
+        """`LocalLaw.edge`; infinite where curvature is not known."""
+        return self.local.edge
 
     @property
     def effective_rank(self) -> float | None:
@@ -131,53 +98,38 @@ class Forecast:
 
     def best_sigma(self, n: int) -> float | None:
         """σ* for N candidates on the select examples; None where curvature sets no best one."""
-        if self.trace is None or self.along is None:
-            return None
-        return law.best_sigma(gradient=self.gradient, trace=self.trace.value, n=n, along=self.along)
+        return self.local.best_sigma(n)
 
     def gain(self, n: int, sigma: float, *, fresh: bool = False) -> Estimate:
-        """Expected gain of the best of N, with the interval that the probes' interval of tr H gives
-        it.
+        """Expected gain of the best of N at σ, with the interval that the probes give tr H.
 
-        Args:
-            n: N.
-            sigma: σ.
-            fresh: on other examples than those that selected it, rather than on the select examples
-                themselves.
+        On the select examples, or, `fresh`, on other examples than those that selected it.
         """
         trace = self.trace or Estimate(value=0.0, low=0.0, high=0.0, n=1)
+        gradient = self.true_gradient if fresh else self.gradient
+        noise = sigma * self.evaluation_noise if fresh else 0.0
 
         def at(value: float) -> float:
-            return law.best_of_n_gain(
-                gradient=self.true_gradient if fresh else self.gradient,
-                trace=value,
-                along=self.along or 0.0,
-                n=n,
-                sigma=sigma,
-                noise=sigma * self.evaluation_noise if fresh else 0.0,
-            )
+            if not math.isfinite(value):
+                return math.copysign(math.inf, -value)
+            return replace(self.local, gradient=gradient, trace=value).gain(n, sigma, noise=noise)
 
-        bounds = [
-            at(t) if math.isfinite(t) else math.copysign(math.inf, -t)
-            for t in (trace.high, trace.low)
-        ]
-        return Estimate(value=at(trace.value), low=bounds[0], high=bounds[1], n=trace.n)
+        low, high = at(trace.high), at(trace.low)
+        return Estimate(value=at(trace.value), low=low, high=high, n=trace.n)
 
-    def needed(self, wish: float, sigma: float) -> int | None:
-        """Candidates that a wished gain takes on other examples at a σ; None where a million would
-        not do.
-        """
+    def needed(self, target_gain: float, sigma: float) -> int | None:
+        """N that a gain takes on other examples at σ; None where a million would not do."""
         return law.candidates_needed(
-            wish,
+            target_gain,
             gradient=self.true_gradient,
-            trace=self.trace.value if self.trace else 0.0,
-            along=self.along or 0.0,
+            trace=self.local.trace,
+            along=self.local.along,
             sigma=sigma,
             noise=sigma * self.evaluation_noise,
         )
 
 
-def foretold(
+def forecast(
     problem: Problem,
     space: ParameterSpace,
     examples: Sequence[Example],
@@ -186,7 +138,7 @@ def foretold(
     basis: Float[Tensor, "k D"] | None = None,
     probes: int,
     seed: int,
-    told: Told,
+    progress: ProgressCallback = silent,
 ) -> Forecast:
     """Measure what the law needs where the model stands.
 
@@ -195,107 +147,87 @@ def foretold(
     forecast is of first order; the notes say so.
 
     Args:
-        problem: the model.
         space: the tensors that move.
         examples: the select split.
-        noise: of the candidates.
         basis: orthonormal rows, where candidates lie in their span.
         probes: Hessian-vector products behind trace and norm, beside one along the gradient.
-        seed: of the probes.
-        told: called with what is done next, before every pass.
+        seed: of the probes and of the bootstrap.
+        progress: called before every pass.
 
     Raises:
         LoclinError: a loss that is not finite at the model's own weights.
     """
     coordinates = Coordinates.of(space, noise, basis)
     groups = len({e.group or e.prompt for e in examples})
-    exam = Exam.of(problem, examples, folds=min(FOLDS, groups), at_once=AT_ONCE)
-    told("asking the model itself")
-    loss, loss_sd = _own_loss(exam, examples, seed=seed)
-    gradient, true_gradient = _gradients(space, exam, coordinates, told)
-    length = float(exact(gradient).norm())
-    held, notes = _curvature(
-        space, exam, coordinates, gradient, probes, derived(seed, "forecast"), told
-    )
+    eval_set = EvalSet.of(problem, examples, folds=min(FOLDS, groups), at_once=AT_ONCE)
+    steps, passes = eval_set.count + probes + 2, itertools.count(1)
+
+    def step(stage: str) -> None:
+        progress(stage, min(next(passes) / steps, 1.0))
+
+    step("asking the model itself")
+    loss, loss_sd = _own_loss(eval_set, examples, seed=seed)
+    gradient, true_gradient = _gradients(space, eval_set, coordinates, step)
+    length = float(to_float64(gradient).norm())
+
+    def measure(product: Product) -> Curvature:
+        return _measured(coordinates.seen(product), gradient, probes, seed, step)
+
+    (trace, frobenius, along), notes = _curvature(space, eval_set, measure)
     if noise.kind == "lowrank":
-        notes.append(
-            f"noise of rank {noise.rank} is not normal: the law's slope and trace hold, its tails "
-            "are heavier"
-        )
+        notes.append(f"noise of rank {noise.rank} {TAILS}")
     return Forecast(
         dimension=coordinates.dimension,
-        weights=float(exact(space.read()).norm()),
+        weights=float(to_float64(space.read()).norm()),
         coordinates=space.dimension,
         loss=loss,
         loss_sd=loss_sd,
         gradient=length,
         true_gradient=min(true_gradient, length),
-        trace=over_runs(held.forms) if held else None,
-        frobenius=_root(over_runs(held.squares)) if held else None,
-        along=held.along if held else None,
+        trace=trace,
+        frobenius=frobenius,
+        along=along,
         notes=tuple(notes),
     )
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _Curvature:
-    """zᵀHz and ‖Hz‖² of every probe, and ĝᵀHĝ, in the coordinates of the search."""
-
-    forms: Float[np.ndarray, " n"]
-    squares: Float[np.ndarray, " n"]
-    along: float
-
-
-def _own_loss(exam: Exam, examples: Sequence[Example], *, seed: int) -> tuple[float, float]:
-    """Mean loss per answer token, and its standard deviation by the bootstrap over groups of
-    examples.
-    """
-    losses = exam.answers()[0].cpu().numpy()
+def _own_loss(eval_set: EvalSet, examples: Sequence[Example], *, seed: int) -> tuple[float, float]:
+    """Mean loss per answer token, and its standard deviation by the bootstrap over groups."""
+    losses = eval_set.answers()[0].cpu().numpy()
     if not np.isfinite(losses).all():
         raise LoclinError(
             "expected a finite loss at the model's own weights, found "
             f"{losses[~np.isfinite(losses)][0]}: check model and data"
         )
-    tokens = float(exam.tokens.sum()) / len(examples)
-    found = over_examples(
-        losses / tokens, groups=[e.group or e.prompt for e in examples], seed=seed
-    )
-    return found.value, (found.high - found.low) / 2 / 1.96 if math.isfinite(
-        found.low
-    ) else math.inf
+    tokens = float(eval_set.tokens.sum()) / len(examples)
+    e = over_examples(losses / tokens, groups=[e.group or e.prompt for e in examples], seed=seed)
+    return e.value, (e.high - e.low) / 2 / 1.96 if math.isfinite(e.low) else math.inf
 
 
 def _gradients(
-    space: ParameterSpace, exam: Exam, coordinates: Coordinates, told: Told
+    space: ParameterSpace, eval_set: EvalSet, coordinates: Coordinates, step: Step
 ) -> tuple[Float[Tensor, " d"], float]:
     """The gradient in the coordinates of the search, and ‖ḡ‖ by `shared_square`; a square below 0,
     where there is no signal, is 0.
     """
-    shares = exam.tokens / exam.tokens.sum()
+    shares = eval_set.tokens / eval_set.tokens.sum()
     total, own = None, 0.0
     for fold, share in enumerate(shares.tolist()):
-        told("taking gradients")
-        piece = share * coordinates.fold(space.gradient(exam.loss, exam.fold(fold)))
-        own += float(exact(piece).square().sum())
+        step("taking gradients")
+        piece = share * coordinates.fold(space.gradient(eval_set.loss, eval_set.fold(fold)))
+        own += float(to_float64(piece).square().sum())
         total = piece if total is None else total + piece
     assert total is not None
-    return total, math.sqrt(
-        max(shared_square(float(exact(total).square().sum()), own, shares), 0.0)
-    )
+    whole = float(to_float64(total).square().sum())
+    return total, math.sqrt(max(shared_square(whole, own, shares), 0.0))
 
 
 def shared_square(whole: float, own: float, shares: Float[np.ndarray, " folds"]) -> float:
     """‖ḡ‖² without bias, from gradients g_a of disjoint groups of examples: [‖Σ w_a g_a‖² − Σ ‖w_a
-    g_a‖²]/(1 − Σ w_a²).
+    g_a‖²]/(1 − Σ w_a²), from `whole`, `own` and `shares`, the w_a.
 
     What is left are the inner products of different groups, whose noise is independent. May be
-    below 0.
-
-    Args:
-        whole: ‖Σ w_a g_a‖².
-        own: Σ ‖w_a g_a‖².
-        shares: w_a, the groups' shares of the answer tokens; a single group tells nothing, and
-            keeps `whole`.
+    below 0. A single group tells nothing, and keeps `whole`.
 
     >>> shared_square(1.0, 0.5, np.array([0.5, 0.5]))  # two equal gradients of norm 1
     1.0
@@ -305,74 +237,46 @@ def shared_square(whole: float, own: float, shares: Float[np.ndarray, " folds"])
 
 
 def _curvature(
-    space: ParameterSpace,
-    exam: Exam,
-    coordinates: Coordinates,
-    gradient: Float[Tensor, " d"],
-    count: int,
-    seed: int,
-    told: Told,
-) -> tuple[_Curvature | None, list[str]]:
+    space: ParameterSpace, eval_set: EvalSet, measure: Callable[[Product], Curvature]
+) -> tuple[Curvature | tuple[None, None, None], list[str]]:
     """Exactly where the model allows it, by finite differences where it does not, or not at all;
     and what is to be said.
     """
-    batches = [batch for fold in range(exam.count) for batch in exam.fold(fold)]
-    attention = exam.problem.model.config._attn_implementation
-    reasons: list[str] = []
-    methods: tuple[Method, ...] = ("double backward", "finite differences")
-    for method in methods:
-        switched = (
-            twice_differentiable(exam.problem.model)
-            if method == "double backward"
-            else nullcontext()
-        )
+    problem = eval_set.problem
+    batches = [batch for fold in range(eval_set.count) for batch in eval_set.fold(fold)]
+    attention, reasons = problem.model.config._attn_implementation, list[str]()
+    for method in METHODS:
         try:
-            with switched:
-                product = hessian_operator(space, exam.loss, batches, method=method)
-
-                def seen(s: Tensor, product: Product = product) -> Tensor:
-                    return coordinates.fold(product(coordinates.lift(s)))
-
-                found = _probed(seen, gradient, count, seed, told)
-        except NoSecondDerivative as error:
-            reasons.append(str(error).rsplit(": ", 1)[0])
+            with second_order(problem, space, eval_set.loss, batches, method) as product:
+                curvature = measure(product)
         except torch.OutOfMemoryError:
             reasons.append("no memory for second derivatives")
         except LoclinError as error:  # half precision rounds every step that is still small
             reasons.append(str(error).rsplit(": ", 1)[0])
         else:
-            if method == "finite differences":
-                return found, [
-                    f"curvature is taken by finite differences of gradients ({reasons[0]})"
-                ]
-            switch = (
-                []
-                if attention == "eager"
-                else [f"attention was switched from {attention} to eager for it"]
-            )
-            return found, switch
-    return None, [
-        f"no curvature could be taken ({'; '.join(reasons)}): the forecast is of first order"
-    ]
+            if reasons:
+                note = f"curvature is taken by finite differences of gradients ({reasons[0]})"
+            else:
+                note = f"attention was switched from {attention} to eager for it"
+            return curvature, [note] if reasons or attention != "eager" else []
+    why = "; ".join(reasons)
+    nothing = (None, None, None)
+    return nothing, [f"no curvature could be taken ({why}): the forecast is of first order"]
 
 
-def _probed(
-    product: Product, gradient: Float[Tensor, " d"], count: int, seed: int, told: Told
-) -> _Curvature:
-    told("taking curvature along the gradient")
-    length = exact(gradient).norm()
-    unit = gradient / length.to(gradient) if length else gradient
-    along = inner(unit, product(unit))
-    forms, squares = np.empty(count), np.empty(count)
-    for i in range(count):
-        told("taking curvature along random directions")
-        generator = torch.Generator().manual_seed(derived(seed, "probe", i))
-        z = torch.randn(len(gradient), generator=generator).to(gradient)
-        image = exact(product(z))
-        forms[i], squares[i] = float(exact(z) @ image), float(image @ image)
-    return _Curvature(forms=forms, squares=squares, along=along)
+def _measured(
+    product: Product, gradient: Float[Tensor, " d"], count: int, seed: int, step: Step
+) -> Curvature:
+    step("taking curvature along the gradient")
+    along = along_gradient(product, gradient)
 
+    def draw(*, seed: int) -> Tensor:
+        step("taking curvature along random directions")
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(len(gradient), generator=generator).to(gradient)
 
-def _root(square: Estimate) -> Estimate:
+    found = probes(product, count, seed=derived(seed, "forecast"), noise=draw)
+    square = over_runs(found.squares)
     low, value, high = (math.sqrt(max(x, 0.0)) for x in (square.low, square.value, square.high))
-    return Estimate(value=value, low=low, high=high, n=square.n)
+    norm = Estimate(value=value, low=low, high=high, n=square.n)
+    return over_runs(found.forms), norm, along

@@ -3,13 +3,12 @@ belongs to one search.
 
 ```
 {"format": 1, "search": <hash of the settings>, "settings": {...}}
-{"index": 0, "seed": ..., "sigma": 0.001, "sign": 1, "loss": 1.93, "score": 0.25, "right": "a0...",
-"finite": true}
+{"index": 0, "seed": ..., "sigma": 0.001, "sign": 1, "loss": 1.93, "score": 0.25, ...}
 ...
 ```
 
-The order of the candidates is that of their arrival; two ledgers are the same when they hold the
-same lines.
+Candidates stand in the order of their arrival; two ledgers are the same when they hold the same
+lines.
 """
 
 from __future__ import annotations
@@ -18,9 +17,10 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -34,79 +34,41 @@ FORMAT = 1  # raised when a reader of older ledgers would be wrong
 
 
 class Ledger:
-    """The ledger of one search, open for more of its outcomes. Made by `Ledger.open`; closed by
-    `close`, or as a context manager.
+    """The ledger of one search, open for more of its outcomes inside `opened`.
 
     Attributes:
-        path: of the file.
-        settings: what decides the outcomes, as in its header.
         note: what was repaired when it was opened, in a sentence; "" where nothing was.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], lock: FileLock) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path, self.settings, self.note = path, settings, ""
-        self._lock = lock
         self._size = 0  # bytes of whole lines
         self._held: dict[int, Outcome] = {}
-
-    @staticmethod
-    def open(path: Path, settings: Mapping[str, Any]) -> Ledger:
-        """Begin a ledger, or go on with the one that is there.
-
-        A last line that was cut short by a kill is cut off, and `note` says so. Until it is closed
-        no other process opens it.
-
-        Args:
-            path: of the file.
-            settings: everything that decides the outcomes (hashes of model and data, noise, seed,
-                σ, ...), as plain JSON values under names that a user reads; "examples" is how many
-                are scored.
-
-        Raises:
-            LoclinError: a ledger of other settings (the first that differs is named) or of a newer
-                format, a line in its middle that is no outcome, a file that cannot be written, a
-                ledger that another process has open.
-        """
-        plain = json.loads(json.dumps(settings))
-        if not isinstance(
-            plain.get("examples"), int
-        ):  # without it nothing that is written could be read back
-            raise LoclinError(
-                f"expected the number of examples in a ledger's settings, found {sorted(plain)}: "
-                "name it"
+        data = path.read_bytes() if path.exists() else b""
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            self.note = (
+                f"{path}: cut off an unfinished last line of {len(data) - len(whole)} bytes; its "
+                "candidate is scored again"
             )
-        lock = FileLock(path.with_name(f".{path.name}.lock"))
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise LoclinError(
-                f"expected {path} for this search alone, found another process writing to it: wait "
-                "for it, or choose another "
-                "--out"
-            ) from error
-        except OSError as error:
-            raise _unwritable(path, error) from error
-        ledger = Ledger(path, plain, lock)
-        try:
-            ledger._go_on()
-        except BaseException:
-            ledger.close()
-            raise
-        return ledger
-
-    @property
-    def done(self) -> set[int]:
-        """Indices of the candidates that are in it."""
-        return set(self._held)
+        if not whole:
+            self._write(_header(settings).encode())
+            return
+        there, self._held = _parsed(path, whole)
+        for name in [*settings, *there]:
+            if there.get(name) != settings.get(name):
+                raise LoclinError(
+                    f"{path} belongs to another search ({name} is {there.get(name)!r} there, "
+                    f"{settings.get(name)!r} here): choose another --out, or the same model, data "
+                    "and settings"
+                )
+        self._size = len(whole)
+        if self.note:
+            self._write(b"")
 
     def outcomes(self) -> list[Outcome]:
-        """All outcomes, in the order of their indices, whatever the order in which they came."""
+        """All outcomes by index, whatever the order in which they came."""
         return [self._held[i] for i in sorted(self._held)]
-
-    def finished(self, n: int) -> bool:
-        """Whether candidates 0 to n − 1 are all in it."""
-        return all(i in self._held for i in range(n))
 
     def append(self, outcomes: Iterable[Outcome]) -> None:
         """Keep outcomes: on disk when this ends, all of them or none. A candidate that is in it
@@ -121,42 +83,13 @@ class Ledger:
                 fresh.setdefault(outcome.candidate.index, outcome)
         if fresh:
             self._write("".join(map(line, fresh.values())).encode())
-            self._held |= {i: _as_read(o) for i, o in fresh.items()}
-
-    def close(self) -> None:
-        """Let other processes have it."""
-        self._lock.release()
-
-    def __enter__(self) -> Ledger:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def _go_on(self) -> None:
-        data = self.path.read_bytes() if self.path.exists() else b""
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            self.note = f"{self.path}: cut off an unfinished last line of {len(data) - len(whole)} bytes; its candidate is scored again"
-        if not whole:
-            self._write(_header(self.settings).encode())
-            return
-        settings, self._held = _parsed(self.path, whole)
-        _check_same(self.path, settings, self.settings)
-        self._size = len(whole)
-        if self.note:
-            self._write(b"")
+            self._held |= fresh
 
     def _write(self, data: bytes) -> None:
-        """Put data after the last whole line and flush it to disk, or leave that line the last one."""
+        """Put data after the last whole line, on disk, or leave that line the last one."""
         try:
             fresh = not self.path.exists()
-            with self.path.open("r+b" if not fresh else "xb", buffering=0) as file:
+            with self.path.open("xb" if fresh else "r+b", buffering=0) as file:
                 try:
                     file.truncate(self._size)
                     file.seek(self._size)
@@ -172,6 +105,46 @@ class Ledger:
         except OSError as error:
             raise _unwritable(self.path, error) from error
         self._size += len(data)
+
+
+@contextmanager
+def opened(path: Path, settings: Mapping[str, Any]) -> Iterator[Ledger]:
+    """Begin a ledger, or go on with the one that is there; inside, no other process opens it.
+
+    A last line that was cut short by a kill is cut off, and `note` says so.
+
+    Args:
+        path: of the file.
+        settings: everything that decides the outcomes (hashes of model and data, noise, seed, σ,
+            ...), as plain JSON values under names that a user reads; "examples" is how many are
+            scored.
+
+    Raises:
+        LoclinError: a ledger of other settings (the first that differs is named) or of a newer
+            format, a line in its middle that is no outcome, a file that cannot be written, a ledger
+            that another process has open.
+    """
+    plain = json.loads(json.dumps(settings))
+    if not isinstance(plain.get("examples"), int):  # else what is written is not read back
+        raise LoclinError(
+            f"expected the number of examples in a ledger's settings, found {sorted(plain)}: name "
+            "it"
+        )
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise LoclinError(
+            f"expected {path} for this search alone, found another process writing to it: wait for "
+            "it, or choose another --out"
+        ) from error
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        yield Ledger(path, plain)
+    finally:
+        lock.release()
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Outcome]]:
@@ -197,16 +170,12 @@ def line(outcome: Outcome) -> str:
     loss that is not finite as null.
 
     >>> made = Candidate(index=2, seed=5, sigma=0.1)
-    >>> print(line(Outcome(candidate=made, loss=1.5, right=np.array([True, False, True, True]))), end="")
-    {"index": 2, "seed": 5, "sigma": 0.1, "sign": 1, "loss": 1.5, "score": 0.75, "right": "b0",
-    "finite": true}
+    >>> line(Outcome(candidate=made, loss=1.5, right=np.array([True, False, True]))).split(", ")[6:]
+    ['"right": "a0"', '"finite": true}\\n']
     """
-    candidate, finite = outcome.candidate, math.isfinite(outcome.loss)
+    finite = math.isfinite(outcome.loss)
     entry = {
-        "index": candidate.index,
-        "seed": candidate.seed,
-        "sigma": candidate.sigma,
-        "sign": candidate.sign,
+        **asdict(outcome.candidate),
         "loss": outcome.loss if finite else None,
         "score": outcome.score,
         "right": np.packbits(outcome.right).tobytes().hex(),
@@ -215,19 +184,11 @@ def line(outcome: Outcome) -> str:
     return json.dumps(entry, allow_nan=False) + "\n"
 
 
-def _as_read(outcome: Outcome) -> Outcome:
-    """An outcome as it will be read back: a loss that is not finite is NaN, whichever kind it was."""
-    loss = outcome.loss if math.isfinite(outcome.loss) else math.nan
-    return Outcome(candidate=outcome.candidate, loss=loss, right=outcome.right)
-
-
 def _header(settings: Mapping[str, Any]) -> str:
     canonical = json.dumps(settings, sort_keys=True)
     search = hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
-    return (
-        json.dumps({"format": FORMAT, "search": search, "settings": settings}, ensure_ascii=False)
-        + "\n"
-    )
+    header = {"format": FORMAT, "search": search, "settings": settings}
+    return json.dumps(header, ensure_ascii=False) + "\n"
 
 
 def _parsed(path: Path, whole: bytes) -> tuple[dict[str, Any], dict[int, Outcome]]:
@@ -240,49 +201,37 @@ def _parsed(path: Path, whole: bytes) -> tuple[dict[str, Any], dict[int, Outcome
     except (ValueError, KeyError, TypeError) as error:
         raise LoclinError(
             f"expected the header of a ledger in line 1 of {path}, found {_shown(first)}: choose "
-            "another --out, or move the "
-            "file away"
+            "another --out, or move the file away"
         ) from error
     if written != FORMAT:
         raise LoclinError(
             f"expected a ledger of format {FORMAT} in {path}, found {written}: read it with the "
-            "loclin that wrote it, or "
-            "choose another --out"
+            "loclin that wrote it, or choose another --out"
         )
     held: dict[int, Outcome] = {}
     for number, text in enumerate(rest, start=2):
-        outcome = _outcome(path, number, text, examples)
+        try:
+            outcome = _outcome(text, examples)
+        except (ValueError, KeyError, TypeError) as error:
+            raise LoclinError(
+                f"expected the outcome of a candidate in line {number} of {path}, found "
+                f"{_shown(text)}: restore the file, or move it away and search again"
+            ) from error
         held.setdefault(outcome.candidate.index, outcome)
     return settings, held
 
 
-def _outcome(path: Path, number: int, text: bytes, examples: int) -> Outcome:
-    try:
-        entry = json.loads(text)
-        bits = np.frombuffer(bytes.fromhex(entry["right"]), dtype=np.uint8)
-        right = np.unpackbits(bits, count=examples).astype(bool)
-        named = {name: entry[name] for name in ("index", "seed", "sigma", "sign")}
-        loss = float(entry["loss"]) if entry["finite"] else math.nan
-        outcome = Outcome(candidate=Candidate(**named), loss=loss, right=right)
-        if line(outcome).encode() != text + b"\n":
-            raise ValueError("a line that says otherwise than it would be written")
-    except (ValueError, KeyError, TypeError) as error:
-        raise LoclinError(
-            f"expected the outcome of a candidate in line {number} of {path}, found "
-            f"{_shown(text)}: restore the file, or move "
-            "it away and search again"
-        ) from error
+def _outcome(text: bytes, examples: int) -> Outcome:
+    """Of one line, which has to be the very one that would be written."""
+    entry = json.loads(text)
+    bits = np.frombuffer(bytes.fromhex(entry["right"]), dtype=np.uint8)
+    right = np.unpackbits(bits, count=examples).astype(bool)
+    named = {name: entry[name] for name in ("index", "seed", "sigma", "sign")}
+    loss = float(entry["loss"]) if entry["finite"] else math.nan
+    outcome = Outcome(candidate=Candidate(**named), loss=loss, right=right)
+    if line(outcome).encode() != text + b"\n":
+        raise ValueError("a line that says otherwise than it would be written")
     return outcome
-
-
-def _check_same(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    for name in [*here, *there]:
-        if there.get(name) != here.get(name):
-            raise LoclinError(
-                f"{path} belongs to another search ({name} is {there.get(name)!r} there, "
-                f"{here.get(name)!r} here): choose "
-                "another --out, or the same model, data and settings"
-            )
 
 
 def _shown(text: bytes) -> str:
@@ -292,8 +241,7 @@ def _shown(text: bytes) -> str:
 def _unwritable(path: Path, error: OSError) -> LoclinError:
     return LoclinError(
         f"expected to write {path}, found {error.strerror or error}: make room or choose another "
-        "--out; the candidates scored "
-        "so far are kept"
+        "--out; the candidates scored so far are kept"
     )
 
 

@@ -47,10 +47,8 @@ class Noise:
         (Noise(kind='lowrank', rank=4), 'tied')
         """
         kind, _, rank = text.partition(":")
-        if text == "gaussian":
-            return Noise()
-        if text == "tied":
-            return Noise(kind="tied")
+        if text in ("gaussian", "tied"):
+            return Noise(kind="gaussian" if text == "gaussian" else "tied")
         if kind == "lowrank" and rank.isascii() and rank.isdigit() and int(rank) > 0:
             return Noise(kind="lowrank", rank=int(rank))
         raise LoclinError(
@@ -66,10 +64,6 @@ class Noise:
 class LowRankNoise:
     """E = left rightᵀ/√r with standard normal factors: entries of mean 0 and variance 1,
     uncorrelated but not independent.
-
-    Attributes:
-        left: one row for each row of E.
-        right: one row for each column of E.
     """
 
     left: Float[Tensor, "m r"]
@@ -85,59 +79,13 @@ class LowRankNoise:
         return self.left @ self.right.T * self.scale
 
 
-def draw(
-    noise: Noise,
-    seed: int,
-    name: str,
-    shape: tuple[int, ...],
-    *,
-    numbers: Normals | None = None,
-    scratch: Float[Tensor, " room"] | None = None,
-) -> Tensor | LowRankNoise:
-    """The noise of one tensor: a function of noise, seed, name and shape alone, whatever else is
-    drawn, and in what order.
+class NoiseStream:
+    """Draws the noise of the same tensors for one seed after the other, into memory that it keeps:
+    memory that is new costs a third of the drawing.
 
-    Args:
-        noise: how.
-        seed: of the candidate.
-        name: of the tensor.
-        shape: of the tensor.
-        numbers: who draws; a new one where left out.
-        scratch: memory to write gaussian or tied noise to, of at least `room(shape)` numbers:
-            memory that is new costs a third of the drawing. What is given back is then good until
-            the next use of it.
-
-    Returns:
-        Float32 on the CPU.
-    """
-    numbers = numbers or Normals()
-    if noise.kind == "lowrank" and len(shape) == 2:
-        left, right = (
-            numbers.fill(torch.empty(sum(shape) * noise.rank), seed, name)
-            .view(-1, noise.rank)
-            .split(shape)
-        )
-        return LowRankNoise(left=left, right=right)
-    into, size = torch.empty(room(shape)) if scratch is None else scratch, math.prod(shape)
-    if (
-        noise.kind == "tied"
-    ):  # in whole blocks: the numbers of a shorter tensor are then the first of a longer one
-        return numbers.fill(into[: room(shape)], seed, "tied")[:size].view(shape)
-    return numbers.fill(into[:size], seed, name).view(shape)
-
-
-def room(shape: tuple[int, ...]) -> int:
-    """How many numbers drawing a tensor of this shape may write."""
-    return -(-math.prod(shape) // BLOCK) * BLOCK
-
-
-def values(found: Tensor | LowRankNoise) -> Tensor:
-    """Noise as a tensor in the shape of the weights."""
-    return found.dense() if isinstance(found, LowRankNoise) else found
-
-
-class Drawing:
-    """Draws the noise of the same tensors for one seed after the other, into memory that it keeps.
+    The noise of a tensor is a function of noise, seed, name and shape alone, whatever else is
+    drawn, and in what order. By one thread: a second one that draws ahead gets in the way of
+    torch's own, which wait for work by spinning.
 
     Args:
         noise: how.
@@ -145,34 +93,30 @@ class Drawing:
     """
 
     def __init__(self, noise: Noise, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self._noise, self._shapes = noise, dict(shapes)
-        self._numbers, self._scratch = Normals(), torch.empty(max(map(room, self._shapes.values())))
+        self._noise, self._shapes, self._numbers = noise, dict(shapes), Normals()
+        # in whole blocks: the numbers of a shorter tied tensor are then the first of a longer one
+        most = max(math.prod(shape) for shape in shapes.values())
+        self._scratch = torch.empty(-(-most // BLOCK) * BLOCK)
 
     def of(self, seed: int) -> Iterator[tuple[str, Tensor | LowRankNoise]]:
-        """What `draw` gives for every tensor in turn, each good until the next is asked for.
-
-        By one thread: a second one that draws ahead gets in the way of torch's own, which wait for
-        work by spinning.
-        """
-        if (
-            self._noise.kind == "tied"
-        ):  # one stream: the numbers of the longest tensor are those of all
-            whole = draw(
-                self._noise,
-                seed,
-                "",
-                tuple(self._scratch.shape),
-                numbers=self._numbers,
-                scratch=self._scratch,
-            )
-            assert isinstance(whole, Tensor)
-            yield from (
-                (name, whole[: math.prod(shape)].view(shape))
-                for name, shape in self._shapes.items()
-            )
-            return
+        """The noise of every tensor in turn, in float32, each good until the next is asked for."""
+        if self._noise.kind == "tied":
+            self._numbers.fill(self._scratch, seed, "tied")
         for name, shape in self._shapes.items():
-            yield (
-                name,
-                draw(self._noise, seed, name, shape, numbers=self._numbers, scratch=self._scratch),
-            )
+            yield name, self._of_tensor(seed, name, shape)
+
+    def _of_tensor(self, seed: int, name: str, shape: tuple[int, ...]) -> Tensor | LowRankNoise:
+        if self._noise.kind == "lowrank" and len(shape) == 2:
+            factors = torch.empty(sum(shape) * self._noise.rank)
+            both = self._numbers.fill(factors, seed, name).view(-1, self._noise.rank)
+            left, right = both.split(shape)
+            return LowRankNoise(left=left, right=right)
+        into = self._scratch[: math.prod(shape)]
+        if self._noise.kind != "tied":
+            self._numbers.fill(into, seed, name)
+        return into.view(shape)
+
+
+def dense(noise: Tensor | LowRankNoise) -> Tensor:
+    """Noise as a tensor in the shape of the weights."""
+    return noise.dense() if isinstance(noise, LowRankNoise) else noise

@@ -21,8 +21,8 @@ _TURN = np.float32(2 * math.pi * 2**-32)
 
 
 class Normals:
-    """Standard normal numbers by seed and purpose, with memory of its own to work in: for one
-    thread at a time.
+    """Standard normal numbers by seed and purpose, made in memory that it keeps: one thread at a
+    time.
 
     z = √(−2 ln u)·(cos 2πv, sin 2πv), Box and Muller 1958, with u on a grid of 2⁻²⁵ from 2⁻²⁴ to 1
     and v on one of 2⁻³²; no number is beyond 5.8. The bits are those of SFC64 (Doty-Humphrey) from
@@ -58,9 +58,7 @@ class Normals:
         bits = self._source.random_raw(half).view(np.int32)
         radius, angle = self._radius[:half], self._angle[:half]
         np.multiply(bits[:half], np.float32(2**-32), out=radius, dtype=np.float32, casting="unsafe")
-        radius += np.float32(
-            0.5 + 2**-24
-        )  # from 2⁻²⁴ to 1, both reached: the logarithm is finite and not positive
+        radius += np.float32(0.5 + 2**-24)  # from 2⁻²⁴ to 1: the logarithm is finite, not positive
         np.log(radius, out=radius)
         radius *= np.float32(-2)
         np.sqrt(radius, out=radius)
@@ -72,8 +70,7 @@ class Normals:
 
 
 def normals(size: int, seed: int, *purpose: str) -> Float[Tensor, " size"]:
-    """Standard normal numbers that are a function of size, seed and purpose alone: those of
-    `Normals.fill`.
+    """Standard normal numbers that are a function of size, seed and purpose alone.
 
     >>> bool((normals(4, 0, "weight") == normals(4, 0, "weight")).all())
     True

@@ -1,0 +1,19 @@
+"""Names in the rows of the claims about random search, for measure, claims and page alike."""
+
+from __future__ import annotations
+
+#: Points that are searched around, with their symbols.
+POINTS = {"damaged": "θ_D", "halfway": "θ_H"}
+
+#: Spaces that are searched: all coordinates, one tensor, and subspaces of k dimensions.
+ALL, LARGEST = "all", "largest tensor"
+GRADIENTS, UPDATES, STATIC = "gradients at θ_D", "first updates", "static plane"
+KRYLOV, MATCHED, RANDOM = "Krylov", "norm-matched noise", "random"
+#: What the relative error of the law is a mean over.
+OVER_SIZES, OVER_SPACES = "sizes", "spaces"
+#: Kinds of noise that are treated apart.
+GAUSSIAN, TIED = "gaussian", "tied"
+
+#: Ways to answer the test examples, in the context as "arm".
+MODEL, BEST, UNSELECTED = "the model", "vote of the best", "vote without selection"
+SAMPLES, ORACLE = "vote of samples", "any of them (oracle)"

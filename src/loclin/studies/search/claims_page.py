@@ -1,0 +1,364 @@
+"""The claims about random search on a page: the law against real searches, where to search, and
+what the best are worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from loclin.report.figures import (
+    PALETTE,
+    Curve,
+    Drawing,
+    draw_curves,
+    draw_dots,
+    draw_points,
+    select,
+)
+from loclin.report.section import Section, text_of
+from loclin.report.words import estimate_text, number
+from loclin.run.rows import Row
+from loclin.studies.search import claims_names as names
+
+GAIN = "gain (nats per answer token)"
+SIGMA = "σ over the reference σ"
+WHOLE: dict[str, Any] = {"space": names.ALL, "noise": names.GAUSSIAN}
+Settings = Mapping[str, Any]
+
+
+def sections(rows: Sequence[Row], settings: Settings) -> list[Section]:
+    """The study's sections in reading order."""
+    parts = (_law, _dimension, _candidates, _density, _table)
+    return [part(rows, settings) for part in parts]
+
+
+def _null(rows: Sequence[Row], quantity: str, **context: Any) -> str:
+    found = select(rows, quantity, **context)
+    return number(found[0].null) if found else "–"
+
+
+def _with_law(
+    measured: Sequence[Row], law: Sequence[Row], label: str, colour: int
+) -> tuple[Curve, Curve]:
+    """A curve, and what the law says of it, dashed."""
+    style: dict[str, Any] = {"colour": PALETTE[colour]}
+    by_law = Curve(rows=law, label=f"{label}, law", dashed=True, band=False, **style)
+    return Curve(rows=measured, label=label, **style), by_law
+
+
+def _law(rows: Sequence[Row], settings: Settings) -> Section:
+    figures, lines, n = list[Drawing](), list[str](), settings["n"]
+    for point, symbol in names.POINTS.items():
+        figures += _gains(rows, settings, point)
+        text, over = partial(text_of, rows, point=point), {"over": names.OVER_SIZES}
+        searches = [
+            r.value
+            for r in rows
+            if r.quantity == "in_domain" and r.context["point"] == point and "run" in r.context
+        ]
+        edge = select(rows, "edge", point=point)
+        lines += [
+            f"At {symbol} (loss {text('loss')}, score {text('score')}; ‖g‖ "
+            f"{text('gradient_norm')}, tr H {text('trace')}, ‖H‖_F {text('frobenius_norm')}): the "
+            f"best of {n} gains within {text('law_error', **over)} of the law, relatively, over "
+            f"the σ of its domain ({searches.count(1)} of {len(searches)} searches); signed "
+            f"{text('law_bias', **over)}. An exact law would be off by "
+            f"{_null(rows, 'law_error', point=point, **over)} by chance; the slope alone is off by "
+            f"{text('linear_error', **over)}.",
+            f"At {symbol} the gain leaves the straight line σ‖g‖m_N by {settings['edge']:.0%} at "
+            f"{text('edge')} of the reference σ in the {edge[0].n if edge else 0} runs where it "
+            f"does on the grid; the law puts that at {text('edge_law')} there. The reference σ is "
+            f"{text('reference_sigma')}, the σ at which the curvature's fluctuation reaches the "
+            f"slope {text('validity_edge')} times that.",
+        ]
+    return Section(
+        title="Does random search gain what the law says?",
+        question="Candidates θ + σz are scored by the same examples that gradient and Hessian are "
+        "measured on: what is left between law and gain is chance, or beyond the second order. "
+        "Each gain of a best of N is a mean over all draws of N from the candidates.",
+        figures=figures,
+        sees=lines,
+    )
+
+
+def _gains(rows: Sequence[Row], settings: Settings, point: str) -> Iterator[Drawing]:
+    """Gain over σ and over N, with the law."""
+    largest = max(n for n in settings["best_of"] if n <= settings["others"])
+    ns = zip(sorted({1, settings["n"], largest}), (8, 0, 1), strict=False)
+    sizes, symbol = ((settings["size"], 0), (1.0, 1)), names.POINTS[point]
+
+    def curves(label: str, colour: int, least: int, **context: Any) -> tuple[Curve, Curve]:
+        measured, law = (
+            [r for r in select(rows, q, point=point, **context) if r.context["best_of"] >= least]
+            for q in ("gain", "gain_law")
+        )
+        return _with_law(measured, law, label, colour)
+
+    pairs = [curves(f"best of {n}", colour, 1, best_of=n, **WHOLE) for n, colour in ns]
+    shown = [r for measured, _ in pairs for r in measured.rows]
+    most = max((r.value or 0.0 if r.high is None else r.high for r in shown), default=0.0)
+    yield draw_curves(
+        f"gain-sigma-{point}",
+        f"Decrease of the loss by the best of N over σ at {symbol}, with the law; mean over runs "
+        "with 95 % band.",
+        [curve for pair in pairs for curve in pair],
+        over="size",
+        labels=(SIGMA, GAIN),
+        title=f"Gain over σ at {symbol}",
+        limits=(-most, 1.3 * most) if most > 0 else None,
+    )
+    pairs = [
+        curves(f"σ = {size:g} of the reference", colour, 2, size=size, **WHOLE)
+        for size, colour in sizes
+    ]
+    yield draw_curves(
+        f"gain-n-{point}",
+        f"Decrease of the loss by the best of N over N at {symbol}, with the law.",
+        [curve for pair in pairs for curve in pair],
+        over="best_of",
+        labels=("candidates N", GAIN),
+        title=f"Gain over N at {symbol}",
+        limits=None,
+    )
+
+
+def _dimension(rows: Sequence[Row], settings: Settings) -> Section:
+    n, text, noises = settings["n"], partial(text_of, rows), (names.GAUSSIAN, *settings["noises"])
+    here: dict[str, Any] = {"point": "damaged", "size": settings["size"]}
+    ratios = select(rows, "gain_ratio", noise=names.GAUSSIAN, **here)
+    dimensions = {r.context["space"]: number(r.value) for r in select(rows, "dimension")}
+    spaces = [
+        (f"{r.context['space']}, D = {dimensions.get(r.context['space'], '–')}", r) for r in ratios
+    ]
+    by_noise = [(z, select(rows, "gain_ratio", space=names.ALL, noise=z, **here)) for z in noises]
+    folded = select(rows, "gain_ratio_folded")
+    kinds = [(z, row) for z, some in by_noise for row in some]
+    kinds += [("tied, law with the folded gradient", row) for row in folded]
+    figures = [
+        draw_dots(
+            f"law-{name}",
+            f"Gain of the best of {n} over the law's at θ_D, by {name}; 1: as the law says. Mean "
+            "over runs with 95 % interval.",
+            {"gain over the law's": entries},
+            label="gain / law",
+            title=f"Law by {name}",
+            log=True,
+        )
+        for name, entries in (("space", spaces), ("kind of noise", kinds))
+        if entries
+    ]
+    over: dict[str, Any] = {"point": "damaged", "over": names.OVER_SPACES}
+    lines = [
+        f"Over the kinds of spaces (all, largest tensor, {settings['k']} dimensions) the best of "
+        f"{n} gains within {text('law_error', **over)} of the law, signed "
+        f"{text('law_bias', **over)}; by chance an exact law would be off by "
+        f"{_null(rows, 'law_error', **over)}.",
+        f"Gain over the law's: {'; '.join(f'{label} {_text(r)}' for label, r in spaces)}.",
+        "By kind of noise: "
+        + "; ".join(f"{z} {_text(*some) if some else 'not defined'}" for z, some in by_noise)
+        + ".",
+    ]
+    if folded:
+        lines.append(
+            "Tied noise repeats one stream on every tensor: the gradient that counts is folded "
+            f"over the tensors, of {text('folded_gradient')} times the gradient's norm; against "
+            f"that, search gains {text('gain_ratio_folded')} times what the law says."
+        )
+    return Section(
+        title="Whatever the dimension, whatever the noise?",
+        question="The law holds ‖P_S g‖ and the curvature in the space that is searched, and not "
+        "its dimension. Each space is searched at a σ of its own, well within the law's domain.",
+        figures=figures,
+        sees=lines,
+    )
+
+
+def _text(row: Row) -> str:
+    return estimate_text(row.value, row.low, row.high)
+
+
+def _candidates(rows: Sequence[Row], settings: Settings) -> Section:
+    lines, curves = list[str](), list[Curve]()
+    r = partial(text_of, rows, "alignment_correlation")
+    overlap = partial(text_of, rows, "overlap_correlation", plane=names.STATIC)
+    for colour, (point, symbol) in enumerate(names.POINTS.items()):
+        loss, score = ({"point": point, "of": of, "size": 1.0} for of in ("loss", "score"))
+        lines.append(
+            f"At {symbol} the gain in loss is correlated with alignment to r = {r(**loss)} (the "
+            f"law predicts {_null(rows, 'alignment_correlation', **loss)}), with overlap to r = "
+            f"{overlap(**loss)}; the gain in score to {r(**score)} and {overlap(**score)}."
+        )
+        over_sigma = select(rows, "alignment_correlation", point=point, of="loss")
+        law = [replace(row, value=row.null, low=None, high=None) for row in over_sigma]
+        curves += _with_law(over_sigma, law, symbol, colour)
+    figure = draw_curves(
+        "alignment-sigma",
+        "Correlation of gain and alignment over the candidates of each σ, with what the law "
+        "predicts.",
+        curves,
+        over="size",
+        labels=(SIGMA, "r"),
+        title="Does alignment predict gain?",
+    )
+    at_reference = {"point": "damaged", "of": "loss", "size": 1.0}
+    planes = "; ".join(
+        f"{row.context['plane']} {_text(row)} (curvature predicts {number(row.null)})"
+        for row in select(rows, "overlap_correlation", **at_reference)
+    )
+    lines += [
+        "Overlap is even in δ and the linear gain is odd: to first order no plane's overlap goes "
+        "with gain, not even that of a plane that holds the gradient. At θ_D, by plane: "
+        f"{planes}.",
+        "The recovery gradient is of other examples than those that score; its cosine with theirs "
+        f"is {text_of(rows, 'gradient_cosine', point='damaged')} at θ_D.",
+    ]
+    return Section(
+        title="What goes with a candidate's gain?",
+        question=f"{settings['candidates']} candidates a run at one σ: how far each is aligned "
+        "with −g, and how much of it lies in the plane of task vectors and principal gradients at "
+        f"θ₀, k = {settings['k']}. Correlations are within runs, means and intervals over runs.",
+        figures=[*_scatters(rows), figure],
+        sees=lines,
+    )
+
+
+def _scatters(rows: Sequence[Row]) -> list[Drawing]:
+    """Gain against alignment and overlap."""
+    recovery = "cos(δ, −g), g of recovery examples"
+    axes = (
+        ("alignment", recovery, "(a) Alignment with the recovery gradient"),
+        ("overlap", "‖Qᵀδ‖²/‖δ‖², Q the static plane", "(b) Overlap with the static plane"),
+    )
+    return [
+        draw_points(
+            f"candidates-{name}",
+            f"Decrease of the loss against {label}, every candidate at the reference σ at θ_D, one "
+            "colour a run.",
+            _pairs(rows, f"candidate_{name}", "candidate_gain"),
+            labels=(label, GAIN),
+            title=title,
+            fitted=True,
+        )
+        for name, label, title in axes
+    ]
+
+
+def _pairs(
+    rows: Sequence[Row], x: str, y: str, key: str = "candidate"
+) -> dict[str, list[tuple[float, float]]]:
+    """(x, y) of every run, matched by a context key, where both are defined."""
+    runs: dict[int, dict[Any, dict[str, float]]] = {}
+    for row in rows:
+        if row.quantity in (x, y) and "run" in row.context and row.value is not None:
+            places = runs.setdefault(row.context["run"], {})
+            places.setdefault(row.context[key], {})[row.quantity] = row.value
+    return {
+        f"run {run}": [(pair[x], pair[y]) for pair in places.values() if len(pair) == 2]
+        for run, places in sorted(runs.items())
+    }
+
+
+def _density(rows: Sequence[Row], settings: Settings) -> Section:
+    lifts = sorted(select(rows, "signal_lift"), key=lambda r: -(r.value or 0.0))
+    points, lines = {}, []
+    for lift in lifts:
+        name, text = lift.context["space"], partial(text_of, rows, space=lift.context["space"])
+        chosen = [r for r in rows if r.context.get("space") == name]
+        runs = _pairs(chosen, "equal_radius_law", "equal_radius_gain", "space")
+        points[name] = [pair for pairs in runs.values() for pair in pairs]
+        lines.append(
+            f"{name}: lift {text('signal_lift')}; at equal radius the best of {settings['n']} "
+            f"gains {text('equal_radius_gain')} (density says {text('equal_radius_law')}), at its "
+            f"own reference σ {text('best_gain')} (law {text('best_gain_law')})."
+        )
+    figures = [
+        draw_dots(
+            "density-lift",
+            f"Gradient energy per dimension of subspaces of k = {settings['k']} at θ_D over that "
+            "of a random one: capture·D/k.",
+            {"signal density over chance": [(r.context["space"], r) for r in lifts]},
+            label="lift",
+            title="Signal density",
+            log=True,
+        ),
+        draw_points(
+            "density-gain",
+            f"Gain of the best of {settings['n']} in each subspace at equal radius, against "
+            "R·m_N·√density; every run.",
+            points,
+            labels=("R·m_N·√density", GAIN),
+            title="Predicted and found, equal radius",
+            log=True,
+            diagonal=True,
+        ),
+    ]
+    return Section(
+        title="Which subspace to search in?",
+        question="At equal radius the linear gain is R·m_N·√(‖P_S g‖²/k). The bases are made from "
+        "examples that score no candidate. The radius is small enough to be within the law's "
+        "domain in every one of them.",
+        figures=figures,
+        sees=lines,
+    )
+
+
+def _table(rows: Sequence[Row], settings: Settings) -> Section:
+    several, text = settings["votes"][1:], partial(text_of, rows)
+    tested = sorted({r.context["votes"] for r in select(rows, "table_score", arm=names.ORACLE)})
+    conditions = [
+        (names.MODEL, names.MODEL, 1),
+        ("the best candidate", names.BEST, 1),
+        *((f"vote of the {k} best", names.BEST, k) for k in several),
+        *((f"vote of {k} drawn without selection", names.UNSELECTED, k) for k in several),
+        *((f"vote of {k} samples of the model", names.SAMPLES, k) for k in several),
+        *((f"any of {k} (oracle)", names.ORACLE, k) for k in tested[-2:]),
+    ]
+    scores = [
+        (label, row)
+        for label, name, k in conditions
+        for row in select(rows, "table_score", arm=name, votes=k)
+    ]
+    any_of = Curve(
+        rows=select(rows, "table_score", arm=names.ORACLE),
+        label="any of N (oracle)",
+        colour=PALETTE[4],
+    )
+    figures = [
+        draw_dots(
+            "table",
+            "Share of test examples answered right at θ_H by every condition; mean over runs with "
+            "95 % interval.",
+            {"share right on test": scores},
+            label="share of test examples right",
+            title="What the best are worth",
+        ),
+        draw_curves(
+            "pass-at",
+            "Share of test examples that at least one of N candidates solves: an oracle.",
+            [any_of],
+            over="votes",
+            labels=("candidates N", "share of test examples right"),
+            title="pass@N at θ_H",
+        ),
+    ]
+    lines = [
+        f"{'; '.join(f'{label} {_text(row)}' for label, row in scores)}.",
+        f"The σ with the best of {settings['n']} on the select examples is {text('table_size')} of "
+        "the reference. There the best candidate gains "
+        f"{text('winner_gain', split='select', of='score')} in score on the examples that selected "
+        f"it and {text('winner_gain', split='test', of='score')} on test: the difference is what "
+        "selection promises too much.",
+        "An answer by vote of k takes k forward passes; of the best candidate and of the model, "
+        "one. The oracle needs to know which answer is right and cannot be deployed.",
+    ]
+    return Section(
+        title="Do ensembles help?",
+        question="σ and candidates are chosen by the select examples alone; every condition "
+        "answers the same test examples, which chose nothing. The model itself, sampled as often, "
+        "and as many candidates without selection are the controls.",
+        figures=figures,
+        sees=lines,
+    )

@@ -1,0 +1,148 @@
+"""Settings of `loclin search` and `loclin search replay`. Imports nothing heavy, so that `--help`
+is quick.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import tyro
+
+from loclin.errors import LoclinError
+from loclin.studies.settings import ModelSettings, check_counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings(ModelSettings):
+    """Search around a model's weights at random, and know what the best candidate is worth.
+
+    Every candidate is the model's weights plus noise of size σ, a function of a seed alone. All are
+    scored on the select split; the best are scored again on validate, which chooses one candidate
+    and one ensemble; these alone are scored on test, once. Before it begins, a forecast from
+    gradient and curvature says what gain this N and σ will give, and which σ is best. Every score
+    goes into ledger.jsonl as it comes: stopped or killed, the same command goes on.
+
+    Example: loclin search --model sequences-small --task swap --n 200 --sigma 1e-3 2e-3
+    """
+
+    study: ClassVar[str] = "search"
+    kind: ClassVar[str] = "search"
+    in_process: ClassVar[bool] = True
+
+    task: str | None = None
+    """What is searched for; all tasks together by default."""
+    n: int = 1000
+    """N, candidates at each σ."""
+    sigma: tuple[float, ...]
+    """σ, the size of the noise on every coordinate (its root mean square); several are searched
+    side by side, with the same seeds."""
+    space: str = "full"
+    """Weights that move: full; lora (the factors of an adapter); a shell pattern of parameter names
+    ("*attn*"; several separated by commas); or prefix:K, the span of the first K AdamW updates on
+    the train split."""
+    noise: str = "gaussian"
+    """gaussian; lowrank:R, rank R on every matrix; or tied, which repeats one stream on every
+    tensor as some public code does (to compare, not to use)."""
+    antithetic: bool = False
+    """Candidates in pairs of opposite signs that share a seed."""
+    k: tuple[int, ...] = (1, 5, 10)
+    """Sizes of the ensembles that validate chooses from; they answer by majority vote."""
+    temperature: float = 0.7
+    """At which the model itself is sampled, as often as the ensemble is asked: the control of a
+    vote."""
+
+    select: int = 128
+    """Examples that candidates are selected by."""
+    validate: int = 128
+    """Examples that choose among the selected."""
+    test: int = 256
+    """Examples that are asked once, in the end."""
+    forecast: bool = True
+    """Gradient and curvature before the search."""
+    probes: int = 16
+    """Random probes behind trace and norm of the Hessian, one Hessian-vector product each."""
+    target_gain: float | None = None
+    """A gain in nats per answer token: the forecast says how many candidates it takes."""
+
+    seeds: int = 1
+    """Searches with other candidates on the same splits; search s uses seed + s."""
+    group: int = 8
+    """Candidates that a worker is handed at a time. The record does not depend on it, but in the
+    last digits with LoRA and at most 1,024 tokens: a group's candidates then share passes."""
+
+    rank: int = 8
+    """LoRA rank, with --space lora."""
+    alpha: int | None = None
+    """LoRA alpha, the adapter's scale being alpha/rank; twice the rank by default."""
+    targets: str = "all-linear"
+    """LoRA targets: all-linear, or the last parts of module names, separated by commas
+    ("q_proj,v_proj")."""
+    adapter: Path | None = None
+    """Folder of a trained LoRA adapter to search around; a new one by default, whose B is zero."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the record."""
+        return {k: v for k, v in super().fingerprint().items() if k != "group"}
+
+    def checked(self) -> SearchSettings:
+        """These settings, if they can be searched with; raises as `RunSettings.checked` does."""
+        super().checked()
+        check_counts(self, ("n", "select", "validate", "test", "seeds", "group", "rank"))
+        check_counts(self, ("probes",), least=2)  # or their spread would not be known
+        for sigma in self.sigma:
+            if not 0 < sigma < math.inf:
+                raise LoclinError(f"expected σ above 0, found {sigma}: change --sigma")
+        if not self.sigma or len(set(self.sigma)) < len(self.sigma):
+            raise LoclinError(
+                f"expected different σ, at least one, found {list(self.sigma)}: change --sigma"
+            )
+        if self.antithetic and self.n % 2:
+            raise LoclinError(
+                f"expected an even number of candidates for pairs, found {self.n}: change --n"
+            )
+        if not self.k or min(self.k) < 1 or max(self.k) > self.n:
+            raise LoclinError(
+                f"expected ensembles of 1 to N = {self.n} candidates, found k = {list(self.k)}: "
+                "change --k or raise --n"
+            )
+        if not 0 < self.temperature < math.inf:
+            raise LoclinError(
+                f"expected a temperature above 0, found {self.temperature}: change --temperature"
+            )
+        if self.target_gain is not None and not 0 < self.target_gain < math.inf:
+            raise LoclinError(
+                f"expected a gain above 0, found {self.target_gain}: change --target-gain"
+            )
+        if self.adapter is not None and self.space != "lora":
+            raise LoclinError(
+                f"expected --space lora with an adapter, found --space {self.space}: give --space "
+                "lora, or merge the adapter"
+            )
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplaySettings:
+    """Rebuild the candidates of a finished search from their seeds, bit for bit, and check them
+    against the record.
+
+    The weights of each member of the ensemble (and of the best candidate) are built again, held
+    against the hash that was kept, and asked the select examples, whose outcomes are held against
+    the ledger.
+
+    Example: loclin search replay runs/search-sequences-small --out members
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """The run folder of the search."""
+    out: Path | None = None
+    """Folder for what is rebuilt: a safetensors delta for each candidate, or a peft adapter."""
+    index: int | None = None
+    """Rebuild this candidate of the ledger alone, whichever it is."""
+    search: int = 0
+    """Of which search, where there were several --seeds."""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto: an accelerator where there is one."""

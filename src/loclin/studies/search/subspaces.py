@@ -1,0 +1,163 @@
+"""Searches in spaces of very different dimension at θ_D, and in subspaces of equal k whose signal
+density differs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loclin import law
+from loclin.geometry.krylov import Product, lanczos
+from loclin.geometry.spectrum import principal_directions
+from loclin.geometry.subspace import Subspace, random_subspace
+from loclin.parameters import ParameterSpace
+from loclin.run.rows import Row
+from loclin.search.local_law import LocalLaw, second_order
+from loclin.seeds import derived
+from loclin.studies.directions import batch_gradients, norm_matched_noise, task_vectors
+from loclin.studies.search import claims_names as names
+from loclin.studies.search.claims_data import SearchData, SearchRun
+from loclin.studies.search.law_rows import gain_rows
+from loclin.studies.search.point import PointContext, SearchSpace
+from loclin.tasks.batch import Batch
+
+
+def static_plane(ctx: SearchRun, batches: list[Batch]) -> Subspace:
+    """The plane that is fixed beforehand (measures §4): task vectors and principal gradients at θ₀,
+    where the space stands.
+
+    One task vector for each task, that of the run's own first, as far as k − 1 dimensions go; the
+    gradients take the rest. Each batch gives one gradient of the run's task.
+    """
+    settings, problem, space = ctx.settings, ctx.problem, ctx.space
+    order = [ctx.task, *(t for t in problem.tasks if t != ctx.task)]
+    count = min(len(order), settings.k - 1)
+    found = batch_gradients(problem, space, batches)
+    gradients = principal_directions(found, settings.k - count).basis
+    if not count:
+        return Subspace(basis=gradients)
+    own_first = {n: {t: part[t] for t in order} for n, part in problem.examples.items()}
+    vectors = task_vectors(
+        replace(problem, examples=own_first),
+        space,
+        count,
+        batch=settings.batch,
+        lr=settings.adamw_lr,
+        steps=settings.task_vector_steps,
+        seed=derived(ctx.seed, "task vectors of the plane"),
+    )
+    return Subspace.spanned_by(torch.cat([vectors, gradients.to(vectors)]))
+
+
+def subspaces(
+    ctx: SearchRun, data: SearchData, prefix: Float[Tensor, "k D"], plane: Subspace
+) -> Mapping[str, Subspace]:
+    """Subspaces of k dimensions at θ_D, where the space stands, all of them made from examples that
+    score no candidate: gradients, the first updates of a recovery (`prefix`), the static plane,
+    a Krylov space of recovery examples (measures §9), and two random ones.
+    """
+    problem, space, k = ctx.problem, ctx.space, ctx.settings.k
+    seed = derived(ctx.seed, "subspaces")
+    gradients = batch_gradients(problem, space, data.batches)
+    loss, method = data.select.loss, ctx.settings.method
+    with second_order(problem, space, loss, data.recovery, method) as product:
+        krylov = lanczos(product, space.gradient(loss, data.recovery), k)
+    matched = norm_matched_noise(space, gradients[:k], seed=derived(seed, "matched"))
+    random = random_subspace(k, space.dimension, seed=derived(seed, "random"))
+    return {
+        names.GRADIENTS: principal_directions(gradients, k),
+        names.UPDATES: Subspace.spanned_by(prefix.to(gradients)),
+        names.STATIC: plane,
+        names.KRYLOV: Subspace(basis=krylov.basis),
+        names.MATCHED: Subspace.spanned_by(matched),
+        names.RANDOM: Subspace(basis=random.basis.to(gradients)),
+    }
+
+
+def search_spaces(
+    here: PointContext, made: Mapping[str, Subspace], product: Product
+) -> list[SearchSpace]:
+    """What the law sees in every subspace, and in the largest tensor alone where there are several.
+
+    Nothing may move the space before this. The product is v ↦ Hv of the scored loss.
+    """
+    ctx, gradient = here.ctx, here.gradient
+    space, select = ctx.space, here.eval_set
+    found = [
+        SearchSpace(
+            name=name,
+            law=LocalLaw.in_subspace(product, gradient, subspace.basis),
+            space=space,
+            basis=subspace.basis,
+        )
+        for name, subspace in made.items()
+    ]
+    if len(space.names) == 1:
+        return found
+    name = max(zip(space.sizes, space.names, strict=True))[1]
+    alone, piece = ParameterSpace(ctx.problem.model, name), space.by_tensor(gradient)[name]
+    batches, method = list(select.fold(0)), ctx.settings.method
+    with second_order(ctx.problem, alone, select.loss, batches, method) as inner:
+        seed = derived(ctx.seed, "largest")
+        local = LocalLaw.by_probes(inner, piece.reshape(-1), ctx.settings.probes, seed=seed)
+    return [*found, SearchSpace(name=names.LARGEST, law=local, space=alone)]
+
+
+def space_rows(here: PointContext, spaces: Sequence[SearchSpace]) -> Iterator[Row]:
+    """Searches in every space: the law there, and in subspaces of equal k what signal density says
+    of the gain.
+
+    All subspaces are searched at the same RMS radius, small enough that each is within the law's
+    domain, and then each at its own reference σ.
+    """
+    n, size = here.ctx.settings.n, here.ctx.settings.size
+    radius = size * min(
+        s.law.reference(n) * math.sqrt(s.dimension) for s in spaces if s.basis is not None
+    )
+    ratios = []
+    for done, where in enumerate(spaces):
+        here.progress("searching in subspaces", done / len(spaces))
+        yield here.row("dimension", float(where.dimension), space=where.name)
+        if where.basis is None:
+            yield from _searched(here, where, size * where.law.reference(n))[1]
+            continue
+        density = law.signal_density(where.law.gradient**2, where.dimension)
+        linear = law.subspace_linear_gain(radius=radius, n=n, density=density)
+        gain, rows = _searched(here, where, radius / math.sqrt(where.dimension))
+        yield from rows
+        ratios.append(gain / linear if linear else math.nan)
+        yield from _density_rows(here, where, density)
+        yield here.row("equal_radius_gain", gain, space=where.name)
+        yield here.row("equal_radius_law", linear, space=where.name)
+    yield here.row("equal_radius", radius)
+    yield here.row("density_ratio", float(np.median(ratios)), null=1.0)
+
+
+def _density_rows(here: PointContext, where: SearchSpace, density: float) -> Iterator[Row]:
+    """Signal density beside that of all coordinates, and a search at the subspace's reference σ."""
+    n, energy = here.ctx.settings.n, where.law.gradient**2
+    whole, dimension = here.law.gradient**2, here.ctx.space.dimension
+    lift = law.lift(min(energy / whole, 1.0), dimension, where.dimension)
+    formula = law.subspace_best_gain(energy=energy, n=n, trace=where.law.trace)
+    sigma, space = where.law.reference(n), where.name
+    best, _ = _searched(here, where, sigma)
+    yield here.row("signal_density", density, null=whole / dimension, space=space)
+    yield here.row("signal_lift", lift, null=1.0, space=space)
+    yield here.row("best_gain", best, space=space)
+    yield here.row("best_gain_law", where.law.gain(n, sigma), space=space)
+    yield here.row("best_gain_formula", formula, space=space)
+
+
+def _searched(here: PointContext, where: SearchSpace, sigma: float) -> tuple[float, list[Row]]:
+    """The gain of the best of n there, and its rows beside the law."""
+    settings = here.ctx.settings
+    found = here.search(where, settings.inside, sigma)
+    rows = gain_rows(here, found, where, sigma, size=settings.size)
+    return found.best_of(settings.n), list(rows)
