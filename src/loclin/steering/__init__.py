@@ -5,8 +5,9 @@ compared, tested, taken away.
 `vector.save(path)` and `SteeringVector.load(path)` keep them, `gguf` writes them for llama.cpp.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from loclin.lazy import public
 
 if TYPE_CHECKING:
     from loclin.steering.routes import from_gradient as from_gradient
@@ -14,23 +15,12 @@ if TYPE_CHECKING:
     from loclin.steering.routes import from_search as from_search
     from loclin.steering.vector import SteeringVector as SteeringVector
 
-#: Public name -> the file it lives in. Imported on first use, so that `loclin --help` need not wait
-#: for torch.
-_HOMES = {
-    "SteeringVector": "vector",
-    "from_gradient": "routes",
-    "from_labels": "routes",
-    "from_search": "routes",
-}
-
-__all__ = sorted(_HOMES)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'loclin.steering' has no attribute {name!r}")
-    return getattr(import_module(f"loclin.steering.{_HOMES[name]}"), name)
+__getattr__, __all__ = public(
+    "loclin.steering",
+    {
+        "SteeringVector": "vector",
+        "from_gradient": "routes",
+        "from_labels": "routes",
+        "from_search": "routes",
+    },
+)

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from scipy import stats
 from torch import Tensor, nn
@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from loclin.parameters import ParameterSpace
 from loclin.seeds import derived
 from loclin.stats import CONFIDENCE, Estimate
-from loclin.steering.asked import Asked, pieces
-from loclin.steering.compare import cosines, random_directions
-from loclin.steering.config import Estimand
+from loclin.steering.averages import Averaged, estimated_by, loss_of, step_averaged
+from loclin.steering.compare import both_ways, cosines, random_directions
+from loclin.steering.estimands import Estimand
 from loclin.steering.gradient import shift
-from loclin.steering.parts import group_numbers
-from loclin.steering.routes import Averaged, estimated_by, loss_of, step_averaged
+from loclin.steering.prompts import PromptSet, group_numbers, pieces
 from loclin.tasks.batch import answer_loss
 
 BATCHES = 8  # that the gradient part is cut into
@@ -49,33 +48,31 @@ class Resampled:
 def gradient_batches(
     model: nn.Module,
     space: ParameterSpace,
-    step: Asked,
-    read: Asked,
+    step: PromptSet,
+    read: PromptSet,
     *,
     estimand: Estimand,
     layers: Sequence[int],
     path: str | None,
-    told: Callable[[float], None],
+    progress: Callable[[float], None],
 ) -> tuple[Averaged, ...]:
     """The shift of every batch of the gradient part: n_b‖g_b‖·J(−g_b/‖g_b‖), by small steps both
     ways; their sum goes along −Jg.
 
     Groups are dealt out to at most 8 batches, so that none is in two.
     """
-    home = np.array(group_numbers(step.groups))
-    found = []
+    home, found = np.array(group_numbers(step.groups)), []
     for b in range(min(BATCHES, int(home.max()) + 1)):
         rows = step.rows(home % BATCHES == b)
-        tokens = rows.toward if loss_of(estimand) == "fixed" else rows.gold
-        batch = rows.answered(tokens)
+        batch = rows.answered(rows.toward if loss_of(estimand) == "fixed" else rows.gold)
         chunks = (batch.rows(r.to(batch.labels.device)) for r in pieces(model, rows.batch))
         gradient = space.gradient(lambda each: answer_loss(model, each), chunks)
         moved = step_averaged(
             model, space, -gradient, read, estimand=estimand, eta=SMALL, layers=layers, path=path
         )
         weight = len(rows) * float(gradient.double().norm())
-        found.append(Averaged(each=weight * moved.each, labels=moved.labels, groups=moved.groups))
-        told((b + 1) / BATCHES)
+        found.append(replace(moved, each=weight * moved.each))
+        progress((b + 1) / BATCHES)
     return tuple(found)
 
 
@@ -83,14 +80,13 @@ def agreement(
     directions: Mapping[str, Float[Tensor, "L d"]], made: Resampled, *, seed: int
 ) -> dict[tuple[str, str], list[Estimate]]:
     """cos(a_L, b_L) of every pair of routes at every layer, with an interval where both can be
-    drawn again.
+    drawn again: what other prompts and batches of these numbers would give, for this model.
 
     The interval is tanh(artanh cos ± t·s), s the standard deviation of artanh cos over bootstrap
     draws: whole groups of prompts, and gradient batches, are drawn with replacement, and t is
     Student's with one degree of freedom less than the smallest number of units that are drawn.
     Quantiles of the draws themselves would lie too low: noise that is drawn twice turns a direction
-    further away. It says what other prompts and batches of these numbers would give, for this
-    model.
+    further away.
 
     Args:
         directions: of every route.
@@ -105,9 +101,8 @@ def agreement(
     found: dict[tuple[str, str], list[Estimate]] = {}
     for a, b in combinations(directions, 2):
         values = cosines(directions[a], directions[b]).double().tolist()
-        found[a, b] = [
-            _estimate(c, *spread.get((a, b, i), (math.inf, 1))) for i, c in enumerate(values)
-        ]
+        known = [spread.get(frozenset((a, b, i)), (math.inf, 1)) for i in range(len(values))]
+        found[a, b] = [_estimate(c, *each) for c, each in zip(values, known, strict=True)]
     return found
 
 
@@ -115,7 +110,7 @@ def null_cosines(
     model: nn.Module,
     space: ParameterSpace,
     like: Float[Tensor, " D"],
-    read: Asked,
+    read: PromptSet,
     against: Float[Tensor, "L d"],
     *,
     estimand: Estimand,
@@ -125,24 +120,18 @@ def null_cosines(
     path: str | None,
     origin: Float[Tensor, "L n d"],
     seed: int,
-    told: Callable[[float], None],
+    progress: Callable[[float], None],
 ) -> Float[np.ndarray, "m L"]:
     """The same cosine with labels for random steps of the weights, as long in every tensor as the
-    gradient step; both signs.
-
-    A step back shifts activations the other way, to first order: the second sign of each is minus
-    the first.
+    gradient step (`like`); of each also minus it, see `both_ways`.
     """
+    at: dict[str, Any] = {"size": eta, "layers": layers, "path": path, "origin": origin}
     rows = []
-    drawn = random_directions(space, count, seed=derived(seed, "null"), matched="tensor", like=like)
-    for i, direction in enumerate(drawn):
-        moved = shift(
-            model, space, direction, read.batch, size=eta, layers=layers, path=path, origin=origin
-        )
-        rows.append(cosines(estimated_by(moved, read, estimand).direction(), against))
-        told((i + 1) / count)
-    one: np.ndarray = torch.stack(rows).double().numpy()
-    return np.concatenate([one, -one])
+    for direction in random_directions(space, count, seed=derived(seed, "null"), like=like):
+        moved = estimated_by(shift(model, space, direction, read.batch, **at), read, estimand)
+        rows.append(cosines(moved.direction(), against))
+        progress(len(rows) / count)
+    return both_ways(rows)
 
 
 def _estimate(cosine: float, spread: float, units: int) -> Estimate:
@@ -155,46 +144,39 @@ def _estimate(cosine: float, spread: float, units: int) -> Estimate:
 
 def _spread(
     made: Resampled, *, layers: int, seed: int
-) -> dict[tuple[str, str, int], tuple[float, int]]:
-    """For every pair of routes that can be drawn again, at every layer: s, and the smallest number
+) -> dict[frozenset[str | int], tuple[float, int]]:
+    """For every pair of routes that can be drawn again, and every layer: s, and the smallest number
     of units.
     """
-    rng = np.random.default_rng(derived(seed, "agreement"))
-    names = [*made.prompts, *(["gradient"] if made.batches else [])]
+    rng, count = np.random.default_rng(derived(seed, "agreement")), len(made.batches)
+    names = [*made.prompts, *(["gradient"] if count else [])]
     if len(names) < 2:
         return {}
-    one = next(iter(made.prompts.values()), None)
-    weights, units = _drawn(one.groups, rng) if one is not None else (np.empty((0, 0)), 0)
-    others, readers = _drawn(made.batches[0].groups, rng) if made.batches else (np.empty((0, 0)), 0)
-    count = len(made.batches)
-    taken = (
-        rng.multinomial(count, np.full(count, 1 / count), size=DRAWS)
-        if count
-        else np.empty((DRAWS, 0))
-    )
-    found: dict[tuple[str, str, int], tuple[float, int]] = {}
+    weights, units = _weights(next(iter(made.prompts.values())).groups, rng)
+    if count:
+        others, readers = _weights(made.batches[0].groups, rng)
+        taken = rng.multinomial(count, np.full(count, 1 / count), size=DRAWS)
+    found: dict[frozenset[str | int], tuple[float, int]] = {}
     for layer in range(layers):
         drawn = {name: route.weighted(layer, weights) for name, route in made.prompts.items()}
         if count:
-            parts = (
-                w[:, None] * b.weighted(layer, others)
-                for w, b in zip(taken.T, made.batches, strict=True)
-            )
-            drawn["gradient"] = np.sum(list(parts), axis=0)
+            batches = zip(taken.T, made.batches, strict=True)
+            parts = [w[:, None] * batch.weighted(layer, others) for w, batch in batches]
+            drawn["gradient"] = np.sum(parts, axis=0)
         for a, b in combinations(names, 2):
             least = min([units, readers, count] if "gradient" in (a, b) else [units])
-            # a pair is asked for in the order of the routes, whichever that is
-            found[a, b, layer] = found[b, a, layer] = (_deviation(drawn[a], drawn[b]), least)
+            found[frozenset((a, b, layer))] = (_deviation(drawn[a], drawn[b]), least)
     return found
 
 
-def _drawn(groups: Sequence[str], rng: np.random.Generator) -> tuple[Float[np.ndarray, "r n"], int]:
+def _weights(
+    groups: Sequence[str], rng: np.random.Generator
+) -> tuple[Float[np.ndarray, "r n"], int]:
     """How often each prompt is in every draw of whole groups, and how many groups there are."""
     home = np.array(group_numbers(groups))
     count = int(home.max()) + 1
-    return rng.multinomial(count, np.full(count, 1 / count), size=DRAWS)[:, home].astype(
-        float
-    ), count
+    drawn = rng.multinomial(count, np.full(count, 1 / count), size=DRAWS)
+    return drawn[:, home].astype(float), count
 
 
 def _deviation(a: Float[np.ndarray, "r d"], b: Float[np.ndarray, "r d"]) -> float:

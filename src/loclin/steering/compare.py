@@ -4,9 +4,9 @@ them reach.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -23,7 +23,8 @@ def cosines(a: Float[Tensor, "*a d"], b: Float[Tensor, "*b d"]) -> Float[Tensor,
     Raises:
         LoclinError: a vector that is zero or not finite.
 
-    >>> cosines(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([[3.0, 0.0], [0.0, 2.0]])).tolist()
+    >>> one, other = torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([[3.0, 0.0], [0.0, 2.0]])
+    >>> cosines(one, other).tolist()
     [1.0, 0.7071067690849304]
     """
     return (_unit(a, "first") * _unit(b, "second")).sum(-1).clamp(-1, 1).to(a.dtype)
@@ -38,14 +39,11 @@ def without(v: Float[Tensor, "L d"], *directions: Float[Tensor, "L d"]) -> Float
         LoclinError: directions that are all zero, or not finite, at a layer.
     """
     rows = []
-    for layer, vector in enumerate(v):
+    for layer, vector in enumerate(v.double()):
         span = Subspace.spanned_by(torch.stack([d[layer] for d in directions]).double())
-        left = vector.double() - span.project(vector.double())
-        rows.append(
-            left
-            if left.norm() > 4 * torch.finfo(v.dtype).eps * vector.norm()
-            else torch.zeros_like(left)
-        )
+        left = vector - span.project(vector)
+        something = left.norm() > 4 * torch.finfo(v.dtype).eps * v[layer].norm()
+        rows.append(left if something else torch.zeros_like(left))
     return torch.stack(rows).to(v.dtype)
 
 
@@ -63,8 +61,7 @@ def without_outliers(
     """
     if not 0 <= count < v.shape[-1]:
         raise LoclinError(
-            f"expected 0 to {v.shape[-1] - 1} coordinates to take out, found {count}: change the "
-            "number"
+            f"expected 0 to {v.shape[-1] - 1} coordinates to take out, found {count}: change it"
         )
     largest = h.double().square().mean(1).topk(count, dim=-1).indices
     return v.scatter(-1, largest, 0.0)
@@ -75,38 +72,37 @@ def random_directions(
     count: int,
     *,
     seed: int,
-    matched: Literal["all", "tensor"],
     like: Float[Tensor, " D"] | None = None,
 ) -> Iterator[Float[Tensor, " D"]]:
     """Unit vectors of the space, one after the other: the null of weight steps (measures §13).
 
     Args:
-        space: where they live.
-        count: how many.
+        space, count: where they live, and how many.
         seed: direction i is a function of (seed, i) alone.
-        matched: "all", isotropic; "tensor", isotropic within each tensor and of the same share of
-            the norm there as `like`: real gradients put very unequal weight on the tensors, and the
-            isotropic null is then too narrow.
-        like: the direction to match, of any length; "tensor" needs it.
+        like: each direction is isotropic within every tensor, and has this one's share of the norm
+            there: real gradients put very unequal weight on the tensors, and the null that is
+            isotropic over all of them, as without `like`, is then too narrow.
 
     Raises:
-        LoclinError: "tensor" without `like`, or a `like` that is zero or not finite.
+        LoclinError: a `like` that is zero or not finite.
     """
-    if matched == "tensor" and like is None:
-        raise LoclinError("expected a direction to match tensor by tensor, found none: give like=")
-    shares = (
-        None
-        if matched == "all" or like is None
-        else space.by_tensor(_unit(like, "matched").to(like.dtype))
-    )
+    shares = {}
+    if like is not None:
+        pieces = space.by_tensor(_unit(like, "matched").to(like.dtype))
+        shares = {name: float(piece.norm()) for name, piece in pieces.items()}
     for i in range(count):
         noise = space.noise(seed=derived(seed, "weight direction", i))
-        for name, piece in space.by_tensor(noise).items() if shares is not None else ():
-            assert shares is not None
-            piece.mul_(
-                float(shares[name].norm()) / float(piece.norm())
-            )  # a view: writes into the noise
+        for name, piece in space.by_tensor(noise).items() if shares else ():
+            piece.mul_(shares[name] / float(piece.norm()))  # a view: writes into the noise
         yield noise.div_(noise.norm())
+
+
+def both_ways(cosines: Sequence[Float[Tensor, " L"]]) -> Float[np.ndarray, "m L"]:
+    """Cosines of random steps, and minus each of them: a step back shifts activations the other
+    way, to first order.
+    """
+    one: np.ndarray = torch.stack(list(cosines)).double().numpy()
+    return np.concatenate([one, -one])
 
 
 def reliability(one: Float[Tensor, "L d"], other: Float[Tensor, "L d"]) -> Float[Tensor, " L"]:
@@ -136,11 +132,7 @@ def disattenuated(
 
 
 def _unit(vectors: Float[Tensor, "*a d"], which: str) -> Float[Tensor, "*a d"]:
-    """In float64, of length 1.
-
-    Raises:
-        LoclinError: a vector that is zero or not finite; it says which.
-    """
+    """In float64, of length 1; a vector that is zero or not finite is refused by its name."""
     exact = vectors.double()
     lengths: Tensor = exact.norm(dim=-1, keepdim=True)
     wrong = ~(torch.isfinite(lengths) & (lengths > 0)).squeeze(-1)

@@ -1,5 +1,5 @@
-"""Directions from labels alone: the contrastive activation addition (CAA) vector in both of its
-forms.
+"""Directions from labels alone: contrastive activation addition (CAA) in both of its forms
+(Panickssery et al. 2024, "Steering Llama 2 via contrastive activation addition").
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from loclin.activations.capture import activations
 from loclin.errors import LoclinError
-from loclin.steering.asked import Asked
+from loclin.steering.prompts import PromptSet
 
 
 def class_contrast(
     h: Float[Tensor, "L n d"], labels: Bool[np.ndarray, " n"]
 ) -> Float[Tensor, "L d"]:
-    """CAA, class form: mean of h over the prompts whose label is true, minus the mean over the
-    others (measures §13).
+    """CAA, class form: mean of h over prompts whose label is true, minus the mean over the others
+    (measures §13).
 
     Sums are in float64: the two means are often far longer than their difference.
 
@@ -31,7 +31,8 @@ def class_contrast(
     Raises:
         LoclinError: prompts of one class alone.
 
-    >>> class_contrast(torch.tensor([[[1.0, 0.0], [3.0, 0.0], [0.0, 4.0]]]), np.array([True, True, False]))
+    >>> h = torch.tensor([[[1.0, 0.0], [3.0, 0.0], [0.0, 4.0]]])
+    >>> class_contrast(h, np.array([True, True, False]))
     tensor([[ 2., -4.]])
     """
     positive = int(labels.sum())
@@ -45,21 +46,13 @@ def class_contrast(
 
 
 def paired_differences(
-    model: nn.Module, asked: Asked, *, layers: Sequence[int], path: str | None = None
+    model: nn.Module, prompts: PromptSet, *, layers: Sequence[int], path: str | None = None
 ) -> Float[Tensor, "L n d"]:
     """h at the answer token of prompt and toward token, minus the same for the away token; CAA's
-    paired form is the mean over n.
-
-    Of contrast pairs (Panickssery et al. 2024, "Steering Llama 2 via contrastive activation
-    addition").
-
-    Raises:
-        LoclinError: what `activations` refuses.
+    paired form is the mean over n. Raises as `activations` does.
     """
-    plus, minus = asked.answered(asked.toward), asked.answered(asked.away)
-    read = (
-        activations(model, batch, layers=layers, position="answer", path=path)
-        for batch in (plus, minus)
+    toward, away = (
+        activations(model, prompts.answered(t), layers=layers, position="answer", path=path)
+        for t in (prompts.toward, prompts.away)
     )
-    toward, away = read
     return toward - away

@@ -1,15 +1,16 @@
-"""Steering vectors as GGUF control vectors: written for llama.cpp, and read from other programs
+"""Steering vectors as GGUF control vectors: written for llama.cpp, read from other programs
 (`pip install 'loclin[gguf]'`).
 
 A control vector is a GGUF file of architecture "controlvector" with tensors `direction.{i}`,
 one-dimensional, F32, of the model's width. What i means:
 
-- llama.cpp adds direction.{i} to the output of its block i, counted from 0 (`--control-vector`). It refuses direction.0.
-- This file writes so: direction.{i} is v_i, for the output of block i. A vector at block 0 cannot be written.
-- repeng reads block i's output, writes direction.{i} and adds it there: the same i. Read it with `shift=0`.
-- llama.cpp's cvector-generator writes what it read at block 0's output as direction.1, and so on: it is added one block
-  later than it was read. `shift=0` gives what llama.cpp then does; `shift=1` puts it back where it
-  was read.
+- llama.cpp adds direction.{i} to the output of its block i, from 0 (`--control-vector`). It refuses
+  direction.0.
+- This file writes so: direction.{i} is v_i. A vector at block 0 cannot be written.
+- repeng reads block i's output, writes direction.{i} and adds it there: read it with `shift=0`.
+- llama.cpp's cvector-generator writes what it read at block 0 as direction.1, and so on: it is
+  added one block later than it was read. `shift=0` gives what llama.cpp then does; `shift=1` puts
+  it back where it was read.
 """
 
 from __future__ import annotations
@@ -24,15 +25,8 @@ import torch
 from torch import Tensor
 
 from loclin.errors import LoclinError
-from loclin.steering.vector import (
-    SITE,
-    VERSION,
-    SteeringVector,
-    rebuilt,
-    strings,
-    unreadable,
-    written,
-)
+from loclin.steering.file import VERSION, unreadable, written
+from loclin.steering.vector import SITE, SteeringVector, rebuilt, strings
 
 ARCHITECTURE = "controlvector"
 _OWN = "loclin."  # before the keys that llama.cpp knows nothing of
@@ -40,8 +34,7 @@ _NAME = "direction."
 
 
 def write_gguf(vector: SteeringVector, path: str | os.PathLike[str]) -> None:
-    """Write a control vector for llama.cpp, whole or not at all: direction.{L} is added to the
-    output of block L.
+    """Write a control vector for llama.cpp: direction.{L} is added to the output of block L.
 
     All that the vector knows of itself goes along in keys `loclin.*`, which others ignore.
 
@@ -90,42 +83,37 @@ def read_gguf(path: str | os.PathLike[str], *, shift: int = 0) -> SteeringVector
     if not path.is_file():
         raise LoclinError(unreadable(path, FileNotFoundError()))
     try:
-        tensors, told = _content(package.GGUFReader(path))
+        tensors, texts = _content(package.GGUFReader(path))
     except LoclinError as error:
         raise LoclinError(unreadable(path, error)) from error
     except Exception as error:  # the package raises whatever a damaged file leads it to
-        raise LoclinError(
-            unreadable(path, ValueError(f"no GGUF, or a damaged one ({error})"))
-        ) from error
-    own = {name.removeprefix(_OWN): text for name, text in told.items() if name.startswith(_OWN)}
+        damaged = ValueError(f"no GGUF, or a damaged one ({error})")
+        raise LoclinError(unreadable(path, damaged)) from error
+    own = {name.removeprefix(_OWN): text for name, text in texts.items() if name.startswith(_OWN)}
     if own and shift:
         raise LoclinError(
             f"expected a shift of 0 for a file that loclin wrote, found {shift}: leave it out"
         )
-    if own.get("version", str(VERSION)) != str(VERSION):
-        raise LoclinError(
-            unreadable(
-                path, ValueError(f"format {own['version']} where this loclin reads {VERSION}")
-            )
-        )
+    if (version := own.get("version", str(VERSION))) != str(VERSION):
+        newer = ValueError(f"format {version} where this loclin reads {VERSION}")
+        raise LoclinError(unreadable(path, newer))
     if min(tensors, default=0) < shift:
-        first = min(tensors, default=None)
         raise LoclinError(
-            f"expected directions from {shift} with a shift of {shift}, found {first} in {path}: "
-            "choose another shift"
+            f"expected directions from {shift} with a shift of {shift}, found {min(tensors)} in "
+            f"{path}: choose another shift"
         )
     directions = {str(i - shift): t for i, t in tensors.items()}
-    return rebuilt(directions, own or _foreign(path, told), path)
+    return rebuilt(directions, own or _foreign(path, texts), path)
 
 
 def _content(reader: Any) -> tuple[dict[int, Tensor], dict[str, str]]:
     """The directions by their number, and every text of a control vector."""
-    told = {
-        name: _text(f)
+    texts = {
+        name: bytes(f.parts[f.data[0]]).decode("utf-8")
         for name, f in reader.fields.items()
         if f.types and f.types[0].name == "STRING"
     }
-    kind = told.get("general.architecture")
+    kind = texts.get("general.architecture")
     if kind != ARCHITECTURE:
         raise LoclinError(
             f"GGUF of architecture {kind!r} where a control vector has {ARCHITECTURE!r}"
@@ -138,26 +126,21 @@ def _content(reader: Any) -> tuple[dict[int, Tensor], dict[str, str]]:
                 f"{name} of type {tensor.tensor_type.name} and shape {shape} where one dimension "
                 "of F32 belongs"
             )
-    return {int(n.removeprefix(_NAME)): torch.tensor(t.data.copy()) for n, t in found.items()}, told
+    directions = {int(n.removeprefix(_NAME)): torch.tensor(t.data.copy()) for n, t in found.items()}
+    return directions, texts
 
 
-def _text(field: Any) -> str:
-    return bytes(field.parts[field.data[0]]).decode("utf-8")
-
-
-def _foreign(path: Path, told: Mapping[str, str]) -> dict[str, str]:
+def _foreign(path: Path, texts: Mapping[str, str]) -> dict[str, str]:
     """What is known of a file that another program wrote."""
     hint = f"{ARCHITECTURE}.model_hint"
-    if hint not in told:
+    if hint not in texts:
         raise LoclinError(unreadable(path, KeyError(hint)))
     return {
+        **dict.fromkeys(("position", "data", "dtype"), "unknown"),
         "model": f"the model of {path.name}",
-        "model_type": told[hint],
+        "model_type": texts[hint],
         "route": "another program",
-        "position": "unknown",
         "norm": "as in the file",
-        "data": "unknown",
-        "dtype": "unknown",
         "site": SITE,
     }
 

@@ -1,17 +1,15 @@
-"""Directions from one gradient step of the weights, and the shift of activations that a weight step
-makes.
-"""
+"""Directions from one gradient step on the weights: the shift of activations that it makes."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -21,17 +19,17 @@ from loclin.activations.capture import activations, captured, last_places
 from loclin.errors import LoclinError
 from loclin.models import twice_differentiable
 from loclin.parameters import ParameterSpace
-from loclin.steering.asked import Asked, pieces
-from loclin.steering.contrast import class_contrast
+from loclin.steering.prompts import PromptSet, pieces
 from loclin.tasks.batch import Batch, answer_loss
 
 HALF = (torch.float16, torch.bfloat16)
+_LOSSES = {"fixed": "toward", "gold": "gold"}  # which token
 
 
 def step_direction(
     model: nn.Module,
     space: ParameterSpace,
-    asked: Asked,
+    prompts: PromptSet,
     *,
     loss: Literal["fixed", "gold"] | Int[Tensor, " n"],
     rows_at_once: int | None = None,
@@ -44,27 +42,23 @@ def step_direction(
     Args:
         model: the module of the space.
         space: which tensors step.
-        asked: the gradient batch.
+        prompts: the gradient batch.
         loss: which token: "fixed", the toward token of every prompt (E1; in the paired form the
-            same as "gold"); "gold", its right answer (E2, E3); or a token for each prompt, for
-            nulls of permuted labels and of unrelated answers.
+            same as "gold"); "gold", its right answer (E2, E3); or a token for each prompt (nulls).
         rows_at_once: rows of one backward pass; by default as many as `pieces` allows.
 
     Raises:
         LoclinError: a loss that is not finite, or a gradient that is zero or not finite.
     """
-    tokens = {"fixed": asked.toward, "gold": asked.gold}[loss] if isinstance(loss, str) else loss
-    batch = asked.answered(tokens)
-    rows = pieces(model, asked.batch, rows_at_once=rows_at_once)
+    of, tokens = "a gradient of the loss of the given tokens", loss
+    if isinstance(loss, str):
+        of, tokens = f"a gradient of the {loss} loss", getattr(prompts, _LOSSES[loss])
+    batch = prompts.answered(cast(Tensor, tokens))
+    rows = pieces(model, prompts.batch, rows_at_once=rows_at_once)
     step = -space.gradient(
         lambda b: answer_loss(model, b), (batch.rows(r.to(batch.labels.device)) for r in rows)
     )
-    named = (
-        f"a gradient of the {loss} loss"
-        if isinstance(loss, str)
-        else "a gradient of the loss of the given tokens"
-    )
-    return step / _length(step, named)
+    return step / _length(step, of)
 
 
 def shift(
@@ -89,8 +83,7 @@ def shift(
         direction: of any length.
         batch: prompts.
         size: length of the step relative to ‖θ‖; a negative one steps back.
-        layers: blocks to read.
-        path: where the blocks are, if not found by themselves.
+        layers, path: blocks to read, and where they are.
         origin: h_L(θ) of the same prompts and layers, where it is known.
 
     Raises:
@@ -115,15 +108,10 @@ def centred_shift(
     layers: Sequence[int],
     path: str | None = None,
 ) -> Float[Tensor, "L n d"]:
-    """(h_L(θ + size·‖θ‖·v) − h_L(θ − size·‖θ‖·v))/2 at the last token of each prompt: half the
-    difference of a step forward and back.
+    """(h_L(θ + size·‖θ‖·v) − h_L(θ − size·‖θ‖·v))/2 at the last token of each prompt.
 
-    What is even in the step cancels. It is no part of the direction, and where prompts pull against
-    each other (E3) it is not small: the distance from the limit falls as O(size²), that of `shift`
-    as O(size).
-
-    Raises:
-        LoclinError: as `shift` does.
+    What is even in the step cancels; where prompts pull against each other (E3) it is not small.
+    The distance from the limit falls as O(size²), that of `shift` as O(size). Raises as `shift`.
     """
     step = size * _step(model, space, direction)
     ends = []
@@ -147,49 +135,25 @@ def shift_per_size(
     """J_L v·‖θ‖, the limit of shift/size as the size goes to 0, by forward-mode differentiation
     with eager attention.
 
-    J_L is the Jacobian of h_L at the last token with respect to the weights of the space, v =
-    direction/‖direction‖.
+    J_L is the Jacobian of h_L at the last token with respect to the weights of the space.
 
     Raises:
-        LoclinError: weights in half precision; a zero or non-finite direction; a product that is
-            not finite.
+        LoclinError: as `shift`.
         NoSecondDerivative: attention that cannot be made eager.
     """
     numbers = chosen_layers(len(blocks(model, path)), layers)
     tangents = space.by_tensor(_step(model, space, direction))
     points = {n: p.detach() for n, p in zip(space.names, space.parameters, strict=True)}
-    eager = (
-        twice_differentiable(model)
-        if isinstance(model, PreTrainedModel | PeftModel)
-        else nullcontext()
-    )
+    whole = isinstance(model, PreTrainedModel | PeftModel)
+    eager = twice_differentiable(model) if whole else nullcontext()
     found, order = [], []
     with eager, torch.no_grad():
         for rows in pieces(model, batch, rows_at_once=rows_at_once):
             chosen = batch.rows(rows.to(batch.labels.device))
             found.append(_product(model, points, tangents, chosen, numbers, path))
             order.append(rows)
-    return _finite(
-        torch.cat(found, dim=1)[:, torch.cat(order).argsort()], "the Jacobian-vector product"
-    )
-
-
-def mean_shift(shift: Float[Tensor, "L n d"]) -> Float[Tensor, "L d"]:
-    """Mean over prompts: estimand E1 for a step on the fixed loss, E2 for one on the gold loss
-    (measures §13).
-    """
-    return shift.mean(1)
-
-
-def class_shift(
-    shift: Float[Tensor, "L n d"], labels: Bool[np.ndarray, " n"]
-) -> Float[Tensor, "L d"]:
-    """Estimand E3 (measures §13): mean(Δh | true) − mean(Δh | false), for a step on the gold loss.
-
-    Raises:
-        LoclinError: prompts of one class alone.
-    """
-    return class_contrast(shift, labels)
+    moved = torch.cat(found, dim=1)[:, torch.cat(order).argsort()]
+    return _finite(moved, "the Jacobian-vector product")
 
 
 def _product(
@@ -201,15 +165,13 @@ def _product(
     path: str | None,
 ) -> Float[Tensor, "L n d"]:
     """The Jacobian-vector product of one pass, on the CPU."""
-    stack = blocks(model, path)
-    last = last_places(batch.attention_mask)
-    given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    stack, last = blocks(model, path), last_places(batch.attention_mask)
+    inputs: dict[str, Any] = {"use_cache": False, "logits_to_keep": 1}
+    inputs |= {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
 
     def states(moved: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         with captured(stack, layers) as kept:
-            torch.func.functional_call(
-                model, dict(moved), (), {**given, "use_cache": False, "logits_to_keep": 1}
-            )
+            torch.func.functional_call(model, dict(moved), (), inputs)
         return tuple(
             kept[n][torch.arange(len(batch), device=kept[n].device), last.to(kept[n].device)]
             for n in layers
@@ -238,9 +200,8 @@ def _step(
             "expected a space of this model, found the tensors of another module: make one of this "
             "model"
         )
-    return direction.to(point) * (
-        float(point.norm()) / _length(direction, "a direction of the weights")
-    )
+    length = _length(direction, "a direction of the weights")
+    return direction.to(point) * (float(point.norm()) / length)
 
 
 def _length(vector: Tensor, named: str) -> float:

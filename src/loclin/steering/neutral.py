@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,17 +15,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from loclin.activations.adding import added
 from loclin.errors import LoclinError
 from loclin.seeds import derived
+from loclin.steering.effect import Change, logit_differences
+from loclin.steering.prompts import PromptSet
 from loclin.tasks.batch import IGNORED, Batch, answer_logits, prompts_batch, rows_at_once
 from loclin.tasks.samples import self_examples
 
 DOUBLINGS = 20  # of a strength, before it is held to do nothing: a million times
 DUE = 0.5  # of the probability: an answer is due where the answers have more
 PRECISION = 1.01  # ratio between which strengths an answer lies
-
-Change = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -52,9 +51,9 @@ class Damage:
     """What a change does to the next tokens of neutral text.
 
     Attributes:
-        kl: of every row, the mean of KL(p ‖ p′) over its positions but those where an answer is due
-            (`Neutral.answers`; 0 where no other is left), p the distribution of the next token
-            before and p′ after the change; in nats.
+        kl: of every row, the mean of KL(p ‖ p′) in nats over its positions but those where an
+            answer is due (`Neutral.answers`; 0 where no other is left), p the distribution of the
+            next token before and p′ after the change.
         perplexity: exp of the mean negative log-likelihood per token of the text, after the change.
         perplexity_before: the same of the model as it is.
     """
@@ -74,18 +73,11 @@ def neutral_text(
     seed: int,
     answers: Sequence[int] = (),
 ) -> Neutral:
-    """Passages of a file, or what the model says by itself (`self_examples`), cut to so many
-    tokens.
+    """`count` passages of a file of plain text, one a line, cut to so many tokens or to the model's
+    context.
 
-    Args:
-        model: a causal LM in evaluation mode.
-        tokenizer: its tokenizer.
-        file: plain text, one passage a line; the model's own samples where there is none.
-        count: passages. From a longer file as many are drawn; of samples fewer may come, with a
-            note.
-        tokens: of a passage at most, no more than the model's context.
-        seed: of the draw.
-        answers: tokens of the answers that are steered, see `Neutral`.
+    Without a file, what the model says by itself (`self_examples`), which may be fewer, with a
+    note. `answers` are the tokens of the answers that are steered, see `Neutral`.
 
     Raises:
         LoclinError: a count below 1 or tokens below 2, a file that cannot be read or holds too few
@@ -96,29 +88,19 @@ def neutral_text(
             f"expected at least 1 passage of at least 2 tokens, found {count} of {tokens}: ask for "
             "more neutral text"
         )
-    device = next(model.parameters()).device
+    device, answers = next(model.parameters()).device, tuple(answers)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[operator, union-attr]
     if file is not None:
         longest = tokens if context is None else min(tokens, context)
         read = _passages(file, tokenizer, count=count, tokens=longest, seed=seed)
-        return Neutral(batch=read.to(device), answers=tuple(answers), source=file.name)
-    # One token more is said than is asked for, and there may be one of beginning.
-    longest = tokens if context is None else min(tokens, context - 1 - _special(tokenizer))
-    said = self_examples(
-        model,
-        tokenizer,
-        count,
-        prompt_tokens=longest,
-        answer_tokens=1,
-        seed=derived(seed, "neutral"),
-    )
-    texts = [e.prompt for e in said.examples["self"]]
-    batch = _text_batch(texts, tokenizer).to(device)
-    return Neutral(batch=batch, answers=tuple(answers), source=said.source, notes=said.notes)
-
-
-def _special(tokenizer: PreTrainedTokenizerBase) -> int:
-    return max(int(tokenizer.num_special_tokens_to_add()), int(tokenizer.bos_token_id is not None))
+        return Neutral(batch=read.to(device), answers=answers, source=file.name)
+    # one token more is said than is asked for, and there may be one of beginning
+    special = max(tokenizer.num_special_tokens_to_add(), int(tokenizer.bos_token_id is not None))
+    longest = tokens if context is None else min(tokens, context - 1 - special)
+    seed = derived(seed, "neutral")
+    data = self_examples(model, tokenizer, count, prompt_tokens=longest, answer_tokens=1, seed=seed)
+    batch = _text_batch([e.prompt for e in data.examples["self"]], tokenizer).to(device)
+    return Neutral(batch=batch, answers=answers, source=data.source, notes=data.notes)
 
 
 def _passages(
@@ -127,18 +109,17 @@ def _passages(
     if not file.is_file():
         raise LoclinError(f"expected a file of plain text, found none at {file}: check the path")
     try:
-        lines = [line for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+        lines = [s.strip() for s in file.read_text(encoding="utf-8-sig").split("\n") if s.strip()]
     except (UnicodeDecodeError, OSError) as error:
         raise LoclinError(
             f"expected UTF-8 text, found {type(error).__name__} in {file}: save it as plain text "
             "in UTF-8"
         ) from None
-    long_enough = [line.strip() for line in lines if len(tokenizer(line.strip())["input_ids"]) > 1]
+    long_enough = [line for line in lines if len(tokenizer(line)["input_ids"]) > 1]
     if len(long_enough) < count:
         raise LoclinError(
             f"expected at least {count} passages of 2 tokens or more, one a line, found "
-            f"{len(long_enough)} in {file}: add lines, "
-            "or ask for fewer"
+            f"{len(long_enough)} in {file}: add lines, or ask for fewer"
         )
     drawn = sorted(range(len(long_enough)), key=lambda i: derived(seed, "neutral", i))[:count]
     return _text_batch([long_enough[i] for i in sorted(drawn)], tokenizer, tokens)
@@ -154,23 +135,22 @@ def _text_batch(
 
 
 @torch.no_grad()
-def damage(model: nn.Module, neutral: Neutral, change: Change) -> Damage:
+def damage(
+    model: nn.Module, neutral: Neutral, change: Callable[[], AbstractContextManager[object]]
+) -> Damage:
     """KL(p ‖ p′) and perplexity of the next tokens of neutral text under a change (measures §13).
 
-    Rows go through the model in chunks, before and after the change; the logits of both together
-    obey `LOGITS_AT_ONCE`.
-
     Args:
-        model: a causal LM in evaluation mode, as it is outside the change.
-        neutral: the text.
-        change: makes a context inside which the model is the changed one, like `lambda:
-            added(model, vectors)`.
+        model: in evaluation mode, as it is outside the change.
+        neutral: the text. Its rows go through the model in chunks; the logits before and after the
+            change together obey `LOGITS_AT_ONCE`.
+        change: makes a context inside which the model is the changed one.
     """
     kl, losses, losses_before, tokens = [], 0.0, 0.0, 0
     for chunk in _chunks(model, neutral):
-        before = _said(model, chunk)
+        before = _next_tokens(model, chunk)
         with change():
-            after = _said(model, chunk)
+            after = _next_tokens(model, chunk)
         kl.append(_divergence(before, after, neutral.answers))
         losses_before += before.loss
         losses += after.loss
@@ -182,29 +162,25 @@ def damage(model: nn.Module, neutral: Neutral, change: Change) -> Damage:
     )
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _Said:
-    """Log-probabilities of the next tokens of some rows, where the rows have tokens at all, and −Σ
-    log p of those that are there.
-    """
-
+class _NextTokens(NamedTuple):
     log_p: Float[Tensor, "n positions vocab"]
-    kept: Bool[Tensor, "n positions"]
-    loss: float
+    kept: Bool[Tensor, "n positions"]  # where the rows have tokens at all
+    loss: float  # −Σ log p of those that are there
 
 
-def _said(model: nn.Module, chunk: Batch) -> _Said:
+def _next_tokens(model: nn.Module, chunk: Batch) -> _NextTokens:
     logits, labels = answer_logits(model, chunk)
     kept = labels != IGNORED
-    log_p = (
-        logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    ).log_softmax(-1)
+    half = logits.dtype in (torch.float16, torch.bfloat16)
+    log_p = (logits.float() if half else logits).log_softmax(-1)
     chosen = log_p.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-    return _Said(log_p=log_p, kept=kept, loss=-float(chosen[kept].sum()))
+    return _NextTokens(log_p=log_p, kept=kept, loss=-float(chosen[kept].sum()))
 
 
-def _divergence(before: _Said, after: _Said, answers: Sequence[int]) -> Float[np.ndarray, " n"]:
-    """Mean over the positions of every row of Σ p (log p − log p′); what p rules out adds nothing."""
+def _divergence(
+    before: _NextTokens, after: _NextTokens, answers: Sequence[int]
+) -> Float[np.ndarray, " n"]:
+    """Mean over the positions of every row of Σ p (log p − log p′); what p rules out adds none."""
     p = before.log_p.exp()
     each = torch.where(p > 0, p * (before.log_p - after.log_p), 0.0).sum(-1)
     counted = before.kept & (p[..., list(answers)].sum(-1) <= DUE)
@@ -213,7 +189,6 @@ def _divergence(before: _Said, after: _Said, answers: Sequence[int]) -> Float[np
 
 
 def _chunks(model: nn.Module, neutral: Neutral) -> list[Batch]:
-    """Two sets of logits at a time."""
     return list(neutral.batch.chunks(max(1, rows_at_once(model, neutral.batch) // 2)))
 
 
@@ -221,82 +196,55 @@ def _exp(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
-def strength_at_kl(
-    model: nn.Module,
-    neutral: Neutral,
-    vectors: Mapping[int, Float[Tensor, " d"]],
-    target: float,
-    *,
-    path: str | None = None,
-    only: Literal["every", "last"] = "every",
-    smallest: float = 2**-6,
-) -> float | None:
-    """The strength > 0 at which adding strength·v_L brings the mean KL on neutral text to a target:
-    `amount_at_kl` of vectors.
-
-    Args:
-        model: a causal LM in evaluation mode; untouched afterwards.
-        neutral: the text.
-        vectors: by layer, 0-based.
-        target: mean over rows of `Damage.kl`, in nats.
-        path: where the blocks are, if not where they usually are.
-        only: "every" token, or the "last" of each row alone.
-        smallest: strength to begin with.
-
-    Raises:
-        LoclinError: a target or strength that is not positive and finite.
+def at_equal_damage(
+    model: nn.Module, prompts: PromptSet, neutral: Neutral, change: Change, target: float
+) -> tuple[float, Float[np.ndarray, " n"]] | None:
+    """The strength of a change at which the damage reaches a target, and the logit difference of
+    every prompt there; None where it never does. Arguments as of `strength_at_kl`.
     """
-
-    def adding(strength: float) -> AbstractContextManager[object]:
-        return added(
-            model, {layer: strength * v for layer, v in vectors.items()}, only=only, path=path
-        )
-
-    return amount_at_kl(model, neutral, adding, target, smallest=smallest)
+    strength = strength_at_kl(model, neutral, change, target)
+    if strength is None:
+        return None
+    with change(strength):
+        return strength, logit_differences(model, prompts)
 
 
 @torch.no_grad()
-def amount_at_kl(
-    model: nn.Module,
-    neutral: Neutral,
-    change: Callable[[float], AbstractContextManager[object]],
-    target: float,
-    *,
-    smallest: float = 2**-6,
+def strength_at_kl(
+    model: nn.Module, neutral: Neutral, change: Change, target: float, *, smallest: float = 2**-6
 ) -> float | None:
-    """The amount > 0 of a change at which the mean KL on neutral text first reaches a target.
+    """The strength > 0 of a change at which the mean KL on neutral text first reaches a target.
 
-    Doubled from the smallest amount until the target is reached (halved first, where that is beyond
-    it already), then bisected on the logarithm until two amounts in the ratio 1.01 have it between
-    them. KL need not grow with the amount beyond there.
+    Doubled from the smallest strength until the target is reached (halved first, where that is
+    beyond it already), then bisected on the logarithm until two strengths in the ratio 1.01 have it
+    between them. KL need not grow with the strength beyond there.
 
     Args:
-        model: a causal LM in evaluation mode.
-        neutral: the text.
-        change: for an amount, a context inside which the model is the changed one.
+        model, neutral: in evaluation mode, untouched afterwards; the text.
+        change: a vector that is added (`adding`), a weight step, ...
         target: mean over rows of `Damage.kl`, in nats.
-        smallest: amount to begin with.
+        smallest: strength to begin with.
 
     Returns:
-        None where 2²⁰ times the smallest amount does not reach the target or 2⁻²⁰ times still
+        None where 2²⁰ times the smallest strength does not reach the target or 2⁻²⁰ times still
         passes it, or where KL stops being a number first.
 
     Raises:
-        LoclinError: a target or smallest amount that is not positive and finite.
+        LoclinError: a target or smallest strength that is not positive and finite.
     """
     for name, value in {"KL": target, "smallest strength": smallest}.items():
         if not (math.isfinite(value) and value > 0):
             raise LoclinError(f"expected a positive, finite {name}, found {value}: change it")
     chunks = _chunks(model, neutral)
-    # the same at every amount: kept where all of it is small
-    kept = [_said(model, chunks[0])] if len(chunks) == 1 else []
+    # the same at every strength: kept where all of it is small
+    kept = [_next_tokens(model, chunks[0])] if len(chunks) == 1 else []
 
-    def kl(amount: float) -> float:
+    def kl(strength: float) -> float:
         rows = []
         for chunk in chunks:
-            before = kept[0] if kept else _said(model, chunk)
-            with change(amount):
-                rows.append(_divergence(before, _said(model, chunk), neutral.answers))
+            before = kept[0] if kept else _next_tokens(model, chunk)
+            with change(strength):
+                rows.append(_divergence(before, _next_tokens(model, chunk), neutral.answers))
         return float(np.concatenate(rows).mean())
 
     bracket = _bracket(kl, target, smallest)
@@ -312,11 +260,11 @@ def amount_at_kl(
 def _bracket(
     kl: Callable[[float], float], target: float, smallest: float
 ) -> tuple[float, float] | None:
-    """Two amounts in the ratio 2, the first below the target and the second not (or no number)."""
-    amount = smallest
-    below = kl(amount) < target
+    """Two strengths in the ratio 2: the first below the target, the second not (or no number)."""
+    strength = smallest
+    below = kl(strength) < target
     for _ in range(DOUBLINGS):
-        amount = amount * 2 if below else amount / 2
-        if (kl(amount) < target) != below:
-            return (amount / 2, amount) if below else (amount, amount * 2)
+        strength = strength * 2 if below else strength / 2
+        if (kl(strength) < target) != below:
+            return (strength / 2, strength) if below else (strength, strength * 2)
     return None

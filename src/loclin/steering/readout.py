@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,15 +15,15 @@ from torch import Tensor, nn
 from loclin.activations.blocks import blocks, chosen_layers
 from loclin.activations.capture import captured, last_places, output_of
 from loclin.errors import LoclinError
-from loclin.steering.asked import Asked, next_logits, pieces
+from loclin.steering.prompts import PromptSet, next_logits, pieces
 
-#: One number of each prompt, from the logits after it.
-Score = Callable[[Tensor, Asked], Tensor]
+#: One number of each of some prompts, from the logits after it; and which prompts they are.
+Score = Callable[[Tensor, Tensor], Tensor]
 
 
 def logit_gradient(
     model: nn.Module,
-    asked: Asked,
+    prompts: PromptSet,
     *,
     layers: Sequence[int],
     path: str | None = None,
@@ -39,23 +38,26 @@ def logit_gradient(
 
     Args:
         model: in evaluation mode; which of its tensors ask for gradients does not matter.
-        asked: prompts with their two tokens.
-        layers: blocks to read.
-        path: where the blocks are, if not found by themselves.
+        prompts, layers, path: with their two tokens; the blocks to read, and where they are.
         per_prompt: give the n gradients (L n d) and not their mean (L d).
         rows_at_once: rows of one backward pass; by default as many as `pieces` allows.
 
     Raises:
         LoclinError: a gradient that is not finite, or a mean that is zero, at a layer.
     """
-    each = _each(model, asked, _difference, layers, path, rows_at_once)
-    mean = _checked(each.mean(1), chosen_layers(len(blocks(model, path)), layers))
+
+    def difference(logits: Float[Tensor, "n vocab"], rows: Int[Tensor, " n"]) -> Tensor:
+        row = torch.arange(len(logits), device=logits.device)
+        toward, away = (t[rows].to(logits.device) for t in (prompts.toward, prompts.away))
+        return logits[row, toward] - logits[row, away]
+
+    each, mean = _gradients(model, prompts, difference, layers, path, rows_at_once)
     return each if per_prompt else mean
 
 
 def answer_gradient(
     model: nn.Module,
-    asked: Asked,
+    prompts: PromptSet,
     *,
     tokens: Int[Tensor, " n"],
     layers: Sequence[int],
@@ -72,36 +74,36 @@ def answer_gradient(
         LoclinError: as `logit_gradient` does.
     """
 
-    def log_p(logits: Float[Tensor, "n vocab"], rows: Asked) -> Float[Tensor, " n"]:
-        return logits.log_softmax(-1).gather(1, rows.gold[:, None].to(logits.device))[:, 0]
+    def log_p(logits: Float[Tensor, "n vocab"], rows: Int[Tensor, " n"]) -> Tensor:
+        return logits.log_softmax(-1).gather(1, tokens[rows][:, None].to(logits.device))[:, 0]
 
-    each = _each(model, replace(asked, gold=tokens), log_p, layers, path, None)
-    return _checked(each.mean(1), chosen_layers(len(blocks(model, path)), layers))
-
-
-def _difference(logits: Float[Tensor, "n vocab"], asked: Asked) -> Float[Tensor, " n"]:
-    row = torch.arange(len(asked), device=logits.device)
-    return logits[row, asked.toward.to(logits.device)] - logits[row, asked.away.to(logits.device)]
+    return _gradients(model, prompts, log_p, layers, path, None)[1]
 
 
-def _each(
+def _gradients(
     model: nn.Module,
-    asked: Asked,
+    prompts: PromptSet,
     score: Score,
     layers: Sequence[int],
     path: str | None,
     rows_at_once: int | None,
-) -> Float[Tensor, "L n d"]:
-    numbers = chosen_layers(len(blocks(model, path)), layers)
-    found, order = [], []
-    for rows in pieces(model, asked.batch, rows_at_once=rows_at_once):
-        found.append(_gradients(model, asked.rows(rows), score, numbers, path))
+) -> tuple[Float[Tensor, "L n d"], Float[Tensor, "L d"]]:
+    """Of every prompt, on the CPU in float32 or better; and their mean, checked."""
+    stack = blocks(model, path)
+    numbers = chosen_layers(len(stack), layers)
+    parts, order = [], []
+    for rows in pieces(model, prompts.batch, rows_at_once=rows_at_once):
+        chosen, place = prompts.rows(rows).batch, torch.arange(len(rows))
+        with torch.enable_grad(), _leaf(stack[min(numbers)]), captured(stack, numbers) as kept:
+            total = score(next_logits(model, chosen), rows.to(prompts.toward.device)).sum()
+            found = torch.autograd.grad(total, [kept[n] for n in numbers])
+        last = last_places(chosen.attention_mask)
+        read = torch.stack([g[place.to(g.device), last.to(g.device)].cpu() for g in found])
+        parts.append(read.float() if read.dtype in (torch.float16, torch.bfloat16) else read)
         order.append(rows)
-    return torch.cat(found, dim=1)[:, torch.cat(order).argsort()]
-
-
-def _checked(mean: Float[Tensor, "L d"], layers: Sequence[int]) -> Float[Tensor, "L d"]:
-    for layer, gradient in zip(layers, mean, strict=True):
+    each = torch.cat(parts, dim=1)[:, torch.cat(order).argsort()]
+    mean = each.mean(1)
+    for layer, gradient in zip(numbers, mean, strict=True):
         length = float(gradient.norm())
         if length == 0 or not torch.isfinite(gradient).all():
             raise LoclinError(
@@ -109,32 +111,16 @@ def _checked(mean: Float[Tensor, "L d"], layers: Sequence[int]) -> Float[Tensor,
                 f"{'zeros' if length == 0 else 'NaN or infinity'}: choose other blocks or other "
                 "options"
             )
-    return mean
-
-
-def _gradients(
-    model: nn.Module, asked: Asked, score: Score, layers: Sequence[int], path: str | None
-) -> Float[Tensor, "L n d"]:
-    """Of one pass, on the CPU in float32 or better."""
-    stack = blocks(model, path)
-    row = torch.arange(len(asked))
-    with torch.enable_grad(), _leaf(stack[min(layers)]), captured(stack, layers) as kept:
-        read_out = score(next_logits(model, asked.batch), asked)
-        gradients = torch.autograd.grad(read_out.sum(), [kept[n] for n in layers])
-    last = last_places(asked.batch.attention_mask)
-    read = [g[row.to(g.device), last.to(g.device)].cpu() for g in gradients]
-    return torch.stack(
-        [g.float() if g.dtype in (torch.float16, torch.bfloat16) else g for g in read]
-    )
+    return each, mean
 
 
 @contextmanager
 def _leaf(block: nn.Module) -> Iterator[None]:
-    """The output of this block is where differentiation ends: nothing below it keeps a graph, and
-    frozen weights do no harm.
+    """Differentiation ends at the output of this block: nothing below it keeps a graph, and frozen
+    weights do no harm.
     """
 
-    def cut(module: nn.Module, given: Any, output: Any) -> Any:
+    def cut(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         start = output_of(output).detach().requires_grad_()
         return (start, *output[1:]) if isinstance(output, tuple) else start
 

@@ -1,16 +1,12 @@
-"""A steering vector as a value: directions at block outputs that add, subtract and scale, with what
-they were made of.
-"""
+"""A steering vector as a value: directions at block outputs, and what they were made of."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
@@ -18,17 +14,14 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from loclin.activations.adding import added
 from loclin.activations.blocks import bare, blocks, width
 from loclin.errors import LoclinError
+from loclin.steering.file import read_tensors, unreadable, write_tensors
 
-FORMAT = "loclin steering vector"
-VERSION = 1  # raised when a reader of older files would be wrong
 SITE = "block output"
 #: Strings of a vector, as they stand in a file's metadata. Some may be missing.
 _NEEDED = ("model", "model_type", "route", "position", "norm", "data", "dtype", "site")
@@ -39,33 +32,30 @@ _OPTIONAL = ("revision", "layers_path")
 class SteeringVector:
     """v_L for some blocks L of a model: strength·v_L is added to h_L, the output of block L.
 
-    Sums and multiples are vectors again: (a + b)_L = a_L + b_L, (c·a)_L = c·a_L; a block that only
-    one side has counts as zero in the other. The result is for the same kind of model; what it was
-    made of is written "a + b" where the sides differ.
+    Sums and multiples are vectors again: (a + b)_L = a_L + b_L, (c·a)_L = c·a_L. A block that only
+    one side has counts as zero in the other. The sides must be of one kind of model; what they were
+    made of is written "a + b" where they differ.
 
     Attributes:
-        directions: v_L by block, numbered from 0, each of the model's width; copied, as float32 on
-            the CPU.
-        model: the model it was made with, by its name.
-        revision: of a hub id.
-        model_type: the kind of model, as transformers names it ("gpt2", "qwen2").
-        blocks: how many blocks that model has; None where nobody knows (a file of another program).
-        route: how it was made: "labels", "gradient", "search", ...
-        position: where activations were read: "last", "answer", ...
+        directions: v_L by block, from 0, each of the model's width; copied as float32 to the CPU.
+        model, revision, model_type, blocks, dtype: of the model it was made with; model_type as
+            transformers names it ("qwen2"), blocks None where nobody knows.
+        route: how it was made: "labels", "gradient step, E1", "search", ...
+        position: where activations were read: "last" or "answer".
         norm: what strength 1 is, in words.
         data: hash of the examples.
-        dtype: of the weights that it was made with.
-        site: where in the model it belongs.
-        layers_path: where the model's blocks are, if the user had to say so ("model.layers").
-        about: anything else worth keeping, as text.
+        layers_path: where the list of blocks is, if the user had to say so ("model.layers").
+        about: further facts, as text.
 
     Raises:
         LoclinError: no directions, one that is no vector, different widths, a block that the model
             does not have.
 
-    >>> told = dict(model="m", model_type="gpt2", blocks=4, route="labels", position="last", norm="mean", data="", dtype="float32")
-    >>> a = SteeringVector(directions={1: torch.tensor([1.0, 0.0])}, **told)
-    >>> b = SteeringVector(directions={1: torch.tensor([0.0, 2.0]), 3: torch.tensor([1.0, 1.0])}, **told)
+    >>> facts = dict(model="m", model_type="gpt2", blocks=4, route="labels", position="last",
+    ...              norm="mean", data="", dtype="float32")
+    >>> a = SteeringVector(directions={1: torch.tensor([1.0, 0.0])}, **facts)
+    >>> two = {1: torch.tensor([0.0, 2.0]), 3: torch.tensor([1.0, 1.0])}
+    >>> b = SteeringVector(directions=two, **facts)
     >>> {layer: v.tolist() for layer, v in (2 * a - b / 2).directions.items()}
     {1: [2.0, -1.0], 3: [-0.5, -0.5]}
     """
@@ -146,8 +136,7 @@ class SteeringVector:
                 f"expected a finite number to scale a vector by, found {float(factor)}: give "
                 "another"
             )
-        scaled = {layer: v * float(factor) for layer, v in self.directions.items()}
-        return replace(self, directions=scaled, norm=f"{float(factor):g} × ({self.norm})")
+        return self._scaled(lambda v: v * float(factor), f"{float(factor):g} × ({self.norm})")
 
     __rmul__ = __mul__
 
@@ -158,29 +147,25 @@ class SteeringVector:
             raise LoclinError(
                 f"expected a finite divisor other than 0, found {float(divisor)}: give another"
             )
-        scaled = {layer: v / float(divisor) for layer, v in self.directions.items()}
-        return replace(self, directions=scaled, norm=f"({self.norm}) / {float(divisor):g}")
+        return self._scaled(lambda v: v / float(divisor), f"({self.norm}) / {float(divisor):g}")
 
     def __neg__(self) -> SteeringVector:
-        return replace(
-            self,
-            directions={layer: -v for layer, v in self.directions.items()},
-            norm=f"−({self.norm})",
-        )
+        return self._scaled(lambda v: -v, f"−({self.norm})")
+
+    def _scaled(self, change: Callable[[Tensor], Tensor], norm: str) -> SteeringVector:
+        directions = {layer: change(v) for layer, v in self.directions.items()}
+        return replace(self, directions=directions, norm=norm)
 
     def normalised(self, length: float | int | Mapping[int, float | int] = 1.0) -> SteeringVector:
         """The same directions with this Euclidean length, at every block or by block.
 
         Raises:
-            LoclinError: a length that is not above 0 or missing, a direction that is zero or not
+            LoclinError: a length that is missing or not above 0, a direction that is zero or not
                 finite.
         """
         self.check()
-        lengths = (
-            dict(length)
-            if isinstance(length, Mapping)
-            else dict.fromkeys(self.layers, float(length))
-        )
+        one = isinstance(length, int | float)
+        lengths = dict.fromkeys(self.layers, float(length)) if one else dict(length)  # type: ignore[arg-type]
         for layer in self.layers:
             if not 0 < lengths.get(layer, 0.0) < math.inf:
                 raise LoclinError(
@@ -191,11 +176,7 @@ class SteeringVector:
             n: (v.double() * (lengths[n] / v.double().norm())).float()
             for n, v in self.directions.items()
         }
-        words = (
-            f"length {length:g}"
-            if isinstance(length, int | float)
-            else "a length of its own at every block"
-        )
+        words = f"length {length:g}" if one else "a length of its own at every block"
         return replace(self, directions=scaled, norm=words)
 
     def at(self, layers: Sequence[int]) -> SteeringVector:
@@ -235,7 +216,7 @@ class SteeringVector:
         return {n: float(a @ b / (a.norm() * b.norm())) for n, a, b in pairs}
 
     def check(self) -> None:
-        """Nothing where every direction can be steered along.
+        """Whether every direction can be steered along.
 
         Raises:
             LoclinError: one that is zero or not finite.
@@ -252,47 +233,43 @@ class SteeringVector:
                     "--layer"
                 )
 
+    def unlike(self, model: PreTrainedModel | PeftModel) -> str:
+        """How another model differs from the one it was made with, in words, or ""."""
+        count, kind = len(blocks(model, self.layers_path)), _kind(model)
+        found = []
+        if kind != self.model_type:
+            found.append(f"made with a model of type {self.model_type}, not {kind}")
+        if self.blocks not in (None, count):
+            found.append(f"made with {self.blocks} blocks, not {count}")
+        return "; ".join(found)
+
     def fitted(self, model: PreTrainedModel | PeftModel, *, force: bool = False) -> SteeringVector:
         """This vector, where it can be added to this model.
 
-        With `force`, another kind of model or number of blocks is ignored, with one line on stderr
-        that says so; the vector that comes back is labelled as this model's. A different width, or
-        a block that is not there, cannot be ignored.
+        With `force`, what `unlike` says is ignored; the result is labelled as this model's. Another
+        width, or a block that is not there, cannot be ignored.
 
         Raises:
             LoclinError: a vector of another model, or one that `check` refuses.
         """
         self.check()
-        d, count, kind = (
-            width(model),
-            len(blocks(model, self.layers_path)),
-            str(bare(model).config.model_type),
-        )  # type: ignore[union-attr]
-        if d != self.width:
+        if width(model) != self.width:
             raise LoclinError(
-                f"expected a vector of the model's width {d}, found one of width {self.width}, "
-                f"made with {self.model}: give a vector "
-                "of this model"
+                f"expected a vector of the model's width {width(model)}, found one of width "
+                f"{self.width}, made with {self.model}: give a vector of this model"
             )
-        unlike = []
-        if kind != self.model_type:
-            unlike.append(f"made with a model of type {self.model_type}, not {kind}")
-        if self.blocks is not None and count != self.blocks:
-            unlike.append(f"made with {self.blocks} blocks, not {count}")
-        if unlike and not force:
+        if (unlike := self.unlike(model)) and not force:
             raise LoclinError(
-                f"expected a vector of this model, found one of another ({'; '.join(unlike)}): "
-                "give a vector of this model, or "
-                "ignore it with --force"
+                f"expected a vector of this model, found one of another ({unlike}): give a vector "
+                "of this model, or ignore it with --force"
             )
+        count = len(blocks(model, self.layers_path))
         if self.layers[-1] >= count:
             raise LoclinError(
                 f"expected a vector for blocks 0 to {count - 1}, found one for block "
                 f"{self.layers[-1]}: choose others with --layer"
             )
-        if unlike:
-            print(f"loclin: ignored that the vector was {'; '.join(unlike)}", file=sys.stderr)
-        return replace(self, model_type=kind, blocks=count)
+        return replace(self, model_type=_kind(model), blocks=count)
 
     def applied(
         self,
@@ -302,11 +279,10 @@ class SteeringVector:
         start: int = 0,
         force: bool = False,
     ) -> AbstractContextManager[Any]:
-        """Inside, strength·v_L is added to the output of block L at every token from position
-        `start` on.
+        """Inside, strength·v_L is added to the output of block L at every token from `start` on.
 
         Works in forward passes and in generation, with or without a key-value cache. At strength 0
-        nothing is added at all.
+        nothing is added.
 
         Raises:
             LoclinError: a vector of another model (`fitted`), a strength that is not finite, a
@@ -321,17 +297,14 @@ class SteeringVector:
         return added(model, scaled, start=start, path=fit.layers_path)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file, whole or not at all: tensor "block.{L}" for every L, everything
-        else as metadata.
+        """Write a safetensors file: tensor "block.{L}" for every L, everything else as metadata.
 
         Raises:
             LoclinError: a direction that is zero or not finite, a place that cannot be written.
         """
         self.check()
         tensors = {f"block.{layer}": v for layer, v in self.directions.items()}
-        told = {"format": FORMAT, "version": str(VERSION), **strings(self)}
-        with written(Path(path)) as scratch:
-            save_file(tensors, scratch, metadata=told)
+        write_tensors(Path(path), tensors, strings(self))
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> SteeringVector:
@@ -340,31 +313,25 @@ class SteeringVector:
         Raises:
             LoclinError: no such file, a file of something else, of a newer format or damaged.
         """
-        path = Path(path)
-        try:
-            with safe_open(path, framework="pt") as file:
-                told = file.metadata() or {}
-                if told.get("format") != FORMAT:
-                    raise ValueError("safetensors of something else")
-                if told.get("version") != str(VERSION):
-                    raise ValueError(
-                        f"format {told.get('version')} where this loclin reads {VERSION}"
-                    )
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, ValueError, SafetensorError) as error:
-            raise LoclinError(unreadable(path, error)) from error
-        return rebuilt({n.removeprefix("block."): t for n, t in tensors.items()}, told, path)
+        tensors, metadata = read_tensors(Path(path))
+        named = {name.removeprefix("block."): t for name, t in tensors.items()}
+        return rebuilt(named, metadata, Path(path))
+
+
+def _kind(model: PreTrainedModel | PeftModel) -> str:
+    return str(bare(model).config.model_type)  # type: ignore[union-attr]
 
 
 def strings(vector: SteeringVector) -> dict[str, str]:
     """Everything but the directions, as text."""
-    told = {name: getattr(vector, name) for name in (*_NEEDED, *_OPTIONAL)}
-    told |= {"blocks": None if vector.blocks is None else str(vector.blocks)}
-    told |= {"about": json.dumps(dict(vector.about), ensure_ascii=False) if vector.about else None}
-    return {name: str(value) for name, value in told.items() if value is not None}
+    facts = {name: getattr(vector, name) for name in (*_NEEDED, *_OPTIONAL, "blocks")}
+    facts["about"] = json.dumps(dict(vector.about), ensure_ascii=False) if vector.about else None
+    return {name: str(value) for name, value in facts.items() if value is not None}
 
 
-def rebuilt(tensors: Mapping[str, Tensor], told: Mapping[str, str], path: Path) -> SteeringVector:
+def rebuilt(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path
+) -> SteeringVector:
     """A vector from a file's tensors, by the number of their block, and what `strings` wrote.
 
     Raises:
@@ -374,15 +341,15 @@ def rebuilt(tensors: Mapping[str, Tensor], told: Mapping[str, str], path: Path) 
         directions = {int(n): t for n, t in tensors.items()}
         if any(t.dtype != torch.float32 for t in directions.values()):
             raise ValueError("tensors of another dtype than float32")
-        about = json.loads(told.get("about", "{}"))
+        about = json.loads(metadata.get("about", "{}"))
         if not isinstance(about, dict) or not all(isinstance(v, str) for v in about.values()):
             raise ValueError("metadata that is no text")
         vector = SteeringVector(
             directions=directions,
-            blocks=int(told["blocks"]) if "blocks" in told else None,
+            blocks=int(metadata["blocks"]) if "blocks" in metadata else None,
             about=about,
-            **{name: told[name] for name in _NEEDED},
-            **{name: told.get(name) for name in _OPTIONAL},  # type: ignore[arg-type]
+            **{name: metadata[name] for name in _NEEDED},
+            **{name: metadata.get(name) for name in _OPTIONAL},  # type: ignore[arg-type]
         )
         vector.check()
     except (ValueError, KeyError) as error:  # a LoclinError too
@@ -390,44 +357,7 @@ def rebuilt(tensors: Mapping[str, Tensor], told: Mapping[str, str], path: Path) 
     return vector
 
 
-def unreadable(path: Path, error: Exception) -> str:
-    """One line for whatever a library or this file found wrong."""
-    if isinstance(error, FileNotFoundError):
-        return f"expected a steering vector, found nothing at {path}: check the path"
-    missing = isinstance(error, KeyError)
-    found = f"no {error.args[0]!r} in it" if missing else " ".join(str(error).split())[:200]
-    return f"expected a steering vector in {path}, found {found}: make or copy the file again"
-
-
-@contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """A scratch file in the same folder, which takes the place of `path` if the body ends well.
-
-    Raises:
-        LoclinError: the place cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-") as folder:
-            scratch = Path(folder) / path.name
-            yield scratch
-            usual = Path(folder) / ".usual"
-            # with the mode of any new file; safetensors lets nobody else read its own
-            usual.touch()
-            scratch.chmod(usual.stat().st_mode & 0o777)
-            scratch.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise LoclinError(
-            f"expected to write {path}, found {error}: make room or choose another file"
-        ) from error
-
-
 def _check_addable(one: SteeringVector, other: SteeringVector) -> None:
-    """Vectors of one kind of model live in one space.
-
-    Raises:
-        LoclinError: another width, kind of model, number of blocks, site or place of the blocks.
-    """
     for name in ("width", "model_type", "blocks", "site", "layers_path"):
         a, b = getattr(one, name), getattr(other, name)
         if a != b and not (name in ("blocks", "layers_path") and None in (a, b)):
@@ -439,34 +369,24 @@ def _check_addable(one: SteeringVector, other: SteeringVector) -> None:
 
 def _sum(one: SteeringVector, other: SteeringVector, sign: float) -> SteeringVector:
     _check_addable(one, other)
-    zero = torch.zeros(one.width)
-    every = {*one.directions, *other.directions}
-    directions = {
-        n: one.directions.get(n, zero) + sign * other.directions.get(n, zero) for n in every
-    }
+    zero, a, b = torch.zeros(one.width), one.directions, other.directions
     joined = {
         n: _joined(getattr(one, n), getattr(other, n))
         for n in ("model", "route", "position", "data", "dtype")
     }
-    norm = f"({one.norm}) {'+' if sign > 0 else '−'} ({other.norm})"
-    about = {
-        n: _joined(one.about.get(n, ""), other.about.get(n, ""))
-        for n in {**one.about, **other.about}
-    }
+    every = {**one.about, **other.about}
     return replace(
         one,
-        directions=directions,
+        directions={n: a.get(n, zero) + sign * b.get(n, zero) for n in {*a, *b}},
         revision=one.revision if one.revision == other.revision else None,
         blocks=other.blocks if one.blocks is None else one.blocks,
         layers_path=one.layers_path or other.layers_path,
-        norm=norm,
-        about=about,
+        norm=f"({one.norm}) {'+' if sign > 0 else '−'} ({other.norm})",
+        about={n: _joined(one.about.get(n, ""), other.about.get(n, "")) for n in every},
         **joined,
     )
 
 
 def _joined(one: str, other: str) -> str:
     """Both texts, each part once."""
-    return " + ".join(
-        dict.fromkeys(part for part in (*one.split(" + "), *other.split(" + ")) if part)
-    )
+    return " + ".join(dict.fromkeys(p for p in (*one.split(" + "), *other.split(" + ")) if p))

@@ -1,5 +1,5 @@
-"""The search route to a steering vector: what the best of many random steps in weights do to
-activations (Figure 9).
+"""Directions from a random search: what the best of many random weight steps do to activations
+(Figure 9).
 """
 
 from __future__ import annotations
@@ -15,33 +15,30 @@ from torch import Tensor, nn
 
 from loclin.activations.capture import activations
 from loclin.errors import LoclinError
-from loclin.geometry.gramian import exact
+from loclin.geometry.gramian import to_float64
 from loclin.parameters import ParameterSpace
 from loclin.search.candidate import Perturbed, candidates
 from loclin.search.noise import Noise
 from loclin.seeds import derived
-from loclin.steering.asked import Asked, next_logits, pieces
+from loclin.steering.prompts import PromptSet, next_logits, pieces
 
 #: ‖σz‖/‖θ‖, a tenth of the law's limit `law.valid_up_to` for the loss of E1 on the smaller built-in
 #: statement model (0.22; 0.51 on the larger): scores then follow the gradient at a correlation
-#: above 0.99 (`law.alignment_correlation`), and a smaller step, by the law, would find the same
-#: direction. Set from gradient and curvature alone, before any vector was tested.
+#: above 0.99 (`law.alignment_correlation`). Set from gradient and curvature alone, before any
+#: vector was tested.
 SIZE = 0.02
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Found:
-    """What random steps in weights scored on one part of the prompts, and did to activations on
-    another.
+class SearchedShifts:
+    """What N random weight steps scored on some prompts, and did to activations on others.
 
     Attributes:
-        scores: mean log p(toward) on the search part of every candidate, in nats, in the order of
-            the candidates.
+        scores: mean log p(toward) of every candidate, in nats.
         before: the same of the model as it is.
-        shifts: mean over the extraction part of h_L(θ + σz) − h_L(θ) at the last token, of every
-            candidate measured.
+        shifts: mean over prompts of h_L(θ + σz) − h_L(θ) at the last token, of every candidate
+            measured.
         measured: which candidates those are.
-        layers: 0-based, in the order of `shifts`.
         sigma: σ, in units of the weights.
     """
 
@@ -49,32 +46,30 @@ class Found:
     before: float
     shifts: Float[Tensor, "m L d"]
     measured: Int[np.ndarray, " m"]
-    layers: tuple[int, ...]
     sigma: float
 
 
 @torch.no_grad()
 def toward_log_probability(
-    model: nn.Module, asked: Asked, *, rows_at_once: int | None = None
+    model: nn.Module, prompts: PromptSet, *, rows_at_once: int | None = None
 ) -> Float[np.ndarray, " n"]:
     """log p(toward | prompt) over the whole vocabulary, in nats, where the model stands: minus the
     loss of E1 (measures §13).
     """
-    found = np.empty(len(asked))
-    for rows in pieces(model, asked.batch, rows_at_once=rows_at_once):
-        chosen = asked.rows(rows)
+    found = np.empty(len(prompts))
+    for rows in pieces(model, prompts.batch, rows_at_once=rows_at_once):
+        chosen = prompts.rows(rows)
         log_p = next_logits(model, chosen.batch).log_softmax(-1)
-        found[rows.numpy()] = (
-            log_p.gather(1, chosen.toward.to(log_p.device)[:, None])[:, 0].cpu().numpy()
-        )
+        toward = chosen.toward.to(log_p.device)[:, None]
+        found[rows.numpy()] = log_p.gather(1, toward)[:, 0].cpu().numpy()
     return found
 
 
 def perturbed_shifts(
     model: nn.Module,
     space: ParameterSpace,
-    search: Asked,
-    extract: Asked,
+    search: PromptSet,
+    extract: PromptSet,
     *,
     count: int,
     size: float = SIZE,
@@ -83,65 +78,52 @@ def perturbed_shifts(
     best: int | None = None,
     path: str | None = None,
     rows_at_once: int | None = None,
-    told: Callable[[float], None] | None = None,
-) -> Found:
+    progress: Callable[[float], None] | None = None,
+) -> SearchedShifts:
     """Score random steps σz, z ~ N(0, I_D), and read the mean activation shift of each; one
     candidate in memory at a time.
 
-    Step i is a function of (seed, i, tensor name) alone. σ is the step per coordinate at which ‖σz‖
-    = size·‖θ‖ on average: σ = size·‖θ‖/√D.
+    Step i is a function of (seed, i, tensor name) alone. ‖σz‖ = size·‖θ‖ on average: σ =
+    size·‖θ‖/√D. The weights are afterwards what they were, bit for bit.
 
     Args:
-        model: a causal LM in evaluation mode, in float32 or better; bit for bit what it was
-            afterwards, whatever happens.
+        model: a causal LM in evaluation mode, in float32 or better.
         space: the tensors that move.
-        search: prompts that candidates are scored on.
-        extract: prompts that shifts are read on. No group of prompts may be in both: that is the
-            caller's duty.
+        search, extract: prompts that candidates are scored on, and that shifts are read on. No
+            group may be in both: that is the caller's duty.
         count: N.
         size: of a step, relative to ‖θ‖.
-        layers: whose outputs are read.
+        layers, path: blocks to read, and where they are.
         seed: of the steps.
-        best: read the shifts of so many candidates of the largest scores alone, placed a second
-            time, where reading all N would take too long; `chance_vectors` then has nothing to draw
-            from.
-        path: where the blocks are, if not where they usually are.
+        best: read the shifts of so many of the largest scores alone, placed a second time;
+            `chance_vectors` then has nothing to draw from.
         rows_at_once: in one forward pass.
-        told: called with the share that is done after every candidate.
+        progress: called with the share that is done after every candidate.
 
     Raises:
-        LoclinError: a count below 1, a size that is not positive and finite, `best` not from 1 to
-            N, weights of all zeros or in half precision, a step that leaves scores or activations
-            that are not finite.
+        LoclinError: a count, size or `best` out of range, weights of all zeros or in half
+            precision, scores or activations that are not finite.
     """
-    sigma = _sigma(space, count, size, best)
+    sigma, wanted = _sigma(space, count, size, best), list(layers)
     steps = candidates(count, [sigma], seed=derived(seed, "steering"))
-    wanted = list(layers)
 
     def centre() -> Float[Tensor, "L d"]:
-        h = activations(
-            model,
-            extract.batch,
-            layers=wanted,
-            position="last",
-            path=path,
-            rows_at_once=rows_at_once,
-        )
-        return h.double().mean(1)
+        read = {"layers": wanted, "path": path, "rows_at_once": rows_at_once}
+        return activations(model, extract.batch, **read).double().mean(1)  # type: ignore[arg-type]
+
+    def score() -> float:
+        return float(toward_log_probability(model, search, rows_at_once=rows_at_once).mean())
 
     scores, shifts = np.empty(count), []
-    origin, before = (
-        centre(),
-        float(toward_log_probability(model, search, rows_at_once=rows_at_once).mean()),
-    )
+    origin, before = centre(), score()
     with Perturbed(space, Noise()) as perturbed:
         for i, step in enumerate(steps):
             perturbed.place(step)
-            scores[i] = toward_log_probability(model, search, rows_at_once=rows_at_once).mean()
+            scores[i] = score()
             if best is None:
                 shifts.append((centre() - origin).float())
-            if told is not None:
-                told((i + 1) / count)
+            if progress is not None:
+                progress((i + 1) / count)
         measured = np.arange(count) if best is None else _best(scores, best)
         for i in [] if best is None else measured.tolist():
             perturbed.place(steps[i])
@@ -152,13 +134,8 @@ def perturbed_shifts(
             f"expected finite scores and activations of every step, found others at size {size:g}: "
             "lower it"
         )
-    return Found(
-        scores=scores,
-        before=before,
-        shifts=found,
-        measured=measured,
-        layers=tuple(wanted),
-        sigma=sigma,
+    return SearchedShifts(
+        scores=scores, before=before, shifts=found, measured=measured, sigma=sigma
     )
 
 
@@ -174,8 +151,8 @@ def _sigma(space: ParameterSpace, count: int, size: float, best: int | None) -> 
         raise LoclinError(
             f"expected float32 weights for small steps, found {kind}: choose --dtype float32"
         )
-    length = float(exact(space.read()).norm())
-    if not length > 0 or not math.isfinite(length):
+    length = float(to_float64(space.read()).norm())
+    if not 0 < length < math.inf:
         raise LoclinError(
             f"expected weights of a positive, finite norm, found {length}: load the model again"
         )
@@ -187,7 +164,7 @@ def _best(scores: Float[np.ndarray, " N"], k: int) -> Int[np.ndarray, " k"]:
     return np.argsort(-scores, kind="stable")[:k]
 
 
-def winners_vector(found: Found, k: int) -> Float[Tensor, "L d"]:
+def winners_vector(found: SearchedShifts, k: int) -> Float[Tensor, "L d"]:
     """Mean activation shift of the k candidates of the largest scores: the vector of the search
     route (measures §13).
 
@@ -198,15 +175,11 @@ def winners_vector(found: Found, k: int) -> Float[Tensor, "L d"]:
     return found.shifts[_best(found.scores[found.measured], k)].mean(0)
 
 
-def chance_vectors(found: Found, k: int, *, draws: int, seed: int) -> Float[Tensor, "draws L d"]:
+def chance_vectors(
+    found: SearchedShifts, k: int, *, draws: int, seed: int
+) -> Float[Tensor, "draws L d"]:
     """The same with the scores permuted: mean shifts of k candidates drawn at random, the null of
     the selection.
-
-    Args:
-        found: a search whose candidates were all measured.
-        k: as of the winners.
-        draws: how many.
-        seed: of the permutations.
 
     Raises:
         LoclinError: k is not from 1 to N, no draws, or a search that read the shifts of its winners
@@ -216,8 +189,7 @@ def chance_vectors(found: Found, k: int, *, draws: int, seed: int) -> Float[Tens
     if len(found.measured) < len(found.scores) or draws < 1:
         raise LoclinError(
             f"expected the shifts of all {len(found.scores)} candidates and at least 1 draw, found "
-            f"{len(found.measured)} and "
-            f"{draws}: measure all of them"
+            f"{len(found.measured)} and {draws}: measure all of them"
         )
     rng = np.random.default_rng(derived(seed, "chance"))
     return torch.stack(
@@ -225,7 +197,7 @@ def chance_vectors(found: Found, k: int, *, draws: int, seed: int) -> Float[Tens
     )
 
 
-def _check_winners(found: Found, k: int) -> None:
+def _check_winners(found: SearchedShifts, k: int) -> None:
     if not 1 <= k <= len(found.measured):
         raise LoclinError(
             f"expected 1 to {len(found.measured)} winners, found {k}: take fewer, or more "

@@ -6,38 +6,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loclin.errors import LoclinError
+from loclin.models.pretrained import context_of
+from loclin.steering.estimands import Form
 from loclin.tasks.batch import IGNORED, LOGITS_AT_ONCE, Batch, collate
-from loclin.tasks.example import Example
+from loclin.tasks.example import Example, split
 
+Index = Int[np.ndarray, " m"] | Bool[np.ndarray, " n"] | Int[Tensor, " m"] | Sequence[int] | slice
 YES = " yes"  # the positive option where nobody names one
-GRADED_AT_ONCE = (
-    1 << 11
-    # tokens of one pass that keeps what a backward pass needs: about 3 GB for a model of 500M
-    # weights
-)
+#: Tokens of one pass that keeps what a backward pass needs: about 3 GB for a model of 500M weights.
+GRADED_AT_ONCE = 1 << 11
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Asked:
+class PromptSet:
     """n prompts and, for each, the two tokens whose logits are compared after it.
 
     Attributes:
         batch: the prompts alone, right padded; every label `IGNORED`.
-        toward: the token that counts as +.
-        away: the token that counts as −.
+        toward, away: the tokens that count as + and as −.
         labels: class form: whether the right answer is the positive one. None in the paired form.
         gold: the right one of the two tokens.
         groups: what no two splits share, for each example.
-        examples: where they come from.
         form: "class": all examples have the same two options, and toward is the positive one;
             "paired": toward is the right answer of each example.
         positive: the positive option, in the class form.
@@ -61,14 +60,7 @@ class Asked:
         """Every token that is compared."""
         return tuple(sorted({*self.toward.tolist(), *self.away.tolist()}))
 
-    def rows(
-        self,
-        index: Int[np.ndarray, " m"]
-        | Bool[np.ndarray, " n"]
-        | Int[Tensor, " m"]
-        | Sequence[int]
-        | slice,
-    ) -> Asked:
+    def rows(self, index: Index) -> PromptSet:
         """The chosen prompts, in the order of the index, cut to the longest of them.
 
         Raises:
@@ -92,15 +84,10 @@ class Asked:
             examples=tuple(self.examples[i] for i in chosen),
         )
 
-    def to(self, device: torch.device | str) -> Asked:
+    def to(self, device: torch.device | str) -> PromptSet:
         """The same prompts on another device."""
-        return replace(
-            self,
-            batch=self.batch.to(device),
-            toward=self.toward.to(device),
-            away=self.away.to(device),
-            gold=self.gold.to(device),
-        )
+        moved = {n: getattr(self, n).to(device) for n in ("batch", "toward", "away", "gold")}
+        return replace(self, **moved)
 
     def answered(self, tokens: Int[Tensor, " n"]) -> Batch:
         """Each prompt with one token after it, and that token as its label: `answer_loss` then
@@ -120,13 +107,13 @@ class Asked:
         )
 
 
-def ask(
+def prompt_set(
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
     *,
     positive: str | None = None,
     device: torch.device | str,
-) -> Asked:
+) -> PromptSet:
     """Examples of two options as prompts with a token toward and a token away.
 
     Tokens that both options begin with (" (" of " (A)" and " (B)") go to the end of the prompt; the
@@ -140,9 +127,9 @@ def ask(
         device: of the model.
 
     Raises:
-        LoclinError: no examples; other than two options, or an answer that is none of them; a
-            positive option that is missing somewhere, or other options beside it; options that do
-            not differ in one token; examples of one class alone; or what `collate` refuses.
+        LoclinError: no examples; other than two options; an answer, or a positive option, that is
+            none of them; several pairs of options in the class form; options that do not differ in
+            one token; one class alone; or what `collate` refuses.
     """
     _two_options(examples)
     named = positive or (YES if all(YES in e.options for e in examples) else None)
@@ -152,7 +139,9 @@ def ask(
         _one_pair(examples, named)
     plus = [named if named is not None else e.answer for e in examples]
     minus = [e.options[1 - e.options.index(p)] for e, p in zip(examples, plus, strict=True)]
-    tokens = _option_tokens(examples, tokenizer)
+    texts = sorted({option for e in examples for option in e.options})
+    split_up = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    tokens = dict(zip(texts, split_up, strict=True))
     shared = [_shared(tokens, p, m) for p, m in zip(plus, minus, strict=True)]
     toward = torch.tensor([tokens[p][k] for p, k in zip(plus, shared, strict=True)])
     away = torch.tensor([tokens[m][k] for m, k in zip(minus, shared, strict=True)])
@@ -164,7 +153,7 @@ def ask(
         )
     extra = torch.tensor([len(tokens[p]) - k for p, k in zip(plus, shared, strict=True)])
     posed = collate([replace(e, answer=p) for e, p in zip(examples, plus, strict=True)], tokenizer)
-    return Asked(
+    return PromptSet(
         batch=_shortened(posed, extra),
         toward=toward,
         away=away,
@@ -175,6 +164,61 @@ def ask(
         form="paired" if named is None else "class",
         positive=named,
     ).to(device)
+
+
+def prompts_within(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel | PeftModel,
+    *,
+    positive: str | None,
+    form: Form = "auto",
+) -> PromptSet:
+    """The examples as prompts within the model's context.
+
+    Raises:
+        LoclinError: as `prompt_set`, or one is longer.
+    """
+    prompts = prompt_set(examples, tokenizer, positive=positive, device=model.device)
+    # the paired form reads the answer's token too
+    longest = prompts.batch.input_ids.shape[1] + (prompts.labels is None or form == "paired")
+    context = context_of(cast(PreTrainedModel, model))
+    if context is not None and longest > context:
+        raise LoclinError(
+            f"expected prompts within the model's context of {context} tokens, found one of "
+            f"{longest}: shorten it or leave it out"
+        )
+    return prompts
+
+
+def prompt_halves(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel | PeftModel,
+    *,
+    positive: str | None,
+    seed: int,
+) -> tuple[PromptSet, PromptSet]:
+    """Two halves of the examples, both in the form of all of them; no group is in both.
+
+    Raises:
+        LoclinError: as `prompts_within`, or all the examples are one group.
+    """
+    whole = prompts_within(examples, tokenizer, model, positive=positive)
+    parts = split(examples, {"step": 0.5, "read": 0.5}, seed=seed)
+    place = {id(e): i for i, e in enumerate(examples)}
+    step, read = (whole.rows([place[id(e)] for e in parts[n]]) for n in ("step", "read"))
+    return step, read
+
+
+def group_numbers(groups: Sequence[str]) -> list[int]:
+    """For every example the number of its group, in order of appearance.
+
+    >>> group_numbers(["a", "a", "b", "a"])
+    [0, 0, 1, 0]
+    """
+    place = {g: i for i, g in enumerate(dict.fromkeys(groups))}
+    return [place[g] for g in groups]
 
 
 def pieces(
@@ -248,13 +292,6 @@ def _one_pair(examples: Sequence[Example], positive: str) -> None:
         )
 
 
-def _option_tokens(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase
-) -> Mapping[str, list[int]]:
-    texts = sorted({option for e in examples for option in e.options})
-    return dict(zip(texts, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True))
-
-
 def _shared(tokens: Mapping[str, list[int]], one: str, other: str) -> int:
     """How many tokens two options begin with alike; they must differ in the next one alone."""
     a, b = tokens[one], tokens[other]
@@ -268,18 +305,12 @@ def _shared(tokens: Mapping[str, list[int]], one: str, other: str) -> int:
 
 
 def _shortened(batch: Batch, extra: Int[Tensor, " n"]) -> Batch:
-    """Each row without its last `extra` tokens, and without labels.
-
-    Raises:
-        LoclinError: a row of which nothing is left.
-    """
+    """Each row without its last `extra` tokens, and without labels."""
     left = batch.attention_mask.sum(1) - extra
     if int(left.min()) < 1:
         raise LoclinError("expected prompts of at least one token, found an empty one: fill it in")
     mask = (torch.arange(batch.input_ids.shape[1]) < left[:, None]).long()
-    whole = Batch(
-        input_ids=batch.input_ids * mask,
-        attention_mask=mask,
-        labels=torch.full_like(batch.labels, IGNORED),
+    labels = torch.full_like(batch.labels, IGNORED)
+    return Batch(input_ids=batch.input_ids * mask, attention_mask=mask, labels=labels).rows(
+        slice(None)
     )
-    return whole.rows(slice(None))

@@ -1,0 +1,189 @@
+"""What a run works with: the model as it is, and five parts of the examples that it shares with no
+other run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from loclin.activations.blocks import blocks
+from loclin.errors import LoclinError
+from loclin.models import Problem
+from loclin.parameters import ParameterSpace
+from loclin.progress import ProgressCallback
+from loclin.run.rows import Row, finite
+from loclin.search.splits import askable, learned
+from loclin.seeds import derived
+from loclin.steering.averages import space_of
+from loclin.steering.neutral import Neutral, neutral_text
+from loclin.steering.prompts import PromptSet, prompt_set
+from loclin.studies.steering.claims_settings import SteeringClaimsSettings
+from loclin.studies.steering.names import PARTS
+from loclin.studies.steering.splits import split_prompts
+from loclin.tasks.example import Example, dealt
+
+Layered = Float[Tensor, "L d"]
+Values = Float[Tensor, " L"] | Float[np.ndarray, " L"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SteeringContext:
+    """One run's surroundings.
+
+    Attributes:
+        space: the weights that step.
+        parts: the examples of this run by what they serve (`PARTS`).
+        neutral: text to see damage on.
+        layers, chosen: all blocks; the one at which claims are decided, once it is chosen.
+        seed: of everything random in this run alone.
+    """
+
+    settings: SteeringClaimsSettings
+    run: int
+    problem: Problem
+    space: ParameterSpace
+    parts: Mapping[str, PromptSet]
+    neutral: Neutral
+    layers: tuple[int, ...]
+    chosen: int = -1
+    seed: int
+    progress: ProgressCallback
+
+    @property
+    def model(self) -> PreTrainedModel | PeftModel:
+        """The model, in evaluation mode."""
+        return self.problem.model
+
+    @property
+    def read(self) -> dict[str, Any]:
+        """Where activations are read: every block."""
+        return {"layers": self.layers, "path": self.settings.layers_path}
+
+    @property
+    def class_form(self) -> bool:
+        """Whether the examples have classes."""
+        return self.parts["labels"].form == "class"
+
+    def row(self, quantity: str, value: float | None, **context: Any) -> Row:
+        """A row of this run; no value where the number is not finite."""
+        return Row(quantity=quantity, value=finite(value), context={"run": self.run, **context})
+
+    def rows(self, values: Mapping[str, float | None], **context: Any) -> list[Row]:
+        """Rows of several quantities in one place."""
+        return [self.row(quantity, value, **context) for quantity, value in values.items()]
+
+    def by_layer(self, quantity: str, values: Values, **context: Any) -> list[Row]:
+        """A row for every layer."""
+        layers = zip(self.layers, values, strict=True)
+        return [self.row(quantity, float(v), **context, layer=n) for n, v in layers]
+
+    def at_places(self, quantity: str, values: Values, **context: Any) -> list[Row]:
+        """A row for each of the `places` that claims are decided at."""
+        found = places(np.asarray(values, dtype=float)[None], self.chosen)
+        return [self.row(quantity, float(v[0]), **context, at=at) for at, v in found.items()]
+
+    def both(self, quantity: str, values: Values, **context: Any) -> list[Row]:
+        """Rows by layer, and at the places that claims are decided at."""
+        at = self.at_places(f"{quantity}_at", values, **context)
+        return [*self.by_layer(quantity, values, **context), *at]
+
+
+def places(values: Float[np.ndarray, "m L"], chosen: int) -> dict[str, Float[np.ndarray, " m"]]:
+    """Of every draw the value at the chosen layer, the mean over the later half of the layers, and
+    the largest.
+    """
+    half = values.shape[1] // 2
+    return {"chosen": values[:, chosen], "late": values[:, half:].mean(1), "highest": values.max(1)}
+
+
+def cosine(a: Float[Tensor, "*a d"], b: Float[Tensor, "*b d"]) -> Float[Tensor, "*c"]:
+    """In float64, NaN where a vector is zero: what is left of one without others may be nothing."""
+    x, y = a.double(), b.double()
+    lengths = x.norm(dim=-1) * y.norm(dim=-1)
+    found = ((x * y).sum(-1) / lengths).clamp(-1, 1)
+    return torch.where(lengths > 0, found, math.nan)
+
+
+def make_context(
+    problem: Problem, settings: SteeringClaimsSettings, run: int, progress: ProgressCallback
+) -> SteeringContext:
+    """Divide the examples; which of them a run gets depends on the settings alone.
+
+    Raises:
+        LoclinError: too few examples, and how many are needed; options that are not told apart by
+            one token.
+    """
+    tokenizer, device = problem.tokenizer, problem.model.device
+    seed = derived(settings.seed + run, "steering study")
+    # all tasks together, without what a built-in model was trained or chosen on
+    without = learned(settings.model, settings.data)
+    every = askable(problem.examples, task=None, without=without)
+    positive = prompt_set(every, tokenizer, positive=settings.positive, device="cpu").positive
+    examples = divided(every, settings)[run]
+    parts = {p: split_prompts(p, examples[p], tokenizer, positive, device) for p in PARTS}
+    neutral = neutral_text(
+        problem.model,
+        tokenizer,
+        file=settings.neutral,
+        count=settings.neutral_rows,
+        tokens=settings.neutral_tokens,
+        seed=derived(seed, "neutral text"),
+        answers=parts["test"].tokens,
+    )
+    return SteeringContext(
+        settings=settings,
+        run=run,
+        problem=problem,
+        space=space_of(problem.model, settings.space),
+        parts=parts,
+        neutral=neutral,
+        layers=tuple(range(len(blocks(problem.model, settings.layers_path)))),
+        seed=seed,
+        progress=progress,
+    )
+
+
+def divided(
+    every: Sequence[Example], settings: SteeringClaimsSettings
+) -> list[dict[str, tuple[Example, ...]]]:
+    """The parts of every run; no group is in two parts, of one run or of two."""
+    runs, sizes = range(settings.seeds), settings.sizes
+    every_size = {f"{run}/{part}": size for run in runs for part, size in sizes.items()}
+    try:
+        found = dealt(every, every_size, seed=settings.seed, purpose="steering study")
+    except LoclinError as error:
+        if "examples for" not in str(error):
+            raise
+        needed, groups = sum(sizes.values()), len({e.group or e.prompt for e in every})
+        raise LoclinError(
+            f"expected {needed * len(runs)} examples for {len(runs)} runs of {needed} each "
+            f"({', '.join(f'{name} {size}' for name, size in sizes.items())}), found {len(every)} "
+            f"in {groups} groups: give more data, fewer --seeds, or smaller parts (--labels, "
+            "--gradient, --shift, --choose, --test)"
+        ) from error
+    return [{part: found[f"{run}/{part}"] for part in PARTS} for run in runs]
+
+
+def halves(prompts: PromptSet) -> tuple[PromptSet, PromptSet]:
+    """Two halves of a part, by group; classes are shared out alike."""
+    first = {group: prompts.groups.index(group) for group in prompts.groups}
+    labels = np.zeros(len(prompts), dtype=bool) if prompts.labels is None else prompts.labels
+    order = sorted(first, key=lambda group: (bool(labels[first[group]]), first[group]))
+    if len(order) < 2:
+        raise LoclinError(
+            f"expected examples of two groups or more in every part, found {len(order)}: give more "
+            "data"
+        )
+    side = {group: i % 2 for i, group in enumerate(order)}
+    home = np.array([side[group] for group in prompts.groups])
+    return prompts.rows(home == 0), prompts.rows(home == 1)

@@ -1,0 +1,49 @@
+"""Names in the record of the steering claims, and their labels: written here once for measure,
+claims and page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from loclin.steering.estimands import Estimand
+
+#: Nulls of a cosine: random weight directions with the gradient's norm as a whole or in every
+#: tensor, and the latter against what is left without the readout; steps to other tokens; permuted
+#: labels of the gradient batch, and of the examples behind CAA; random steps of a search.
+WHOLE, BY_TENSOR = "weights as a whole", "weights by tensor"
+BEYOND = "weights by tensor, without the readout"
+TOKENS, SCORES = "unrelated tokens", "permuted scores"
+RELABELLED, CAA_RELABELLED = "permuted labels", "permuted labels of CAA"
+
+#: The estimands of a step's shift (measures §13), and the second null of each.
+ESTIMANDS: Mapping[Estimand, str] = {
+    "E1": "mean shift, loss −log p(fixed answer)",
+    "E2": "mean shift, loss of the gold answers",
+    "E3": "class contrast of the shift, loss of the gold answers",
+}
+SECOND_NULL: Mapping[Estimand, str] = {"E1": TOKENS, "E2": RELABELLED, "E3": RELABELLED}
+
+#: Other vectors, and conditions under which answers are measured.
+CAA, PAIRED, LOGITS, SEARCH = "CAA", "paired CAA", "logit gradient", "search"
+E1_ALONG, E1_ACROSS, STEP = "E1 along CAA", "E1 across CAA", "weight step E1"
+MODEL = "the model"
+#: Quantiles of random directions of activations.
+RANDOM = {"random, 2.5 %": 0.025, "random, median": 0.5, "random, 97.5 %": 0.975}
+LOW, MEDIAN, HIGH = RANDOM
+
+#: Ratio of effects that counts as similar: the margins of bioequivalence.
+SIMILAR = (0.8, 1.25)
+#: What is taken out of both vectors before their cosine, and how that is said.
+NOTHING, READOUT, COMMON, OUTLIERS = "nothing", "readout", "common mean", "outliers"
+REMOVED: Mapping[str, str] = {
+    LOGITS: "without the logit gradient g",
+    READOUT: "without both answers' gradients of log p (the readout)",
+    COMMON: "without the common mean activation",
+    OUTLIERS: "without the largest coordinates",
+}
+
+
+def frozen(of: str) -> str:
+    """An estimand of a step that leaves the embeddings as they are."""
+    return f"{of}, embeddings frozen"

@@ -1,0 +1,125 @@
+"""Settings of the steering claims. Imports nothing heavy, so that `--help` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from loclin.errors import LoclinError
+from loclin.options import BUILT_IN
+from loclin.studies.settings import Profile, StudySettings, check_counts
+from loclin.studies.steering.names import PARTS
+from loclin.studies.steering.options import SteeringSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeringClaimsSettings(SteeringSettings, StudySettings):
+    """Make a steering vector in three ways, see whether they agree, and whether each of them
+    steers.
+
+    From labels: the difference of mean activations between the classes (CAA). From one gradient
+    step of the weights: the shift of activations that it makes, in three estimands: E1, the mean
+    shift for the loss −log p(fixed answer); E2, the mean shift for the gold answers' loss; E3, the
+    difference of the mean shifts of the classes for that loss. From random search: the mean shift
+    of the best of many random weight steps. The vectors are compared at every layer with random
+    weight directions, permuted labels, unrelated answer tokens and the gradient of the logits; and
+    added to activations at one layer, in both directions, at equal length and at equal damage
+    (measures §13).
+
+    The model is taken as it is: nothing is trained or destroyed. Independent runs are disjoint
+    parts of the examples: intervals are over prompts and gradient batches, given the model.
+    """
+
+    study: ClassVar[str] = "steering"
+    kind: ClassVar[str] = "steering"
+
+    model: str = "statements"
+    """statements (460k parameters), built in, or its small twin statements-small; a folder; or a
+    hub id such as distilgpt2."""
+    seeds: int = 6
+    """Independent runs, each with examples of its own."""
+
+    gradient: int = 64
+    shift: int = 64
+    test: int = 96
+
+    etas: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1)
+    """Every η at which the shift is read, both ways; --eta has to be among them."""
+    directions: int = 100
+    """Random weight directions of every kind, each stepped along both ways."""
+    relabelings: int = 100
+    """Permutations of the labels of the gradient batch, one gradient step each."""
+    permutations: int = 999
+    """Permutations of the labels behind the vector from labels."""
+    tokens: int = 120
+    """Unrelated answer tokens, one gradient step each, taken both ways; at most as many as the
+    vocabulary has."""
+    outliers: int = 5
+    """Coordinates with the largest activations that are left out of both vectors, in one
+    comparison."""
+
+    candidates: int = 200
+    """Random weight steps of the search."""
+    winners: int = 20
+    """How many of the best make its vector."""
+    search_size: float = 0.02
+    """Length of a random step relative to the weights' norm."""
+    chance: int = 100
+    """Vectors of as many steps drawn without regard to their scores."""
+
+    random_vectors: int = 20
+    """Random directions of activations to hold every effect against."""
+    neutral_rows: int = 48
+    """Passages of neutral text."""
+    neutral_tokens: int = 24
+    """Tokens of a passage, at most."""
+
+    def checked(self) -> SteeringClaimsSettings:
+        """These settings, if they can be run; raises as `RunSettings.checked` does."""
+        super().checked()
+        counts = ("directions", "relabelings", "permutations", "tokens", "chance", "random_vectors")
+        check_counts(self, (*counts, "candidates", "winners", "neutral_rows"))
+        check_counts(self, ("outliers",), least=0)
+        check_counts(self, ("neutral_tokens",), least=2)
+        check_counts(self, PARTS, least=8)
+        etas, size = list(self.etas), self.search_size
+        growing = etas == sorted(set(etas)) and min(etas, default=0) > 0
+        exact, dtype = "float32 or float64 for steps this small", f"--dtype {self.dtype}"
+        fewer = f"fewer winners than the {self.candidates} candidates"
+        for holds, expected, found, remedy in (
+            (self.dtype in ("float32", "float64"), exact, dtype, "change it"),
+            (growing, "growing step sizes above 0", etas, "change --etas"),
+            (self.eta in etas, f"--eta {self.eta:g} among --etas", etas, "add it"),
+            (0 < size < 1, "a size of search steps between 0 and 1", size, "change --search-size"),
+            (self.winners < self.candidates, fewer, self.winners, "lower --winners"),
+        ):
+            if not holds:
+                raise LoclinError(f"expected {expected}, found {found}: {remedy}")
+        return self
+
+
+def preset(profile: Profile, model: str | None = None) -> SteeringClaimsSettings:
+    """The defaults of a profile for a model; smoke takes few runs and nulls too small to support
+    anything.
+    """
+    named = model or ("statements-small" if profile == "smoke" else "statements")
+    settings = SteeringClaimsSettings(model=named, profile=profile)
+    if profile == "paper" and named in BUILT_IN:
+        return replace(settings, seeds=8)  # as many as its examples allow
+    if profile != "smoke":
+        return settings
+    fewer: dict[str, Any] = {"seeds": 3, "etas": (1e-4, 1e-3, 1e-2, 1e-1), "neutral_rows": 24}
+    fewer |= {"labels": 64, "gradient": 32, "shift": 32, "choose": 24, "test": 40}
+    fewer |= {"directions": 20, "relabelings": 20, "permutations": 99, "tokens": 20, "chance": 20}
+    fewer |= {"candidates": 40, "winners": 8, "random_vectors": 8}
+    return replace(settings, **fewer)
+
+
+def reproduced(profile: Profile) -> tuple[SteeringClaimsSettings, ...]:
+    """What `loclin reproduce` runs: the built-in statements, and with "paper" the paper's larger
+    model on its own data.
+    """
+    own = preset(profile)
+    if profile != "paper":
+        return (own,)
+    return (own, replace(preset(profile, "Qwen/Qwen2.5-0.5B"), data=("google/boolq",)))

@@ -1,0 +1,246 @@
+"""`loclin steer`: divide the examples, make the vectors, choose the layer, test once, write the
+vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from loclin.activations.blocks import blocks, chosen_layers
+from loclin.errors import LoclinError
+from loclin.models import load
+from loclin.models.pretrained import context_of
+from loclin.options import BUILT_IN
+from loclin.progress import ProgressCallback
+from loclin.run.rows import Part, Row
+from loclin.run.runner import Session
+from loclin.seeds import derived
+from loclin.stats import over_examples
+from loclin.steering.effect import LINEAR, ByLayer, adding, layer_slopes, logit_differences
+from loclin.steering.generation import Generation, generations
+from loclin.steering.gguf import write_gguf
+from loclin.steering.neutral import Neutral, at_equal_damage, damage, neutral_text
+from loclin.steering.routes import described, labels_norm, made_of
+from loclin.steering.vector import SteeringVector
+from loclin.studies.steering import rows as make_rows
+from loclin.studies.steering.directions import SteerContext, make_directions
+from loclin.studies.steering.responses import random_vectors, responses
+from loclin.studies.steering.settings import SteerSettings
+from loclin.studies.steering.splits import split_examples
+from loclin.tasks.choices import JOINT
+
+VECTOR = "vector.safetensors"  # in the run folder
+SHOWN = 3  # test prompts whose steered texts stand on the page
+NEUTRAL_TOKENS = 32  # of a passage of neutral text, at most
+
+
+def measure(settings: SteerSettings, run: int, session: Session) -> Part:
+    """Make the vector, write it into the run folder, and measure what it does.
+
+    Raises:
+        LoclinError: a model or data that cannot be read or used.
+    """
+    part, vector = steer(settings, session.progress)
+    vector.save(_kept(session))
+    return part
+
+
+def deliver(settings: SteerSettings, session: Session) -> None:
+    """Write the vector of a finished run where the user wants it; one that is missing or damaged is
+    made again first.
+    """
+    kept = _kept(session)
+    try:
+        vector = SteeringVector.load(kept)
+    except LoclinError:
+        measure(settings, 0, session)
+        vector = SteeringVector.load(kept)
+    if settings.vector and settings.vector.resolve() != kept.resolve():
+        vector.save(settings.vector)
+    if settings.gguf:
+        write_gguf(vector, settings.gguf)
+
+
+def _kept(session: Session) -> Path:
+    assert session.record is not None
+    return session.record.folder / VECTOR
+
+
+def steer(settings: SteerSettings, progress: ProgressCallback) -> tuple[Part, SteeringVector]:
+    """What the record holds, and the vector."""
+    ctx = _context(settings, progress)
+    found, choose = make_directions(ctx), ctx.splits.choose
+    own = dict(zip(ctx.layers, found.scaled[settings.route], strict=True))
+    chosen, slopes = _choose(ctx, own)
+    over = partial(over_examples, groups=choose.groups, seed=settings.seed)
+    rows = [*found.rows, *make_rows.layer_rows(slopes, found.lengths, chosen, over)]
+    vectors = {r: {n: found.scaled[r][n] for n in chosen} for r in settings.routes}
+    rows += _effects(ctx, vectors, {n: found.lengths[n] for n in chosen})
+    damaged, notes = _damage(ctx, vectors)
+    vector = _vector(ctx, vectors[settings.route])
+    rows += [*damaged, *make_rows.generation_rows(_texts(ctx, vector))]
+    arrays = {f"direction/{route}": raw.float().numpy() for route, raw in found.raw.items()}
+    return Part(rows=rows, arrays=arrays, notes=[*_notes(ctx), *notes]), vector
+
+
+def _context(settings: SteerSettings, progress: ProgressCallback) -> SteerContext:
+    """Model and data, divided."""
+    progress("reading model and data", 0.0)
+    problem = load(settings, seed=settings.seed, progress=progress)
+    layers = tuple(range(len(blocks(problem.model, settings.layers_path))))
+    check_layers(settings, len(layers))
+    splits = split_examples(problem, settings)
+    return SteerContext(
+        settings=settings, problem=problem, splits=splits, layers=layers, progress=progress
+    )
+
+
+def check_layers(settings: SteerSettings, count: int) -> None:
+    """Whether the layers asked for are there, and the GGUF file can hold them.
+
+    Raises:
+        LoclinError: one of them is not, or cannot.
+    """
+    numbers = chosen_layers(count, settings.given_layers)
+    if settings.without_first and count == 1:
+        raise LoclinError(
+            "expected a model of two blocks or more for --gguf, found one block: leave --gguf out"
+        )
+    if settings.gguf is not None and not settings.without_first and 0 in numbers:
+        raise LoclinError(
+            "expected blocks from 1 with --gguf, found 0, which llama.cpp refuses: change --layer"
+        )
+
+
+def _notes(ctx: SteerContext) -> list[str]:
+    """What was read, and how it was divided and asked."""
+    sizes = ", ".join(f"{size} {name}" for name, size in ctx.settings.sizes.items())
+    positive = ctx.splits.test.positive
+    plus = "the right answer of each example" if positive is None else repr(positive)
+    return [
+        *read_notes(ctx.problem.notes),
+        f"the examples are divided into {sizes}; no group in two of them",
+        f"+ is towards {plus}, at the token in which the two options differ",
+    ]
+
+
+def read_notes(notes: Sequence[str]) -> list[str]:
+    """Notes of the data, without how options are scored elsewhere: here one token of each is
+    compared.
+    """
+    return [note for note in notes if not note.endswith(JOINT)]
+
+
+def _choose(
+    ctx: SteerContext, vectors: ByLayer
+) -> tuple[tuple[int, ...], dict[int, Float[np.ndarray, " n"]]]:
+    """The layers asked for, or the one where the vector steers most on the choose part, and the
+    slopes that say so.
+    """
+    settings, choose = ctx.settings, ctx.splits.choose
+    if settings.given_layers is not None:
+        return tuple(dict.fromkeys(chosen_layers(len(ctx.layers), settings.given_layers))), {}
+    tried = {n: v for n, v in vectors.items() if n or not settings.without_first}
+    progress, path = ctx.stage("choosing the layer"), settings.layers_path
+    slopes = layer_slopes(ctx.model, choose, tried, path=path, progress=progress)
+    return (max(slopes, key=lambda layer: float(slopes[layer].mean())),), slopes
+
+
+def _vector(ctx: SteerContext, directions: ByLayer) -> SteeringVector:
+    settings, labels = ctx.settings, ctx.splits.labels
+    names: dict[str, tuple[str, ...]] = {
+        "labels": (),
+        "gradient": ("estimand", "eta", "space"),
+        "search": ("n", "k", "size", "space"),
+    }
+    form, route, position = settings.form, settings.route, "last"
+    if route != "labels":
+        form = "auto"
+    elif labels.labels is None or form == "paired":
+        position = "answer"
+    local = settings.model not in BUILT_IN and Path(settings.model).exists()
+    return described(
+        ctx.model,
+        directions,
+        route=f"gradient step, {settings.estimand}" if route == "gradient" else route,
+        norm=f"as long as {labels_norm(labels)}",
+        data=ctx.splits.hash(),
+        path=settings.layers_path,
+        position=position,
+        name=None if local else settings.model,
+        revision=settings.revision,
+        about={
+            "layer": " ".join(settings.layer),
+            **{n: f"{getattr(settings, n)}" for n in names[route]},
+            **made_of(labels, form=form, seed=settings.seed),
+        },
+    )
+
+
+def _effects(
+    ctx: SteerContext, vectors: Mapping[str, ByLayer], lengths: Mapping[int, float]
+) -> list[Row]:
+    """What the vectors do on the test part, once, beside random directions."""
+    settings, test = ctx.settings, ctx.splits.test
+    many = partial(responses, ctx.model, test, path=settings.layers_path)
+    found = many(vectors, settings.strengths, progress=ctx.stage("steering the test prompts"))
+    width = next(iter(vectors[settings.route].values())).numel()
+    drawn = random_vectors(lengths, width, count=settings.band, seed=settings.seed)
+    near = [s for s in settings.strengths if abs(s) <= LINEAR]
+    progress = ctx.stage("steering at random")
+    band = many({str(i): v for i, v in enumerate(drawn)}, near, progress=progress)
+    over = partial(over_examples, groups=test.groups, seed=settings.seed)
+    return list(make_rows.response_rows(found, list(band.values()), over))
+
+
+def _damage(ctx: SteerContext, vectors: Mapping[str, ByLayer]) -> tuple[list[Row], list[str]]:
+    """What they damage on neutral text, and what the text is."""
+    settings, test, model, neutral = ctx.settings, ctx.splits.test, ctx.model, _neutral(ctx)
+    progress, over = ctx.stage("measuring the damage"), partial(over_examples, seed=settings.seed)
+    rows: list[Row] = []
+    equal = {}
+    for i, (route, by_layer) in enumerate(vectors.items()):
+        change = adding(model, by_layer, path=settings.layers_path)
+        strengths = sorted(settings.strengths) if route == settings.route else [1.0]
+        done = {s: damage(model, neutral, partial(change, s)) for s in strengths}
+        rows += make_rows.damage_rows(route, done, over)
+        there = at_equal_damage(model, test, neutral, change, settings.kl)
+        equal[route] = there and (there[0], there[1] - logit_differences(model, test))
+        progress((i + 1) / len(vectors))
+    over = partial(over, groups=test.groups)
+    rows += make_rows.equal_damage_rows(equal, settings.kl, over)
+    source = f"damage is measured on {len(neutral.batch)} passages: {neutral.source}"
+    return rows, [source, *neutral.notes]
+
+
+def _neutral(ctx: SteerContext) -> Neutral:
+    ctx.stage("reading neutral text")
+    return neutral_text(
+        ctx.model,
+        ctx.problem.tokenizer,
+        file=ctx.settings.neutral,
+        count=ctx.settings.texts,
+        tokens=NEUTRAL_TOKENS,
+        seed=derived(ctx.settings.seed, "steering neutral"),
+        answers=ctx.splits.test.tokens,
+    )
+
+
+def _texts(ctx: SteerContext, vector: SteeringVector) -> list[Generation]:
+    """What the model says after the first test prompts that leave room for it, at the outermost
+    strengths and at 0.
+    """
+    tokens, tokenizer, context = ctx.settings.tokens, ctx.problem.tokenizer, context_of(ctx.model)
+    strengths = sorted({min(ctx.settings.strengths), 0.0, max(ctx.settings.strengths)})
+    ctx.stage("writing examples")
+    made: list[Generation] = []
+    for e in ctx.splits.test.examples if tokens else ():
+        left = tokens if context is None else context - len(tokenizer(e.prompt)["input_ids"])
+        if (room := min(tokens, left)) >= 1 and len(made) < SHOWN * len(strengths):
+            made += generations(ctx.model, tokenizer, vector, [e.prompt], strengths, tokens=room)
+    return made
