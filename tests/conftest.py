@@ -25,7 +25,7 @@ from transformers import (
 from loclin import models
 from loclin.models import Problem
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("LOCLIN_TEST_THREADS", "1")))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from loclin.steering.asked import Asked
+from loclin.steering.prompts import PromptSet
 from loclin.tasks.batch import IGNORED, Batch
 from loclin.tasks.example import Example
 
@@ -90,7 +90,7 @@ class LinearModel(nn.Module):
 YES, NO, FIRST = 1, 2, 3  # token 0 is padding; statements end in a token from FIRST on
 
 
-def questions(last: Tensor, labels: np.ndarray, rng: np.random.Generator) -> Asked:
+def questions(last: Tensor, labels: np.ndarray, rng: np.random.Generator) -> PromptSet:
     """Ragged prompts that end in given tokens, asked for YES or NO."""
     rows = [
         torch.from_numpy(
@@ -101,7 +101,7 @@ def questions(last: Tensor, labels: np.ndarray, rng: np.random.Generator) -> Ask
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
     ends = torch.tensor([len(r) for r in rows])[:, None]
     right = torch.from_numpy(labels)
-    return Asked(
+    return PromptSet(
         batch=Batch(
             input_ids=ids,
             attention_mask=(torch.arange(ids.shape[1]) < ends).long(),
@@ -123,7 +123,7 @@ def questions(last: Tensor, labels: np.ndarray, rng: np.random.Generator) -> Ask
 
 def truth_world(
     *, layers: int, width: int, facts: int, seed: int
-) -> tuple[LinearModel, Asked, Tensor]:
+) -> tuple[LinearModel, PromptSet, Tensor]:
     """A linear model with one direction of truth, questions about it, and the direction a: all
     routes find a (float64).
 

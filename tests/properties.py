@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from loclin.record import Claim, Row
+from loclin.run.rows import Claim, Row
 from loclin.studies.verdict import confirmed
 
 World = Callable[[np.random.Generator, int], list[Row]]

@@ -1,13 +1,20 @@
 """Slow, dense, obvious twins of the fast paths."""
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import mpmath
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from loclin.parameters import ParameterSpace, SummedLoss
+
+T = TypeVar("T")
+
 
 def dense_capture(vectors: np.ndarray, target: np.ndarray) -> float:
-    """Share of ‖target‖² in the row span of `vectors`, by the SVD of the whole matrix in float64."""
+    """Share of ‖target‖² in the row span of `vectors`, by the SVD of the whole matrix."""
     _, s, vt = np.linalg.svd(vectors.astype(np.float64), full_matrices=False)
     basis = vt[s > 1e-5 * s[0]]
     return float(np.sum((basis @ target) ** 2) / np.sum(target.astype(np.float64) ** 2))
@@ -27,6 +34,21 @@ def dense_hessian(module: nn.Module, loss: Tensor) -> Tensor:
     flat = torch.cat([g.reshape(-1) for g in first])
     rows = [torch.autograd.grad(entry, parameters, retain_graph=True) for entry in flat]
     return torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in rows])
+
+
+def slope_product(
+    space: ParameterSpace, loss: SummedLoss[T], batches: Sequence[T], vector: Tensor
+) -> Tensor:
+    """Hv of the mean loss by differentiating the number gᵀv, batch by batch."""
+    total, count = torch.zeros_like(vector), 0
+    for batch in batches:
+        value, items = loss(batch)
+        first = torch.autograd.grad(value, space.parameters, create_graph=True)
+        pieces = space.by_tensor(vector).values()
+        slope = torch.stack([(g * v).sum() for g, v in zip(first, pieces, strict=True)]).sum()
+        total += space.flat(torch.autograd.grad(slope, space.parameters))
+        count += items
+    return total / count
 
 
 def dense_krylov(hessian: np.ndarray, start: np.ndarray, k: int) -> np.ndarray:

@@ -77,7 +77,7 @@ def start(*arguments: str | Path, where: Path) -> subprocess.Popen[str]:
 def finished(trained: Problem, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run of the recovery study with two workers."""
     where = tmp_path_factory.mktemp("runs")
-    answer = loclin("run", "recovery", *TINY, "--out", "whole", "--workers", "2", where=where)
+    answer = loclin("recovery", *TINY, "--out", "whole", "--workers", "2", where=where)
     assert answer.returncode == 0, answer.stderr
     assert f"report: {where / 'whole' / 'report.html'}" in answer.stdout
     return where / "whole"
@@ -101,7 +101,7 @@ def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_record(
     finished: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
-    command = ("run", "recovery", *TINY, "--out", "cut", "--workers", "1")
+    command = ("recovery", *TINY, "--out", "cut", "--workers", "1")
     process = start(*command, where=tmp_path)
     first = tmp_path / "cut" / ENTRY / "parts" / "run-000.json"
     wait_for(first, process)
@@ -110,7 +110,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_record(
     assert not (tmp_path / "cut" / "claims.json").exists()
     if how == signal.SIGINT:
         assert process.returncode == 130
-        assert "stopped; finished runs are kept: the same command goes on where it was" in errors
+        assert "stopped; what was finished is kept: the same command goes on where it was" in errors
         assert "Traceback" not in errors
     kept = first.stat().st_mtime_ns
     assert loclin(*command, where=tmp_path).returncode == 0
@@ -119,7 +119,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_record(
 
 
 def test_workers_end_with_a_parent_that_is_killed(trained: Problem, tmp_path: Path) -> None:
-    process = start("run", "recovery", *TINY, "--out", "killed", where=tmp_path)
+    process = start("recovery", *TINY, "--out", "killed", where=tmp_path)
     wait_for(tmp_path / "killed" / "run.json", process)
     time.sleep(3)
     os.kill(process.pid, signal.SIGKILL)
@@ -218,47 +218,51 @@ def test_the_report_escapes_every_text(finished: Path, tmp_path: Path) -> None:
     [
         (
             ["fly"],
-            "unknown command 'fly': expected one of reproduce, run, search, steer, "
-            "schedules, radius, report, trajectory",
+            "unknown command 'fly': expected one of reproduce, recovery, spectrum, linearity, "
+            "radius, krylov, search, steer, schedules, trajectory, report",
         ),
-        (["run", "fly"], "unknown study 'fly': expected one of recovery"),
+        (
+            ["run", "search", "--model", "m"],
+            "found `loclin run search`: it is `loclin search claims` now",
+        ),
+        (["run", "recovery"], "found `loclin run recovery`: it is `loclin recovery` now"),
         (["reproduce", "--studies", "fly"], "unknown study 'fly'"),
         (
-            ["run", "recovery", "--profile", "huge"],
+            ["recovery", "--profile", "huge"],
             "unknown profile 'huge': expected one of smoke, standard, paper",
         ),
         (
-            ["run", "recovery", "--seeds", "0"],
+            ["recovery", "--seeds", "0"],
             "expected at least one seed, found 0: give --seeds 5 or more",
         ),
         (["reproduce", "--seeds", "0"], "expected at least one seed, found 0"),
-        (["run", "recovery", "--k", "500"], "expected k from 1 to T = 200, found [500]"),
+        (["recovery", "--k", "500"], "expected k from 1 to T = 200, found [500]"),
         (
-            ["run", "recovery", *TINY, "--task", "fly"],
+            ["recovery", *TINY, "--task", "fly"],
             "unknown task 'fly': expected each, or one of copy",
         ),
         (
-            ["run", "recovery", *TINY, "--model", "fly"],
+            ["recovery", *TINY, "--model", "fly"],
             "expected --data with the model 'fly', found none",
         ),
         (
-            ["run", "recovery", *TINY, "--model", "fly", "--data", "self"],
+            ["recovery", *TINY, "--model", "fly", "--data", "self"],
             "found that 'fly' is none of these",
         ),
         (
-            ["run", "recovery", *TINY, "--model", "fly", "--data", "none.jsonl"],
+            ["recovery", *TINY, "--model", "fly", "--data", "none.jsonl"],
             "found nothing at none.jsonl",
         ),
         (
-            ["run", "recovery", *TINY, "--data", "none.jsonl"],
+            ["recovery", *TINY, "--data", "none.jsonl"],
             "expected a file of task data, found nothing at none.jsonl",
         ),
         (
-            ["run", "recovery", *TINY, "--data", "broken.jsonl"],
+            ["recovery", *TINY, "--data", "broken.jsonl"],
             "broken.jsonl line 2: mend or remove it",
         ),
         (
-            ["run", "recovery", *TINY, "--space", "lora", "--targets", "fly"],
+            ["recovery", *TINY, "--space", "lora", "--targets", "fly"],
             "expected LoRA targets among c_attn, c_fc, c_proj",
         ),
         (
@@ -267,31 +271,31 @@ def test_the_report_escapes_every_text(finished: Path, tmp_path: Path) -> None:
         ),
         (["trajectory", "nowhere"], "expected a folder of checkpoints, found none at nowhere"),
         (
-            ["run", "recovery", *TINY, "--batch", "9999"],
+            ["recovery", *TINY, "--batch", "9999"],
             "in the recovery split, found 200: give more data or lower --batch",
         ),
         (
-            ["run", "recovery", *TINY, "--sgd-lr", "1e30"],
+            ["recovery", *TINY, "--sgd-lr", "1e30"],
             "expected a finite loss, found nan: lower the learning rate",
         ),
         (
-            ["run", "recovery", *TINY, "--out", "file"],
+            ["recovery", *TINY, "--out", "file"],
             "expected a folder for the run, found the file file",
         ),
         (
-            ["run", "recovery", *TINY, "--out", "other"],
+            ["recovery", *TINY, "--out", "other"],
             "another configuration of recovery-sequences-small (steps is 13 there, 12",
         ),
         (
-            ["run", "spectrum", "--counts", "8"],
+            ["spectrum", "--counts", "8"],
             "expected at least two growing numbers of gradients, each 4 or more, found [8]",
         ),
         (
-            ["run", "krylov", "--ks", "5"],
+            ["krylov", "--ks", "5"],
             "expected --k to be one of --ks [5], found 10: add it there",
         ),
         (
-            ["run", "linearity", "--smallest", "2"],
+            ["linearity", "--smallest", "2"],
             "expected 0 < smallest < largest, found 2.0 and 1.0",
         ),
         (
@@ -311,12 +315,12 @@ def test_the_report_escapes_every_text(finished: Path, tmp_path: Path) -> None:
             "found nothing at none.safetensors",
         ),
         (
-            ["run", "schedules", "--pairs", "swap"],
+            ["schedules", "--pairs", "swap"],
             "or two tasks such as copy+swap, found 'swap': change --pairs",
         ),
-        (["run", "schedules", "--schedules", "fly"], "found 'fly': change --schedules"),
+        (["schedules", "--schedules", "fly"], "found 'fly': change --schedules"),
         (
-            ["run", "schedules", "--schedules", "pcgrad"],
+            ["schedules", "--schedules", "pcgrad"],
             "found 'pcgrad': did you mean 'PCGrad'? change --schedules",
         ),
         (
@@ -371,7 +375,7 @@ def test_a_run_that_fails_keeps_the_finished_ones(finished: Path, tmp_path: Path
     (copy / ENTRY / "parts" / "run-001.json").unlink()
     (copy / ENTRY / "results.json").unlink()
     (copy / ENTRY / "results.json").mkdir()  # nothing can be renamed onto a folder, root or not
-    answer = loclin("run", "recovery", *TINY, "--out", "copy", where=tmp_path)
+    answer = loclin("recovery", *TINY, "--out", "copy", where=tmp_path)
     assert answer.returncode == 2
     assert "expected to write" in answer.stderr
     assert "everything finished so far is kept" in answer.stderr
@@ -380,7 +384,7 @@ def test_a_run_that_fails_keeps_the_finished_ones(finished: Path, tmp_path: Path
 
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    command = [sys.executable, "-m", "loclin", "run", "recovery", *TINY]
+    command = [sys.executable, "-m", "loclin", "recovery", *TINY]
     environment = {**os.environ, "LOCLIN_CACHE": str(tmp_path / "file")}
     answer = subprocess.run(
         command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
@@ -396,7 +400,7 @@ def test_help_teaches_and_the_version_is_told() -> None:
         assert answer.returncode == 0
         assert "reproduce" in answer.stdout
     assert "Which local linear structure" in answer.stdout
-    assert "--adamw-lr" in loclin("run", "recovery", "--help", where=Path()).stdout
+    assert "--adamw-lr" in loclin("recovery", "--help", where=Path()).stdout
     assert "--from {labels,gradient,search}" in loclin("steer", "--help", where=Path()).stdout
     assert "--strength" in loclin("steer", "apply", "--help", where=Path()).stdout
     assert loclin("--version", where=Path()).stdout.startswith("loclin 0.")

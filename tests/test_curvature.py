@@ -1,28 +1,33 @@
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
+from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loclin.curvature import (
+    CurvatureOperator,
     NoSecondDerivative,
     finite_difference_product,
-    hessian_operator,
+    lanczos,
     probes,
     top_eigenpairs,
+    trace,
 )
 from loclin.errors import LoclinError
 from loclin.models import Problem, twice_differentiable
 from loclin.models.lora import Lora, attach
 from loclin.parameters import ParameterSpace
+from loclin.stats import over_runs
 from loclin.tasks.batch import IGNORED, Batch, answer_loss
 from tests.conftest import random_model
 from tests.properties import assert_within_error, rotation
-from tests.reference import dense_hessian
+from tests.reference import dense_hessian, slope_product
+from tests.test_parameters import Tied, squares
 
 
 class Quadratic(nn.Module):
@@ -58,11 +63,63 @@ def test_any_product_is_that_of_the_hessian(
     planted: tuple[ParameterSpace, Quadratic], method: str, batches: list[int]
 ) -> None:
     space, module = planted
-    product = hessian_operator(space, module.loss, batches, method=method)  # type: ignore[arg-type]
+    product = CurvatureOperator(space, module.loss, batches, method=method)  # type: ignore[arg-type]
     for seed in range(2):
         v = space.noise(seed=seed)
         near = 1e-12 if method == "double backward" else 1e-6
-        assert torch.allclose(product(v), module.hessian @ v, atol=near)
+        assert torch.allclose(product @ v, module.hessian @ v, atol=near)
+        assert torch.equal(product(v), product @ v)
+
+
+@pytest.mark.parametrize("method", ["double backward", "finite differences"])
+def test_scipy_takes_the_operator(planted: tuple[ParameterSpace, Quadratic], method: str) -> None:
+    space, module = planted
+    operator = CurvatureOperator(space, module.loss, [1], method=method)  # type: ignore[arg-type]
+    assert (operator.shape, operator.dtype) == ((24, 24), torch.float64)
+    matrix = operator.to_scipy()
+    assert (matrix.shape, matrix.dtype) == ((24, 24), np.float64)
+    dense = matrix @ np.eye(24)
+    assert np.allclose(dense, module.hessian.numpy(), atol=1e-6)
+    assert np.allclose(matrix.T @ np.ones(24), dense.sum(0))
+    assert np.allclose(eigsh(matrix, k=2, which="LA")[0], [5, 7], atol=1e-6)
+    half = CurvatureOperator(
+        ParameterSpace(nn.Linear(2, 2).bfloat16()), module.loss, [1], method="finite differences"
+    )
+    assert half.to_scipy().dtype == np.float32
+
+
+def test_the_operator_draws_what_a_plain_function_is_given(
+    planted: tuple[ParameterSpace, Quadratic],
+) -> None:
+    space, module = planted
+    operator, plain = CurvatureOperator(space, module.loss, [1]), lambda v: module.hessian @ v
+    values, vectors = top_eigenpairs(operator, 2, seed=3)
+    again, same = top_eigenpairs(plain, 2, start=space.noise(seed=3))
+    assert torch.allclose(values, again, rtol=1e-12)
+    assert torch.allclose(vectors, same, atol=1e-10)
+    estimate = trace(operator, 5, seed=4)
+    assert estimate == over_runs(probes(operator, 5, seed=4).forms)
+    from_plain = trace(plain, 5, seed=4, noise=space.noise)
+    assert estimate.value == pytest.approx(from_plain.value, rel=1e-12)
+    assert lanczos(operator, module.hessian[0], 4).k == 4
+    for missing, call in (
+        ("start", lambda: top_eigenpairs(plain, 2)),
+        ("noise", lambda: trace(plain, 2, seed=0)),
+    ):
+        message = f"expected a CurvatureOperator, found a plain function: give `{missing}`"
+        with pytest.raises(LoclinError, match=message):
+            call()
+
+
+def test_tied_weights_are_one_tensor_of_the_hessian() -> None:
+    module = Tied().double()
+    space = ParameterSpace(module)
+    x = torch.randn(10, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    dense = dense_hessian(module, squares(module)(x)[0] / 10)
+    v = space.noise(seed=0)
+    for batches in ([x], [x[:3], x[3:]]):
+        operator = CurvatureOperator(space, squares(module), batches)
+        assert torch.allclose(operator @ v, dense @ v, atol=1e-10)
 
 
 def test_a_kept_graph_gives_the_same_bits_and_says_when_the_point_has_moved(
@@ -74,10 +131,13 @@ def test_a_kept_graph_gives_the_same_bits_and_says_when_the_point_has_moved(
         return answer_loss(trained.model, batch)
 
     with twice_differentiable(trained.model):
-        product = hessian_operator(space, loss, [data])
+        product = CurvatureOperator(space, loss, [data])
         for seed in range(2):
             v = space.noise(seed=seed)
-            assert torch.equal(product(v), space.hessian_product(loss, [data], v))
+            assert torch.equal(product @ v, slope_product(space, loss, [data], v))
+            chunks = list(data.chunks(4))
+            several = CurvatureOperator(space, loss, chunks)
+            assert torch.equal(several @ v, slope_product(space, loss, chunks, v))
         with space.restored():
             space.add(space.noise(seed=0))
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -87,7 +147,7 @@ def test_a_kept_graph_gives_the_same_bits_and_says_when_the_point_has_moved(
 @pytest.mark.parametrize("batches", [1, 2])
 def test_fused_attention_is_named_with_its_remedy(trained: Problem, batches: int) -> None:
     space, data = ParameterSpace(trained.model), trained.batch("test", "halves").rows(slice(0, 4))
-    product = hessian_operator(space, lambda b: answer_loss(trained.model, b), [data] * batches)
+    product = CurvatureOperator(space, lambda b: answer_loss(trained.model, b), [data] * batches)
     with pytest.raises(
         NoSecondDerivative,
         match=r"can be differentiated twice, found a kernel that cannot \(aten::_scaled_dot.*\): "
@@ -130,55 +190,59 @@ def test_tensors_without_curvature_have_none() -> None:
 
     expected = torch.zeros(space.dimension)
     expected[:2] = 2 * (1 + 2) * x[0]
-    assert torch.allclose(hessian_operator(space, loss, [4])(torch.ones(space.dimension)), expected)
-    straight = hessian_operator(ParameterSpace(module, "line*"), loss, [4])
+    assert torch.allclose(CurvatureOperator(space, loss, [4]) @ torch.ones(len(expected)), expected)
+    straight = CurvatureOperator(ParameterSpace(module, "line*"), loss, [4])
     assert not straight(torch.ones(3)).any()
-    with pytest.raises(LoclinError, match="a batch with items to average over, found none"):
-        hessian_operator(space, loss, [0])
+    with pytest.raises(LoclinError, match="batch with items to average over, found none"):
+        CurvatureOperator(space, loss, [0])
+    with pytest.raises(LoclinError, match="batch with items to average over, found none"):
+        CurvatureOperator(space, loss, []) @ torch.ones(space.dimension)
     with pytest.raises(LoclinError, match="a finite loss, found"):
-        hessian_operator(space, lambda b: (loss(1)[0] * math.inf, 1), [1])
+        CurvatureOperator(space, lambda b: (loss(1)[0] * math.inf, 1), [1])
 
 
 def test_the_largest_eigenpairs_come_in_order_and_negative_ones_not_at_all(
     planted: tuple[ParameterSpace, Quadratic],
 ) -> None:
     space, module = planted
-    values, vectors = top_eigenpairs(
-        hessian_operator(space, module.loss, [1]), space.noise(seed=0), 3
-    )
+    values, vectors = top_eigenpairs(CurvatureOperator(space, module.loss, [1]), 3)
     assert np.allclose(values, [7, 5, 3], atol=0.01)
     assert torch.allclose(vectors @ vectors.T, torch.eye(3).double(), atol=1e-8)
     assert float((module.hessian @ vectors[0] - 7 * vectors[0]).norm()) < 0.07
 
 
 def test_eigenvectors_that_do_not_converge_are_missing_rather_than_made_up() -> None:
-    close = torch.linspace(-1, 0, 4000).double()  # a relative residual of 1 % of nearly nought
+    ones = torch.ones(4000).double()
+    close = torch.linspace(-1, 0, 4000).double()  # a relative residual of 1 % of nearly zero
     with pytest.raises(
         LoclinError, match=r"expected 2 Hessian eigenvectors to converge, found \d: lower --k"
     ):
-        top_eigenpairs(lambda v: close * v, torch.ones(4000).double(), 2)
+        top_eigenpairs(lambda v: close * v, 2, start=ones)
     with pytest.raises(LoclinError, match=r"found \d: wait for better weather"):
         top_eigenpairs(
-            lambda v: close * v, torch.ones(4000).double(), 2, remedy="wait for better weather"
+            lambda v: close * v,
+            2,
+            start=ones,
+            remedy="wait for better weather",
         )
     with pytest.raises(LoclinError, match="k from 1 to D − 1 = 3, found 4"):
-        top_eigenpairs(lambda v: v, torch.ones(4), 4)
+        top_eigenpairs(lambda v: v, 4, start=torch.ones(4))
 
 
 def test_probes_estimate_trace_and_frobenius_norm_without_bias_and_with_the_stated_variance(
     planted: tuple[ParameterSpace, Quadratic],
 ) -> None:
     space, module = planted
-    found = probes(lambda v: module.hessian @ v, space, 3000, seed=5)
+    found = probes(lambda v: module.hessian @ v, 3000, seed=5, noise=space.noise)
     squares = SPECTRUM.square()
     assert_within_error(found.forms, float(SPECTRUM.sum()))
     assert_within_error(found.squares, float(squares.sum()))
     assert math.isclose(found.forms.var(), 2 * float(squares.sum()), rel_tol=0.12)
     assert math.isclose(found.squares.var(), 2 * float(squares.square().sum()), rel_tol=0.25)
-    few = probes(lambda v: module.hessian @ v, space, 2, seed=5)
+    few = probes(lambda v: module.hessian @ v, 2, seed=5, noise=space.noise)
     assert few.forms.tolist() == found.forms[:2].tolist()
     with pytest.raises(LoclinError, match="at least 1 probe, found 0: raise --probes"):
-        probes(lambda v: v, space, 0, seed=0)
+        probes(lambda v: v, 0, seed=0, noise=space.noise)
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 2e-2), (torch.float64, 1e-6)])
@@ -198,7 +262,7 @@ def test_differences_of_gradients_are_near_the_exact_product_and_leave_the_point
     start, g = space.read(), space.gradient(loss, batches)
     for v in (g, 3 * space.noise(seed=1)):
         with twice_differentiable(model):
-            exact = space.hessian_product(loss, batches, v)
+            exact = CurvatureOperator(space, loss, batches) @ v
         near = finite_difference_product(space, loss, batches, v)  # fused attention will do
         assert float((near - exact).norm() / exact.norm()) < limit
         assert torch.equal(space.read(), start)
@@ -303,7 +367,7 @@ def test_the_product_is_that_of_curvlinops(
         with monkeypatch.context() as patch:
             patch.setattr(nn.LayerNorm, "forward", written_out)
             expected = reference @ v / sum(counts)
-        found = space.hessian_product(lambda b: answer_loss(model, b), batches, v)
+        found = CurvatureOperator(space, lambda b: answer_loss(model, b), batches) @ v
         assert float((found - expected).norm() / expected.norm()) < 1e-6
     assert counts[0] / len(batches[0]) != counts[1] / len(batches[1])  # tokens weigh, not rows
 
@@ -317,8 +381,6 @@ def test_the_product_is_that_of_the_dense_hessian() -> None:
         losses = [answer_loss(model, b) for b in batches]
         whole = sum((value for value, _ in losses), torch.zeros(())) / sum(n for _, n in losses)
         dense = dense_hessian(chosen, whole)
-        product: Callable[[Tensor], Tensor] = hessian_operator(
-            space, lambda b: answer_loss(model, b), batches
-        )
+        product = CurvatureOperator(space, lambda b: answer_loss(model, b), batches)
         v = space.noise(seed=0)
         assert torch.allclose(product(v), dense @ v, rtol=1e-8, atol=1e-12)

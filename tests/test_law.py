@@ -381,9 +381,9 @@ def test_the_number_needed_is_the_first_that_reaches_the_wish(
 ) -> None:
     known = {"gradient": 1.0, "trace": 5.0, "along": along, "sigma": 0.1, "noise": noise}
     curve = [law.best_of_n_gain(**known, n=n) for n in range(1, 401)]
-    wished = share * max(curve)
-    by_hand = next((n for n, gain in enumerate(curve, 1) if gain >= wished), None)
-    assert law.candidates_needed(wished, **known, most=400) == by_hand
+    target = share * max(curve)
+    by_hand = next((n for n, gain in enumerate(curve, 1) if gain >= target), None)
+    assert law.candidates_needed(target, **known, most=400) == by_hand
 
 
 def test_a_gain_that_curvature_forbids_takes_no_number_of_candidates() -> None:
@@ -395,7 +395,7 @@ def test_a_gain_that_curvature_forbids_takes_no_number_of_candidates() -> None:
     assert law.candidates_needed(max(curve) + 1e-9, **steep) is None
     assert law.candidates_needed(-1.0, **steep) == 1
     assert law.candidates_needed(0.1, gradient=0.0, trace=1.0, along=8.0, sigma=0.1) is None
-    with pytest.raises(LoclinError, match="a wished gain that is finite, found nan"):
+    with pytest.raises(LoclinError, match="a target gain that is finite, found nan"):
         law.candidates_needed(math.nan, **steep)
 
 

@@ -5,10 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from loclin.errors import LoclinError
-from loclin.models import Problem, twice_differentiable
+from loclin.models import Problem
 from loclin.parameters import ParameterSpace
 from loclin.tasks.batch import answer_loss
-from tests.reference import dense_hessian
 
 
 class Tied(nn.Module):
@@ -125,36 +124,3 @@ def test_gradient_of_answers_does_not_depend_on_batch_size(trained: Problem) -> 
         for size in (30, 7)
     )
     assert torch.allclose(whole, pieces, atol=1e-6)
-
-
-def test_hessian_product_equals_the_dense_hessian() -> None:
-    module = Tied().double()
-    space = ParameterSpace(module)
-    x = torch.randn(10, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    dense = dense_hessian(module, squares(module)(x)[0] / 10)
-    v = space.noise(seed=0)
-    assert torch.allclose(
-        space.hessian_product(squares(module), [x[:3], x[3:]], v), dense @ v, atol=1e-10
-    )
-
-
-def test_hessian_product_of_the_network_equals_a_central_difference(trained: Problem) -> None:
-    space, data = ParameterSpace(trained.model), trained.batch("test", "halves").rows(slice(0, 20))
-
-    def loss(batch):
-        return answer_loss(trained.model, batch)
-
-    with space.restored(), twice_differentiable(trained.model):
-        trained.model.double()
-        double = ParameterSpace(trained.model)
-        v = double.noise(seed=0)
-        v /= v.norm()
-        product, step = double.hessian_product(loss, [data], v), 1e-4
-        centre = double.read()
-        double.write(centre + step * v)
-        ahead = double.gradient(loss, [data])
-        double.write(centre - step * v)
-        behind = double.gradient(loss, [data])
-        trained.model.float()
-    difference = (ahead - behind) / (2 * step)
-    assert float((product - difference).norm() / product.norm()) < 1e-5

@@ -1,5 +1,5 @@
-"""`loclin reproduce` over several configurations, the studies themselves replaced: what one failure
-costs the others.
+"""`loclin reproduce` over several settings, the studies themselves replaced: what one failure costs
+the others, and which settings every study is asked with.
 """
 
 import json
@@ -10,43 +10,63 @@ import pytest
 
 from loclin import cli
 from loclin.errors import LoclinError
+from loclin.run import runner
 from loclin.studies import STUDIES
+
+BOTH = ("sequences-small", "statements-small-lora")
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Settings of every study that was run; the sequence models cannot be studied."""
+    settings: list[Any] = []
+
+    def run_study(study: Any, asked: Any, record: Any, display: Any, *, begun: Any) -> None:
+        settings.append(asked)
+        begun()
+        if asked.model == "sequences-small":
+            raise LoclinError("expected one thing, found another: do that")
+        record.open_study(asked.entry, {}, device="cpu", kind=asked.kind)
+        record.write_results(asked.entry, [], {})
+
+    monkeypatch.setattr(runner, "run_study", run_study)
+    monkeypatch.setattr(cli, "_sections", lambda kind: lambda rows, settings: [])
+    return settings
 
 
 def test_a_study_that_cannot_run_does_not_cost_the_others(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ran: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ran: list[str] = []
-
-    def study(name: str, config: Any, out: Path) -> None:
-        ran.append(config.entry)
-        if config.model == "sequences-small":
-            raise LoclinError("expected one thing, found another: do that")
-
-    reported: list[Path] = []
-    monkeypatch.setattr(cli, "_study", study)
-    monkeypatch.setattr(cli, "_write_report", reported.append)
     with pytest.raises(SystemExit) as stop:
         cli.main(["reproduce", "--profile", "smoke", "--out", str(tmp_path / "out")])
     assert stop.value.code == 2
-    asked = dict.fromkeys(STUDIES, ("sequences-small", "statements-small-lora")) | {
-        "steering": ("statements-small",)
-    }
-    assert ran == [f"{s}-{model}" for s, models in asked.items() for model in models]
-    assert reported == [tmp_path / "out"]
-    each = [
-        f"{s}-sequences-small: expected one thing, found another: do that"
-        for s in STUDIES
-        if s != "steering"
-    ]
+    asked = dict.fromkeys(STUDIES, BOTH) | {"steering": ("statements-small",)}
+    assert [s.entry for s in ran] == [f"{s}-{model}" for s, all in asked.items() for model in all]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Study: recovery-statements-small-lora" in page
+    assert "Still to come" not in page
+    why = "expected one thing, found another: do that"
+    each = [f"{s}-sequences-small: {why}" for s in STUDIES if s != "steering"]
     assert capsys.readouterr().err == f"loclin: {'; '.join(each)}\n"
+
+
+def test_every_study_is_asked_of_a_model_of_ones_own(ran: list[Any], tmp_path: Path) -> None:
+    data = tmp_path / "mine.jsonl"
+    data.write_text("{}")
+    out = str(tmp_path / "out")
+    model = ["--model", "statements-small", "--data", str(data), "--seeds", "2", "--ray", "auto"]
+    cli.main(["reproduce", "--profile", "smoke", *model, "--out", out])
+    assert [s.study for s in ran] == list(STUDIES)
+    for settings in ran:
+        assert (settings.model, settings.data) == ("statements-small", (str(data),))
+        assert (settings.seeds, settings.profile, settings.ray) == (2, "smoke", "auto")
 
 
 def test_the_paper_profile_lists_what_is_missing_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("loclin.models.pretrained.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(cli, "_study", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(cli, "run_studies", lambda *_, **__: pytest.fail("started"))
     with pytest.raises(SystemExit):
         cli.main(["reproduce", "--profile", "paper"])
     said = capsys.readouterr().err

@@ -58,7 +58,7 @@ def test_stationary_drift(s: float) -> None:
 
 
 def test_a_high_capture_alone_shows_nothing() -> None:
-    """The worked example of measures §3: a constant drift with s = 0.29 reaches the paper's 77 %."""
+    """The example of measures §3: a constant drift with s = 0.29 reaches the paper's 77 %."""
     assert round(float(theory.drift_capture(100, [10], 0.29)[0]), 2) == 0.77
     assert round(float(theory.drift_future_capture(100, [10], 0.29)[0]), 2) == 0.72
 

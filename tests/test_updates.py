@@ -9,7 +9,7 @@ from loclin import updates
 from loclin.errors import LoclinError
 from loclin.geometry.sketch import Sketch
 from loclin.parameters import ParameterSpace
-from loclin.updates import Keeping
+from loclin.updates import UpdateStorage
 
 SPACE = ParameterSpace(nn.Linear(100, 10))  # D = 1010
 
@@ -25,17 +25,17 @@ def test_what_fits_decides(
     monkeypatch.setattr(
         updates.shutil, "disk_usage", lambda place: type("Usage", (), {"free": disk})
     )
-    kept = Keeping(store="auto").settled(SPACE, 50)
+    kept = UpdateStorage(store="auto").resolved(SPACE, 50)
     assert kept.store == store
     said = {
         "memory": "are kept in memory",
         "disk": "are kept in a file",
         "sketch": "65536 sketched numbers of each",
     }
-    assert said[store] in kept.sentence(SPACE, 50)
-    assert "50×1010 updates" in kept.sentence(SPACE, 50)
-    assert Keeping(store="disk").settled(SPACE, 50).store == "disk"
-    assert Keeping(store="auto").settled(SPACE, 50, exactly=True).store == (
+    assert said[store] in kept.describe(SPACE, 50)
+    assert "50×1010 updates" in kept.describe(SPACE, 50)
+    assert UpdateStorage(store="disk").resolved(SPACE, 50).store == "disk"
+    assert UpdateStorage(store="auto").resolved(SPACE, 50, full=True).store == (
         "memory" if store == "memory" else "disk"
     )
 
@@ -43,8 +43,8 @@ def test_what_fits_decides(
 def test_runs_side_by_side_share_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
     needed = 50 * 1010 * 4
     monkeypatch.setattr(updates, "free_memory", lambda device: 4 * needed + 4)
-    assert Keeping(store="auto").settled(SPACE, 50).store == "memory"
-    assert Keeping(store="auto").settled(SPACE, 50, sharing=2).store == "disk"
+    assert UpdateStorage(store="auto").resolved(SPACE, 50).store == "memory"
+    assert UpdateStorage(store="auto").resolved(SPACE, 50, sharing=2).store == "disk"
 
 
 def test_a_full_disk_is_one_line_before_anything_starts(
@@ -58,16 +58,16 @@ def test_a_full_disk_is_one_line_before_anything_starts(
         LoclinError,
         match=r"room in .* for the updates, found No space left on device: make room, or choose",
     ):
-        Keeping(store="disk", folder=tmp_path).rows(SPACE, 5)
+        UpdateStorage(store="disk", folder=tmp_path).allocate(SPACE, 5)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_vectors_are_seen_as_the_updates_are_kept() -> None:
     rows = torch.randn(3, 1010, generator=torch.Generator().manual_seed(0))
-    assert Keeping().seen(SPACE, rows) is rows
-    sketched = Keeping(store="sketch", sketch=Sketch(size=512, seed=1))
-    assert sketched.seen(SPACE, rows).shape == (3, 512)
+    assert UpdateStorage().as_stored(SPACE, rows) is rows
+    sketched = UpdateStorage(store="sketch", sketch=Sketch(size=512, seed=1))
+    assert sketched.as_stored(SPACE, rows).shape == (3, 512)
     assert torch.equal(
-        sketched.seen(SPACE, rows)[1], Sketch(size=512, seed=1).of(SPACE.by_tensor(rows[1]))
+        sketched.as_stored(SPACE, rows)[1], Sketch(size=512, seed=1).of(SPACE.by_tensor(rows[1]))
     )
-    assert sketched.rows(SPACE, 2, exact=True).shape == (2, 1010)
+    assert sketched.allocate(SPACE, 2, full=True).shape == (2, 1010)

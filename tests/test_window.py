@@ -1,301 +1,263 @@
-"""Windows of functions whose windows are known in closed form."""
+"""Linear windows of planted lines, of quadratics in closed form, and of a network's gradient."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from loclin.curvature import NoSecondDerivative
 from loclin.errors import LoclinError
+from loclin.line import Line, signed_grid
+from loclin.models import Problem, twice_differentiable
+from loclin.models.evaluation import EvalSet
 from loclin.parameters import ParameterSpace
-from loclin.window import (
-    Window,
-    additivity_error,
-    along,
-    bisected,
-    evaluation_noise,
-    first_order_window,
-    losses_along,
-    predicted_additivity,
-    predicted_window,
-    ray,
-    relative_error,
-    round_off,
-)
-
-GRID = np.logspace(-6, 1, 22)
-SPECTRA = {
-    "flat": np.full(12, 3.0),
-    "steep": np.logspace(0, 5, 12),
-    "indefinite": np.linspace(-7, 9, 12),
-}
+from loclin.stats import over_runs
+from loclin.window import LinearWindow, _closed_in, linear_window, over_groups
 
 
-class Quadratic(nn.Module):
-    """L(x) = c + gᵀ(x − x₀) + ½(x − x₀)ᵀH(x − x₀), H of a chosen spectrum in a random frame,
-    standing at x₀.
+def planted(
+    slopes: Sequence[float],
+    curvatures: Sequence[float],
+    steps: Sequence[float],
+    *,
+    dtype: torch.dtype = torch.float64,
+) -> Line:
+    """A line of parabolas, one a group, of ten items each, with a score of 0.7."""
+    s, c = np.array(slopes), np.array(curvatures)
+
+    def measure(at: Sequence[float]) -> np.ndarray:
+        e = np.array(at)[:, None]
+        losses = 10 * (1.0 + s * e + 0.5 * c * e**2)
+        return np.concatenate([losses, np.full_like(losses, 7.0)], axis=1)
+
+    return Line(
+        steps=np.array(steps),
+        sums=measure(steps),
+        counts=np.full(2 * len(s), 10.0),
+        slopes=s,
+        curvatures=c,
+        dtype=dtype,
+        measure=measure,
+    )
+
+
+def test_the_jackknife_of_a_mean_is_students_interval() -> None:
+    values = np.random.default_rng(0).normal(3, 2, 7)
+    found = over_groups(planted(values, values, [-1.0, 0.0, 1.0]), lambda p: p.slope)
+    expected = over_runs(values)
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.value == pytest.approx(expected.value)
+
+
+def test_numbers_that_are_not_defined_have_no_estimate_or_no_interval() -> None:
+    line = planted([1.0, 2.0], [1.0, 1.0], [-1.0, 0.0, 1.0])
+    assert over_groups(line, lambda p: None) is None
+    assert over_groups(line, lambda p: -1.0, powers=True) is None
+    half = over_groups(line, lambda p: p.slope if p.slope != 2.0 else None)
+    assert half is not None
+    assert (half.value, half.low, half.high, half.n) == (1.5, -math.inf, math.inf, 1)
+    alone = over_groups(planted([2.0], [1.0], [-1.0, 0.0, 1.0]), lambda p: p.slope, powers=True)
+    assert alone is not None
+    assert (alone.value, alone.low) == (pytest.approx(2.0), -math.inf)
+
+
+def test_intervals_over_groups_cover_the_planted_window() -> None:
+    """Five groups, as many as the command takes, their slopes and curvatures scattered about
+    planted ones.
     """
+    rng, truth, covered = np.random.default_rng(0), 2 * 0.1 * 2.0 / 30.0, 0
+    for _ in range(300):
+        slopes, curvatures = 2.0 + 0.3 * rng.standard_normal(5), 30.0 + 4 * rng.standard_normal(5)
+        line = planted(slopes, curvatures, signed_grid(1e-4, 1.0, 2))
+        size = over_groups(line, lambda p: p.window(1, 0.1).size, powers=True)
+        assert size is not None
+        covered += size.low <= truth <= size.high
+    assert 0.92 < covered / 300 < 0.98
 
-    def __init__(
-        self, spectrum: np.ndarray, *, constant: float = 2.0, dtype: torch.dtype = torch.float64
-    ) -> None:
-        super().__init__()
+
+@pytest.mark.parametrize("slopes", [(2.0, 2.0, 2.0), (-1.0, -3.0, -2.0)])
+def test_an_edge_is_closed_in_on(slopes: tuple[float, ...]) -> None:
+    line = planted(slopes, [30.0] * 3, signed_grid(1e-6, 1.0, 1))
+    close = _closed_in(line, 0.1, 1e-4)
+    for sign in (1, -1):
+        window = close.profile().window(sign, 0.1)
+        assert window.size == pytest.approx(0.2 * 2.0 / 30.0, rel=1e-4)
+        assert window.bracket is not None
+        assert window.bracket[1] / window.bracket[0] <= 1 + 1e-4
+    assert len(close.steps) < len(line.steps) + 60
+
+
+def test_steps_below_the_grid_are_tried_until_round_off() -> None:
+    line = planted([1e-4] * 3, [200.0] * 3, signed_grid(1e-5, 1.0, 1))
+    assert line.profile().window(1, 0.1).size is None
+    close = _closed_in(line, 0.1, 1e-3).profile()
+    assert close.window(1, 0.1).size == pytest.approx(0.2 * 1e-4 / 200, rel=1e-2)
+    rough = planted([1e-4] * 3, [200.0] * 3, signed_grid(1e-5, 1.0, 1), dtype=torch.float32)
+    profile = _closed_in(rough, 0.1, 1e-3).profile()
+    assert profile.window(1, 0.1).size is None
+    assert profile.limit(0.1) == pytest.approx(2.0**-24 / 1e-4 / 0.1, rel=0.2)
+
+
+class Bowls:
+    """Batches whose losses are quadratics ½c‖x − a‖² about one point a, each of its own c."""
+
+    def __init__(self, *, dtype: torch.dtype = torch.float64) -> None:
         generator = torch.Generator().manual_seed(0)
-        size = len(spectrum)
+        self.module = torch.nn.Linear(9, 1, bias=False).to(dtype)
+        torch.nn.init.normal_(self.module.weight, generator=generator)
+        self.centre = torch.randn(9, generator=generator, dtype=torch.float64).to(dtype)
+        self.space = ParameterSpace(self.module)
 
-        def drawn(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+    def loss(self, batch: tuple[float, int]) -> tuple[Tensor, int]:
+        bend, items = batch
+        away = self.module.weight[0] - self.centre
+        return items * (1.0 + 0.5 * bend * away @ away), items
 
-        frame, _ = torch.linalg.qr(drawn(size, size))
-        self.hessian = frame @ torch.diag(torch.from_numpy(spectrum)) @ frame.T
-        self.start, self.slope, self.constant = drawn(size), drawn(size), constant
-        self.x = nn.Parameter(self.start.clone().to(dtype))
-
-    def forward(self) -> Tensor:
-        away = self.x.double() - self.start.to(self.x.dtype).double()
-        return self.constant + self.slope @ away + 0.5 * away @ self.hessian @ away
-
-    def groups(self) -> tuple[np.ndarray, np.ndarray]:
-        """As three groups of 1, 2 and 3 items, each of the same mean."""
-        counts = np.array([1.0, 2.0, 3.0])
-        return counts * float(self.forward().detach()), counts
+    def window(self, batches: Sequence[tuple[float, int]], **options: object) -> LinearWindow:
+        """Towards the centre, as far as it is: L = 1 + ½c(1 − λ)²‖a − x‖², whatever c."""
+        direction = self.centre - self.space.read()
+        return linear_window(self.space, self.loss, batches, direction, **options)  # type: ignore[arg-type]
 
 
-def changes(module: Quadratic, direction: Tensor, steps: np.ndarray) -> np.ndarray:
-    sums, counts = losses_along(ParameterSpace(module), module.groups, direction, [0.0, *steps])
-    means = sums.sum(1) / counts.sum()
-    return means[1:] - means[0]
+def test_the_window_towards_the_centre_of_a_bowl_is_twice_the_tolerance() -> None:
+    """ΔL/c‖a − x‖² = −λ + ½λ²: the error is λ/2, forward and backward, in every group."""
+    bowls = Bowls()
+    window = bowls.window([(1.0, 3), (2.0, 1), (5.0, 2)], tolerance=0.05, whole=True)
+    weights = float(bowls.space.read().norm())
+    for reach in (window.forward, window.backward):
+        assert reach.size is not None
+        assert reach.edge is not None
+        for unit, factor in window.units.items():
+            e, expected = reach.size[unit], 0.1 * factor / window.units["multiple"]
+            assert (e.value, e.low, e.high) == pytest.approx((expected,) * 3, rel=1e-6)
+        assert reach.size["length"].value == pytest.approx(reach.size["relative"].value * weights)
+        assert reach.size["length"].value == pytest.approx(0.1 * window.length)
+        assert reach.edge.error is not None
+        assert reach.edge.error.value == pytest.approx(0.05, rel=1e-6)
+        assert reach.edge.score is None
+        assert not reach.open
+    assert window.predicted is not None
+    assert window.predicted["multiple"].value == pytest.approx(0.1)
+    assert window.whole is not None
+    assert window.whole.change is not None
+    assert window.whole.change.value == pytest.approx(window.whole.predicted / 2)
+    assert window.whole.step == pytest.approx(window.length / weights)
+    assert window.inside is False
+    assert window.limit < 1e-13
+    assert (window.method, window.refused) == ("double backward", "")
 
 
-def direction_of(module: Quadratic, seed: int = 5) -> Tensor:
-    size = len(module.start)
-    drawn = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return ray(module.start, drawn).to(module.x.dtype)
+def test_the_vector_is_inside_or_outside_or_nobody_knows() -> None:
+    batches, short = [(1.0, 1), (1.0, 1)], signed_grid(1e-6, 1e-4, 1)
+    assert Bowls().window(batches, tolerance=0.6, whole=True).inside is True
+    assert Bowls().window(batches, tolerance=0.4, whole=True).inside is False
+    assert Bowls().window(batches, tolerance=0.4).inside is None
+    assert Bowls().window(batches, tolerance=0.4).whole is None
+    open_one = Bowls().window(batches, steps=short, tolerance=0.1)
+    assert open_one.forward.open
+    assert open_one.forward.size is not None
+    assert open_one.forward.size["relative"].value == pytest.approx(1e-4)
 
 
-def slope_and_curvature(module: Quadratic, w: Tensor) -> tuple[float, float]:
-    return float(module.slope @ w.double()), float(w.double() @ module.hessian @ w.double())
+def test_groups_are_those_that_are_named_and_each_batch_is_its_own_otherwise() -> None:
+    batches = [(1.0, 1), (4.0, 2), (2.0, 1), (3.0, 5)]
+    alone = Bowls().window(batches, precision=0.5).line
+    assert alone.counts.tolist() == [1, 2, 1, 5]
+    together = Bowls().window(batches, precision=0.5, groups=[0, 1, 0, 1]).line
+    assert together.counts.tolist() == [2, 7]
+    assert together.profile().slope == pytest.approx(alone.profile().slope)
+    assert together.profile().loss == pytest.approx(alone.profile().loss)
+    one = Bowls().window(batches, precision=0.5, groups=[0] * 4)
+    assert one.forward.size is not None
+    assert math.isinf(one.forward.size["relative"].high)
+    for wrong in ([], [0, 1]):
+        with pytest.raises(LoclinError, match="expected batches, with one group each, found 4 of"):
+            Bowls().window(batches, groups=wrong)
+    with pytest.raises(LoclinError, match="expected batches, with one group each, found 0 of 0"):
+        Bowls().window([])
 
 
-@pytest.mark.parametrize("name", SPECTRA)
-@pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("tolerance", [0.1, 0.5])
-def test_the_window_of_a_quadratic_is_what_its_curvature_predicts(
-    name: str, sign: int, tolerance: float
-) -> None:
-    module = Quadratic(SPECTRA[name])
-    w = direction_of(module)
-    slope, curvature = slope_and_curvature(module, w)
-    expected = predicted_window(slope, curvature, tolerance)
-    found = first_order_window(
-        GRID, relative_error(changes(module, w, sign * GRID), sign * GRID, slope), tolerance, 1e-15
+def test_the_space_is_left_where_it_was_and_a_step_is_told() -> None:
+    bowls, seen = Bowls(dtype=torch.float32), list[tuple[str, float]]()
+    before = bowls.space.read()
+    bowls.window([(1.0, 1), (2.0, 1)], progress=lambda stage, share: seen.append((stage, share)))
+    assert torch.equal(bowls.space.read(), before)
+    stages = list(dict.fromkeys(stage for stage, _ in seen))
+    assert stages == [
+        "taking slopes",
+        "taking curvature",
+        "following the loss",
+        "closing in on the edges",
+    ]
+    assert all(0 <= share < 1 for _, share in seen)
+
+
+def test_a_network_by_its_loss_alone_or_with_scores(trained: Problem) -> None:
+    """Plain batches and an EvalSet give one window; the latter has scores too."""
+    space, examples = ParameterSpace(trained.model), trained.examples["test"]["halves"][:16]
+    eval_set = EvalSet.of(trained, examples, folds=4)
+    batches = [batch for i in range(4) for batch in eval_set.fold(i)]
+    direction = space.gradient(eval_set.loss, batches)
+
+    @contextmanager
+    def switched() -> Iterator[None]:
+        with twice_differentiable(trained.model):
+            yield
+
+    plain, scored = (
+        linear_window(
+            space, eval_set.loss, batches, direction, differentiable=switched, tallies=tallies
+        )
+        for tallies in (None, eval_set.tallies)
     )
-    assert found.size == pytest.approx(expected, rel=1e-5)
-    assert not found.open
-    assert found.bracket is not None
-    assert found.bracket[0] <= expected <= found.bracket[1]
+    assert plain.forward.size is not None
+    assert scored.forward.size is not None
+    value = plain.forward.size["multiple"].value
+    assert scored.forward.size["multiple"].value == pytest.approx(value, rel=0.1)
+    assert scored.forward.edge is not None
+    assert scored.forward.edge.score is not None
+    assert plain.forward.edge is not None
+    assert plain.forward.edge.score is None
+    profile = scored.line.profile()
+    assert profile.slope == pytest.approx(float(direction.norm() * space.read().norm()), rel=1e-4)
 
-    def error(step: float) -> float:
-        return float(
-            relative_error(
-                changes(module, w, np.array([sign * step])), np.array([sign * step]), slope
-            )[0]
+
+def test_a_model_without_second_derivatives_falls_back_and_says_so(trained: Problem) -> None:
+    """Attention stays fused: torch itself refuses the second derivative."""
+    space = ParameterSpace(trained.model)
+    eval_set = EvalSet.of(trained, trained.examples["test"]["halves"][:8], folds=2)
+    batches = [batch for i in range(2) for batch in eval_set.fold(i)]
+    coarse = signed_grid(1e-5, 1e-2, 1)
+
+    def window(curvature: str) -> LinearWindow:
+        direction = space.noise(seed=0)
+        return linear_window(
+            space,
+            eval_set.loss,
+            batches,
+            direction,
+            steps=coarse,
+            curvature=curvature,  # type: ignore[arg-type]
         )
 
-    assert bisected(error, found.bracket, tolerance, precision=1e-7) == pytest.approx(
-        expected, rel=1e-5
-    )
+    found = window("auto")
+    assert found.method == "finite differences"
+    assert "found a kernel that cannot (aten::_scaled_dot" in found.refused
+    asked = window("finite differences")
+    assert (asked.method, asked.refused) == ("finite differences", "")
+    assert asked.line.profile().curvature == found.line.profile().curvature
+    with pytest.raises(NoSecondDerivative, match="found a kernel that cannot"):
+        window("double backward")
 
 
-def test_a_step_is_relative_to_the_length_of_the_point() -> None:
-    point, direction = torch.tensor([3.0, 4.0]), torch.tensor([0.2, 0.0])
-    assert torch.allclose(ray(point, direction), torch.tensor([5.0, 0.0]))
-    assert torch.allclose(ray(10 * point, direction), 10 * ray(point, 7 * direction))
-    module = Quadratic(SPECTRA["flat"])
-    with torch.no_grad():
-        there = along(
-            ParameterSpace(module), direction_of(module), [0.25], lambda: module.x.clone()
-        )
-        (moved,) = there
-    assert float((moved - module.start).norm() / module.start.norm()) == pytest.approx(0.25)
+def test_other_errors_do_not_fall_back() -> None:
+    def broken() -> object:
+        raise RuntimeError("out of memory")
 
-
-def test_the_two_sides_of_a_cubic_have_the_windows_of_its_roots() -> None:
-    """ΔL = ε + ε² + 10ε³: the error is |ε + 10ε²|, which passes τ at (±√(1 + 40τ) ∓ 1)/20 where it
-    has one sign.
-    """
-    tolerance = 0.3
-    fine = np.logspace(-6, 0, 6001)
-    sides = {
-        1: (math.sqrt(1 + 40 * tolerance) - 1) / 20,
-        -1: (math.sqrt(1 + 40 * tolerance) + 1) / 20,
-    }  # at −ε: |−ε + 10ε²| dips to nought at ε = 0.1, and stays within τ up to the larger root
-    for sign, expected in sides.items():
-        steps = sign * fine
-        found = first_order_window(
-            fine, relative_error(steps + steps**2 + 10 * steps**3, steps, 1.0), tolerance, 0.0
-        ).size
-        assert found == pytest.approx(expected, rel=1e-5)
-
-
-def test_the_first_of_several_crossings_counts() -> None:
-    steps = np.array([0.01, 0.1, 1.0, 10.0, 100.0])
-    found = first_order_window(steps, np.array([0.01, 0.09, 0.5, 0.05, 0.9]), 0.1, 0.0)
-    assert found.bracket == (0.1, 1.0)
-    assert 0.1 < found.size < 0.2  # type: ignore[operator]
-
-
-def test_an_open_window_is_told_from_a_measured_one_and_from_none() -> None:
-    steps = np.array([0.01, 0.1, 1.0])
-    fine, never = np.array([0.0, 0.001, 0.01]), np.array([0.5, 0.6, 0.7])
-    assert first_order_window(steps, fine, 0.1, 0.0) == Window(size=1.0, open=True, limit=0.0)
-    assert first_order_window(steps, never, 0.1, 0.0) == Window(size=None, open=False, limit=0.0)
-    assert first_order_window(steps, fine, 0.1, 1.0) == Window(size=None, open=False, limit=10.0)
-    assert first_order_window(steps, fine, 0.1, math.inf).size is None
-    assert first_order_window(steps, np.array([9.0, 0.01, 0.5]), 0.1, 0.002).bracket == (
-        0.1,
-        1.0,
-    )  # 0.01 is round-off's
-    assert first_order_window(steps, np.array([0.01, np.inf, np.inf]), 0.1, 0.0).size == 0.01
-    assert first_order_window(steps, np.array([0.0, 0.1, 0.2]), 0.1, 0.0).size == pytest.approx(0.1)
-
-
-def test_no_window_lies_below_the_unit_round_off_of_the_weights() -> None:
-    steps, errors = np.array([1e-9, 1e-7, 1e-3]), np.array([0.9, 0.01, 0.01])
-    assert (
-        first_order_window(steps, errors, 0.1, 1e-12).size is None
-    )  # the weights cannot move by 1e-9 of themselves
-    found = first_order_window(steps, errors, 0.1, 1e-12, unit=2.0**-24)
-    assert found == Window(size=1e-3, open=True, limit=2.0**-24)
-    assert first_order_window(steps, errors, 0.1, 1e-5, unit=2.0**-24).limit == pytest.approx(1e-4)
-
-
-@pytest.mark.parametrize("order", [[0.1, 0.01], [0.0, 1.0], [-1.0, 1.0], [1.0, 1.0]])
-def test_steps_out_of_order_are_refused(order: list[float]) -> None:
-    with pytest.raises(LoclinError, match="steps above 0 in rising order"):
-        first_order_window(np.array(order), np.zeros(2), 0.1, 0.0)
-
-
-def test_round_off_begins_where_it_is_said_to() -> None:
-    """The loss rounded to float32: the error leaves the quadratic's line near the floor, and
-    nowhere above the limit.
-    """
-    module = Quadratic(SPECTRA["flat"], constant=6.7)
-    w = direction_of(module)
-    slope, curvature = slope_and_curvature(module, w)
-    steps = np.logspace(-10, -1, 400)
-    base = np.float32(6.7)
-
-    def rounded(sign: int) -> np.ndarray:
-        return np.asarray(changes(module, w, sign * steps) + 6.7, dtype=np.float32).astype(
-            float
-        ) - float(base)
-
-    plus, minus = rounded(1), rounded(-1)
-    floor = round_off(6.7, slope, torch.float32)
-    errors = relative_error(plus, steps, slope)
-    drowned = steps[np.flatnonzero(errors > 0.9)[-1]] if errors[-1] < 0.9 else math.nan
-    assert floor / 4 < drowned < 4 * floor
-    straight = (steps > floor) & (steps < 1e-5)
-    spread = evaluation_noise(plus[straight], minus[straight], steps[straight], curvature)
-    assert (
-        0.05 < spread / (2**-24 * 6.7) < 1
-    )  # the scatter of one rounding, h/√12 with h = 2⁻²¹, is 0.34 of the bound
-    found = first_order_window(
-        steps, errors, 0.1, round_off(6.7, slope, torch.float32, noise=spread)
-    )
-    assert found.size == pytest.approx(predicted_window(slope, curvature, 0.1), rel=0.02)
-    assert math.isinf(round_off(6.7, 0.0, torch.float32))
-
-
-def test_planted_scatter_is_measured() -> None:
-    rng = np.random.default_rng(0)
-    steps = np.logspace(-6, -4, 4000)
-    plus, minus = (s * steps + 30 * steps**2 + rng.normal(0, 1e-7, 4000) for s in (2.0, -2.0))
-    base = 1e-7 * math.sqrt(2 / 6)  # the loss at nought is exact here: two errors of the three
-    assert evaluation_noise(plus, minus, steps, 60.0) == pytest.approx(base, rel=0.05)
-    plus[-1000:] += 1e-2 * steps[-1000:] ** 1.5  # a quarter of the steps bend it further
-    assert evaluation_noise(plus, minus, steps, 60.0) < 2 * base
-    assert evaluation_noise(np.array([]), np.array([]), np.array([]), 60.0) == 0
-    assert evaluation_noise(np.array([np.nan]), np.array([0.0]), np.array([1.0]), 60.0) == 0
-
-
-def test_a_slope_of_nought_has_no_window_and_no_curvature_an_infinite_one() -> None:
-    errors = relative_error(np.array([1e-8, 1e-2]), np.array([1e-4, 1e-1]), 0.0)
-    assert np.isinf(errors).all()
-    assert predicted_window(0.0, 1.0, 0.1) == 0
-    assert math.isinf(predicted_window(1.0, 0.0, 0.1))
-    assert math.isinf(predicted_additivity((1.0, 1.0), 0.0, 0.1))
-
-
-def test_the_sum_of_two_directions_on_a_quadratic_misses_the_sum_of_effects_by_their_mixed_curvature() -> (
-    None
-):
-    module = Quadratic(SPECTRA["indefinite"])
-    v, w = (direction_of(module, seed) for seed in (5, 6))
-    both, first, second = (changes(module, d, GRID) for d in (v + w, v, w))
-    mixed = float(v @ module.hessian @ w)
-    errors = additivity_error(both, first, second)
-    assert np.allclose(
-        errors * (np.abs(first) + np.abs(second)), np.abs(GRID**2 * mixed), rtol=1e-6, atol=1e-14
-    )
-    slopes = tuple(slope_and_curvature(module, d)[0] for d in (v, w))
-    near = np.logspace(-6, -3, 60)
-    small = additivity_error(*(changes(module, d, near) for d in (v + w, v, w)))
-    found = first_order_window(near, small, 1e-4, 0.0).size
-    assert found == pytest.approx(predicted_additivity(slopes, mixed, 1e-4), rel=1e-3)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_the_point_is_restored_bit_for_bit_even_when_measuring_raises(dtype: torch.dtype) -> None:
-    module = Quadratic(SPECTRA["steep"], dtype=dtype)
-    space = ParameterSpace(module)
-    start = space.read()
-
-    def failing(after: int) -> Callable[[], float]:
-        seen: list[Tensor] = []
-
-        def measure() -> float:
-            seen.append(space.read())
-            if len(seen) > after:
-                raise RuntimeError
-            return 0.0
-
-        return measure
-
-    with pytest.raises(RuntimeError):
-        list(along(space, direction_of(module), [0.1, -0.3, 2.0], failing(2)))
-    assert torch.equal(space.read(), start)
-    assert list(along(space, direction_of(module), [0.1, -0.3, 2.0], failing(9))) == [0.0] * 3
-    assert torch.equal(space.read(), start)
-    left = along(space, direction_of(module), [0.1, 0.2], failing(9))
-    next(left)
-    left.close()
-    assert torch.equal(space.read(), start)
-
-
-def test_groups_add_up_to_the_whole() -> None:
-    module = Quadratic(SPECTRA["flat"])
-    sums, counts = losses_along(
-        ParameterSpace(module), module.groups, direction_of(module), [0.0, 1e-3]
-    )
-    assert sums.shape == (2, 3)
-    assert counts.tolist() == [1, 2, 3]
-    assert np.allclose(sums / counts, (sums.sum(1) / counts.sum())[:, None])
-
-
-def test_directions_and_steps_that_lead_nowhere_are_refused() -> None:
-    point = torch.ones(3)
-    with pytest.raises(LoclinError, match="a direction that is not zero, found zeros"):
-        ray(point, torch.zeros(3))
-    with pytest.raises(LoclinError, match="a finite direction, found NaN or infinity"):
-        ray(point, torch.tensor([1.0, math.inf, 0.0]))
-    with pytest.raises(LoclinError, match="a point that is not zero, found zeros"):
-        ray(torch.zeros(3), point)
-    module = Quadratic(SPECTRA["flat"])
-    with pytest.raises(LoclinError, match="at least one step, found none"):
-        losses_along(ParameterSpace(module), module.groups, direction_of(module), [])
-    with pytest.raises(LoclinError, match=r"a bracket 0 < low < high, found \(0\.0, 1\.0\)"):
-        bisected(lambda step: step, (0.0, 1.0), 0.1)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        Bowls().window([(1.0, 1)], differentiable=broken)

@@ -174,7 +174,7 @@ def test_a_compiled_kind_of_cache_gives_the_same(named: tuple[PreTrainedModel, B
 def test_positions_go_on_after_what_is_cached(
     named: tuple[PreTrainedModel, Batch], mask: str
 ) -> None:
-    """A row read in two parts, with no mask, that of all its tokens, or that of the new ones alone."""
+    """A row read in two parts, with no mask, or that of all its tokens, or of the new alone."""
     model, batch = named
     row = batch.rows(batch.attention_mask.sum(1).argmax()[None])
     ids, given = (

@@ -12,11 +12,11 @@ import torch
 from loclin.errors import LoclinError
 from loclin.geometry.gramian import future_capture, prefix_capture
 from loclin.integrations import TrajectoryCallback
-from loclin.integrations.checkpoints import read_run
-from loclin.record import Record
+from loclin.models.checkpoints import read_run
+from loclin.run.record import Record
 from loclin.studies.trajectory.movement import Run, run_of
 from loclin.theory import sketched_capture
-from tests.integrations.runs import LORA, STEPS, tiny, tiny_lora, trainer
+from tests.models.runs import LORA, STEPS, tiny, tiny_lora, trainer
 
 KS = [1, 2, 3, 5, 8]
 

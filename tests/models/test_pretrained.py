@@ -8,13 +8,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loclin.errors import LoclinError
 from loclin.models.pretrained import (
-    How,
     context_of,
-    device_named,
+    device_of,
     missing_from_cache,
     read_pretrained,
+    resolved,
 )
+from loclin.options import LoadOptions
 from loclin.parameters import ParameterSpace
+from loclin.studies.recovery.settings import RecoverySettings
 from tests.conftest import FAMILIES
 
 
@@ -41,12 +43,14 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_folder_is_read_as_it_was_saved(
     family: str, folders: dict[str, Path], families: dict[str, PreTrainedModel]
 ) -> None:
-    model, tokenizer = read_pretrained(str(folders[family]), How())
+    model, tokenizer = read_pretrained(
+        str(folders[family]), LoadOptions(model="other", device="cpu")
+    )
     assert torch.equal(ParameterSpace(model).read(), ParameterSpace(families[family]).read())
     assert not model.training
     assert context_of(model) == 64
     assert tokenizer.pad_token_id is not None
-    half, _ = read_pretrained(str(folders[family]), How(dtype="bfloat16"))
+    half, _ = read_pretrained(str(folders[family]), LoadOptions(model="other", dtype="bfloat16"))
     assert half.dtype == torch.bfloat16
 
 
@@ -57,7 +61,7 @@ def test_the_end_token_serves_where_there_is_no_padding_token(
     file = copy / "tokenizer_config.json"
     settings = json.loads(file.read_text())
     file.write_text(json.dumps({k: v for k, v in settings.items() if k != "pad_token"}))
-    _, tokenizer = read_pretrained(str(copy), How())
+    _, tokenizer = read_pretrained(str(copy), LoadOptions(model="other", device="cpu"))
     assert tokenizer.pad_token == tokenizer.eos_token == "</s>"
     file.write_text(
         json.dumps({k: v for k, v in settings.items() if k not in ("pad_token", "eos_token")})
@@ -65,7 +69,7 @@ def test_the_end_token_serves_where_there_is_no_padding_token(
     with pytest.raises(
         LoclinError, match="tokenizer with a padding or an end token, found neither in"
     ):
-        read_pretrained(str(copy), How())
+        read_pretrained(str(copy), LoadOptions(model="other", device="cpu"))
 
 
 def broken(folder: Path, how: str) -> None:
@@ -113,7 +117,7 @@ def test_a_folder_that_is_no_model_is_refused_in_one_line(
     copy = shutil.copytree(folders["gpt2"], tmp_path / "copy")
     broken(copy, how)
     with pytest.raises(LoclinError, match=message) as error:
-        read_pretrained(str(copy), How())
+        read_pretrained(str(copy), LoadOptions(model="other", device="cpu"))
     assert "\n" not in str(error.value)
 
 
@@ -121,15 +125,15 @@ def test_what_is_neither_a_folder_nor_cached_says_how_to_get_it(tmp_path: Path) 
     with pytest.raises(
         LoclinError, match=r"found that 'distilgpt2' is none of these.*run `hf download distilgpt2`"
     ) as error:
-        read_pretrained("distilgpt2", How())
+        read_pretrained("distilgpt2", LoadOptions(model="other", device="cpu"))
     assert "\n" not in str(error.value)
     with pytest.raises(LoclinError, match="hf download distilgpt2 --revision old"):
-        read_pretrained("distilgpt2", How(revision="old"))
+        read_pretrained("distilgpt2", LoadOptions(model="other", revision="old"))
     with pytest.raises(LoclinError, match=r"expected a model folder, found nothing at \./nowhere"):
-        read_pretrained("./nowhere", How())
+        read_pretrained("./nowhere", LoadOptions(model="other", device="cpu"))
     (tmp_path / "file").write_text("mine")
     with pytest.raises(LoclinError, match="found the file"):
-        read_pretrained(str(tmp_path / "file"), How())
+        read_pretrained(str(tmp_path / "file"), LoadOptions(model="other", device="cpu"))
 
 
 def test_the_cache_is_asked_before_hours_of_work(
@@ -149,9 +153,16 @@ def test_the_cache_is_asked_before_hours_of_work(
 
 
 def test_devices() -> None:
-    assert device_named("auto", small=True) == device_named("cpu") == "cpu"
+    assert device_of(LoadOptions(model="sequences")) == "cpu"
+    assert device_of(LoadOptions(model="other", device="cpu")) == "cpu"
     missing = "mps" if not torch.backends.mps.is_available() else "cuda"
     with pytest.raises(
         LoclinError, match=f"expected a device among .*cpu, found '{missing}': change --device"
     ):
-        device_named(missing)
+        device_of(LoadOptions(model="other", device=missing))
+
+
+def test_options_resolved_from_any_settings_name_a_device() -> None:
+    plain = resolved(RecoverySettings(model="sequences", dtype="float64", steps=7))
+    assert type(plain) is LoadOptions
+    assert (plain.model, plain.dtype, plain.device) == ("sequences", "float64", "cpu")

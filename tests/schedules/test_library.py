@@ -11,7 +11,7 @@ from torchjd import aggregation
 
 from loclin.errors import LoclinError
 from loclin.schedules.library import CAGRAD_RADIUS, library_weights
-from loclin.schedules.terms import LIBRARY
+from loclin.schedules.names import LIBRARY
 from loclin.schedules.weights import pcgrad
 
 
@@ -82,9 +82,9 @@ def test_a_package_that_is_missing_is_named_in_one_line(
     monkeypatch.setitem(sys.modules, package, None)  # an import of it fails
     with pytest.raises(
         LoclinError, match=r"packages behind the schedule .*pip install 'loclin\[schedules\]'"
-    ) as told:
+    ) as refused:
         library_weights(name, 2)(np.eye(2))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_an_unknown_name_is_refused() -> None:

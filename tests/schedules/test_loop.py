@@ -2,6 +2,7 @@
 minimum that tasks share.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from itertools import repeat
 
@@ -13,8 +14,15 @@ from torch import Tensor, nn
 from loclin.errors import LoclinError
 from loclin.geometry.subspace import Subspace
 from loclin.parameters import ParameterSpace
-from loclin.schedules.loop import mean_cosine, mixed, train_tasks, weighing
-from loclin.schedules.terms import LIBRARY, SUMMED
+from loclin.schedules.loop import (
+    StepGradients,
+    check_installed,
+    mean_cosine,
+    mixed,
+    train_tasks,
+    weighing,
+)
+from loclin.schedules.names import EVERY, LIBRARY, SUMMED
 from loclin.tasks.batch import Batch
 
 Quadratic = tuple[Tensor, Tensor]  # H and the minimum θ*: loss ½ (θ−θ*)ᵀ H (θ−θ*)
@@ -51,12 +59,12 @@ def descent(
     point: Point,
     tasks: dict[str, Quadratic],
     plan: list[tuple[str, ...]],
-    rate: float = 0.1,
+    lr: float = 0.1,
     **how: object,
 ) -> ParameterSpace:
     space = ParameterSpace(point)
     streams = {name: repeat(task) for name, task in tasks.items()}
-    optimiser = torch.optim.SGD(space.parameters, lr=rate)
+    optimiser = torch.optim.SGD(space.parameters, lr=lr)
     train_tasks(space, streams, point.loss, optimiser, plan, **how)  # type: ignore[arg-type]
     return space
 
@@ -80,10 +88,7 @@ def test_every_sum_reaches_a_minimum_that_tasks_share(
 
 @pytest.mark.parametrize(
     "plan",
-    [
-        [("a",), ("b",), ("c",)] * 60,
-        [("a",)] * 80 + [("b",)] * 80 + [("c",)] * 80,
-    ],
+    [[("a",), ("b",), ("c",)] * 60, [("a",)] * 80 + [("b",)] * 80 + [("c",)] * 80],
     ids=["alternating", "sequential"],
 )
 def test_so_does_every_order(
@@ -98,25 +103,23 @@ def test_a_step_goes_along_the_weighted_sum(start: Tensor, tasks: dict[str, Quad
     point = Point(start)
     each = torch.stack([h @ (start - low) for h, low in tasks.values()])
     weights = torch.tensor([0.5, 2.0, -1.0], dtype=torch.float64)
-    descent(point, tasks, [tuple(tasks)], weigh=lambda m: weights.numpy())
+    descent(point, tasks, [tuple(tasks)], weigh=lambda step: weights.numpy())
     assert torch.allclose(point.at, start - 0.1 * weights @ each)
     point = Point(start)
-    descent(point, tasks, [tuple(tasks)], extra=lambda: torch.ones(4, dtype=torch.float64))
+    descent(point, tasks, [tuple(tasks)], penalty=lambda: torch.ones(4, dtype=torch.float64))
     assert torch.allclose(point.at, start - 0.1 * (each.sum(0) + 1))
 
 
-def test_what_schedules_are_told_is_what_is_there(
-    start: Tensor, tasks: dict[str, Quadratic]
-) -> None:
-    point, told = Point(start), []
+def test_what_weighs_is_given_what_is_there(start: Tensor, tasks: dict[str, Quadratic]) -> None:
+    point, steps = Point(start), list[StepGradients]()
 
-    def watch(moment: object) -> np.ndarray:
-        told.append(moment)
+    def watch(step: StepGradients) -> np.ndarray:
+        steps.append(step)
         return np.ones(2)
 
     descent(point, {n: tasks[n] for n in "ab"}, [("a", "b")] * 2, weigh=watch)
     g = torch.stack([tasks[n][0] @ (start - tasks[n][1]) for n in "ab"])
-    first, second = told
+    first, second = steps
     assert np.allclose(first.gramian, (g @ g.T).numpy())
     assert first.losses == pytest.approx(
         [float(Point(start).loss(tasks[n])[0].detach()) for n in "ab"]
@@ -147,7 +150,7 @@ def test_gradients_are_counted_as_they_are_taken(
     space = ParameterSpace(point)
     plan = [("a", "b"), ("c",), ("a", "b", "c")]
     seen: list[int] = []
-    course = train_tasks(
+    log = train_tasks(
         space,
         {n: repeat(t) for n, t in tasks.items()},
         counted,
@@ -155,10 +158,10 @@ def test_gradients_are_counted_as_they_are_taken(
         plan,
         after_step=seen.append,
     )
-    assert course.evaluations == len(calls) == 6
-    assert course.steps == 3
+    assert log.evaluations == len(calls) == 6
+    assert len(log.losses) == 3
     assert seen == [1, 2, 3]
-    assert np.isnan(course.cosines).tolist() == [False, True, False]
+    assert np.isnan(log.cosines).tolist() == [False, True, False]
     assert point.at.grad is None
 
 
@@ -205,7 +208,7 @@ def test_weights_that_are_not_finite_are_refused(
     with pytest.raises(
         LoclinError, match="expected finite weights of the gradients at step 1 of 1"
     ):
-        descent(Point(start), tasks, [("a", "b")], weigh=lambda m: np.array([np.nan, 1.0]))
+        descent(Point(start), tasks, [("a", "b")], weigh=lambda step: np.array([np.nan, 1.0]))
 
 
 def test_mean_cosine_is_over_pairs() -> None:
@@ -222,3 +225,13 @@ def test_mixed_batches_hold_one_of_each_stream() -> None:
     found = next(mixed([batches(3, 5), batches(4, 6)]))
     assert found.input_ids.tolist() == [[5, 5, 5, 0]] * 2 + [[6, 6, 6, 6]] * 2
     assert found.attention_mask.sum(1).tolist() == [3, 3, 4, 4]
+
+
+def test_packages_are_looked_for_before_anything_is_trained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    check_installed(EVERY)
+    monkeypatch.setitem(sys.modules, "torchjd", None)  # an import of it fails
+    check_installed([name for name in EVERY if name not in LIBRARY])
+    with pytest.raises(LoclinError, match="expected the packages behind the schedule UPGrad"):
+        check_installed(["raw sum", "UPGrad"])

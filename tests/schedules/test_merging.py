@@ -1,10 +1,14 @@
-"""Merged specialists against worked examples, and the barrier between two points of a known loss."""
+"""Merged specialists against worked examples, and the barrier between two points of a loss."""
+
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from loclin.schedules.merging import arithmetic, barrier, soup, ties
+from loclin.models import Problem
+from loclin.schedules.merging import arithmetic, barrier, merge_by, soup, ties
+from tests.schedules.compared import TASKS, comparison
 
 
 def test_a_soup_of_two_is_their_midpoint_and_arithmetic_at_one_is_the_sum() -> None:
@@ -36,3 +40,27 @@ def test_the_barrier_is_what_rises_above_the_chord(height: float, expected: floa
     shares = np.linspace(0, 1, 5)
     losses = 1 + 3 * shares + height * (shares == 0.5)
     assert barrier(losses, list(shares)) == pytest.approx(expected)
+
+
+def test_the_scale_of_merged_specialists_is_chosen_on_validation_examples(trained: Problem) -> None:
+    made, found = comparison(trained, lr=1e-2), {}
+    ends = [made.specialist(task).end for task in TASKS]
+    for better in (0.5, 1.0):
+
+        def scores(point: Any, eval_sets: Any, better: float = better) -> np.ndarray:
+            if eval_sets is not made.scale_sets:
+                return np.full((2, 2), 0.5)
+            near = torch.equal(point, arithmetic(made.start, ends, better))
+            return np.full((2, 2), 1.0 if near else 0.2)
+
+        object.__setattr__(made, "evaluate_at", scores)
+        found[better] = merge_by(made, "task arithmetic")[1]
+    assert found == {0.5: 0.5, 1.0: 1.0}
+
+
+def test_the_average_is_that_of_the_specialists(trained: Problem) -> None:
+    made = comparison(trained)
+    point, scale = merge_by(made, "average")
+    ends = torch.stack([made.specialist(task).end for task in TASKS])
+    assert scale == 0.5
+    assert torch.allclose(point, ends.mean(0), atol=1e-6)

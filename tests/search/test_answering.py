@@ -3,6 +3,8 @@ distribution they come from.
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,12 +16,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loclin.errors import LoclinError
 from loclin.models import Problem
-from loclin.search.answering import answers, sampled
+from loclin.parameters import ParameterSpace
+from loclin.search.answering import answers, candidate_answers, sampled
+from loclin.search.candidate import Candidate, Perturbed, candidates
+from loclin.search.noise import Noise
 from loclin.tasks.batch import collate, exact_match
 from loclin.tasks.choices import collate_choices, option_log_probabilities
 from loclin.tasks.example import Example
 from tests.conftest import FAMILIES
-from tests.search.test_scoring import moved
+
+
+@contextmanager
+def moved(problem: Problem, *, sigma: float) -> Iterator[tuple[Perturbed, list[Candidate]]]:
+    """Three candidates far enough out that some answers are wrong."""
+    with Perturbed(ParameterSpace(problem.model), Noise()) as perturbed:
+        yield perturbed, candidates(3, [sigma], seed=1)
 
 
 def test_options_are_drawn_as_often_as_their_softmax_says(speaking: Problem) -> None:
@@ -87,8 +98,9 @@ def test_answers_are_right_where_the_score_says_so(
     every: list[bool] = []
     with moved(problem, sigma=0.1 if name == "speaking" else 0.05) as (perturbed, group):
         for c in group:
+            (given,) = candidate_answers(perturbed, problem, [c], examples)
             perturbed.place(c)
-            given = answers(problem, examples)
+            assert given == answers(problem, examples)
             right = [a == e.answer for a, e in zip(given, examples, strict=True)]
             assert np.mean(right) == pytest.approx(problem.score("damage", task))
             every += right

@@ -8,9 +8,10 @@ from transformers import PreTrainedModel
 
 from loclin.errors import LoclinError
 from loclin.parameters import ParameterSpace
-from loclin.search.candidate import Candidate, Perturbed, candidates
-from loclin.search.noise import Noise, draw, values
+from loclin.search.candidate import Candidate, Perturbed, candidates, weights_hash
+from loclin.search.noise import Noise, dense
 from loclin.search.normals import normals
+from tests.search.test_noise import draw
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 NOISES = ["gaussian", "lowrank:2", "tied"]
@@ -66,7 +67,7 @@ def test_antithetic_candidates_are_mirror_images() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "sigmas", "antithetic", "told"),
+    ("n", "sigmas", "antithetic", "text"),
     [
         (0, [0.1], False, "expected at least 1 candidate, found 0"),
         (3, [0.1], True, "expected an even number of candidates for antithetic pairs, found 3"),
@@ -79,9 +80,9 @@ def test_antithetic_candidates_are_mirror_images() -> None:
     ],
 )
 def test_impossible_candidates_are_refused(
-    n: int, sigmas: list[float], antithetic: bool, told: str
+    n: int, sigmas: list[float], antithetic: bool, text: str
 ) -> None:
-    with pytest.raises(LoclinError, match=told):
+    with pytest.raises(LoclinError, match=text):
         candidates(n, sigmas, seed=0, antithetic=antithetic)
 
 
@@ -95,7 +96,7 @@ def test_weights_are_the_base_and_a_step_rounded_once(noise: str, dtype: torch.d
     perturbed.place(one(0.01, sign=-1))
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     for (name, placed), before in zip(net.named_parameters(), base.parameters(), strict=True):
-        z = values(draw(Noise.parse(noise), 3, name, tuple(placed.shape)))
+        z = dense(draw(Noise.parse(noise), 3, name, tuple(placed.shape)))
         expected = (before.to(wide) - 0.01 * z.to(wide)).to(dtype)
         # one unit in the last place: the sum may be fused or not
         torch.testing.assert_close(
@@ -105,7 +106,7 @@ def test_weights_are_the_base_and_a_step_rounded_once(noise: str, dtype: torch.d
         perturbed.vector(one(0.01, sign=-1)),
         torch.cat(
             [
-                values(draw(Noise.parse(noise), 3, n, tuple(p.shape))).flatten().to(wide)
+                dense(draw(Noise.parse(noise), 3, n, tuple(p.shape))).flatten().to(wide)
                 for n, p in net.named_parameters()
             ]
         )
@@ -128,7 +129,7 @@ def test_the_base_is_there_bit_for_bit_after_200_candidates(dtype: torch.dtype) 
         for scale in (c.sigma, -c.sigma):
             for name, p in drifting.named_parameters():
                 p.data.add_(
-                    values(draw(Noise(), c.seed, name, tuple(p.shape))).to(dtype), alpha=scale
+                    dense(draw(Noise(), c.seed, name, tuple(p.shape))).to(dtype), alpha=scale
                 )
     assert bytes_of(drifting) != before
 
@@ -199,7 +200,7 @@ def test_half_precision_rounds_small_steps_away_and_says_so() -> None:
 
 def drawn_size(name: str) -> float:
     """RMS of the eight numbers that a tensor of `Net` takes."""
-    return float(values(draw(Noise(), 3, name, (8,))).square().mean().sqrt())
+    return float(dense(draw(Noise(), 3, name, (8,))).square().mean().sqrt())
 
 
 def test_candidates_of_a_basis_stay_in_its_span() -> None:
@@ -243,3 +244,27 @@ def test_tied_embeddings_move_once(families: dict[str, PreTrainedModel]) -> None
             model.get_output_embeddings().weight,
         )
     assert len(perturbed.vector(one())) == space.dimension
+
+
+def test_the_model_stands_at_a_candidate_inside_alone() -> None:
+    net = Net()
+    before = bytes_of(net)
+    perturbed = Perturbed(ParameterSpace(net), Noise())
+    with perturbed.at(None):
+        assert bytes_of(net) == before
+    with perturbed.at(one()):
+        assert bytes_of(net) != before
+    perturbed.verify()
+
+
+def test_hashes_tell_name_shape_dtype_and_every_bit() -> None:
+    first = {"a": torch.zeros(4)}
+    others: list[dict[str, torch.Tensor]] = [
+        {"b": torch.zeros(4)},
+        {"a": torch.zeros(2, 2)},
+        {"a": torch.zeros(4, dtype=torch.int32)},
+        {"a": torch.tensor([0.0, 0.0, 0.0, -0.0])},
+        {"a": torch.zeros(4), "b": torch.zeros(0)},
+    ]
+    assert len({weights_hash(t) for t in [first, *others]}) == 6
+    assert weights_hash(first) == weights_hash({"a": torch.zeros(8)[::2]})

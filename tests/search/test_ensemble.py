@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 
 from loclin.errors import LoclinError
 from loclin.law import expected_maximum
-from loclin.search.ensemble import Arm, any_of, best_of, pass_at, ranked, solved, table, vote
+from loclin.search.ensemble import (
+    Condition,
+    any_of,
+    best_of,
+    compare,
+    pass_at,
+    ranked,
+    solved,
+    vote,
+    voted,
+)
 from loclin.stats import holm, mcnemar, paired_difference
 
 ANSWERS = st.lists(st.sampled_from(["", "a", "b", "c"]), min_size=1, max_size=9)
@@ -99,7 +109,7 @@ def test_names_of_answers_do_not_matter(answers: list[str]) -> None:
 
 
 def test_more_voters_help_where_errors_are_independent() -> None:
-    """Condorcet: 15 independent answerers, each right with 0.6 and else spread over many answers."""
+    """Condorcet: 15 independent answerers, each right with 0.6 and else spread over answers."""
     rng = np.random.default_rng(0)
     right = rng.random((15, 2000)) < 0.6
     answers = [["gold" if r else f"wrong {rng.integers(2)}" for r in row] for row in right]
@@ -116,6 +126,7 @@ def test_votes_without_candidates_or_of_unequal_length_are_refused() -> None:
     with pytest.raises(LoclinError, match="expected 2 answers, found 1"):
         solved(["a"], ["a", "b"])
     assert solved([None, "a", "b"], ["a", "a", "a"]).tolist() == [False, True, False]
+    assert voted([["a", "b"], ["b", "b"]], ["a", "a"]).tolist() == [True, False]
     assert vote([[], []]) == []
 
 
@@ -204,44 +215,45 @@ def test_pass_at_of_thousands_neither_overflows_nor_rounds_away() -> None:
 
 
 def test_any_of_is_marked_as_the_oracle_it_is() -> None:
-    arm = any_of(np.array([[True, False, False], [False, False, True]]))
-    assert arm.right.tolist() == [True, False, True]
-    assert not arm.deployable
-    assert "oracle" in arm.name
-    assert arm.forward_passes == 2
+    oracle = any_of(np.array([[True, False, False], [False, False, True]]))
+    assert oracle.right.tolist() == [True, False, True]
+    assert not oracle.deployable
+    assert "oracle" in oracle.name
+    assert oracle.forward_passes == 2
     with pytest.raises(LoclinError, match="from 1 to 0"):
         any_of(np.zeros((0, 3), dtype=bool))
 
 
-# the table
+# comparisons
 
 
-def arms(rng: np.random.Generator, n: int) -> tuple[Arm, list[Arm]]:
+def conditions(rng: np.random.Generator, n: int) -> tuple[Condition, list[Condition]]:
     base = rng.random(n) < 0.4
     better = base | (rng.random(n) < 0.3)
     other = np.where(rng.random(n) < 0.2, rng.random(n) < 0.4, base)
     oracle = any_of(np.stack([better, other]))
-    return Arm(name="base", right=base, forward_passes=1), [
-        Arm(name="ensemble of 5", right=better, forward_passes=5, note="by majority"),
-        Arm(name="random 5", right=other, forward_passes=5),
+    return Condition(name="base", right=base, forward_passes=1), [
+        Condition(name="ensemble of 5", right=better, forward_passes=5, note="by majority"),
+        Condition(name="random 5", right=other, forward_passes=5),
         oracle,
     ]
 
 
-def test_the_table_holds_every_arm_against_the_base() -> None:
-    base, others = arms(np.random.default_rng(3), 200)
-    rows = table(others, base, seed=7)
-    assert [row.name for row in rows] == ["base", "ensemble of 5", "random 5", "any of 2 (oracle)"]
-    for row, arm in zip(rows, [base, *others], strict=True):
-        assert row.score.value == arm.right.mean()
+def test_every_condition_is_held_against_the_base() -> None:
+    base, others = conditions(np.random.default_rng(3), 200)
+    rows = compare(others, base, seed=7)
+    assert [row.condition.name for row in rows] == [
+        "base",
+        "ensemble of 5",
+        "random 5",
+        "any of 2 (oracle)",
+    ]
+    for row, condition in zip(rows, [base, *others], strict=True):
+        assert row.condition is condition
+        assert row.score.value == condition.right.mean()
         assert row.score.n == 200
-        assert row.gain == paired_difference(arm.right, base.right, seed=7)
-        assert row.p == mcnemar(arm.right, base.right)
-        assert (row.forward_passes, row.deployable, row.note) == (
-            arm.forward_passes,
-            arm.deployable,
-            arm.note,
-        )
+        assert row.gain == paired_difference(condition.right, base.right, seed=7)
+        assert row.p == mcnemar(condition.right, base.right)
     # the base tests nothing and an oracle cannot be deployed: neither is in the family
     assert [row.p_holm for row in rows] == [None, *holm([rows[1].p, rows[2].p]), None]
     assert (rows[0].gain.value, rows[0].gain.low, rows[0].gain.high, rows[0].p) == (0, 0, 0, 1)
@@ -250,18 +262,18 @@ def test_the_table_holds_every_arm_against_the_base() -> None:
 
 
 def test_groups_reach_the_intervals() -> None:
-    base, others = arms(np.random.default_rng(4), 60)
+    base, others = conditions(np.random.default_rng(4), 60)
     repeated = [
-        Arm(
-            name=arm.name,
-            right=np.repeat(arm.right, 4),
+        Condition(
+            name=condition.name,
+            right=np.repeat(condition.right, 4),
             forward_passes=1,
-            deployable=arm.deployable,
+            deployable=condition.deployable,
         )
-        for arm in (base, *others)
+        for condition in (base, *others)
     ]
     alone, grouped = (
-        table(repeated[1:], repeated[0], groups=groups, seed=0)
+        compare(repeated[1:], repeated[0], groups=groups, seed=0)
         for groups in (None, [i // 4 for i in range(240)])
     )
     for a, g in zip(alone[1:], grouped[1:], strict=True):
@@ -271,16 +283,16 @@ def test_groups_reach_the_intervals() -> None:
         )
 
 
-def test_arms_over_other_examples_or_of_one_name_are_refused() -> None:
-    base = Arm(name="base", right=np.zeros(3, dtype=bool), forward_passes=1)
-    short = Arm(name="short", right=np.zeros(2, dtype=bool), forward_passes=1)
+def test_conditions_over_other_examples_or_of_one_name_are_refused() -> None:
+    base = Condition(name="base", right=np.zeros(3, dtype=bool), forward_passes=1)
+    short = Condition(name="short", right=np.zeros(2, dtype=bool), forward_passes=1)
     with pytest.raises(
         LoclinError, match="of the same 3 examples, found 2 of short: answer all of them"
     ):
-        table([short], base, seed=0)
+        compare([short], base, seed=0)
     with pytest.raises(LoclinError, match=r"different names, found \['base'\] more than once"):
-        table([base], base, seed=0)
-    assert len(table([], base, seed=0)) == 1
+        compare([base], base, seed=0)
+    assert len(compare([], base, seed=0)) == 1
 
 
 # why the splits are locked

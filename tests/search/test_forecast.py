@@ -12,25 +12,22 @@ import torch
 from torch import Tensor
 
 from loclin import law
+from loclin.curvature import CurvatureOperator
 from loclin.errors import LoclinError
 from loclin.geometry.subspace import random_subspace
 from loclin.models import Problem, twice_differentiable
-from loclin.models.exam import Exam
+from loclin.models.evaluation import EvalSet
 from loclin.parameters import ParameterSpace
-from loclin.search import forecast
+from loclin.search import local_law
 from loclin.search.candidate import Perturbed, candidates
 from loclin.search.ensemble import best_of
-from loclin.search.forecast import Coordinates, Forecast, foretold, shared_square
+from loclin.search.forecast import Forecast, forecast, shared_square
 from loclin.search.noise import Noise
 from loclin.search.scoring import score
 from loclin.stats import Estimate
 from loclin.tasks.example import Example
 
 NORMS = "*ln_f*,*ln_2.bias"
-
-
-def silent(text: str) -> None:
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +51,12 @@ def dense(
     problem: Problem, space: ParameterSpace, examples: list[Example]
 ) -> tuple[Tensor, Tensor]:
     """Gradient and Hessian, row by row."""
-    exam = Exam.of(problem, examples)
+    eval_set = EvalSet.of(problem, examples)
     with twice_differentiable(problem.model):
-        batches = list(exam.fold(0))
-        gradient = space.gradient(exam.loss, batches)
-        unit = torch.eye(space.dimension, dtype=torch.float64)
-        rows = [space.hessian_product(exam.loss, batches, v) for v in unit]
+        batches = list(eval_set.fold(0))
+        gradient = space.gradient(eval_set.loss, batches)
+        hessian = CurvatureOperator(space, eval_set.loss, batches)
+        rows = [hessian @ v for v in torch.eye(space.dimension, dtype=torch.float64)]
     return gradient, torch.stack(rows)
 
 
@@ -81,7 +78,7 @@ def test_the_law_s_numbers_are_those_of_dense_derivatives(
 ) -> None:
     space, examples = ParameterSpace(damaged.model, NORMS), some(damaged, 12)
     basis = random_subspace(k, space.dimension, seed=0).basis.double() if k else None
-    found = foretold(
+    found = forecast(
         damaged,
         space,
         examples,
@@ -89,7 +86,6 @@ def test_the_law_s_numbers_are_those_of_dense_derivatives(
         basis=basis,
         probes=100,
         seed=0,
-        told=silent,
     )
     g, h = dense(damaged, space, examples)
     lift = lifted(space, Noise.parse(noise), basis)
@@ -113,21 +109,6 @@ def test_the_law_s_numbers_are_those_of_dense_derivatives(
         else "attention was switched from sdpa to eager for it"
     )
     assert found.weights == pytest.approx(float(space.read().norm()))
-
-
-def test_lifting_and_folding_are_transposes() -> None:
-    module = torch.nn.Linear(3, 4).double()
-    space = ParameterSpace(module)
-    tied = Coordinates.of(space, Noise.parse("tied"), None)
-    rng = torch.Generator().manual_seed(0)
-    s, v = (
-        torch.randn(n, generator=rng, dtype=torch.float64)
-        for n in (tied.dimension, space.dimension)
-    )
-    assert float(tied.lift(s) @ v) == pytest.approx(float(s @ tied.fold(v)))
-    assert tied.dimension == 12
-    pieces = space.by_tensor(v)
-    assert float(tied.fold(v).norm()) == pytest.approx(law.folded_gradient_norm(pieces))
 
 
 def test_the_shared_part_of_a_gradient_is_without_bias() -> None:
@@ -181,7 +162,7 @@ def test_gains_come_from_the_law_and_other_examples_gain_less() -> None:
     )
 
 
-def test_the_price_of_a_wish_pays_for_it_and_no_less_does() -> None:
+def test_the_price_of_a_gain_pays_for_it_and_no_less_does() -> None:
     found = plain(true_gradient=1.0)
     needed = found.needed(0.05, 0.05)
     assert needed is not None
@@ -195,16 +176,16 @@ def test_the_price_of_a_wish_pays_for_it_and_no_less_does() -> None:
     assert found.effective_rank == 25.0
 
 
-def test_real_candidates_gain_what_was_foretold(damaged: Problem) -> None:
+def test_real_candidates_gain_what_was_forecast(damaged: Problem) -> None:
     """Inside the edge, over all draws of n of 400; within the spread of a mean of maxima and the
     probes'.
     """
     space, examples = ParameterSpace(damaged.model, NORMS), some(damaged, 12)
-    found = foretold(damaged, space, examples, noise=Noise(), probes=100, seed=1, told=silent)
+    found = forecast(damaged, space, examples, noise=Noise(), probes=100, seed=1)
     sigma = 0.05 * found.edge
-    exam, perturbed = Exam.of(damaged, examples), Perturbed(space, Noise())
+    eval_set, perturbed = EvalSet.of(damaged, examples), Perturbed(space, Noise())
     with perturbed:
-        outcomes = score(perturbed, exam, candidates(400, [sigma], seed=5), batched=False)
+        outcomes = score(perturbed, eval_set, candidates(400, [sigma], seed=5))
     gains = np.array([found.loss - o.loss for o in outcomes])
     for n, observed in zip((10, 40), best_of(gains, [10, 40]), strict=True):
         assert observed == pytest.approx(found.gain(n, sigma).value, rel=0.12)
@@ -213,9 +194,9 @@ def test_real_candidates_gain_what_was_foretold(damaged: Problem) -> None:
 
 def test_no_curvature_is_no_refusal(damaged: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     space, examples = ParameterSpace(damaged.model, NORMS), some(damaged, 8)
-    exact = foretold(damaged, space, examples, noise=Noise(), probes=2, seed=0, told=silent)
-    monkeypatch.setattr(forecast, "twice_differentiable", lambda model: nullcontext())
-    differences = foretold(damaged, space, examples, noise=Noise(), probes=2, seed=0, told=silent)
+    exact = forecast(damaged, space, examples, noise=Noise(), probes=2, seed=0)
+    monkeypatch.setattr(local_law, "twice_differentiable", lambda model: nullcontext())
+    differences = forecast(damaged, space, examples, noise=Noise(), probes=2, seed=0)
     assert differences.notes[0].startswith(
         "curvature is taken by finite differences of gradients (expected a model that can be"
     )
@@ -227,14 +208,13 @@ def test_no_curvature_is_no_refusal(damaged: Problem, monkeypatch: pytest.Monkey
         tokenizer=damaged.tokenizer,
         examples=damaged.examples,
     )
-    without = foretold(
+    without = forecast(
         half,
         ParameterSpace(half.model, NORMS),
         examples,
         noise=Noise(),
         probes=2,
         seed=0,
-        told=silent,
     )
     assert (without.trace, without.frobenius, without.along) == (None, None, None)
     assert without.best_sigma(10) is None
@@ -257,4 +237,4 @@ def test_a_loss_that_is_not_finite_is_refused(damaged: Problem) -> None:
         LoclinError,
         match="a finite loss at the model's own weights, found nan: check model and data",
     ):
-        foretold(broken, space, some(damaged, 4), noise=Noise(), probes=1, seed=0, told=silent)
+        forecast(broken, space, some(damaged, 4), noise=Noise(), probes=1, seed=0)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from loclin.errors import LoclinError
 from loclin.search.candidate import Candidate
-from loclin.search.ledger import Ledger, line, read
+from loclin.search.ledger import Ledger, line, opened, read
 from loclin.search.scoring import Outcome
 from tests.search.planted import EXAMPLES, expected_lines, groups, lines, outcome
 
@@ -32,10 +32,19 @@ GROUPS = groups(5)
 
 
 def filled(path: Path, *, count: int = 5) -> Path:
-    with Ledger.open(path, SETTINGS) as ledger:
+    with opened(path, SETTINGS) as ledger:
         for group in GROUPS[:count]:
             ledger.append(map(outcome, group))
     return path
+
+
+def indices(ledger: Ledger) -> list[int]:
+    return [o.candidate.index for o in ledger.outcomes()]
+
+
+def refused(path: Path, settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(LoclinError, match=text), opened(path, settings):
+        pass
 
 
 def same(a: Outcome, b: Outcome) -> bool:
@@ -45,14 +54,11 @@ def same(a: Outcome, b: Outcome) -> bool:
 
 def test_what_is_appended_is_read_back_and_gone_on_with(tmp_path: Path) -> None:
     path = filled(tmp_path / "new" / "ledger.jsonl", count=3)
-    with Ledger.open(path, SETTINGS) as ledger:
-        assert ledger.done == set(range(9))
-        assert ledger.finished(9)
-        assert not ledger.finished(10)
+    with opened(path, SETTINGS) as ledger:
+        assert indices(ledger) == list(range(9))
         ledger.append(map(outcome, GROUPS[4]))
-        assert not ledger.finished(15)
+        assert indices(ledger) == [*range(9), 12, 13, 14]
         ledger.append(map(outcome, GROUPS[3]))
-        assert ledger.finished(15)
         assert not ledger.note
         held = ledger.outcomes()
     settings, found = read(path)
@@ -67,7 +73,7 @@ def test_what_is_appended_is_read_back_and_gone_on_with(tmp_path: Path) -> None:
 
 
 def test_the_order_of_arrival_is_all_that_two_ledgers_differ_in(tmp_path: Path) -> None:
-    with Ledger.open(tmp_path / "backwards", SETTINGS) as ledger:
+    with opened(tmp_path / "backwards", SETTINGS) as ledger:
         for group in reversed(GROUPS):
             ledger.append(map(outcome, group))
     assert lines(tmp_path / "backwards") == lines(filled(tmp_path / "forwards"))
@@ -107,7 +113,7 @@ def test_a_loss_that_is_no_number_is_kept_as_such(tmp_path: Path) -> None:
     for loss in (math.nan, math.inf, -math.inf):
         path = tmp_path / str(loss)
         candidate = GROUPS[0][0]
-        with Ledger.open(path, SETTINGS) as ledger:
+        with opened(path, SETTINGS) as ledger:
             ledger.append(
                 [Outcome(candidate=candidate, loss=loss, right=np.zeros(EXAMPLES, dtype=bool))]
             )
@@ -121,14 +127,14 @@ def test_of_an_index_that_comes_twice_the_first_stands(tmp_path: Path) -> None:
     path = filled(tmp_path / "ledger.jsonl")
     before = path.read_bytes()
     late = Outcome(candidate=GROUPS[1][0], loss=99.0, right=np.ones(EXAMPLES, dtype=bool))
-    with Ledger.open(path, SETTINGS) as ledger:
+    with opened(path, SETTINGS) as ledger:
         ledger.append([late])
         assert same(ledger.outcomes()[3], outcome(GROUPS[1][0]))
     assert path.read_bytes() == before
     path.write_bytes(before + line(late).encode())  # as two processes without a lock might
     assert same(read(path)[1][3], outcome(GROUPS[1][0]))
     twice = tmp_path / "twice"
-    with Ledger.open(twice, SETTINGS) as ledger:
+    with opened(twice, SETTINGS) as ledger:
         ledger.append([outcome(GROUPS[1][0]), late])
     assert same(read(twice)[1][0], outcome(GROUPS[1][0]))
 
@@ -141,9 +147,9 @@ def test_a_last_line_cut_anywhere_is_repaired_and_said(tmp_path: Path) -> None:
         path.write_bytes(whole[:cut])
         assert len(read(path)[1]) == 14  # a reader repairs nothing
         assert path.read_bytes() == whole[:cut]
-        with Ledger.open(path, SETTINGS) as ledger:
+        with opened(path, SETTINGS) as ledger:
             assert f"cut off an unfinished last line of {cut - last} bytes" in ledger.note
-            assert ledger.done == set(range(14))
+            assert indices(ledger) == list(range(14))
             assert path.read_bytes() == whole[:last]
             ledger.append([outcome(GROUPS[4][2])])
         assert path.read_bytes() == whole
@@ -175,11 +181,11 @@ def test_a_wrong_line_in_the_middle_is_named(tmp_path: Path, wrong: str, found: 
     rows[4] = wrong
     path.write_text("\n".join(rows) + "\n")
     before = path.read_bytes()
-    with pytest.raises(
-        LoclinError,
-        match=f"expected the outcome of a candidate in line 5 of .*{found}.*restore the file",
-    ):
-        Ledger.open(path, SETTINGS)
+    refused(
+        path,
+        SETTINGS,
+        f"expected the outcome of a candidate in line 5 of .*{found}.*restore the file",
+    )
     assert path.read_bytes() == before
 
 
@@ -187,8 +193,7 @@ def test_a_wrong_line_in_the_middle_is_named(tmp_path: Path, wrong: str, found: 
 def test_a_file_that_is_no_ledger_is_left_alone(tmp_path: Path, wrong: str) -> None:
     path = tmp_path / "ledger.jsonl"
     path.write_text(wrong + "\n")
-    with pytest.raises(LoclinError, match="expected the header of a ledger in line 1"):
-        Ledger.open(path, SETTINGS)
+    refused(path, SETTINGS, "expected the header of a ledger in line 1")
     assert path.read_text() == wrong + "\n"
 
 
@@ -217,25 +222,22 @@ def test_a_ledger_of_another_search_is_refused_by_the_first_setting_that_differs
     tmp_path: Path, changed: dict[str, Any], named: str
 ) -> None:
     path = filled(tmp_path / "ledger.jsonl")
-    with pytest.raises(
-        LoclinError, match=f"belongs to another search \\({named}\\): choose another --out"
-    ):
-        Ledger.open(path, {**SETTINGS, **changed})
+    text = f"belongs to another search \\({named}\\): choose another --out"
+    refused(path, {**SETTINGS, **changed}, text)
     fewer = {name: value for name, value in SETTINGS.items() if name != "noise"}
-    with pytest.raises(LoclinError, match="noise is 'gaussian' there, None here"):
-        Ledger.open(path, fewer)
-    with Ledger.open(path, {**SETTINGS, "sigma": (0.1,)}) as ledger:  # a tuple is the same list
-        assert len(ledger.done) == 15
+    refused(path, fewer, "noise is 'gaussian' there, None here")
+    with opened(path, {**SETTINGS, "sigma": (0.1,)}) as ledger:  # a tuple is the same list
+        assert len(ledger.outcomes()) == 15
 
 
 def test_settings_that_could_not_be_read_back_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(LoclinError, match=r"expected the number of examples .* found \['noise'\]"):
-        Ledger.open(tmp_path / "ledger.jsonl", {"noise": "tied"})
+    text = r"expected the number of examples .* found \['noise'\]"
+    refused(tmp_path / "ledger.jsonl", {"noise": "tied"}, text)
 
 
 def test_the_header_holds_a_hash_of_its_settings(tmp_path: Path) -> None:
     def search(name: str, settings: dict[str, Any]) -> str:
-        with Ledger.open(tmp_path / name, settings):
+        with opened(tmp_path / name, settings):
             return str(json.loads((tmp_path / name).read_text())["search"])
 
     backwards = dict(reversed(SETTINGS.items()))
@@ -257,7 +259,7 @@ def files_up_to(size: int) -> Iterator[None]:
 def test_without_room_what_is_written_stays_whole_and_goes_on_later(tmp_path: Path) -> None:
     path = filled(tmp_path / "ledger.jsonl", count=2)
     before = path.read_bytes()
-    with Ledger.open(path, SETTINGS) as ledger:
+    with opened(path, SETTINGS) as ledger:
         for more in (0, 1, 100, 300):
             with (
                 files_up_to(len(before) + more),
@@ -265,7 +267,7 @@ def test_without_room_what_is_written_stays_whole_and_goes_on_later(tmp_path: Pa
             ):
                 ledger.append(map(outcome, GROUPS[2]))
             assert path.read_bytes() == before
-            assert ledger.done == set(range(6))
+            assert indices(ledger) == list(range(6))
         for group in GROUPS[2:]:
             ledger.append(map(outcome, group))
     assert path.read_bytes() == filled(tmp_path / "whole").read_bytes()
@@ -273,38 +275,32 @@ def test_without_room_what_is_written_stays_whole_and_goes_on_later(tmp_path: Pa
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(LoclinError, match=r"expected to write .*make room or choose another --out"):
-        Ledger.open(tmp_path / "file" / "ledger.jsonl", SETTINGS)
+    text = r"expected to write .*make room or choose another --out"
+    refused(tmp_path / "file" / "ledger.jsonl", SETTINGS, text)
     with pytest.raises(LoclinError, match=r"expected a ledger at .*nothing\.jsonl"):
         read(tmp_path / "nothing.jsonl")
 
 
 def test_two_searches_do_not_write_to_one_ledger(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
-    with (
-        Ledger.open(path, SETTINGS),
-        pytest.raises(LoclinError, match="found another process writing to it"),
-    ):
-        Ledger.open(path, SETTINGS)
-    with pytest.raises(LoclinError, match="another search"):
-        Ledger.open(path, {**SETTINGS, "noise": "tied"})
-    Ledger.open(path, SETTINGS).close()  # an opening that fails leaves it free
+    with opened(path, SETTINGS):
+        refused(path, SETTINGS, "found another process writing to it")
+    refused(path, {**SETTINGS, "noise": "tied"}, "another search")
+    with opened(path, SETTINGS):  # an opening that fails leaves it free
+        pass
 
 
 CHILD = """
-import sys
-from contextlib import closing
+import sys, time
 from pathlib import Path
-from loclin.search.executors import scores
-from loclin.search.ledger import Ledger
-from tests.search.planted import EXAMPLES, Planted, groups
+from loclin.search.ledger import opened
+from tests.search.planted import groups, outcome
 from tests.search.test_ledger import SETTINGS
 
-folder = Path(sys.argv[1])
-with Ledger.open(folder / "ledger.jsonl", SETTINGS) as ledger:
-    with closing(scores(Planted(folder=folder, seconds=0.05), groups(200), workers=1)) as given:
-        for outcomes in given:
-            ledger.append(outcomes)
+with opened(Path(sys.argv[1]) / "ledger.jsonl", SETTINGS) as ledger:
+    for group in groups(200):
+        time.sleep(0.05)
+        ledger.append(map(outcome, group))
 """
 
 
@@ -324,13 +320,14 @@ def test_killed_and_gone_on_with_it_ends_with_the_lines_of_an_uninterrupted_one(
         time.sleep(0.02)
     child.send_signal(signal.SIGKILL)
     assert child.wait(20) == -signal.SIGKILL
-    with Ledger.open(path, SETTINGS) as ledger:
-        assert 9 <= len(ledger.done) < 600
+    with opened(path, SETTINGS) as ledger:
+        done = set(indices(ledger))
+        assert 9 <= len(done) < 600
         for group in made:
-            if not {c.index for c in group} <= ledger.done:
+            if not {c.index for c in group} <= done:
                 ledger.append(map(outcome, group))
-        assert ledger.finished(600)
-    with Ledger.open(tmp_path / "uninterrupted", SETTINGS) as ledger:
+        assert indices(ledger) == list(range(600))
+    with opened(tmp_path / "uninterrupted", SETTINGS) as ledger:
         for group in made:
             ledger.append(map(outcome, group))
     assert lines(path) == lines(tmp_path / "uninterrupted")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from loclin.errors import LoclinError
-from loclin.search.noise import Drawing, LowRankNoise, Noise, draw, values
+from loclin.search.noise import LowRankNoise, Noise, NoiseStream, dense
 from loclin.search.normals import BLOCK
 
 SHAPES = {
@@ -17,7 +17,13 @@ SHAPES = {
 
 
 def drawn(noise: Noise, seed: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    return {n: values(z).clone() for n, z in Drawing(noise, shapes).of(seed)}
+    return {n: dense(z).clone() for n, z in NoiseStream(noise, shapes).of(seed)}
+
+
+def draw(noise: Noise, seed: int, name: str, shape: tuple[int, ...]) -> Tensor | LowRankNoise:
+    """Of one tensor alone."""
+    ((_, z),) = NoiseStream(noise, {name: shape}).of(seed)
+    return z
 
 
 @pytest.mark.parametrize("text", ["gaussian", "lowrank:4", "tied"])
@@ -49,18 +55,18 @@ def test_other_noise_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["gaussian", "lowrank:3", "tied"])
 def test_the_noise_of_a_tensor_depends_on_seed_and_name_alone(text: str) -> None:
-    """Not on which others are drawn, in what order, by how many threads, or what was drawn before."""
+    """Not on which others are drawn, in what order, by how many threads, or after what."""
     noise, before = Noise.parse(text), torch.get_num_threads()
-    expected = {n: values(draw(noise, 7, n, shape)) for n, shape in SHAPES.items()}
+    expected = {n: dense(draw(noise, 7, n, shape)) for n, shape in SHAPES.items()}
     turned = dict(reversed(SHAPES.items()))
     ways = [
         drawn(noise, 7, SHAPES),
         drawn(noise, 7, turned),
         drawn(noise, 7, {"b.weight": SHAPES["b.weight"]}),
     ]
-    drawing = Drawing(noise, SHAPES)
-    list(drawing.of(8))
-    ways.append({n: values(z).clone() for n, z in drawing.of(7)})
+    stream = NoiseStream(noise, SHAPES)
+    list(stream.of(8))
+    ways.append({n: dense(z).clone() for n, z in stream.of(7)})
     try:
         torch.set_num_threads(3)
         ways.append(drawn(noise, 7, SHAPES))
@@ -69,7 +75,7 @@ def test_the_noise_of_a_tensor_depends_on_seed_and_name_alone(text: str) -> None
     for way in ways:
         for name, z in way.items():
             assert torch.equal(z, expected[name])
-    assert not torch.equal(values(draw(noise, 8, "a.weight", (24, 16))), expected["a.weight"])
+    assert not torch.equal(dense(draw(noise, 8, "a.weight", (24, 16))), expected["a.weight"])
 
 
 def test_tensors_of_one_shape_are_independent_unless_tied() -> None:
@@ -107,5 +113,5 @@ def test_lowrank_noise_leaves_what_is_no_matrix_gaussian() -> None:
     for shape in ((7,), (), (3, 4, 5)):
         z = draw(Noise(kind="lowrank", rank=2), 1, "w", shape)
         assert isinstance(z, Tensor)
-        assert torch.equal(z, values(draw(Noise(), 1, "w", shape)))
+        assert torch.equal(z, dense(draw(Noise(), 1, "w", shape)))
         assert z.shape == shape

@@ -1,254 +1,202 @@
-"""Candidates in one pass against the same candidates placed one after the other, in float64."""
+"""LoRA candidates in shared passes against the same candidates placed one after the other."""
 
 import copy
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loclin.errors import LoclinError
+from loclin.models import Problem
+from loclin.models.evaluation import EvalSet
 from loclin.models.lora import Lora, attach
 from loclin.parameters import ParameterSpace
-from loclin.search.candidate import Perturbed, candidates
+from loclin.run.dispatch import Place
+from loclin.search import ledger
+from loclin.search import scorer as module
+from loclin.search import stacked as rule
+from loclin.search.candidate import Candidate, Perturbed, candidates
 from loclin.search.noise import Noise
-from loclin.search.stacked import stacked, why_not
-from loclin.tasks.batch import Batch, collate
+from loclin.search.random_search import random_search
+from loclin.search.scorer import Scorer
+from loclin.search.scoring import Outcome, score
+from loclin.search.spec import SearchSpec
+from loclin.search.stacked import TOKENS, score_stacked, stacked, stacks
 from loclin.tasks.example import Example
 from tests.conftest import FAMILIES
+from tests.search.test_spec import examples, options, same
 
-Families = dict[str, PreTrainedModel]
-Tokenizers = dict[str, PreTrainedTokenizerBase]
-RAGGED = [
-    ("the cat", " sat on the mat"),
-    ("do cats purr? yes, they do.", " (A)"),
-    ("a", " dog ran"),
-]
-NOISES = ["gaussian", "lowrank:2", "tied"]
+RAGGED = [("the cat", " sat on the mat"), ("do cats purr? yes, they do.", " (A)"), ("a", " dog")]
+GROUP = [*candidates(2, [0.05], seed=0, antithetic=True), *candidates(2, [0.2], seed=1)]
 
 
-def ragged(tokenizer: PreTrainedTokenizerBase) -> Batch:
-    return collate([Example(prompt=p, answer=a) for p, a in RAGGED], tokenizer)
+def adapted(problem: Problem, **more: object) -> Problem:
+    model = attach(copy.deepcopy(problem.model), Lora(rank=2, **more), seed=0)  # type: ignore[arg-type]
+    return replace(problem, model=model)
 
 
-def logits_of(model: nn.Module, batch: Batch) -> Tensor:
-    found = model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-    ).logits
-    return torch.where(batch.attention_mask[..., None] > 0, found, 0.0)
+def perturbed(problem: Problem, noise: str = "gaussian", pattern: str = "*") -> Perturbed:
+    return Perturbed(ParameterSpace(problem.model, pattern), Noise.parse(noise))
 
 
-@torch.no_grad()
-def compare(
-    model: nn.Module, pattern: str, noise: Noise, batch: Batch, *, close: float = 1e-9
-) -> None:
-    """Logits of four candidates, two of them mirror images, in one pass and one at a time."""
-    space = ParameterSpace(model, pattern)
-    group = [*candidates(2, [0.05], seed=0, antithetic=True), *candidates(2, [0.2], seed=1)]
-    perturbed, base, apart = Perturbed(space, noise), logits_of(model, batch), []
-    with perturbed:
-        for c in group:
-            perturbed.place(c)
-            apart.append(logits_of(model, batch))
-    assert why_not(model, space, noise) is None
-    with stacked(model, space, noise, group):
-        together = logits_of(model, batch.tiled(len(group)))
-    perturbed.verify()
-    torch.testing.assert_close(together, torch.cat(apart), rtol=close, atol=close)
-    assert all(float((found - base).abs().max()) > 1e-3 for found in apart)
-    assert torch.equal(logits_of(model, batch), base)  # nothing is left behind
-
-
-@pytest.mark.parametrize("noise", NOISES)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_stacked_candidates_are_those_placed_one_at_a_time(
-    family: str, noise: str, families: Families, tokenizers: Tokenizers
-) -> None:
-    compare(
-        copy.deepcopy(families[family]).double(),
-        "*",
-        Noise.parse(noise),
-        ragged(tokenizers[family]),
+def alike(one: Sequence[Outcome], other: Sequence[Outcome]) -> bool:
+    return [o.loss for o in one] == pytest.approx([o.loss for o in other], rel=1e-5) and all(
+        np.array_equal(a.right, b.right) for a, b in zip(one, other, strict=True)
     )
 
 
-@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize(
+    ("name", "whole"), [("trained", False), ("speaking", False), ("speaking", True)]
+)
+def test_stacked_outcomes_are_those_of_one_at_a_time(
+    name: str, whole: bool, request: pytest.FixtureRequest
+) -> None:
+    """Free answers, options of one token, and options scored whole; two candidates are mirrors."""
+    problem = adapted(request.getfixturevalue(name))
+    eval_set = EvalSet.of(problem, examples(problem, "damage", 3))
+    eval_set = replace(eval_set, options=None) if whole else eval_set
+    with perturbed(problem) as around:
+        assert stacks(around, eval_set)
+        found = score_stacked(around, eval_set, GROUP)
+        around.verify()
+        assert alike(found, score(around, eval_set, GROUP))
+    assert [o.candidate for o in found] == GROUP
+    assert len({o.loss for o in found}) == 4
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_stacked_adapters_are_those_placed_one_at_a_time(
-    family: str, noise: str, families: Families, tokenizers: Tokenizers
+def test_every_family_is_stacked(
+    family: str,
+    families: dict[str, PreTrainedModel],
+    tokenizers: dict[str, PreTrainedTokenizerBase],
 ) -> None:
-    model = attach(copy.deepcopy(families[family]), Lora(rank=3), seed=0).double()
-    compare(model, "*", Noise.parse(noise), ragged(tokenizers[family]))
+    asked = [Example(prompt=p, answer=a) for p, a in RAGGED]
+    problem = adapted(Problem(model=families[family], tokenizer=tokenizers[family], examples={}))
+    problem.model.double()
+    eval_set = EvalSet.of(problem, asked)
+    with perturbed(problem) as around:
+        assert stacks(around, eval_set)
+        found = score_stacked(around, eval_set, GROUP)
+        for one, other in zip(found, score(around, eval_set, GROUP), strict=True):
+            assert one.loss == pytest.approx(other.loss, rel=1e-9)
+            assert np.array_equal(one.right, other.right)
 
 
-@pytest.mark.parametrize("noise", ["gaussian", "lowrank:2"])
-@pytest.mark.parametrize(
-    "pattern", ["*bias", "*c_attn.weight", "*wpe*", "*wte*", "*ln_1.weight,*ln_f.bias"]
-)
-def test_parts_of_a_model_are_stacked_alone(
-    pattern: str, noise: str, families: Families, tokenizers: Tokenizers
+def test_many_passes_keep_each_candidates_rows_together(
+    speaking: Problem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compare(
-        copy.deepcopy(families["gpt2"]).double(),
-        pattern,
-        Noise.parse(noise),
-        ragged(tokenizers["gpt2"]),
+    problem = adapted(speaking)
+    eval_set = EvalSet.of(problem, examples(problem, "damage", 3))
+    with perturbed(problem) as around:
+        wanted = score(around, eval_set, GROUP)
+        monkeypatch.setattr("loclin.models.evaluation.rows_at_once", lambda *_: 8)  # two rows each
+        assert alike(score_stacked(around, eval_set, GROUP), wanted)
+
+
+def test_sizes_and_spaces_decide(trained: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = adapted(trained)
+    few = EvalSet.of(problem, examples(problem, "damage", 2))
+    assert few.size == few.batch.input_ids.numel() <= TOKENS
+    assert stacks(perturbed(problem), few)
+    assert not stacks(perturbed(problem, "lowrank:2"), few)
+    assert not stacks(perturbed(problem, "tied"), few)
+    assert not stacks(perturbed(problem, pattern="*lora_B*"), few)
+    assert not stacks(perturbed(trained), EvalSet.of(trained, examples(trained, "damage", 2)))
+    space = ParameterSpace(problem.model)
+    row = torch.eye(1, space.dimension)
+    assert not stacks(Perturbed(space, Noise(), basis=row), few)
+    monkeypatch.setattr(rule, "TOKENS", few.size)
+    assert stacks(perturbed(problem), few)
+    monkeypatch.setattr(rule, "TOKENS", few.size - 1)
+    assert not stacks(perturbed(problem), few)
+
+
+def test_factors_that_are_read_otherwise_are_scored_one_at_a_time(trained: Problem) -> None:
+    """A forward of another hand; and a layer that reads its factor without the forward."""
+    problem = adapted(trained)
+    eval_set = EvalSet.of(problem, examples(problem, "damage", 2))
+    around = perturbed(problem)
+    layer = next(m for m in problem.model.modules() if isinstance(m, LoraLayer))
+    factor = layer.lora_A["default"]
+    assert isinstance(layer, nn.Module)
+    assert isinstance(factor, nn.Linear)
+    vars(factor)["forward"] = lambda x: type(factor).forward(factor, x)
+    assert not stacks(around, eval_set)
+    del vars(factor)["forward"]
+    assert stacks(around, eval_set)
+    plain = type(layer).forward
+
+    def own(x: Tensor) -> Tensor:
+        return torch.as_tensor(plain(layer, x)) + (x @ factor.weight.mT).sum(-1, keepdim=True)
+
+    vars(layer)["forward"] = own
+    assert not stacks(around, eval_set)
+    around.verify()
+
+
+def test_rows_that_cannot_be_divided_are_refused_and_nothing_is_left(trained: Problem) -> None:
+    problem = adapted(trained)
+    around, batch = perturbed(problem), problem.collate(examples(problem, "damage", 1)[:1])
+    with (
+        pytest.raises(LoclinError, match="expected 1 rows in every module, in 4 equal blocks"),
+        torch.no_grad(),
+        stacked(around, problem.model, GROUP),
+    ):
+        problem.model(input_ids=batch.input_ids)
+    assert not [m for m in problem.model.modules() if "forward" in vars(m)]
+    assert not problem.model._forward_pre_hooks
+    around.verify()
+
+
+def test_out_of_memory_takes_one_at_a_time_and_says_so(
+    trained: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> list[Outcome]:
+        raise torch.OutOfMemoryError("tried to allocate 2.00 GiB")
+
+    problem = adapted(trained)
+    scorer = Scorer(problem, ParameterSpace(problem.model), examples(problem, "damage", 2))
+    wanted = score(scorer.perturbed, scorer.eval_set, GROUP)
+    monkeypatch.setattr(module, "score_stacked", full)
+    assert same(scorer.do(GROUP), wanted)
+    assert same(scorer.do(GROUP), wanted)
+    assert scorer.notes == ["out of memory on cpu: from here on one candidate at a time"]
+
+
+def test_workers_and_resuming_do_not_matter_and_groups_are_kept(
+    trained: Problem, tmp_path: Path
+) -> None:
+    """A half group in the ledger is scored whole again, and its first half kept."""
+    asked = {"n": 6, "sigmas": [0.02, 0.1], "seed": 3, "antithetic": True, "group": 5}
+    spec = SearchSpec(
+        options=options(), space="lora", lora=Lora(rank=2), examples=examples(trained, "damage", 2)
     )
+    scorer, path = spec.build(), tmp_path / "ledger.jsonl"
+    assert scorer.stacks
+    assert scorer.fingerprint["stacked"] is True
+    whole = random_search(scorer, **asked, ledger=path)  # type: ignore[arg-type]
+    drawn = candidates(6, [0.02, 0.1], seed=3, antithetic=True)
+    assert alike(whole.outcomes, score(scorer.perturbed, scorer.eval_set, drawn))
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:8]))  # seven of twelve candidates
+    groups: list[list[Candidate]] = []
+    plain = scorer.do
 
+    def counted(item: Sequence[Candidate], *rest: object) -> list[Outcome]:
+        groups.append(list(item))
+        return plain(item)
 
-@pytest.mark.parametrize("family", ["gpt2", "gemma"])
-def test_half_precision_is_rounded_as_if_placed(
-    family: str, families: Families, tokenizers: Tokenizers
-) -> None:
-    """The same bfloat16 weights: the difference is that of one product's rounding, far below a step
-    of σ.
-    """
-    model = copy.deepcopy(families[family]).bfloat16()
-    space, batch = ParameterSpace(model), ragged(tokenizers[family])
-    group = candidates(2, [0.05], seed=0)
-    perturbed, apart = Perturbed(space, Noise()), []
-    with torch.no_grad(), perturbed:
-        for c in group:
-            perturbed.place(c)
-            apart.append(logits_of(model, batch).float())
-    with torch.no_grad(), stacked(model, space, Noise(), group):
-        together = logits_of(model, batch.tiled(2)).float()
-    difference = (together - torch.cat(apart)).square().mean().sqrt()
-    assert float(difference) < 0.1 * float((apart[0] - apart[1]).square().mean().sqrt())
-    told = why_not(model, space, Noise.parse("lowrank:2"))
-    assert told is not None
-    assert f"{space.names[0]} is in half precision" in told
-
-
-def test_one_candidate_is_a_stack_too(families: Families, tokenizers: Tokenizers) -> None:
-    model, batch = copy.deepcopy(families["gpt2"]).double(), ragged(tokenizers["gpt2"])
-    space, noise = ParameterSpace(model), Noise.parse("lowrank:1")
-    (only,) = candidates(1, [0.1], seed=0)
-    single = batch.rows(slice(0, 1))  # a single row: positions then look like any other input
-    for rows in (batch, single):
-        with torch.no_grad(), stacked(model, space, noise, [only]):
-            found = logits_of(model, rows)
-        with torch.no_grad(), Perturbed(space, noise) as perturbed:
-            perturbed.place(only)
-            torch.testing.assert_close(found, logits_of(model, rows), rtol=1e-9, atol=1e-9)
-
-
-def test_nothing_is_left_behind_when_a_pass_fails(
-    families: Families, tokenizers: Tokenizers
-) -> None:
-    model, batch = families["llama"], ragged(tokenizers["llama"])
-    space, group = ParameterSpace(model), candidates(2, [0.1], seed=0)
-    with torch.no_grad():
-        before = logits_of(model, batch)
-    with (
-        pytest.raises(LoclinError, match="expected a multiple of 2 rows, found 3: repeat all rows"),
-        torch.no_grad(),
-        stacked(model, space, Noise(), group),
-    ):
-        logits_of(model, batch)
-    assert not [m for m in model.modules() if "forward" in vars(m)]
-    assert not model._forward_pre_hooks
-    with torch.no_grad():
-        assert torch.equal(logits_of(model, batch), before)
-
-
-class Whole(nn.Module):
-    """Reads its weight over all rows at once."""
-
-    def __init__(self, how: str) -> None:
-        super().__init__()
-        self.weight, self.how = nn.Parameter(torch.ones(6)), how
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.how == "product":
-            return x @ self.weight
-        return x * self.weight / self.weight.norm() if self.how == "norm" else x * self.weight
-
-
-class Around(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.first, self.inner = nn.Linear(6, 6), inner
-
-    def forward(self, input_ids: Tensor) -> Any:
-        return self.inner(self.first(input_ids))
-
-
-@pytest.mark.parametrize(
-    ("inner", "told"),
-    [
-        (Whole("product"), "inner.weight is in a Whole, which takes one weight for all rows"),
-        (Whole("norm"), "inner.weight is in a Whole"),
-        (nn.LSTM(6, 6), "inner.weight_ih_l0 is in a LSTM"),
-        (nn.Embedding(6, 6, max_norm=1.0), "inner.weight is in a Embedding"),
-        (nn.LayerNorm((2, 6)), "inner.weight is in a LayerNorm"),
-    ],
-)
-def test_the_first_tensor_that_cannot_be_stacked_is_named(inner: nn.Module, told: str) -> None:
-    model = Around(inner)
-    space, group = ParameterSpace(model), candidates(2, [0.1], seed=0)
-    found = why_not(model, space, Noise())
-    assert found is not None
-    assert found.startswith(told)
-    with (
-        pytest.raises(
-            LoclinError, match=r"expected tensors that can be stacked, found that inner\.weight"
-        ),
-        stacked(model, space, Noise(), group),
-    ):
-        pass
-    assert why_not(model, ParameterSpace(model, "first.*"), Noise()) is None
-
-
-def test_a_weight_that_meets_rows_elementwise_is_stacked_whatever_its_module() -> None:
-    model = Around(Whole("scale"))
-    space, group, x = ParameterSpace(model), candidates(3, [0.1], seed=0), torch.randn(2, 4, 6)
-    with torch.no_grad(), stacked(model, space, Noise(), group):
-        together = model(x.repeat(3, 1, 1))
-    with torch.no_grad(), Perturbed(space, Noise()) as perturbed:
-        for c, found in zip(group, together.split(2), strict=True):
-            perturbed.place(c)
-            torch.testing.assert_close(found, model(x))
-
-
-class Folding(nn.Module):
-    """Gives its layer all rows as one: a candidate's rows cannot be told apart there."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(6, 6)
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        return torch.as_tensor(self.layer(input_ids.reshape(-1, 6)))
-
-
-def test_rows_that_a_module_regroups_are_refused() -> None:
-    model = Folding()
-    with (
-        pytest.raises(
-            LoclinError,
-            match="expected 4 rows in every module, found 12: score one candidate at a time",
-        ),
-        torch.no_grad(),
-        stacked(model, ParameterSpace(model), Noise(), candidates(2, [0.1], seed=0)),
-    ):
-        model(torch.ones(4, 3, 6))
-
-
-def test_a_forward_of_another_hand_and_no_candidates_are_refused() -> None:
-    model = Folding()
-    space = ParameterSpace(model)
-    with (
-        pytest.raises(LoclinError, match="expected at least one candidate to stack"),
-        stacked(model, space, Noise(), []),
-    ):
-        pass
-    vars(model.layer)["forward"] = lambda x: x
-    told = why_not(model, space, Noise())
-    assert told is not None
-    assert told.startswith("layer.weight is in a Linear")
-    del vars(model.layer)["forward"]
-    assert why_not(model, space, Noise()) is None
-    other = why_not(nn.Linear(2, 2), space, Noise())
-    assert other == "layer.weight is in no module of the model"
+    scorer.do = counted  # type: ignore[method-assign, assignment]
+    assert same(random_search(scorer, **asked, ledger=path).outcomes, whole.outcomes)  # type: ignore[arg-type]
+    assert groups == [drawn[5:10], drawn[10:]]
+    assert same(ledger.read(path)[1], whole.outcomes)
+    two = random_search(scorer, **asked, spec=spec, place=Place(workers=2))  # type: ignore[arg-type]
+    assert same(two.outcomes, whole.outcomes)
+    with pytest.raises(LoclinError, match=r"another search \(group is 5 there, 4 here\)"):
+        random_search(scorer, **{**asked, "group": 4}, ledger=path)  # type: ignore[arg-type]

@@ -16,11 +16,11 @@ from loclin.parameters import ParameterSpace
 from loclin.stats import Estimate
 from loclin.steering import agreement as module
 from loclin.steering.agreement import Resampled, agreement, gradient_batches, null_cosines
-from loclin.steering.asked import ask
+from loclin.steering.averages import Averaged, labels_averaged, loss_of, step_averaged
 from loclin.steering.compare import cosines
-from loclin.steering.config import Estimand
+from loclin.steering.estimands import Estimand
 from loclin.steering.gradient import shift, step_direction
-from loclin.steering.routes import Averaged, labels_averaged, loss_of, step_averaged
+from loclin.steering.prompts import prompt_set
 from tests.steering.test_routes import examples
 
 
@@ -35,7 +35,7 @@ def noisy(
     rng: np.random.Generator,
     labels: np.ndarray | None = None,
 ) -> Averaged:
-    """Vectors around a centre whose noise is shared within groups; with labels, ± half the centre."""
+    """Vectors around a centre, noise shared within groups; with labels, ± half the centre."""
     shared = rng.standard_normal((groups, len(centre))).repeat(each, axis=0)
     sign = np.ones(groups * each) if labels is None else labels - 0.5
     h = sign[:, None] * centre + 0.3 * shared + 0.1 * rng.standard_normal(shared.shape)
@@ -128,8 +128,8 @@ def test_gradient_batches_add_up_to_the_gradient_step(
 ) -> None:
     some = examples(speaking)
     step, read = (
-        ask(some[:32], speaking.tokenizer, device="cpu"),
-        ask(some[32:], speaking.tokenizer, device="cpu"),
+        prompt_set(some[:32], speaking.tokenizer, device="cpu"),
+        prompt_set(some[32:], speaking.tokenizer, device="cpu"),
     )
     space = ParameterSpace(speaking.model)
     before = space.read()
@@ -148,7 +148,14 @@ def test_gradient_batches_add_up_to_the_gradient_step(
         for eta in (module.SMALL, -module.SMALL)
     )
     batches = gradient_batches(
-        speaking.model, space, step, read, estimand=estimand, layers=[0, 1], path=None, told=quiet
+        speaking.model,
+        space,
+        step,
+        read,
+        estimand=estimand,
+        layers=[0, 1],
+        path=None,
+        progress=quiet,
     )
     assert len(batches) == 8
     total = torch.stack([b.direction() for b in batches]).sum(0)
@@ -158,12 +165,12 @@ def test_gradient_batches_add_up_to_the_gradient_step(
 
 def test_groups_are_in_one_gradient_batch_each(speaking: Problem) -> None:
     """Two groups make two batches: their parts are the steps of each group alone."""
-    asked = ask(examples(speaking)[:20], speaking.tokenizer, device="cpu")
+    asked = prompt_set(examples(speaking)[:20], speaking.tokenizer, device="cpu")
     home = np.arange(20) % 3 == 0
     two = replace(asked, groups=tuple("ab"[i] for i in home.astype(int)))
     space = ParameterSpace(speaking.model)
     found = gradient_batches(
-        speaking.model, space, two, asked, estimand="E1", layers=[0], path=None, told=quiet
+        speaking.model, space, two, asked, estimand="E1", layers=[0], path=None, progress=quiet
     )
     assert len(found) == 2
     for batch, rows in zip(found, (home, ~home), strict=True):
@@ -174,7 +181,7 @@ def test_groups_are_in_one_gradient_batch_each(speaking: Problem) -> None:
 
 def test_the_null_is_a_function_of_its_seed_and_has_both_signs(speaking: Problem) -> None:
     some = examples(speaking)
-    asked = ask(some, speaking.tokenizer, device="cpu")
+    asked = prompt_set(some, speaking.tokenizer, device="cpu")
     space = ParameterSpace(speaking.model)
     before = space.read()
     like = step_direction(speaking.model, space, asked, loss="fixed")
@@ -197,7 +204,7 @@ def test_the_null_is_a_function_of_its_seed_and_has_both_signs(speaking: Problem
             path=None,
             origin=origin,
             seed=seed,
-            told=quiet,
+            progress=quiet,
         )
 
     found = null(0)

@@ -23,7 +23,7 @@ from loclin.steering.compare import (
     without_outliers,
 )
 from loclin.steering.contrast import class_contrast
-from loclin.steering.gradient import class_shift, shift, step_direction
+from loclin.steering.gradient import shift, step_direction
 from loclin.steering.readout import logit_gradient
 from tests.planted import FIRST, LinearModel, questions
 from tests.properties import assert_follows, assert_invariant_to_rotation
@@ -90,8 +90,8 @@ def test_random_directions_are_unit_seeded_and_matched() -> None:
     pieces = space.by_tensor(like)
     for factor, piece in zip((9.0, 0.0, 1.0, 2.0), pieces.values(), strict=True):
         piece.mul_(factor)
-    matched = list(random_directions(space, 3, seed=1, matched="tensor", like=like))
-    plain = list(random_directions(space, 3, seed=1, matched="all", like=like))
+    matched = list(random_directions(space, 3, seed=1, like=like))
+    plain = list(random_directions(space, 3, seed=1))
     for direction in (*matched, *plain):
         assert float(direction.norm()) == pytest.approx(1, abs=1e-6)
     for direction in matched:
@@ -99,26 +99,19 @@ def test_random_directions_are_unit_seeded_and_matched() -> None:
             assert float(piece.norm()) == pytest.approx(
                 float(pieces[name].norm() / like.norm()), rel=1e-5
             )
-    again = list(random_directions(space, 2, seed=1, matched="tensor", like=-3 * like))
+    again = list(random_directions(space, 2, seed=1, like=-3 * like))
     assert all(torch.allclose(x, y, atol=1e-7) for x, y in zip(again, matched[:2], strict=True))
-    other = next(random_directions(space, 1, seed=2, matched="all"))
+    other = next(random_directions(space, 1, seed=2))
     assert all(abs(float(x @ y)) < 0.2 for x, y in itertools.combinations([*plain, other], 2))
-    with pytest.raises(LoclinError, match="direction to match tensor by tensor, found none"):
-        next(random_directions(space, 1, seed=0, matched="tensor"))
     with pytest.raises(LoclinError, match="found zeros: the matched one has no angle"):
-        next(
-            random_directions(space, 1, seed=0, matched="tensor", like=torch.zeros(space.dimension))
-        )
+        next(random_directions(space, 1, seed=0, like=torch.zeros(space.dimension)))
 
 
 def test_isotropic_directions_follow_their_law() -> None:
     space = ParameterSpace(nn.Linear(10, 5))
     fixed = space.noise(seed=9)
     draws = np.array(
-        [
-            float(v @ fixed / fixed.norm())
-            for v in random_directions(space, 400, seed=0, matched="all")
-        ]
+        [float(v @ fixed / fixed.norm()) for v in random_directions(space, 400, seed=0)]
     )
     n = space.dimension
     assert_follows((draws + 1) / 2, stats.beta((n - 1) / 2, (n - 1) / 2))
@@ -202,7 +195,7 @@ def test_labels_that_a_gradient_batch_does_not_know_give_uniform_p_values() -> N
             tokens = torch.where(torch.from_numpy(labels), learned.toward, learned.away)
             direction = step_direction(model, space, learned, loss=tokens)
             moved = shift(model, space, direction, held.batch, size=1e-3, layers=[1], origin=origin)
-            found.append(float(cosines(class_shift(moved, held.labels), caa)))
+            found.append(float(cosines(class_contrast(moved, held.labels), caa)))
         # Ranks are few: spread each evenly over its step.
         ps.append(permutation_p(found[0], found[1:]) - rng.uniform() / 10)
     assert_follows(np.array(ps), stats.uniform())

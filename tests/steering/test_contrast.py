@@ -8,23 +8,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from loclin.activations.capture import activations
 from loclin.errors import LoclinError
 from loclin.models import Problem
-from loclin.steering.asked import Asked, ask
 from loclin.steering.compare import cosines
 from loclin.steering.contrast import class_contrast, paired_differences
+from loclin.steering.prompts import PromptSet, prompt_set
 from tests.conftest import FAMILIES
 from tests.planted import truth_world
-from tests.steering.test_asked import LETTERS
+from tests.steering.test_prompts import LETTERS
 
 Models = dict[str, PreTrainedModel]
 Tokenizers = dict[str, PreTrainedTokenizerBase]
 
 
-def asked_statements(problem: Problem, count: int = 24, *, part: str = "test") -> Asked:
+def asked_statements(problem: Problem, count: int = 24, *, part: str = "test") -> PromptSet:
     """Of all tasks, half of them true."""
     examples = [e for task in problem.tasks for e in problem.examples[part][task]]
     sides = ([e for e in examples if e.answer == side] for side in (" yes", " no"))
     some = [e for side in sides for e in side[:: 2 * len(side) // count][: count // 2]]
-    return ask(some, problem.tokenizer, device=problem.model.device)
+    return prompt_set(some, problem.tokenizer, device=problem.model.device)
 
 
 def test_class_contrast_equals_a_loop() -> None:
@@ -56,7 +56,7 @@ def test_one_class_has_no_contrast(labels: np.ndarray) -> None:
 def test_paired_differences_equal_two_plain_passes(
     families: Models, tokenizers: Tokenizers, family: str
 ) -> None:
-    model, asked = families[family], ask(LETTERS, tokenizers[family], device="cpu")
+    model, asked = families[family], prompt_set(LETTERS, tokenizers[family], device="cpu")
     found = paired_differences(model, asked, layers=[0])
     for i in range(len(asked)):
         prompt = asked.batch.input_ids[i][asked.batch.attention_mask[i] > 0].tolist()

@@ -9,8 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from loclin.activations.adding import added
 from loclin.activations.capture import activations
 from loclin.errors import LoclinError
-from loclin.steering.asked import Asked
-from loclin.steering.effect import anti_steerable, dose_response, logit_differences, slopes
+from loclin.steering.effect import adding, anti_steerable, dose_response, logit_differences, slopes
+from loclin.steering.prompts import PromptSet
 from loclin.tasks.batch import prompts_batch
 from loclin.tasks.example import Example
 from tests.conftest import FAMILIES
@@ -24,12 +24,12 @@ PROMPTS = [
 ]
 
 
-def posed(tokenizer: PreTrainedTokenizerBase, prompts: list[str] = PROMPTS) -> Asked:
+def posed(tokenizer: PreTrainedTokenizerBase, prompts: list[str] = PROMPTS) -> PromptSet:
     """Prompts of different lengths, each with a pair of tokens of its own."""
     n = len(prompts)
     pairs = np.random.default_rng(1).permuted(np.tile(np.arange(5, 60), (n, 1)), axis=1)[:, :2]
     toward, away = torch.from_numpy(pairs.T.copy())
-    return Asked(
+    return PromptSet(
         batch=prompts_batch(prompts, tokenizer),
         toward=toward,
         away=away,
@@ -54,33 +54,33 @@ def test_differences_are_those_of_every_prompt_alone(
     tokenizers: dict[str, PreTrainedTokenizerBase],
 ) -> None:
     model, tokenizer = families[family], tokenizers[family]
-    asked, alone = posed(tokenizer), []
-    for prompt, toward, away in zip(PROMPTS, asked.toward, asked.away, strict=True):
+    prompts, alone = posed(tokenizer), []
+    for prompt, toward, away in zip(PROMPTS, prompts.toward, prompts.away, strict=True):
         with torch.no_grad():
             logits = model(torch.tensor([tokenizer(prompt)["input_ids"]])).logits[0, -1]
         alone.append(float(logits[toward] - logits[away]))
     for rows in (None, 1, 2):
-        assert np.allclose(logit_differences(model, asked, rows_at_once=rows), alone, atol=1e-4)
+        assert np.allclose(logit_differences(model, prompts, rows_at_once=rows), alone, atol=1e-4)
 
 
 def test_a_vector_at_the_last_block_goes_through_the_final_norm_and_the_readout(
     families: dict[str, PreTrainedModel], tokenizers: dict[str, PreTrainedTokenizerBase]
 ) -> None:
     for family in ("gpt2", "llama"):
-        model, asked = families[family], posed(tokenizers[family])
+        model, prompts = families[family], posed(tokenizers[family])
         core, v = model.base_model, direction(model)
         norm = core.ln_f if family == "gpt2" else core.norm
-        h = activations(model, asked.batch, layers=[1])[0]
+        h = activations(model, prompts.batch, layers=[1])[0]
         with torch.no_grad():
             twin = torch.stack([model.lm_head(norm(h + a * v)) for a in (-2.0, 0.0, 1.0)])
         wanted = (
-            twin.gather(2, asked.toward.expand(3, -1)[..., None])
-            - twin.gather(2, asked.away.expand(3, -1)[..., None])
+            twin.gather(2, prompts.toward.expand(3, -1)[..., None])
+            - twin.gather(2, prompts.away.expand(3, -1)[..., None])
         )[..., 0]
         for only in ("every", "last"):  # nothing attends to the last block
-            found = dose_response(model, asked, {1: v}, [-2, 0, 1], only=only)
+            found = dose_response(model, prompts, adding(model, {1: v}, only=only), [-2, 0, 1])
             assert np.allclose(found, wanted.numpy(), atol=1e-4)
-        assert np.allclose(found[1], logit_differences(model, asked), atol=1e-5)
+        assert np.allclose(found[1], logit_differences(model, prompts), atol=1e-5)
 
 
 def test_slopes_are_exact_where_the_response_is_linear(
@@ -89,32 +89,37 @@ def test_slopes_are_exact_where_the_response_is_linear(
     """Without a final norm, v at the last block moves logit t by W_t·v, whatever the prompt."""
     model = copy.deepcopy(families["gpt2"]).double()
     model.transformer.ln_f = nn.Identity()
-    asked, v = posed(tokenizers["gpt2"]), direction(model)
+    prompts, v = posed(tokenizers["gpt2"]), direction(model)
     weights = model.lm_head.weight.detach()
-    by_hand = ((weights[asked.toward] - weights[asked.away]) @ v.double()).numpy()
+    by_hand = ((weights[prompts.toward] - weights[prompts.away]) @ v.double()).numpy()
     strengths = [-2, -0.5, 1, 4]
-    found = slopes(dose_response(model, asked, {1: v}, strengths), strengths)
+    found = slopes(dose_response(model, prompts, adding(model, {1: v}), strengths), strengths)
     assert np.allclose(found, by_hand, atol=1e-6)
     assert anti_steerable(found) == (by_hand < 0).mean() > 0
     # two vectors at two layers are added together, and the one at the last block adds its own part
-    both = slopes(dose_response(model, asked, {0: v, 1: v}, [-1e-4, 1e-4]), [-1e-4, 1e-4])
-    first = slopes(dose_response(model, asked, {0: v}, [-1e-4, 1e-4]), [-1e-4, 1e-4])
+    both = slopes(
+        dose_response(model, prompts, adding(model, {0: v, 1: v}), [-1e-4, 1e-4]), [-1e-4, 1e-4]
+    )
+    first = slopes(
+        dose_response(model, prompts, adding(model, {0: v}), [-1e-4, 1e-4]), [-1e-4, 1e-4]
+    )
     assert np.allclose(both, first + by_hand, atol=1e-4)
 
 
 def test_last_and_every_differ_below_the_last_block(
     families: dict[str, PreTrainedModel], tokenizers: dict[str, PreTrainedTokenizerBase]
 ) -> None:
-    model, asked = families["qwen2"], posed(tokenizers["qwen2"])
+    model, prompts = families["qwen2"], posed(tokenizers["qwen2"])
     v = direction(model)
     every, last = (
-        dose_response(model, asked, {0: v}, [1], only=only)[0] for only in ("every", "last")
+        dose_response(model, prompts, adding(model, {0: v}, only=only), [1])[0]
+        for only in ("every", "last")
     )
     assert np.abs(every - last).max() > 0.01
     with added(model, {0: v}):
-        assert np.array_equal(logit_differences(model, asked), every)
+        assert np.array_equal(logit_differences(model, prompts), every)
     with added(model, {0: v}, only="last"):
-        assert np.array_equal(logit_differences(model, asked), last)
+        assert np.array_equal(logit_differences(model, prompts), last)
 
 
 def test_slopes_are_those_of_a_fitted_line() -> None:
@@ -126,22 +131,24 @@ def test_slopes_are_those_of_a_fitted_line() -> None:
 def test_half_precision_is_compared_in_float32(
     families: dict[str, PreTrainedModel], tokenizers: dict[str, PreTrainedTokenizerBase]
 ) -> None:
-    exact, asked = families["llama"], posed(tokenizers["llama"])
+    exact, prompts = families["llama"], posed(tokenizers["llama"])
     rough = copy.deepcopy(exact).to(torch.bfloat16)
-    assert np.allclose(logit_differences(rough, asked), logit_differences(exact, asked), atol=1.0)
+    assert np.allclose(
+        logit_differences(rough, prompts), logit_differences(exact, prompts), atol=1.0
+    )
 
 
 def test_what_cannot_be_compared_is_refused(
     families: dict[str, PreTrainedModel], tokenizers: dict[str, PreTrainedTokenizerBase]
 ) -> None:
-    model, asked = families["gpt2"], posed(tokenizers["gpt2"])
+    model, prompts = families["gpt2"], posed(tokenizers["gpt2"])
     v = direction(model)
     with pytest.raises(LoclinError, match="finite strengths"):
-        dose_response(model, asked, {0: v}, [1.0, np.nan])
+        dose_response(model, prompts, adding(model, {0: v}), [1.0, np.nan])
     with pytest.raises(LoclinError, match="finite strengths"):
-        dose_response(model, asked, {0: v}, [])
+        dose_response(model, prompts, adding(model, {0: v}), [])
     with pytest.raises(LoclinError, match="expected finite logits, found 5 of 5"):
-        dose_response(model, asked, {1: v * torch.inf}, [1.0])
+        dose_response(model, prompts, adding(model, {1: v * torch.inf}), [1.0])
     for strengths in ([1.0, 1.0], [1.0]):
         with pytest.raises(LoclinError, match="two of them different"):
             slopes(np.zeros((2, 3)), strengths)

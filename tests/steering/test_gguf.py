@@ -1,4 +1,4 @@
-"""GGUF control vectors: what others would read, what others wrote, and which block a number means."""
+"""GGUF control vectors: what others would read, what they wrote, which block a number means."""
 
 import math
 import struct
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from loclin.errors import LoclinError
 from loclin.steering.gguf import read_gguf, write_gguf
 from loclin.steering.vector import SteeringVector
-from tests.steering.test_vector import TOLD, logits, random, same
+from tests.steering.test_vector import FACTS, logits, random, same
 
 
 def raw(
@@ -100,7 +100,7 @@ def test_the_round_trip_gives_everything_back(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["v.gguf"]
     again = read_gguf(path)
     assert all(torch.equal(again.directions[n], vector.directions[n]) for n in (1, 2, 5))
-    for name in (*TOLD, "revision", "layers_path", "about", "site", "layers"):
+    for name in (*FACTS, "revision", "layers_path", "about", "site", "layers"):
         assert getattr(again, name) == getattr(vector, name)
 
 
@@ -252,7 +252,7 @@ def test_a_file_of_a_newer_loclin_says_so(tmp_path: Path, monkeypatch: pytest.Mo
 def test_vectors_that_nobody_can_use_are_not_written(tmp_path: Path) -> None:
     broken: Tensor = torch.tensor([1.0, math.nan])
     with pytest.raises(LoclinError, match="expected finite numbers at block 1"):
-        write_gguf(SteeringVector(directions={1: broken}, **TOLD), tmp_path / "v.gguf")
+        write_gguf(SteeringVector(directions={1: broken}, **FACTS), tmp_path / "v.gguf")
     (tmp_path / "file").write_text("")
     with pytest.raises(
         LoclinError, match=r"expected to write .*: make room or choose another file"

@@ -15,23 +15,21 @@ from loclin.activations.capture import activations
 from loclin.errors import LoclinError
 from loclin.models import Problem
 from loclin.parameters import ParameterSpace
-from loclin.steering.asked import ask
 from loclin.steering.compare import cosines
 from loclin.steering.contrast import class_contrast
 from loclin.steering.gradient import (
     centred_shift,
-    class_shift,
-    mean_shift,
     shift,
     shift_per_size,
     step_direction,
 )
+from loclin.steering.prompts import prompt_set
 from loclin.steering.readout import logit_gradient
 from tests.activations.odd import hooks
 from tests.conftest import FAMILIES
 from tests.planted import truth_world
-from tests.steering.test_asked import CLASSES, LETTERS
 from tests.steering.test_contrast import asked_statements
+from tests.steering.test_prompts import CLASSES, LETTERS
 
 Models = dict[str, PreTrainedModel]
 Tokenizers = dict[str, PreTrainedTokenizerBase]
@@ -42,7 +40,7 @@ Tokenizers = dict[str, PreTrainedTokenizerBase]
 def test_step_is_downhill_of_a_hand_written_loss(
     families: Models, tokenizers: Tokenizers, family: str, loss: Literal["fixed", "gold", "given"]
 ) -> None:
-    model, asked = families[family], ask(CLASSES, tokenizers[family], device="cpu")
+    model, asked = families[family], prompt_set(CLASSES, tokenizers[family], device="cpu")
     tokens = {"fixed": asked.toward, "gold": asked.gold, "given": torch.tensor([7, 90, 8, 33, 7])}[
         loss
     ]
@@ -67,7 +65,7 @@ def test_step_is_downhill_of_a_hand_written_loss(
 def test_fixed_and_gold_are_one_loss_in_the_paired_form(
     families: Models, tokenizers: Tokenizers
 ) -> None:
-    model, asked = families["gpt2"], ask(LETTERS, tokenizers["gpt2"], device="cpu")
+    model, asked = families["gpt2"], prompt_set(LETTERS, tokenizers["gpt2"], device="cpu")
     space = ParameterSpace(model)
     fixed, gold = (step_direction(model, space, asked, loss=name) for name in ("fixed", "gold"))
     assert torch.equal(fixed, gold)
@@ -100,7 +98,7 @@ def test_finite_steps_converge_to_the_jacobian_at_the_predicted_order(speaking: 
 def test_the_limit_is_that_of_central_differences_in_every_family(
     families: Models, tokenizers: Tokenizers, family: str
 ) -> None:
-    model, asked = families[family], ask(CLASSES, tokenizers[family], device="cpu")
+    model, asked = families[family], prompt_set(CLASSES, tokenizers[family], device="cpu")
     space = ParameterSpace(model, "*attn*,*embed*,*wte*")
     direction = space.noise(seed=2)
     attention = model.config._attn_implementation
@@ -118,7 +116,7 @@ def test_the_limit_is_that_of_central_differences_in_every_family(
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_an_adapter_steps_alone(families: Models, tokenizers: Tokenizers) -> None:
-    asked = ask(CLASSES, tokenizers["llama"], device="cpu")
+    asked = prompt_set(CLASSES, tokenizers["llama"], device="cpu")
     how = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
     model = get_peft_model(copy.deepcopy(families["llama"]), how).eval()
     space = ParameterSpace(model)
@@ -189,14 +187,14 @@ def test_planted_truth_is_found_by_labels_gradient_and_readout() -> None:
     routes = (
         contrast,
         logit_gradient(model, asked, layers=layers),
-        mean_shift(e1),
-        mean_shift(shift(model, space, fixed, asked.batch, size=1e-3, layers=layers)),
-        class_shift(e2, asked.labels),
+        e1.mean(1),
+        shift(model, space, fixed, asked.batch, size=1e-3, layers=layers).mean(1),
+        class_contrast(e2, asked.labels),
     )
     for found in routes:
         assert torch.allclose(cosines(found, along), torch.ones(3).double(), atol=1e-10)
     # Both classes are learned alike and move in opposite directions: E2 has nothing left.
-    assert mean_shift(e2).norm() < 1e-10 * class_shift(e2, asked.labels).norm()
+    assert e2.mean(1).norm() < 1e-10 * class_contrast(e2, asked.labels).norm()
 
 
 def test_planted_shift_has_its_closed_form() -> None:
@@ -227,7 +225,7 @@ def test_planted_shift_has_its_closed_form() -> None:
 
 
 def test_what_has_no_direction_is_refused(families: Models, tokenizers: Tokenizers) -> None:
-    model, asked = families["gpt2"], ask(CLASSES, tokenizers["gpt2"], device="cpu")
+    model, asked = families["gpt2"], prompt_set(CLASSES, tokenizers["gpt2"], device="cpu")
     space = ParameterSpace(model)
     unused = ParameterSpace(model, "*wpe*")
     direction = space.noise(seed=0)

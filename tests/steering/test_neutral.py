@@ -13,8 +13,17 @@ from loclin.activations.adding import added
 from loclin.errors import LoclinError
 from loclin.models import Problem
 from loclin.parameters import ParameterSpace
-from loclin.steering.neutral import Neutral, amount_at_kl, damage, neutral_text, strength_at_kl
+from loclin.steering.effect import adding, logit_differences
+from loclin.steering.neutral import (
+    Neutral,
+    at_equal_damage,
+    damage,
+    neutral_text,
+    strength_at_kl,
+)
 from loclin.tasks import batch as batching
+from loclin.tasks.batch import Batch
+from tests.planted import truth_world
 from tests.steering.test_effect import direction
 
 LINES = [
@@ -102,7 +111,7 @@ def test_memory_is_kept_within_the_limit_and_chunks_change_nothing(
     model, neutral = spoken
     v = direction(model)
     whole = damage(model, neutral, lambda: added(model, {1: v}))
-    strength = strength_at_kl(model, neutral, {1: v}, 0.1)
+    strength = strength_at_kl(model, neutral, adding(model, {1: v}), 0.1)
     limit = (
         4 * 8 * model.config.vocab_size
     )  # 4 rows of 8 predicting places: 2 before the change and 2 after it
@@ -115,7 +124,9 @@ def test_memory_is_kept_within_the_limit_and_chunks_change_nothing(
     assert 2 * max(sizes) <= limit
     assert np.allclose(chunked.kl, whole.kl, rtol=1e-4)
     assert math.isclose(chunked.perplexity, whole.perplexity, rel_tol=1e-5)
-    assert strength_at_kl(model, neutral, {1: v}, 0.1) == pytest.approx(strength, rel=1e-3)
+    assert strength_at_kl(model, neutral, adding(model, {1: v}), 0.1) == pytest.approx(
+        strength, rel=1e-3
+    )
 
 
 def test_what_the_model_rules_out_adds_nothing(spoken: tuple[PreTrainedModel, Neutral]) -> None:
@@ -134,19 +145,19 @@ def test_what_the_model_rules_out_adds_nothing(spoken: tuple[PreTrainedModel, Ne
 def test_a_strength_reaches_its_kl(layer: int, spoken: tuple[PreTrainedModel, Neutral]) -> None:
     model, neutral = spoken
     v = direction(model, seed=layer)
-    strength = strength_at_kl(model, neutral, {layer: v}, 0.1)
+    strength = strength_at_kl(model, neutral, adding(model, {layer: v}), 0.1)
     assert strength is not None
     reached = damage(model, neutral, lambda: added(model, {layer: strength * v})).kl.mean()
     assert reached == pytest.approx(0.1, rel=0.03)
     # a vector twice as long needs half of it; where the search began does not matter, from either
     # side
-    assert strength_at_kl(model, neutral, {layer: 2 * v}, 0.1) == pytest.approx(
+    assert strength_at_kl(model, neutral, adding(model, {layer: 2 * v}), 0.1) == pytest.approx(
         strength / 2, rel=0.01
     )
     for smallest in (1e-4, 2 * strength):
-        assert strength_at_kl(model, neutral, {layer: v}, 0.1, smallest=smallest) == pytest.approx(
-            strength, rel=0.01
-        )
+        assert strength_at_kl(
+            model, neutral, adding(model, {layer: v}), 0.1, smallest=smallest
+        ) == pytest.approx(strength, rel=0.01)
 
 
 def test_an_amount_of_a_weight_step_reaches_its_kl_and_leaves_no_trace(
@@ -162,7 +173,7 @@ def test_an_amount_of_a_weight_step_reaches_its_kl_and_leaves_no_trace(
             space.add(step, amount)
             yield
 
-    amount = amount_at_kl(model, neutral, stepped, 0.05)
+    amount = strength_at_kl(model, neutral, stepped, 0.05)
     assert amount is not None
     assert damage(model, neutral, lambda: stepped(amount)).kl.mean() == pytest.approx(
         0.05, rel=0.03
@@ -172,13 +183,15 @@ def test_an_amount_of_a_weight_step_reaches_its_kl_and_leaves_no_trace(
 
 def test_a_kl_that_is_never_reached_gives_none(spoken: tuple[PreTrainedModel, Neutral]) -> None:
     model, neutral = spoken
-    assert strength_at_kl(model, neutral, {0: torch.zeros(32)}, 0.1) is None
+    assert strength_at_kl(model, neutral, adding(model, {0: torch.zeros(32)}), 0.1) is None
     # the final norm: in the limit every vector says the same, which is only so far from what was
     # said
-    assert strength_at_kl(model, neutral, {1: direction(model)}, 1e4) is None
+    assert strength_at_kl(model, neutral, adding(model, {1: direction(model)}), 1e4) is None
     for target, smallest in ((0.0, 1.0), (math.nan, 1.0), (0.1, 0.0), (0.1, math.inf)):
         with pytest.raises(LoclinError, match="positive, finite"):
-            strength_at_kl(model, neutral, {0: direction(model)}, target, smallest=smallest)
+            strength_at_kl(
+                model, neutral, adding(model, {0: direction(model)}), target, smallest=smallest
+            )
 
 
 def test_a_kl_that_is_no_number_gives_none(spoken: tuple[PreTrainedModel, Neutral]) -> None:
@@ -189,7 +202,7 @@ def test_a_kl_that_is_no_number_gives_none(spoken: tuple[PreTrainedModel, Neutra
         with added(model, {0: torch.full((32,), torch.nan if amount > 1 else 0.0)}):
             yield
 
-    assert amount_at_kl(model, neutral, broken, 0.1) is None
+    assert strength_at_kl(model, neutral, broken, 0.1) is None
 
 
 def test_passages_come_from_the_file_in_its_order(
@@ -286,3 +299,22 @@ def test_where_an_answer_is_due_nothing_counts_as_damage(speaking: Problem) -> N
         expected.append(float(each[~due].mean()) if (~due).any() else 0.0)
     assert found == pytest.approx(expected, abs=1e-5)
     assert not np.allclose(found, damage(model, every, lambda: added(model, vectors)).kl)
+
+
+def test_at_equal_damage() -> None:
+    model, prompts, a = truth_world(layers=2, width=8, facts=6, seed=0)
+    ids = torch.from_numpy(np.random.default_rng(0).integers(3, 15, (5, 6)))
+    neutral = Neutral(
+        batch=Batch(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids),
+        answers=(),
+        source="planted",
+    )
+    there = at_equal_damage(model, prompts, neutral, adding(model, {0: a}), 0.05)
+    assert there is not None
+    strength, changes = there[0], there[1] - logit_differences(model, prompts)
+    assert damage(
+        model, neutral, lambda: added(model, {0: strength * a})
+    ).kl.mean() == pytest.approx(0.05, rel=0.05)
+    assert np.allclose(changes, 2 * strength * float(1 + a @ model.layers[1].weight.detach() @ a))
+    nowhere = torch.zeros_like(a)
+    assert at_equal_damage(model, prompts, neutral, adding(model, {0: nowhere}), 0.05) is None

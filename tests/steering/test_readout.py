@@ -11,20 +11,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from loclin.activations.adding import added
 from loclin.errors import LoclinError
 from loclin.models import Problem
-from loclin.steering.asked import Asked, ask, next_logits
 from loclin.steering.compare import cosines
+from loclin.steering.prompts import PromptSet, next_logits, prompt_set
 from loclin.steering.readout import answer_gradient, logit_gradient
 from tests.activations.odd import hooks
 from tests.conftest import FAMILIES
 from tests.planted import truth_world
-from tests.steering.test_asked import CLASSES, LETTERS
 from tests.steering.test_contrast import asked_statements
+from tests.steering.test_prompts import CLASSES, LETTERS
 
 Models = dict[str, PreTrainedModel]
 Tokenizers = dict[str, PreTrainedTokenizerBase]
 
 
-def differences(model: PreTrainedModel, asked: Asked) -> torch.Tensor:
+def differences(model: PreTrainedModel, asked: PromptSet) -> torch.Tensor:
     with torch.no_grad():
         logits = next_logits(model, asked.batch)
     return (
@@ -37,7 +37,7 @@ def test_equals_finite_differences_at_the_last_token(
     families: Models, tokenizers: Tokenizers, family: str
 ) -> None:
     model = copy.deepcopy(families[family]).double()
-    asked = ask(LETTERS, tokenizers[family], device="cpu")
+    asked = prompt_set(LETTERS, tokenizers[family], device="cpu")
     each = logit_gradient(model, asked, layers=[0, -1], per_prompt=True)
     mean = logit_gradient(model, asked, layers=[0, -1])
     # All but GPT-2 take their norms in float32 whatever the weights.
@@ -119,7 +119,7 @@ def test_planted_readout_is_found_with_its_length() -> None:
 def test_what_has_no_direction_is_refused_by_layer(
     families: Models, tokenizers: Tokenizers
 ) -> None:
-    asked = ask(CLASSES, tokenizers["gpt2"], device="cpu")
+    asked = prompt_set(CLASSES, tokenizers["gpt2"], device="cpu")
     same = copy.deepcopy(families["gpt2"])
     with torch.no_grad():
         same.lm_head.weight[asked.away[0]] = same.lm_head.weight[asked.toward[0]]

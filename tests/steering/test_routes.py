@@ -6,7 +6,6 @@ import copy
 import inspect  # the types that tests check would refuse before the functions do
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -15,29 +14,15 @@ from loclin import steering
 from loclin.errors import LoclinError
 from loclin.models import Problem
 from loclin.parameters import ParameterSpace
-from loclin.steering import routes
-from loclin.steering.asked import ask
+from loclin.steering.averages import loss_of
 from loclin.steering.compare import cosines
-from loclin.steering.config import Config, Estimand
-from loclin.steering.given import halves
+from loclin.steering.estimands import Estimand
 from loclin.steering.gradient import step_direction
-from loclin.steering.routes import (
-    Averaged,
-    as_long_as,
-    from_gradient,
-    from_labels,
-    from_search,
-    labels_averaged,
-    logits_averaged,
-    loss_of,
-    searched,
-    step_averaged,
-)
-from loclin.steering.searched import SIZE
-from loclin.studies.steering.config import Config as StudyConfig
+from loclin.steering.prompts import prompt_halves, prompt_set
+from loclin.steering.routes import from_gradient, from_labels, from_search
+from loclin.steering.search import SIZE, perturbed_shifts, winners_vector
 from loclin.tasks.example import Example, split
-from tests.planted import truth_world
-from tests.steering.test_asked import LETTERS
+from tests.steering.test_prompts import LETTERS
 
 
 def examples(problem: Problem, count: int = 64) -> tuple[Example, ...]:
@@ -112,7 +97,7 @@ def test_a_gradient_step_is_read_on_the_half_that_did_not_make_it(
     vector = from_gradient(speaking.model, speaking.tokenizer, some, estimand=estimand, eta=1e-3)
     assert torch.equal(space.read(), before)
     parts = split(some, {"step": 0.5, "read": 0.5}, seed=0)
-    step = ask(parts["step"], speaking.tokenizer, device="cpu")
+    step = prompt_set(parts["step"], speaking.tokenizer, device="cpu")
     weights = step_direction(speaking.model, space, step, loss=loss_of(estimand))
     sides = []
     for way in (1, -1):
@@ -156,19 +141,13 @@ def test_the_search_takes_its_winners_and_leaves_the_weights(speaking: Problem) 
     assert all(torch.equal(found[0].directions[n], found[1].directions[n]) for n in (0, 1))
     assert found[0].cosine(found[2])[1] < 0.99
     parts = split(some, {"step": 0.5, "read": 0.5}, seed=0)
-    search, read = (ask(parts[n], speaking.tokenizer, device="cpu") for n in ("step", "read"))
-    raw = searched(
-        speaking.model,
-        space,
-        search,
-        read,
-        count=6,
-        winners=2,
-        size=SIZE,
-        layers=[0, 1],
-        seed=0,
-        path=None,
+    search, read = (
+        prompt_set(parts[n], speaking.tokenizer, device="cpu") for n in ("step", "read")
     )
+    found_again = perturbed_shifts(
+        speaking.model, space, search, read, count=6, best=2, layers=[0, 1], seed=0
+    )
+    raw = winners_vector(found_again, 2)
     assert torch.allclose(
         cosines(raw, torch.stack(list(found[0].directions.values()))), torch.ones(2), atol=1e-5
     )
@@ -183,60 +162,6 @@ def test_the_search_takes_its_winners_and_leaves_the_weights(speaking: Problem) 
     }
     with pytest.raises(LoclinError, match="expected 1 to 6 winners, found 7"):
         from_search(speaking.model, speaking.tokenizer, some, count=6, winners=7)
-
-
-def test_all_routes_find_a_planted_direction() -> None:
-    """Cosine 1 by closed form: labels, logits, and one step in each estimand that is defined by the
-    common shift or the contrast.
-    """
-    model, asked, a = truth_world(layers=3, width=12, facts=40, seed=3)
-    layers = [0, 1, 2]
-    planted = a.expand(3, -1)
-    # the same facts in both classes: their means differ by the planted direction alone
-    labels = labels_averaged(model, asked, form="auto", layers=layers, path=None)
-    logits = logits_averaged(model, asked, layers=layers, path=None)
-    assert cosines(labels.direction().double(), planted).min() > 0.999
-    assert cosines(logits.direction().double(), planted).min() > 0.999
-    space = ParameterSpace(model, "layers*")
-    step = step_direction(model, space, asked, loss="fixed")
-    moved = step_averaged(
-        model, space, step, asked, estimand="E1", eta=1e-3, layers=layers, path=None
-    )
-    assert (moved.direction().double() @ a).min() > 0
-
-
-def test_an_average_with_other_weights_is_that_of_repeated_prompts() -> None:
-    rng = np.random.default_rng(0)
-    each, labels = (
-        torch.from_numpy(rng.standard_normal((2, 7, 3))),
-        np.array([1, 0, 0, 1, 1, 0, 1], bool),
-    )
-    counts = np.array([[1, 1, 1, 1, 1, 1, 1], [2, 0, 1, 3, 1, 1, 0], [1, 0, 0, 2, 1, 0, 3]], float)
-    for given in (labels, None):
-        made = Averaged(each=each, labels=given, groups=tuple("abcdefg"))
-        for layer in range(2):
-            found = made.weighted(layer, counts)
-            assert np.allclose(found[0], made.direction()[layer].numpy())
-            again = np.repeat(np.arange(7), counts[1].astype(int))
-            twice = Averaged(
-                each=each[:, again],
-                labels=None if given is None else given[again],
-                groups=("",) * len(again),
-            )
-            assert np.allclose(found[1], twice.direction()[layer].numpy())
-            assert np.isnan(found[2]).all() == (
-                given is not None
-            )  # no prompt of the other class is left
-
-
-def test_lengths_are_set_layer_by_layer_and_nothing_has_none() -> None:
-    v = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
-    found = as_long_as(v, torch.tensor([10.0, 1.0], dtype=torch.float64), [4, 7])
-    assert torch.allclose(found, torch.tensor([[6.0, 8.0], [0.0, 1.0]]))
-    with pytest.raises(LoclinError, match="found lengths of 0 and 1 at block 7"):
-        as_long_as(
-            torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.ones(2, dtype=torch.float64), [4, 7]
-        )
 
 
 def test_what_cannot_be_asked_is_refused(
@@ -284,7 +209,7 @@ def test_prompts_beyond_the_context_are_refused(
         """Prompts of so many tokens, those that both options begin with included."""
         found = []
         for e in LETTERS:
-            while ask([e], tokenizer, device="cpu").batch.input_ids.shape[1] < length:
+            while prompt_set([e], tokenizer, device="cpu").batch.input_ids.shape[1] < length:
                 e = replace(e, prompt=f",{e.prompt}")
             found.append(e)
         return found
@@ -318,7 +243,7 @@ def test_both_halves_have_the_form_of_all_the_examples(
         else e
         for i, e in enumerate(pool)
     ]
-    step, read = halves(mixed, tokenizer, model, positive=None, seed=0)
+    step, read = prompt_halves(mixed, tokenizer, model, positive=None, seed=0)
     assert (step.form, read.form) == ("paired", "paired")
     assert {e.options for e in read.examples} == {(" yes", " no")}
     assert not {*step.groups} & {*read.groups}
@@ -331,11 +256,7 @@ def test_half_precision_is_refused_where_steps_are_small(speaking: Problem) -> N
         from_gradient(half, speaking.tokenizer, examples(speaking))
 
 
-def test_the_public_names_and_the_defaults_are_one() -> None:
+def test_the_public_names_are_these() -> None:
     assert steering.from_gradient is from_gradient
     assert steering.from_labels is from_labels
     assert steering.from_search is from_search
-    config = Config(model="m")
-    assert (config.size, config.eta) == (SIZE, routes.ETA)
-    study = StudyConfig(model="statements")
-    assert (study.search_size, study.eta) == (SIZE, routes.ETA)

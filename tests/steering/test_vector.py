@@ -1,7 +1,6 @@
 """A steering vector is a value: its algebra, its file, and the models that it fits."""
 
 import copy
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -23,7 +22,7 @@ from loclin.steering import SteeringVector
 from tests.activations.odd import hooks
 from tests.conftest import random_model
 
-TOLD: dict[str, Any] = {
+FACTS: dict[str, Any] = {
     "model": "some/model",
     "model_type": "gpt2",
     "blocks": 2,
@@ -36,7 +35,7 @@ TOLD: dict[str, Any] = {
 
 
 def made(directions: dict[int, Tensor], **other: Any) -> SteeringVector:
-    return SteeringVector(directions=directions, **(TOLD | other))
+    return SteeringVector(directions=directions, **(FACTS | other))
 
 
 def random(
@@ -209,32 +208,6 @@ def test_blocks_are_chosen_from_both_ends() -> None:
             a.at([bad])
 
 
-def test_a_file_gives_everything_back_and_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
-    vector = random(
-        0, about={"η": "0.01\nrelative", "rows": "12"}, revision="main", layers_path="transformer.h"
-    )
-    path = tmp_path / "new" / "vector.safetensors"
-    random(1).save(path)
-    vector.save(str(path))
-    assert [p.name for p in path.parent.iterdir()] == ["vector.safetensors"]
-    again = SteeringVector.load(path)
-    assert same(again, vector)
-    for name in (*TOLD, "revision", "layers_path", "about", "site"):
-        assert getattr(again, name) == getattr(vector, name)
-    plain = load_file(path)  # any reader of safetensors finds the numbers
-    assert {n: (t.dtype, tuple(t.shape)) for n, t in plain.items()} == {
-        "block.0": (torch.float32, (32,)), "block.1": (torch.float32, (32,)),
-    }  # fmt: skip
-    with safe_open(path, framework="pt") as file:
-        told = file.metadata()
-    assert told["format"] == "loclin steering vector"
-    assert json.loads(told["about"]) == vector.about
-    bare = random(3, blocks=None)
-    bare.save(path)
-    again = SteeringVector.load(path)
-    assert (again.blocks, again.revision, again.layers_path, again.about) == (None, None, None, {})
-
-
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
@@ -268,82 +241,10 @@ def test_zero_and_infinite_vectors_are_neither_kept_nor_read_nor_used(
     assert not path.exists()
     made({0: torch.ones(3), 1: torch.ones(3)}).save(path)
     with safe_open(path, framework="pt") as file:
-        told = file.metadata()
-    save_file({"block.0": torch.ones(3), "block.1": broken}, path, metadata=told)
+        metadata = file.metadata()
+    save_file({"block.0": torch.ones(3), "block.1": broken}, path, metadata=metadata)
     with pytest.raises(LoclinError, match=f"expected a steering vector in .*found {message[:40]}"):
         SteeringVector.load(path)
-
-
-def damaged(path: Path, how: str) -> None:
-    with safe_open(path, framework="pt") as file:
-        told = file.metadata()
-    tensors = load_file(path)
-    if how == "cut":
-        path.write_bytes(path.read_bytes()[:-20])
-    elif how == "text":
-        path.write_text("a letter\nof two lines")
-    elif how == "folder":
-        path.unlink()
-        path.mkdir()
-    else:
-        changes: dict[str, dict[str, str]] = {
-            "else": {"format": "pt"},
-            "newer": {"version": "2"},
-            "about": {"about": "[1]"},
-            "blocks": {"blocks": "many"},
-            "fewer": {"blocks": "1"},
-        }
-        told |= changes.get(how, {})
-        if how == "no route":
-            del told["route"]
-        if how == "half":
-            tensors = {n: t.half() for n, t in tensors.items()}
-        if how == "name":
-            tensors["bias"] = torch.ones(32)
-        save_file(tensors, path, metadata=None if how == "bare" else told)
-
-
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        ("cut", "found Error while deserializing header"),
-        ("text", "found "),
-        ("folder", "found "),
-        ("bare", "found safetensors of something else"),
-        ("else", "found safetensors of something else"),
-        ("newer", "found format 2 where this loclin reads 1"),
-        ("about", "found metadata that is no text"),
-        ("blocks", "found invalid literal"),
-        ("fewer", "found expected blocks numbered from 0 to 0, found 1"),
-        ("no route", "found no 'route' in it"),
-        ("half", "found tensors of another dtype than float32"),
-        ("name", "found invalid literal"),
-    ],
-)
-def test_a_file_of_something_else_is_refused_in_one_line(
-    how: str, message: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "v.safetensors"
-    random(0).save(path)
-    damaged(path, how)
-    with pytest.raises(
-        LoclinError, match=f"expected a steering vector in .*v.safetensors, {message}"
-    ) as error:
-        SteeringVector.load(path)
-    assert "\n" not in str(error.value)
-
-
-def test_places_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(
-        LoclinError, match=r"expected a steering vector, found nothing at .*nowhere: check the path"
-    ):
-        SteeringVector.load(tmp_path / "nowhere")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(
-        LoclinError, match=r"expected to write .*v, found .*: make room or choose another file"
-    ):
-        random(0).save(tmp_path / "file" / "v")
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def logits(model: PreTrainedModel) -> Tensor:
@@ -387,8 +288,8 @@ def test_steering_adds_strength_times_the_vector_and_the_model_is_back(
     assert all(torch.equal(p, weights[n]) for n, p in model.named_parameters())
 
 
-def test_a_vector_of_another_model_is_refused_and_force_says_what_it_ignores(
-    families: dict[str, PreTrainedModel], capsys: pytest.CaptureFixture[str]
+def test_a_vector_of_another_model_is_refused_and_says_how_it_differs(
+    families: dict[str, PreTrainedModel],
 ) -> None:
     vector, model = random(0), families["llama"]
     with pytest.raises(
@@ -404,21 +305,16 @@ def test_a_vector_of_another_model_is_refused_and_force_says_what_it_ignores(
     before = logits(model)
     with longer.applied(model, force=True):
         assert not torch.allclose(logits(model), before)
-    told = capsys.readouterr().err
     assert (
-        told
-        == "loclin: ignored that the vector was made with a model of type gpt2, not llama; made "
-        "with 9 blocks, not 2\n"
+        longer.unlike(model)
+        == "made with a model of type gpt2, not llama; made with 9 blocks, not 2"
     )
     fit = longer.fitted(model, force=True)
     assert (fit.model_type, fit.blocks) == ("llama", 2)
     assert same(fit, longer)
-    capsys.readouterr()
-    with fit.applied(model):
+    with fit.applied(model), replace(vector, blocks=None, model_type="llama").applied(model):
         pass
-    with replace(vector, blocks=None, model_type="llama").applied(model, force=True):
-        pass
-    assert capsys.readouterr().err == ""
+    assert fit.unlike(model) == ""
     for forced in (False, True):
         with pytest.raises(
             LoclinError,
@@ -464,11 +360,3 @@ def test_an_adapter_around_the_model_is_seen_through() -> None:
     with random(0).applied(adapted):
         assert not torch.allclose(logits(adapted), before, atol=1e-2)
     assert torch.allclose(logits(adapted), before, atol=1e-5)
-
-
-def test_files_can_be_read_by_whoever_may_read_new_files(tmp_path: Path) -> None:
-    (tmp_path / "plain").touch()
-    path = tmp_path / "v.safetensors"
-    random(0).save(path)
-    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["plain", "v.safetensors"]

@@ -109,7 +109,7 @@ def test_the_order_of_the_options_changes_nothing(families: Models, tokenizers: 
 
 
 def test_a_tie_counts_as_wrong(families: Models, tokenizers: Tokenizers) -> None:
-    """All tokens are equally likely where the output layer is zero: then options of one length tie."""
+    """All tokens are equally likely where the output layer is zero: options of one length tie."""
     model = copy.deepcopy(families["qwen2"])
     model.get_output_embeddings().weight.data.zero_()
     tokenizer = tokenizers["qwen2"]
@@ -142,7 +142,10 @@ def test_an_option_that_another_begins_can_never_win(
             0
         ].tolist()
     assert long < short
-    line = r"found ' no' and ' no one' with the tokens \[\d+\] and \[\d+, \d+\]: reword them, the longer could never win"
+    line = (
+        r"found ' no' and ' no one' with the tokens \[\d+\] and \[\d+, \d+\]: reword them, the "
+        "longer could never win"
+    )
     with pytest.raises(LoclinError, match=line):
         check_options([pair], tokenizer)
 

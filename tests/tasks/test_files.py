@@ -159,7 +159,10 @@ def test_a_broken_folder_is_refused_in_one_line(
 
 
 def test_without_a_network_the_line_says_how_to_fetch_it(hub: Path) -> None:
-    fetch = r"found ConnectionError .*: check the name, or fetch it .*: hf download --repo-type dataset google/boolq$"
+    fetch = (
+        "found ConnectionError .*: check the name, or fetch it .*: hf download --repo-type dataset "
+        "google/boolq$"
+    )
     with pytest.raises(LoclinError, match=fetch):
         read_hub("google/boolq")
 

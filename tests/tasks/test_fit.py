@@ -46,7 +46,10 @@ def test_special_tokens_count(tokenizers: dict[str, PreTrainedTokenizerBase]) ->
 
 
 def test_what_is_longer_may_be_refused_instead(words: PreTrainedTokenizerBase) -> None:
-    line = "of at most 5 tokens, the model's context, found 2 longer in pool, the longest of 10: shorten them"
+    line = (
+        "of at most 5 tokens, the model's context, found 2 longer in pool, the longest of 10: "
+        "shorten them"
+    )
     with pytest.raises(LoclinError, match=line):
         fit(made(SHORT, LONG, LONG_OPTION), words, context=5, long="fail")
     assert fit(made(SHORT, LONG), words, context=10, long="fail").kept == 2

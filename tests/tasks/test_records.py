@@ -25,7 +25,10 @@ def test_a_template_is_filled_from_the_records_own_fields(template: str, filled:
 
 
 def test_a_field_that_does_not_exist_names_those_that_do() -> None:
-    line = r"field 'answer', found the fields 'question', 'year', 'score', 'tags', 'x' in pool.jsonl line 3: use one"
+    line = (
+        "field 'answer', found the fields 'question', 'year', 'score', 'tags', 'x' in "
+        "pool.jsonl line 3: use one"
+    )
     with pytest.raises(LoclinError, match=line):
         parse_template("{answer}").fill(RECORD)
 

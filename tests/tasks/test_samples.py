@@ -59,7 +59,10 @@ def test_a_trained_model_keeps_its_language(trained: Problem) -> None:
         trained.model, trained.tokenizer, 30, seed=0, prompt_tokens=5, answer_tokens=2
     )
     assert exact_match(trained.model, collate(data.examples["self"], trained.tokenizer)).all()
-    line = "within the model's context of 10 tokens, found 8 prompt tokens, 4 answer tokens and 0 special: ask for fewer"
+    line = (
+        "within the model's context of 10 tokens, found 8 prompt tokens, 4 answer tokens and 0 "
+        "special: ask for fewer"
+    )
     with pytest.raises(LoclinError, match=line):
         self_examples(trained.model, trained.tokenizer, 30, seed=0)
 
@@ -109,7 +112,10 @@ def test_a_model_that_says_nothing_gives_no_samples(words: PreTrainedTokenizerBa
     """Its output layer prefers padding, whatever came before."""
     model = random_model("qwen2", len(words))
     model.get_output_embeddings().weight.data.zero_()
-    line = f"found none in {HOPELESS} draws: dropped {HOPELESS} after which the model ends at once: use a file"
+    line = (
+        f"found none in {HOPELESS} draws: dropped {HOPELESS} after which the model ends at once: "
+        "use a file"
+    )
     with pytest.raises(LoclinError, match=line):
         self_examples(model, words, 20, seed=0)
 

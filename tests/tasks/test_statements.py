@@ -34,7 +34,7 @@ def test_every_group_has_one_true_and_one_false_statement() -> None:
 
 def test_lessons_are_balanced_and_hold_every_false_statement() -> None:
     small = Statements(subjects=3, relations=("food",))
-    lessons = small.lessons(seed=0).examples["food"]
+    lessons = small.train_examples(seed=0).examples["food"]
     assert Counter(e.answer for e in lessons) == {YES: 3 * 24 * 9, NO: 3 * 24 * 9}
     assert {e.prompt for e in small.examples(seed=7).examples["food"]} <= {
         e.prompt for e in lessons
@@ -44,7 +44,8 @@ def test_lessons_are_balanced_and_hold_every_false_statement() -> None:
 def test_lessons_and_examples_of_one_group_fall_into_one_split() -> None:
     small, shares = Statements(subjects=4, relations=("food", "town")), {"train": 0.6, "test": 0.4}
     asked, taught = (
-        grouped_splits(d, shares, seed=0) for d in (small.examples(seed=0), small.lessons(seed=0))
+        grouped_splits(d, shares, seed=0)
+        for d in (small.examples(seed=0), small.train_examples(seed=0))
     )
     assert not {e.prompt for e in taught["train"]["food"]} & {
         e.prompt for e in asked["test"]["food"]

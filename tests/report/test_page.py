@@ -1,0 +1,118 @@
+"""A run folder drawn as a page: what it holds, whatever the study."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loclin.report.figures import PALETTE, Curve, draw_curves
+from loclin.report.page import build
+from loclin.report.section import Section, Table
+from loclin.report.terminal import print_record
+from loclin.run.record import Record
+from loclin.run.rows import Claim, Row
+
+ATTACK = "<script>alert(1)</script>"
+ROWS = [Row(quantity="q", value=0.25 * k, low=0.0, high=1.0, context={"k": k}) for k in (1, 2, 3)]
+CLAIM = Claim(
+    id="straight",
+    statement="The line is straight.",
+    setting="toy",
+    paper="1",
+    measured="slope",
+    value=0.5,
+    low=0.25,
+    high=0.75,
+    n=3,
+    null="0",
+    p=0.01,
+    p_holm=0.02,
+    rule="lower limit above 0",
+    verdict="supported",
+)
+
+
+def sections(rows: Sequence[Row], settings: Mapping[str, Any]) -> list[Section]:
+    curve = Curve(rows=rows, label="measured", colour=PALETTE[0])
+    figure = draw_curves(
+        "line", f"Values of {ATTACK}.", [curve], over="k", labels=("k", "q"), title="A line"
+    )
+    table = Table(
+        caption="Values",
+        header=("k", "q", "note"),
+        rows=[(str(r.context["k"]), f"{r.value}", "long") for r in rows],
+        brief=(0, 1),
+        chosen="2",
+    )
+    shown = Section(
+        title="Is it straight?",
+        question=settings["question"],
+        figures=[figure],
+        sees=["It rises."],
+        tables=[table],
+        brief=True,
+    )
+    hidden = Section(title="More", question="", figures=[], sees=["Only on the page."])
+    return [shown, hidden]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    record = Record(tmp_path / "run")
+    record.open_study("toy-model", {"question": f"Is {ATTACK} it?"}, device="cpu", kind="toy")
+    record.write_results("toy-model", ROWS, {})
+    record.write_claims("toy-model", [CLAIM])
+    record.close_study("toy-model", 1.0, ["3 read"])
+    record.open_study("other-model", {}, device="cpu", kind="toy")
+    return tmp_path / "run"
+
+
+def test_a_page_holds_claims_figures_tables_sentences_and_what_is_to_come(folder: Path) -> None:
+    page = build(folder, lambda kind: sections, planned=["third-model"]).read_text()
+    for text in ("straight", "0.5 [0.25, 0.75]", "Is it straight?", "It rises.", "3 read", "0.75"):
+        assert text in page
+    assert "Still to come:</b> third-model" in page
+    assert "Not finished, and not on this page:</b> other-model" in page
+    assert page.count("<figure>") == 1
+    assert (folder / "figures" / "toy-model" / "line.svg").exists()
+    markdown = (folder / "report.md").read_text()
+    assert "| straight |" in markdown
+    assert "| 2 | 0.5 | long |" in markdown
+
+
+def test_no_text_reaches_the_page_unescaped(folder: Path) -> None:
+    assert "<script" not in build(folder, lambda kind: sections).read_text()
+
+
+def test_the_same_record_gives_the_same_page(folder: Path) -> None:
+    first = build(folder, lambda kind: sections).read_bytes()
+    assert build(folder, lambda kind: sections).read_bytes() == first
+
+
+def test_a_folder_without_a_finished_study_has_a_page_of_what_is_planned(tmp_path: Path) -> None:
+    page = build(tmp_path / "new", lambda kind: sections, planned=["a", "b"]).read_text()
+    assert "Still to come:</b> a, b" in page
+
+
+def test_the_terminal_shows_claims_and_brief_sections_with_brief_columns(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_record(folder, lambda kind: sections)
+    shown = capsys.readouterr().out
+    assert "supported" in shown
+    assert "Is it straight?" in shown
+    assert "It rises." in shown
+    assert "long" not in shown
+    assert "Only on the page." not in shown
+
+
+def test_a_study_that_was_drawn_is_not_drawn_again(folder: Path) -> None:
+    drawn: dict[str, Any] = {}
+    first = build(folder, lambda kind: sections, drawn=drawn).read_bytes()
+    assert set(drawn) == {"toy-model"}
+
+    def fail(kind: str) -> Any:
+        raise AssertionError(kind)
+
+    assert build(folder, fail, drawn=drawn).read_bytes() == first

@@ -1,0 +1,117 @@
+"""Every schedule as it is trained: equal budgets, the tasks of each step, the sequential one step
+by step, what remedies hold back.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from loclin.models import Problem
+from loclin.schedules.loop import train_tasks
+from loclin.schedules.plans import old_gradients, train_by
+from loclin.schedules.remedies import fisher_diagonal
+from loclin.tasks.batch import answer_loss
+from loclin.training import make_optimiser
+from tests.schedules.compared import OPTIONS, TASKS, comparison
+
+
+def test_gradients_taken_are_gradients_counted(
+    trained: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+
+    def counted(model: Any, batch: Any) -> Any:
+        taken.append(len(batch))
+        return answer_loss(model, batch)
+
+    monkeypatch.setattr("loclin.schedules.comparison.answer_loss", counted)
+    for name in ("PCGrad", "alternating", "joint mixed", "sequential", "replay", "projection"):
+        taken.clear()
+        found = train_by(comparison(trained), name)
+        assert len(taken) == found.evaluations == 12
+        assert set(taken) == {4}  # of one batch each
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("alternating", ["c", "s"] * 6),
+        ("joint mixed", ["ccss"] * 12),
+        ("raw sum", ["c", "s"] * 6),
+        ("sequential", ["c"] * 6 + ["s"] * 6),
+        ("sequential reversed", ["s"] * 6 + ["c"] * 6),
+        ("replay", ["c"] * 6 + ["sssc"] * 6),
+        ("projection", ["c"] * 8 + ["s"] * 4),
+    ],
+)
+def test_every_step_differentiates_the_tasks_of_its_schedule(
+    name: str, expected: list[str], trained: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    letters = {int(trained.tokenizer.convert_tokens_to_ids(task)): task[0] for task in TASKS}
+
+    def watched(model: Any, batch: Any) -> Any:
+        # the task is the first word of a prompt
+        seen.append("".join(letters[int(row[0])] for row in batch.input_ids))
+        return answer_loss(model, batch)
+
+    monkeypatch.setattr("loclin.schedules.comparison.answer_loss", watched)
+    train_by(comparison(trained), name)
+    assert seen == [word if len(word) > 1 else 4 * word for word in expected]
+
+
+def test_one_after_the_other_is_training_on_the_second_from_where_the_first_ended(
+    trained: Problem,
+) -> None:
+    made = comparison(trained)
+    first = made.specialist("copy")
+    space, streams = made.space, {"swap": made.stream("swap")}
+    with space.restored():
+        space.write(first.end)
+        optimiser = make_optimiser("adamw", space, 1e-3)
+        train_tasks(space, streams, made.loss(), optimiser, [("swap",)] * 6)
+        by_hand = space.read()
+    assert torch.equal(train_by(made, "sequential").end, by_hand)
+    reverse = train_by(made, "sequential reversed")
+    assert not torch.equal(reverse.end, by_hand)
+    assert [len(log.losses) for log in reverse.phases] == [6, 6]
+
+
+def test_a_step_of_the_raw_sum_is_one_on_the_sum_of_the_losses(trained: Problem) -> None:
+    options = replace(OPTIONS, evaluations=2, points=1, old_gradients=1)
+    made = comparison(trained, optimiser="sgd", lr=0.1, options=options)
+    end, space = train_by(made, "raw sum").end, made.space
+    with space.restored():
+        space.write(made.start)
+        each = [space.gradient(made.loss(), [next(made.stream(task))]) for task in TASKS]
+    assert torch.allclose(end, made.start - 0.1 * (each[0] + each[1]), atol=1e-7)
+
+
+def test_projection_leaves_what_the_old_tasks_gradients_span(trained: Problem) -> None:
+    made = comparison(trained)
+    first = made.specialist("copy")
+    span = old_gradients(made, "copy", first.end)
+    moved = train_by(made, "projection").end - first.end
+    plain = train_by(made, "sequential").end - first.end
+    cosine = torch.nn.functional.cosine_similarity(span, moved[None]).abs()
+    assert cosine.max() < 1e-4
+    assert torch.nn.functional.cosine_similarity(span, plain[None]).abs().max() > 1e-3
+
+
+def test_consolidation_holds_back_what_the_old_task_needs(trained: Problem) -> None:
+    made = comparison(trained, optimiser="sgd", lr=1e-2)
+    end = made.specialist("copy").end
+    with made.space.restored():
+        made.space.write(end)
+        data = trained.batch("recovery", "copy").rows(slice(0, 24))
+        fisher = fisher_diagonal(trained.model, made.space, data, seed=0)
+    needed = fisher > fisher.quantile(0.99)
+    ways = {}
+    for strength in (1e-6, 30.0):
+        options = replace(OPTIONS, consolidation=strength, fisher_examples=4, evaluations=48)
+        strong = replace(made, options=options)
+        moved = train_by(strong, "consolidation").end - strong.specialist("copy").end
+        ways[strength] = float(moved[needed].norm() / moved.norm())
+    assert ways[30.0] < 0.9 * ways[1e-6]

@@ -1,0 +1,128 @@
+"""The law's numbers at a point, against dense twins."""
+
+import dataclasses
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from loclin import law
+from loclin.models import Problem
+from loclin.models.evaluation import EvalSet
+from loclin.parameters import ParameterSpace
+from loclin.search.local_law import Coordinates, LocalLaw, second_order
+from loclin.search.noise import Noise
+
+
+def symmetric(size: int, seed: int) -> Tensor:
+    h = torch.randn(size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return h + h.T
+
+
+def test_a_subspace_sees_the_hessian_between_its_directions() -> None:
+    h, generator = symmetric(12, 0), torch.Generator().manual_seed(1)
+    basis = torch.linalg.qr(torch.randn(12, 3, generator=generator, dtype=torch.float64))[0].T
+    g = torch.randn(12, generator=generator, dtype=torch.float64)
+    seen = LocalLaw.in_subspace(lambda v: h @ v, g, basis)
+    dense = LocalLaw.of_matrix((basis @ g).numpy(), (basis @ h @ basis.T).numpy())
+    assert dataclasses.astuple(seen) == pytest.approx(dataclasses.astuple(dense))
+
+
+def test_all_coordinates_are_seen_by_probes() -> None:
+    module = nn.Linear(4, 3).double()
+    space, h, g = (
+        ParameterSpace(module),
+        symmetric(15, 0),
+        torch.randn(15, generator=torch.Generator().manual_seed(1)).double(),
+    )
+    seen = LocalLaw.by_probes(lambda v: h @ v, g, 4000, seed=0, noise=space.noise)
+    dense = LocalLaw.of_matrix(g.numpy(), h.numpy())
+    assert (seen.gradient, seen.along) == (
+        pytest.approx(dense.gradient),
+        pytest.approx(dense.along),
+    )
+    assert seen.trace == pytest.approx(dense.trace, abs=4 * np.sqrt(2 / 4000) * dense.frobenius)
+    assert seen.frobenius == pytest.approx(dense.frobenius, rel=0.1)
+
+
+def test_tied_noise_sees_everything_folded_over_the_tensors() -> None:
+    space = ParameterSpace(
+        nn.Linear(4, 3).double()
+    )  # 12 numbers, and 3 that repeat the first of them
+    fold = torch.cat([torch.eye(12), torch.eye(12)[:3]]).double()
+    h, g = symmetric(15, 0), torch.randn(15, generator=torch.Generator().manual_seed(1)).double()
+    seen = LocalLaw.of_tied_noise(lambda v: h @ v, space, g, 300, seed=0)
+    dense = LocalLaw.of_matrix((fold.T @ g).numpy(), (fold.T @ h @ fold).numpy())
+    assert (seen.gradient, seen.along) == (
+        pytest.approx(dense.gradient),
+        pytest.approx(dense.along),
+    )
+    assert seen.trace == pytest.approx(dense.trace, abs=4 * np.sqrt(2 / 300) * dense.frobenius)
+
+
+def test_the_reference_is_the_best_sigma_up_to_the_validity_edge() -> None:
+    flat = LocalLaw(gradient=1.0, trace=-1.0, along=0.0, frobenius=10.0)
+    assert flat.reference(20) == pytest.approx(math.sqrt(2) / 10)
+    many = LocalLaw(gradient=1.0, trace=100.0, along=0.0, frobenius=10.0)
+    assert many.reference(20) == pytest.approx(0.018675, rel=1e-3)
+    assert many.in_domain(20, many.reference(20))
+    assert not many.in_domain(20, 1.1 * many.reference(20))
+    assert flat.in_domain(20, 0.25 * flat.reference(20))
+    assert not flat.in_domain(20, 0.26 * flat.reference(20))
+
+
+def test_a_matrix_is_seen_as_probes_see_it() -> None:
+    rng = np.random.default_rng(0)
+    h = rng.standard_normal((5, 5))
+    h, g = h + h.T, rng.standard_normal(5)
+    seen = LocalLaw.of_matrix(g, h)
+    assert seen.gradient == pytest.approx(float(torch.tensor(g).norm()))
+    assert seen.along == pytest.approx(g @ h @ g / (g @ g))
+    assert (seen.trace, seen.frobenius) == (
+        pytest.approx(np.trace(h)),
+        pytest.approx(np.linalg.norm(h)),
+    )
+    assert LocalLaw.of_matrix(np.zeros(2), np.eye(2)).along == 0
+
+
+def test_the_gain_bends_where_the_law_says() -> None:
+    flat = LocalLaw(gradient=1.0, trace=0.0, along=0.0, frobenius=1.0)
+    assert flat.bends_at(20, 0.2) == math.inf
+    bent = replace(flat, trace=4.0)
+    sigma = bent.bends_at(20, 0.2)
+    assert bent.gain(20, sigma) == pytest.approx(0.8 * flat.gain(20, sigma))
+
+
+def test_lifting_and_folding_are_transposes() -> None:
+    module = torch.nn.Linear(3, 4).double()
+    space = ParameterSpace(module)
+    tied = Coordinates.of(space, Noise.parse("tied"), None)
+    rng = torch.Generator().manual_seed(0)
+    s, v = (
+        torch.randn(n, generator=rng, dtype=torch.float64)
+        for n in (tied.dimension, space.dimension)
+    )
+    assert float(tied.lift(s) @ v) == pytest.approx(float(s @ tied.fold(v)))
+    assert tied.dimension == 12
+    pieces = space.by_tensor(v)
+    assert float(tied.fold(v).norm()) == pytest.approx(law.folded_gradient_norm(pieces))
+
+
+def test_both_methods_give_the_hessian_of_the_examples_and_leave_attention_alone(
+    trained: Problem,
+) -> None:
+    space = ParameterSpace(trained.model)
+    eval_set = EvalSet.of(trained, trained.examples["test"][trained.tasks[0]][:16])
+    batches, attention = list(eval_set.fold(0)), trained.model.config._attn_implementation
+    v = space.noise(seed=0)
+    with space.restored():
+        space.add(space.noise(seed=1), scale=0.02)  # off the minimum
+        with second_order(trained, space, eval_set.loss, batches) as product:
+            exactly = product(v)
+        method = "finite differences"
+        with second_order(trained, space, eval_set.loss, batches, method) as product:
+            assert torch.nn.functional.cosine_similarity(product(v), exactly, dim=0) > 0.999
+    assert trained.model.config._attn_implementation == attention

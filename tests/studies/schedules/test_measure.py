@@ -1,0 +1,191 @@
+"""One run: every schedule on every pair, both tasks destroyed; a user's own tasks on every family
+of models; the command as it is typed.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loclin import cli
+from loclin.errors import LoclinError
+from loclin.models import Problem
+from loclin.run.record import Record
+from loclin.run.rows import Part, by_run
+from loclin.run.runner import Session
+from loclin.studies.context import RunContext
+from loclin.studies.damage import damage
+from loclin.studies.schedules.measure import measure
+from loclin.studies.schedules.settings import SchedulesSettings, preset
+from tests.conftest import FAMILIES
+from tests.studies.schedules.small import NAMES, SCHEDULES, TINY, own, task_file
+
+
+def test_a_pair_that_is_not_known_is_refused(
+    trained: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = Problem.score
+    monkeypatch.setattr(
+        Problem,
+        "score",
+        lambda self, name, task: 0.0 if task == "swap" else score(self, name, task),
+    )
+    with pytest.raises(
+        LoclinError, match=r"expected a score of at least .* on swap before the damage, found 0.00"
+    ):
+        measure(TINY, 0, Session())
+
+
+def test_both_tasks_are_destroyed_and_the_others_kept(ctx: RunContext[SchedulesSettings]) -> None:
+    with ctx.space.restored():
+        ctx.space.write(damage(ctx, "copy", "swap"))
+        scores = {task: ctx.score(task) for task in ctx.problem.tasks}
+    assert scores.pop("copy") <= 0.05
+    assert scores.pop("swap") <= 0.05
+    assert np.mean(list(scores.values())) > 0.5
+
+
+def test_a_run_compares_every_schedule_on_every_pair(part: Part) -> None:
+    rows = list(part.rows)
+    for pair in ("agreeing", "copy+swap", "all"):
+        here = [r for r in rows if r.quantity == "worst_score" and r.context["pair"] == pair]
+        assert [r.context["schedule"] for r in here] == list(NAMES)
+        assert all(r.value is not None and 0 <= r.value <= 1 for r in here)
+    for name in NAMES:
+        (over,) = by_run(rows, "worst_score", schedule=name, pair="all")
+        each = [
+            by_run(rows, "worst_score", schedule=name, pair=p)[0] for p in ("agreeing", "copy+swap")
+        ]
+        assert over == pytest.approx(np.mean(each))
+        assert by_run(rows, "evaluations", schedule=name, pair="all") == [8]
+    first = [r.value for r in rows if r.quantity == "first_score"]
+    assert len(first) == 4
+    assert max(v for v in first if v is not None) <= 0.05 + 1 / 16
+    points = {r.context["point"] for r in rows if r.quantity == "pair_cosine"}
+    assert points == {"pretrained", "damaged"}
+    assert "time for one gradient" in part.notes[-1]
+
+
+def test_the_same_run_gives_the_same_record(part: Part) -> None:
+    assert list(measure(TINY, 0, Session()).rows) == list(part.rows)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("space", ["lora", "full"])
+def test_every_family_learns_two_tasks_of_a_user(
+    family: str, space: str, folder: dict[str, str], files: tuple[str, str]
+) -> None:
+    lr = 1e-2 if space == "lora" else 1e-3
+    part = measure(own(folder[family], files, space=space, adamw_lr=lr), 0, Session())
+    scored = [r for r in part.rows if r.quantity == "worst_score"]
+    assert [r.context["schedule"] for r in scored] == list(SCHEDULES)
+    assert {r.context["task"] for r in scored} == {"A+B"}
+    losses = {
+        r.context["evaluations"]: r.value
+        for r in part.rows
+        if r.quantity == "curve_loss"
+        and r.context["schedule"] == "joint mixed"
+        and r.context["role"] == "A"
+    }
+    assert losses[8] < losses[0]  # type: ignore[operator]
+    assert part.notes[0] == "A.jsonl and B.jsonl: 120 read, 120 kept in 2 tasks (A 60, B 60)"
+
+
+def test_both_optimisers_train_from_one_start(
+    folder: dict[str, str], files: tuple[str, str]
+) -> None:
+    settings = own(folder["gpt2"], files, optimisers=("adamw", "sgd"))
+    rows = measure(settings, 1, Session()).rows
+    alone = measure(replace(settings, optimisers=("sgd",)), 1, Session()).rows
+    assert [r for r in rows if r.context["optimiser"] == "sgd"] == list(alone)
+    first = [by_run(rows, "first_worst_score", optimiser=o) for o in ("adamw", "sgd")]
+    assert first[0] == first[1]
+
+
+def test_the_command_trains_recommends_and_goes_on_where_it_was(
+    folder: dict[str, str],
+    files: tuple[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    where, entry = tmp_path / "p", f"schedules-{Path(folder['gpt2']).name}-A-B-lora"
+    options = "--evaluations 60 --points 2 --batch 8 --test-examples 12 --seeds 2 --adamw-lr 1e-2"
+    command = ["schedules", "--model", folder["gpt2"], "--data", *files, "--out", str(where)]
+    command += ["--schedules", *SCHEDULES, *options.split()]
+    cli.main(command)
+    printed = capsys.readouterr().out
+    assert "Recommended: " in printed
+    assert all(name in printed for name in SCHEDULES)
+    assert f"report: {where / 'report.html'}" in printed
+    record = Record(where)
+    assert record.claims() == []
+    before = record.results(entry)
+    (recommended,) = (r for r in before if r.quantity == "recommended")
+    assert f"Recommended: {recommended.context['schedule']}" in printed
+    (where / entry / "parts" / "run-001.json").unlink()
+    (where / entry / "results.json").unlink()
+    cli.main([*command, "--workers", "1"])
+    assert record.results(entry) == before
+    html = (where / "report.html").read_text()
+    assert "Which schedule for A, B" in html
+    assert "<script" not in html
+
+
+def test_other_data_or_another_model_are_another_record(
+    folder: dict[str, str],
+    files: tuple[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = own(folder["gpt2"], files)
+    record = Record(tmp_path / "p")
+    record.open_study(settings.entry, settings.fingerprint(), device="cpu", kind="schedules")
+    before = settings.fingerprint()
+    words = task_file(tmp_path / "B.jsonl", {"mat": "ran", "man": "purr"})
+    other = replace(settings, data=(files[0], words))
+    assert other.fingerprint()["data_digest"] != before["data_digest"]
+    copy = Path(folder["gpt2"], "more.txt")
+    copy.write_text("another file")
+    try:
+        assert settings.fingerprint()["model_files"] != before["model_files"]
+    finally:
+        copy.unlink()
+    assert settings.fingerprint() == before
+
+
+def test_pairs_of_a_users_own_tasks_are_destroyed_too(
+    folder: dict[str, str], files: tuple[str, str], tmp_path: Path
+) -> None:
+    both = tmp_path / "both.jsonl"
+    records = [
+        {**json.loads(line), "task": name}
+        for name, f in zip("AB", files, strict=True)
+        for line in Path(f).read_text().splitlines()
+    ]
+    more = [{**r, "prompt": f"{i} {r['prompt']}"} for i in range(8) for r in records]
+    both.write_text("".join(json.dumps(r) + "\n" for r in more))
+    settings = replace(
+        preset("smoke", folder["gpt2"], pairs=("A+B",)),
+        data=(str(both),),
+        pairs=("A+B",),
+        seeds=1,
+        evaluations=6,
+        points=1,
+        k=2,
+        batch=8,
+        schedules=("joint mixed", "sequential"),
+        curve_examples=8,
+        test_examples=8,
+        fisher_examples=8,
+        ranks=(2,),
+        teach_lr=1e-2,
+        damage_lr=1e-2,
+    ).checked()
+    part = measure(settings, 0, Session())
+    assert {r.context["task"] for r in part.rows if r.quantity == "worst_score"} == {"A+B", "all"}
+    with pytest.raises(
+        LoclinError, match="expected three tasks or more for pairs chosen by rule, found A, B"
+    ):
+        measure(replace(settings, pairs=("agreeing",)), 0, Session())

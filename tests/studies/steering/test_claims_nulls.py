@@ -1,0 +1,82 @@
+from dataclasses import replace
+
+import numpy as np
+import torch
+from scipy import stats
+
+from loclin.stats import permutation_p
+from loclin.steering.contrast import class_contrast
+from loclin.studies.steering import claims_names as names
+from loclin.studies.steering.claims_context import SteeringContext, cosine
+from loclin.studies.steering.claims_nulls import (
+    caa_relabelled,
+    caa_weights,
+    other_tokens,
+    random_weights,
+    relabelled,
+    unrelated_tokens,
+)
+from loclin.studies.steering.claims_vectors import Vectors
+from tests.studies.steering.conftest import TINY
+
+
+def test_permuted_labels_of_caa_weigh_prompts_as_caa_does(
+    ctx: SteeringContext, vectors: Vectors
+) -> None:
+    labels = ctx.parts["labels"].labels
+    assert labels is not None
+    rng = np.random.default_rng(0)
+    weights = caa_weights(labels, len(labels), 5, rng)
+    for row in weights:
+        by_hand = class_contrast(vectors.read, row > 0)
+        dense = torch.stack([torch.from_numpy(row) @ h.double() for h in vectors.read])
+        assert torch.allclose(by_hand.double(), dense, atol=1e-5)
+    assert (weights > 0).sum(1).tolist() == [labels.sum()] * 5
+    turned = caa_weights(None, 8, 100, rng)
+    assert set(np.unique(turned)) == {-1 / 8, 1 / 8}
+
+
+def test_labels_that_say_nothing_have_a_uniform_p(ctx: SteeringContext, vectors: Vectors) -> None:
+    """A planted null: activations that know nothing of the labels. Kolmogorov and Smirnov, at 1 in
+    1000.
+    """
+    labels = ctx.parts["labels"].labels
+    assert labels is not None
+    found = []
+    for world in range(120):
+        generator = torch.Generator().manual_seed(world)
+        read = torch.randn(vectors.read.shape, generator=generator)
+        aim = {"E1": torch.randn(vectors.caa.shape, generator=generator)}
+        caa = class_contrast(read, labels)
+        planted = replace(vectors, read=read, caa=caa, shifts=aim)
+        draws = caa_relabelled(replace(ctx, seed=world), planted)["E1"]
+        found.append(permutation_p(float(cosine(caa, aim["E1"])[0]), draws[:, 0]))
+    assert stats.kstest(found, "uniform").pvalue > 1e-3
+
+
+def test_directions_and_tokens_are_those_of_every_run_and_permutations_are_not(
+    ctx: SteeringContext, vectors: Vectors
+) -> None:
+    other = replace(ctx, run=1, seed=99)
+    for loss, of, nulls in (
+        (None, {"E1", "E2", "E3"}, {names.WHOLE}),
+        ("fixed", {"E1"}, {names.BY_TENSOR, names.BEYOND}),
+        ("gold", {"E2", "E3"}, {names.BY_TENSOR, names.BEYOND}),
+    ):
+        one, two = (random_weights(c, vectors, loss) for c in (ctx, other))
+        assert one.keys() == {(each, null) for each in of for null in nulls}
+        for key, draws in one.items():
+            assert np.array_equal(draws, two[key])
+            assert draws.shape == (2 * TINY.directions, len(ctx.layers))
+            assert np.array_equal(draws[TINY.directions :], -draws[: TINY.directions])
+    assert other_tokens(ctx) == other_tokens(other)
+    assert not np.array_equal(relabelled(ctx, vectors)["E2"], relabelled(other, vectors)["E2"])
+
+
+def test_unrelated_tokens_are_no_answers(ctx: SteeringContext, vectors: Vectors) -> None:
+    tokenizer = ctx.problem.tokenizer
+    every = other_tokens(replace(ctx, settings=replace(TINY, tokens=10_000)))
+    said = {tokenizer.decode([t]).strip() for t in every}
+    assert len(every) == len(tokenizer) - 3
+    assert not said & {"yes", "no", tokenizer.pad_token}
+    assert unrelated_tokens(ctx, vectors).shape == (2 * TINY.tokens, len(ctx.layers))

@@ -1,0 +1,47 @@
+import torch
+from transformers import PreTrainedModel
+
+from loclin.activations.capture import activations
+from loclin.studies.steering.claims_context import SteeringContext, cosine
+from loclin.studies.steering.claims_vectors import Vectors, estimands, without_embeddings
+
+
+def test_the_estimands_are_those_of_the_brief(ctx: SteeringContext, vectors: Vectors) -> None:
+    """Against states before and after a step that is taken here by hand."""
+    space, read = ctx.space, ctx.parts["shift"]
+    after = {}
+    for loss, direction in vectors.steps.items():
+        with space.restored():
+            point = space.read()
+            step = ctx.settings.eta * point.norm() * direction / direction.norm()
+            ends = []
+            for sign in (1, -1):
+                space.write(point + sign * step)
+                ends.append(activations(ctx.model, read.batch, layers=ctx.layers))
+            after[loss] = (ends[0] - ends[1]) / 2
+    assert read.labels is not None
+    yes = torch.from_numpy(read.labels)
+    expected = {
+        "E1": after["fixed"].mean(1),
+        "E2": after["gold"].mean(1),
+        "E3": after["gold"][:, yes].mean(1) - after["gold"][:, ~yes].mean(1),
+    }
+    for of, vector in expected.items():
+        assert cosine(vectors.shifts[of], vector).min() > 0.999
+        assert torch.allclose(vectors.shifts[of].norm(dim=-1), vector.norm(dim=-1), rtol=1e-2)
+    assert estimands({"fixed": after["fixed"]}, None).keys() == {"E1"}
+
+
+def test_frozen_embeddings_stay_where_they_are(
+    ctx: SteeringContext, families: dict[str, PreTrainedModel]
+) -> None:
+    left = without_embeddings(ctx.model, ctx.space.names).split(",")
+    assert {n for n in ctx.space.names if n not in left} == {
+        "transformer.wte.weight",
+        "transformer.wpe.weight",
+    }
+    llama = families["llama"]
+    names = [n for n, _ in llama.named_parameters()]
+    gone = set(names) - set(without_embeddings(llama, names).split(","))
+    assert gone == {"model.embed_tokens.weight", "lm_head.weight"} & set(names)
+    assert without_embeddings(ctx.model, ["transformer.wte.weight"]) == ""

@@ -1,0 +1,95 @@
+"""What the settings of studies have in common, seen on those of the recovery study."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from loclin.errors import LoclinError
+from loclin.studies.recovery.settings import RecoverySettings, preset, reproduced
+
+
+@pytest.mark.parametrize("profile", ["smoke", "standard", "paper"])
+def test_every_profile_can_be_run(profile: Any) -> None:
+    assert preset(profile).checked().profile == profile
+    for settings in reproduced(profile):
+        assert settings.checked().profile == profile
+    assert len({settings.entry for settings in reproduced(profile)}) == len(reproduced(profile))
+
+
+def test_the_paper_profile_names_the_papers_models_and_data() -> None:
+    asked = {(c.model, c.data) for c in reproduced("paper")}
+    assert {
+        ("distilgpt2", ("google/boolq",)),
+        ("gpt2", ("sequences",)),
+        ("Qwen/Qwen2.5-0.5B", ("google/boolq",)),
+    } <= asked
+
+
+def test_defaults_depend_on_the_model() -> None:
+    assert preset("standard").space == "full"
+    assert (
+        preset("standard", "statements").space == preset("standard", "some/model").space == "lora"
+    )
+    assert [c.model for c in reproduced("smoke")] == ["sequences-small", "statements-small"]
+    assert preset("smoke").model == "sequences-small"
+    assert preset("smoke", "statements").model == "statements"
+    assert preset("standard", "sequences-of-mine").space == "lora"
+
+
+def test_the_name_in_a_record_tells_model_data_and_space_apart() -> None:
+    settings = replace(preset("smoke", "Qwen/Qwen2.5-0.5B"), data=("/tmp/my data.jsonl",))
+    assert settings.entry == "recovery-Qwen2.5-0.5B-my-data-lora"
+    assert preset("standard").entry == "recovery-sequences"
+    assert replace(RecoverySettings(), space="*attn*").entry == "recovery-sequences-attn"
+
+
+def test_lora_is_measured_in_the_weights_first() -> None:
+    lora = preset("standard", "statements")
+    assert RecoverySettings().spaces == ("weights",)
+    assert lora.spaces == ("weights", "factors")
+    assert replace(lora, store="sketch").spaces == ("factors",)
+    assert [lora.learning_rates(r)["sgd"] / lora.sgd_lr for r in range(3)] == [1.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": 0}, "at least one seed, found 0"),
+        (
+            {"model": "gpt2"},
+            "expected --data with the model 'gpt2', found none: give a JSON Lines file",
+        ),
+        ({"model": "statments"}, "did you mean the built-in --model statements?"),
+        (
+            {"model": "gpt2", "data": ("nowhere.jsonl",)},
+            "expected a file of task data, found nothing at nowhere.jsonl",
+        ),
+        ({"ranks": (8, 0)}, r"LoRA ranks of at least 1, found \[8, 0\]: change --ranks"),
+        ({"lr_factors": (1.0, -1.0)}, "factors above 0"),
+        ({"dropout": 1.0}, "dropout from 0 to below 1, found 1.0"),
+        (
+            {"sketch_size": 100},
+            "sketch of at least 4 T = 800 numbers, found 100: raise --sketch-size",
+        ),
+        ({"workers": -1}, "workers from 0"),
+        ({"batch": 0}, "batch of at least 1, found 0: change --batch"),
+        ({"sgd_lr": 0.0}, "learning rate above 0, found 0.0: change --sgd-lr"),
+        ({"dtype": "bfloat16"}, "float32 for full weights, whose small steps bfloat16 rounds away"),
+    ],
+)
+def test_bad_settings_are_named_with_their_remedy(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(LoclinError, match=message):
+        replace(RecoverySettings(), **change).checked()
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = ("torch", "transformers", "scipy", "matplotlib")
+    loaded = "import sys, loclin.cli, loclin.studies.recovery.settings"
+    code = f"{loaded}; print([m for m in {heavy} if m in sys.modules])"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == "[]"
