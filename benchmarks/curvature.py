@@ -27,15 +27,15 @@ from lora import make
 from side_by_side import compare, report
 
 from loclin import models
-from loclin.curvature import hessian_operator
+from loclin.curvature import CurvatureOperator
 from loclin.geometry.gramian import gramian
 from loclin.geometry.krylov import lanczos
 from loclin.models import Problem, twice_differentiable
 from loclin.models.lora import Lora, attach
 from loclin.parameters import ParameterSpace
-from loclin.studies.spectrum.gather import gather
+from loclin.studies.spectrum.gradients import gather
 from loclin.tasks.batch import answer_loss
-from loclin.updates import Keeping
+from loclin.updates import UpdateStorage
 
 
 def growth(work: Callable[[], object]) -> str:
@@ -93,12 +93,12 @@ def ratios(
         return eager
 
     with twice_differentiable(model):
-        product = hessian_operator(space, loss, data)
+        product = CurvatureOperator(space, loss, data)
         product(v)
     g = space.gradient(loss, data)
 
     def every_gradient() -> object:
-        return gramian(gather(model, space, Keeping(), few).rows)
+        return gramian(gather(model, space, UpdateStorage(), few).rows)
 
     def every_backward() -> None:
         for b in few:
@@ -111,7 +111,7 @@ def ratios(
 
     one, alone = (
         f"one gradient of {examples} examples",
-        curved(lambda: hessian_operator(space, loss, data)(v)),
+        curved(lambda: CurvatureOperator(space, loss, data)(v)),
     )
     many, passes = (
         f"{gradients} gradients of {batch} examples and their Gramian",

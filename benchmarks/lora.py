@@ -4,7 +4,7 @@ command a user types.
     python benchmarks/lora.py [--dtype float32|bfloat16] [--out FILE]
 
 A Qwen2.5-0.5B configuration with random weights and a small tokenizer is saved as a folder, with
-questions that any model can learn; then `loclin run recovery --profile smoke` runs on it in a
+questions that any model can learn; then `loclin recovery --profile smoke` runs on it in a
 process of its own, with few steps. Peak memory (Linux's VmHWM of the worker, imports included) over
 the size of the weights; the aim is below 2.5 plus the stated buffers: the recorded updates, and one
 batch's logits over the whole vocabulary with their gradient. Needs 4 GB of disk, and Linux.
@@ -156,7 +156,6 @@ def main() -> None:
             sys.executable,
             "-m",
             "loclin",
-            "run",
             "recovery",
             "--model",
             "model",

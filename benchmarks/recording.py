@@ -23,7 +23,6 @@ from side_by_side import compare, report
 from loclin import models
 from loclin.geometry.gramian import future_capture, gramian, prefix_capture
 from loclin.parameters import ParameterSpace
-from loclin.studies.recovery.config import Config
 from loclin.training import make_optimiser, minibatches, record, train
 
 PAIRS = 15

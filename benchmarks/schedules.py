@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from itertools import cycle
 
 from curvature import growth
-from search import exam
+from search import eval_set
 from search import gpt2 as larger
 from side_by_side import compare, report
 
@@ -25,7 +25,7 @@ from loclin import models
 from loclin.models.lora import Lora, attach
 from loclin.parameters import ParameterSpace
 from loclin.schedules.loop import train_tasks, weighing
-from loclin.schedules.terms import LIBRARY, SUMMED
+from loclin.schedules.names import LIBRARY, SUMMED
 from loclin.tasks.batch import Batch, answer_loss, mean_answer_loss
 from loclin.training import make_optimiser
 
@@ -102,7 +102,7 @@ def statements() -> list[str]:
 
 def gpt2() -> list[str]:
     problem = larger()
-    shown = exam(problem, 1024).batch
+    shown = eval_set(problem, 1024).batch
     return rows(
         "GPT-2", problem.model, (list(shown.chunks(8))[:1], list(shown.chunks(8))[1:]), 2, SUMMED
     )

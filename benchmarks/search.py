@@ -14,8 +14,7 @@ middle half:
    4,096), with one thread and two; 2. the usual ways, for comparison: a deep copy that is changed;
    noise from one global seed, added and subtracted again; a matrix that holds the noise of the
    whole population, with a copy of the base;
-3. low-rank noise and LoRA, one candidate at a time (aim: at most 1.1 at 256) and, on the statements
-   model, 16 at a time (aim: at most 0.5);
+3. low-rank noise and LoRA (aim: at most 1.1 at 256), and the same on the statements model;
 4. where the time of a Gaussian candidate goes;
 5. candidates in a second by one and two worker processes, and by Ray with one and two workers,
 where Ray is there.
@@ -43,15 +42,16 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from loclin import models
 from loclin.models import Problem
-from loclin.models.exam import Exam
+from loclin.models.evaluation import EvalSet
 from loclin.models.lora import Lora, attach
+from loclin.options import LoadOptions
 from loclin.parameters import ParameterSpace
+from loclin.run.dispatch import Place, results
 from loclin.search.candidate import Perturbed, candidates
-from loclin.search.executors import scores
-from loclin.search.ledger import Ledger
-from loclin.search.noise import Drawing, Noise
+from loclin.search.ledger import opened
+from loclin.search.noise import Noise, NoiseStream
 from loclin.search.scoring import score
-from loclin.search.setup import Setup
+from loclin.search.spec import SearchSpec
 from loclin.tasks.batch import answer_logits
 from loclin.tasks.example import Example
 
@@ -84,21 +84,21 @@ def words() -> list[str]:
     return [f"w{i}" for i in range(WORDS - 1)]
 
 
-def exam(problem: Problem, tokens: int) -> Exam:
+def eval_set(problem: Problem, tokens: int) -> EvalSet:
     """Rows of random words that come to so many tokens."""
     drawn = np.random.default_rng(0).choice(words(), (tokens // ROW, ROW))
     texts = [(" ".join(row[:-ANSWER]), " ".join(row[-ANSWER:])) for row in drawn]
-    return Exam.of(problem, [Example(prompt=p, answer=" " + a) for p, a in texts])
+    return EvalSet.of(problem, [Example(prompt=p, answer=" " + a) for p, a in texts])
 
 
 @torch.no_grad()
-def passes(of: Exam, times: int) -> None:
+def passes(of: EvalSet, times: int) -> None:
     for _ in range(times):
         answer_logits(of.problem.model, of.batch)
 
 
 def row(
-    what: str, of: Exam, work: Callable[[], object], *, each: int, pairs: int, aim: str = ""
+    what: str, of: EvalSet, work: Callable[[], object], *, each: int, pairs: int, aim: str = ""
 ) -> str:
     """One line: `work` scores `each` candidates."""
     tokens = of.batch.input_ids.numel()
@@ -112,23 +112,21 @@ def row(
 
 def searched(
     name: str,
-    of: Exam,
+    of: EvalSet,
     noise: str,
     *,
     pattern: str = "*",
     each: int,
     pairs: int,
     aim: str = "",
-    batched: bool = False,
 ) -> str:
     """A line of our own way."""
     space = ParameterSpace(of.problem.model, pattern)
     perturbed, group = Perturbed(space, Noise.parse(noise)), candidates(each, [SIGMA], seed=0)
-    how = "together" if batched else "one at a time"
     return row(
-        f"{name}, D = {space.dimension}, {noise} noise, {how}",
+        f"{name}, D = {space.dimension}, {noise} noise",
         of,
-        lambda: score(perturbed, of, group, batched=batched),
+        lambda: score(perturbed, of, group),
         each=each,
         pairs=pairs,
         aim=aim,
@@ -139,7 +137,7 @@ def gaussian() -> list[str]:
     problem = gpt2()
     sizes = ((256, 8, 9, "≤ 1.5"), (1024, 4, 7, ""), (4096, 2, 5, "≤ 1.05"), (16384, 1, 3, ""))
     return [
-        searched("GPT-2", exam(problem, tokens), "gaussian", each=each, pairs=pairs, aim=aim)
+        searched("GPT-2", eval_set(problem, tokens), "gaussian", each=each, pairs=pairs, aim=aim)
         for tokens, each, pairs, aim in sizes
     ]
 
@@ -153,7 +151,7 @@ def threads() -> list[str]:
         return [
             searched(
                 "two threads: GPT-2",
-                exam(problem, tokens),
+                eval_set(problem, tokens),
                 "gaussian",
                 each=each,
                 pairs=pairs,
@@ -168,7 +166,7 @@ def threads() -> list[str]:
 def usual() -> list[str]:
     """The ways in use elsewhere, as short as they are written there."""
     problem = gpt2()
-    of, model, each = exam(problem, 256), problem.model, 8
+    of, model, each = eval_set(problem, 256), problem.model, 8
     base = [p.detach().clone() for p in model.parameters()]
 
     def copied() -> None:
@@ -207,8 +205,8 @@ def usual() -> list[str]:
 
 def thin() -> list[str]:
     problem = gpt2()
-    lines = [searched("GPT-2", exam(problem, 256), "lowrank:4", each=8, pairs=9, aim="≤ 1.1")]
-    of = exam(adapted(problem), 256)
+    lines = [searched("GPT-2", eval_set(problem, 256), "lowrank:4", each=8, pairs=9, aim="≤ 1.1")]
+    of = eval_set(adapted(problem), 256)
     lines.append(searched("GPT-2, LoRA of rank 8", of, "gaussian", each=8, pairs=9, aim="≤ 1.1"))
     return lines
 
@@ -229,30 +227,28 @@ def statements() -> list[str]:
         ("statements", problem, "lowrank:4"),
         ("statements, LoRA of rank 8", adapted(copy.deepcopy(problem)), "gaussian"),
     ):
-        for tokens, aim in ((64, ""), (256, "≤ 0.5"), (1024, "")):
+        for tokens in (64, 256, 1024):
             examples = asked.examples["recovery"][asked.tasks[0]]
-            of = Exam.of(asked, examples[: tokens // 12])
-            for batched in (False, True):
-                goal = aim if batched and name + noise != "statementsgaussian" else ""
-                lines.append(searched(name, of, noise, each=16, pairs=7, batched=batched, aim=goal))
+            of = EvalSet.of(asked, examples[: tokens // 12])
+            lines.append(searched(name, of, noise, each=16, pairs=7))
     return lines
 
 
 def shares() -> list[str]:
     """Milliseconds of every step of a Gaussian candidate, and their shares of all."""
     problem = gpt2()
-    of, space = exam(problem, 256), ParameterSpace(problem.model)
+    of, space = eval_set(problem, 256), ParameterSpace(problem.model)
     perturbed, (candidate,) = Perturbed(space, Noise()), candidates(1, [SIGMA], seed=0)
-    drawing = Drawing(
+    stream = NoiseStream(
         Noise(), {n: tuple(p.shape) for n, p in zip(space.names, space.parameters, strict=True)}
     )
-    (outcome,) = score(perturbed, of, [candidate], batched=False)
+    (outcome,) = score(perturbed, of, [candidate])
     with (
         tempfile.TemporaryDirectory() as folder,
-        Ledger.open(Path(folder) / "ledger.jsonl", {"examples": len(of.batch)}) as ledger,
+        opened(Path(folder) / "ledger.jsonl", {"examples": len(of.batch)}) as ledger,
     ):
         waiting = iter([replace(outcome, candidate=c) for c in candidates(100, [SIGMA], seed=0)])
-        noise = median(lambda: list(drawing.of(candidate.seed)))
+        noise = median(lambda: list(stream.of(candidate.seed)))
         steps = {
             "noise": noise,
             "apply": median(lambda: perturbed.place(candidate)) - noise,
@@ -283,9 +279,11 @@ def workers() -> list[str]:
             continue
         found = {}
         for count in (1, 2):
-            search = Setup(model="statements", space="full", examples=tuple(examples))
+            spec = SearchSpec(
+                options=LoadOptions(model="statements", device="cpu"), examples=tuple(examples)
+            )
             groups = [[c] for c in candidates(120, [SIGMA], seed=0)]
-            found[count] = _rate(scores(search, groups, workers=count, ray=ray))
+            found[count] = _rate(results(spec, groups, Place(workers=count, ray=ray)))
         lines.append(
             f"| {name}, statements model, {len(examples)} examples: 2 | 1, {found[1]:.1f} "
             "candidates in a second | "

@@ -1,4 +1,4 @@
-"""Timing two pieces of work in turn, and the table of what was found; used by the other benchmarks."""
+"""Timing two pieces of work in turn, and the table of what was found."""
 
 from __future__ import annotations
 

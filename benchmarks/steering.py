@@ -14,9 +14,10 @@ tokens). Medians over pairs measured in turn, with the range of the pairs' middl
    kept, and the last token of each row is picked from them; prompts one at a time, and 32 at a time
    in the order in which they come;
 3. the time of a vector from labels, and of one from a gradient step, in forward passes over the
-   same prompts; 4. tokens in a second when a vector is added at one layer, or at all of them, over
-   those without: time without over time with, larger is better (aim: at least 0.97 at one layer);
-   greedy, with a cache, one prompt and 16.
+   same prompts;
+4. tokens in a second when a vector is added at one layer, or at all of them, over those without:
+   time without over time with, larger is better (aim: at least 0.97 at one layer); greedy, with a
+   cache, one prompt and 16.
 """
 
 from __future__ import annotations
@@ -41,10 +42,8 @@ from loclin.tasks.batch import Batch, prompts_batch
 from loclin.tasks.example import Example
 
 PROMPTS = {"statements": 512, "GPT-2": 64}
-SPOKEN = {
-    "statements": (4, 12),
-    "GPT-2": (48, 1),
-}  # tokens of a generation, and how often it is made; contexts are 16 and 128 tokens
+#: Tokens of a generation, and how often it is made; contexts are 16 and 128 tokens.
+SPOKEN = {"statements": (4, 12), "GPT-2": (48, 1)}
 ROWS, ROW, WORDS = 32, 64, 4096
 
 
@@ -79,8 +78,8 @@ def gpt2() -> Problem:
 def both() -> list[tuple[str, Problem, list[Example]]]:
     found = []
     for name, problem in (("statements", models.load("statements")), ("GPT-2", gpt2())):
-        asked = [e for examples in problem.examples["recovery"].values() for e in examples]
-        found.append((name, problem, asked[: PROMPTS[name]]))
+        every = [e for examples in problem.examples["recovery"].values() for e in examples]
+        found.append((name, problem, every[: PROMPTS[name]]))
     return found
 
 
@@ -172,8 +171,8 @@ def speaking() -> list[str]:
         (tokens, times), count = SPOKEN[name], len(blocks(problem.model))
         v = torch.ones(width(problem.model)) / 100
         for rows in (1, 16):
-            asked = [e.prompt for e in examples[:rows]]
-            batch = problem.tokenizer(asked, padding=True, padding_side="left", return_tensors="pt")
+            texts = [e.prompt for e in examples[:rows]]
+            batch = problem.tokenizer(texts, padding=True, padding_side="left", return_tensors="pt")
             plain = partial(generated, problem, batch, tokens, times)
             for how, layers in (
                 ("at one layer", [count // 2]),

@@ -138,7 +138,8 @@ def reading() -> list[str]:
         with tempfile.TemporaryDirectory() as folder:
             size = make_checkpoints(Path(folder) / "run", dtype)
             peak, took = peak_memory(["trajectory", "run"], Path(folder))
-            name = f"`loclin trajectory`, 4 checkpoints of Qwen2.5-0.5B in {str(dtype).removeprefix('torch.')}"
+            kind = str(dtype).removeprefix("torch.")
+            name = f"`loclin trajectory`, 4 checkpoints of Qwen2.5-0.5B in {kind}"
             rows.append(
                 f"| {name}: peak {peak / 1e9:.2f} GB, {took:.0f} s | one checkpoint, "
                 f"{size / 1e9:.2f} GB | {peak / size:.2f} | < 2.5 |"
