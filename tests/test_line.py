@@ -383,7 +383,7 @@ def test_further_steps_join_in_order_and_none_is_asked_twice(precise: Problem) -
     direction = ParameterSpace(precise.model).noise(seed=2).double()
     line = line_of(precise, eval_set, direction, [-1e-2, 0.0, 1e-2])
     inner = line_of(precise, eval_set, direction, [-1e-3, 0.0, 1e-3]).profile()
-    more = line.further([1e-2, 1e-3, -1e-3])
+    more = line.further([1e-2, 1e-3, 1e-3, -1e-3])
     assert (np.diff(more.steps) > 0).all()
     assert len(more.steps) == len(line.steps) + 2
     assert more.further([1e-3]) is more

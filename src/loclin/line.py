@@ -346,7 +346,7 @@ class Line:
 
     def further(self, steps: Sequence[float]) -> Line:
         """The same line, followed at further steps too."""
-        new = [s for s in steps if s not in self.steps]
+        new = [s for s in dict.fromkeys(steps) if s not in self.steps]
         if not new:
             return self
         every = np.concatenate([self.steps, new])
