@@ -72,11 +72,11 @@ def open_checkpoint(folder: Path, *, step: int | None) -> Checkpoint:
     kind = weights_in(folder)
     if kind is None:
         raise _without_weights(folder)
-    told = _json(folder / STATE).get("global_step") if (folder / STATE).is_file() else None
-    if step is not None and told not in (None, step):
+    recorded = _json(folder / STATE).get("global_step") if (folder / STATE).is_file() else None
+    if step is not None and recorded not in (None, step):
         raise LoclinError(
-            f"expected {folder.name} to be of step {step}, found step {told} in its {STATE}: give "
-            "the folder its own name"
+            f"expected {folder.name} to be of step {step}, found step {recorded} in its {STATE}: "
+            "give the folder its own name"
         )
     if kind == SHARDED:
         paths = sorted({folder / n for n in _json(folder / SHARDED).get("weight_map", {}).values()})
@@ -97,7 +97,7 @@ def open_checkpoint(folder: Path, *, step: int | None) -> Checkpoint:
     adapter = _json(folder / ADAPTER_CONFIG) if kind == ADAPTER else None
     return Checkpoint(
         label=folder.name,
-        step=step if told is None else told,
+        step=step if recorded is None else recorded,
         adapter=adapter,
         files=files,
         shapes=shapes,

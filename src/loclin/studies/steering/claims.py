@@ -201,7 +201,9 @@ def _by_layer(rows: Sequence[Row], of: str, layers: Sequence[int], label: str) -
 
 def _without(rows: Sequence[Row], of: str, at: str) -> list[str]:
     """The cosine without what could make one by itself."""
-    return [f"{told} {_text(_cosine(rows, of, name, at))}" for name, told in names.REMOVED.items()]
+    return [
+        f"{label} {_text(_cosine(rows, of, name, at))}" for name, label in names.REMOVED.items()
+    ]
 
 
 def _unlearnt(rows: Sequence[Row], of: Estimand) -> list[str]:

@@ -107,7 +107,7 @@ def _angle_table(rows: Sequence[Row], eta: float) -> Table:
         "cosine with CAA": ("cosine_at", PLAIN),
         "at the chosen layer": ("cosine_at", {**PLAIN, "at": "chosen"}),
         "at the best layer of each run": ("cosine_at", {**PLAIN, "at": "highest"}),
-        **{told: ("cosine_at", {"removed": removed}) for removed, told in names.REMOVED.items()},
+        **{label: ("cosine_at", {"removed": removed}) for removed, label in names.REMOVED.items()},
         "97.5 % of random steps without the readout": ("null_at", {"null": names.BEYOND}),
         "cosine with g": ("cosine_with_logits_at", {}),
         "cosine with CAA in the limit of small steps": ("eta_cosine", {"eta": 0.0}),
