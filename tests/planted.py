@@ -28,6 +28,43 @@ def drifting_steps(steps: int, dimension: int, s: float, rng: np.random.Generato
     return white_steps(steps, dimension, rng) + drift
 
 
+def filtered_steps(
+    response: np.ndarray,
+    s: float,
+    norms: np.ndarray,
+    dimension: int,
+    rng: np.random.Generator,
+    *,
+    at_rest: bool = False,
+) -> np.ndarray:
+    """A constant drift and white noise in R^D through an optimiser's impulse response, with given
+    norms: T steps in R^(T+1) whose Gramian has the law of those in R^D (Bartlett 1933).
+
+    `at_rest`: the drift goes through the response as well, s being that of the last step; else
+    every step has the same share of it.
+    """
+    count = response.shape[1]
+    noise = np.tril(rng.standard_normal((count, count)), -1)
+    np.fill_diagonal(noise, np.sqrt(rng.chisquare(dimension - 1 - np.arange(count))))
+    along = rng.standard_normal((count, 1))
+    rows = response @ np.hstack([along, noise]) / np.sqrt(dimension)
+    sizes = np.linalg.norm(response, axis=1)
+    drift = response.sum(1) * sizes[-1] / response[-1].sum() if at_rest else sizes
+    rows[:, 0] += np.sqrt(s) * drift
+    return rows * (norms / np.linalg.norm(rows, axis=1))[:, None]
+
+
+def adam_steps(steps: int, dimension: int, s: float, rng: np.random.Generator) -> np.ndarray:
+    """torch's Adam on a constant gradient and white noise, ‖μ‖² = s E‖ε‖², with all its moments."""
+    gradients = rng.standard_normal((steps, dimension))
+    gradients += np.sqrt(s) * rng.standard_normal(dimension)
+    rows, first, second = np.zeros((steps, dimension)), 0.0, 0.0
+    for t, g in enumerate(gradients, start=1):
+        first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g**2
+        rows[t - 1] = first / (1 - 0.9**t) / np.sqrt(second / (1 - 0.999**t))
+    return rows
+
+
 def heavy_ball_steps(
     steps: int, dimension: int, momentum: float, rng: np.random.Generator
 ) -> np.ndarray:

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
+from scipy import optimize, stats
 
 from loclin.errors import LoclinError
 
 Curve = Float[np.ndarray, " n"]
+#: Correlation of two steps' noise below which they share no memory (§3).
+NO_MEMORY = 0.01
 
 
 def random_capture(k: int, dimension: int) -> stats._distn_infrastructure.rv_frozen:
@@ -89,20 +91,119 @@ def drift_future_capture(
     return np.asarray(held + (1 - held) * by_chance)
 
 
-def fit_drift(updates: Float[np.ndarray, "T T"]) -> float:
-    """s of the drift model from the Gramian of T ≥ 2 updates, by moments (§3).
+def impulse_response(points: Sequence[int], momentum: float = 0.0) -> Float[np.ndarray, "T n"]:
+    """F: what noise of unit size in every gradient puts into each segment of a run (§3).
 
-    ‖μ‖² is the mean of ⟨u_i, u_j⟩, i ≠ j, or 0 where that is negative; E‖u‖² = ‖μ‖² + E‖ε‖². Pure
-    drift gives infinity.
+    Heavy ball: a step holds β^j of the gradient j steps before. Adam's bias-corrected moving
+    average is the same but for the size of each step, which `drift_gramian` takes from the run. A
+    segment is the sum of its steps; β = 0 is plain SGD, whose segments share no gradient.
+
+    Args:
+        points: optimiser steps at which the run was seen, T + 1 of them; its state was new at the
+            first.
+        momentum: β, or Adam's β₁.
+
+    >>> impulse_response([0, 1, 3], 0.5)
+    array([[1.  , 0.  , 0.  ],
+           [0.75, 1.5 , 1.  ]])
+    """
+    ends = np.asarray(points, dtype=float)
+    noise = np.arange(ends[0] + 1, ends[-1] + 1)
+    first, last = (np.maximum(e[:, None] - noise, -1.0) for e in (ends[:-1], ends[1:]))
+    response: np.ndarray = (momentum ** (first + 1) - momentum ** (last + 1)) / (1 - momentum)
+    return response
+
+
+def fit_drift(
+    updates: Float[np.ndarray, "T T"],
+    response: Float[np.ndarray, "T n"] | None = None,
+    *,
+    at_rest: bool = False,
+) -> float:
+    """s = ‖μ‖²/E‖ε̃‖² of a drift from the Gramian of T ≥ 2 updates: s/(1+s) = c̄ (§3).
+
+    c̄ is the mean cosine of two updates, or 0 where that is negative, over all pairs in which the
+    optimiser's memory correlates the noise by less than 0.01; in a run too short for such pairs,
+    over the least correlated ones, less what memory gives. Pure drift gives infinity.
+
+    Args:
+        updates: their Gramian.
+        response: as of `impulse_response`; the identity by default.
+        at_rest: s is that of the last update of `drift_gramian(at_rest=True)`.
     """
     steps = len(updates)
     if steps < 2:
         raise LoclinError(
             f"expected at least 2 updates to fit a drift, found {steps}: record more steps"
         )
-    energy = float(np.trace(updates)) / steps
-    drift = max(float(updates.sum() - np.trace(updates)) / (steps * (steps - 1)), 0.0)
-    return drift / (energy - drift) if energy > drift else float("inf")
+    response = np.eye(steps) if response is None else response
+    cosines, noise = _correlation(updates), _correlation(response @ response.T)
+    moved = np.diag(updates) > 0
+    pairs = np.outer(moved, moved) & ~np.eye(steps, dtype=bool)
+    if not pairs.any():
+        return 0.0
+    pairs &= noise <= max(NO_MEMORY, float(noise[pairs].min()))
+    known = np.where(noise[pairs] < NO_MEMORY, 0.0, noise[pairs])
+    shared = float(((cosines[pairs] - known) / (1 - known)).mean())
+    if shared < 1e-9:
+        return 0.0
+    if not at_rest:
+        return shared / (1 - shared) if shared < 1 else float("inf")
+
+    def less(log_s: float) -> float:
+        root = np.sqrt(_drift_share(float(np.exp(log_s)), response, at_rest=True))
+        return float(root @ pairs @ root) / float(pairs.sum()) - shared
+
+    low, high = -30.0, 30.0
+    return float(np.exp(optimize.brentq(less, low, high))) if less(high) > 0 else float("inf")
+
+
+def drift_gramian(
+    updates: Float[np.ndarray, "T T"],
+    response: Float[np.ndarray, "T n"] | None = None,
+    *,
+    at_rest: bool = False,
+) -> Float[np.ndarray, "T T"]:
+    """Expected Gramian of a constant drift and white noise through a run's own optimiser (§3).
+
+    G⁰ = diag(n)·[(s 11ᵀ + corr(FFᵀ))/(1+s)]·diag(n): a step has the run's own norm n_t and the
+    direction √s μ̂ + ε̃_t, with s fitted to the run (`fit_drift`). The captures of G⁰, plus the
+    (1−c)k/D that is there by chance, are the null of the run's captures.
+
+    A preconditioner that stands still (Adam's, frozen) turns μ and colours the noise: G⁰ is the
+    same, and D becomes (tr P²)²/tr P⁴. One that changes along the way is not in it.
+
+    Args:
+        updates: Gramian of the run.
+        response: as of `impulse_response`; the identity by default.
+        at_rest: whether the drift goes through the filter as well. An optimiser that begins with
+            empty moments has averaged the noise of its first steps less than that of later ones,
+            so that they hold less of the drift: s_t = s (F1)²_t/(FFᵀ)_tt, s that of the last step.
+            The same where F is the identity.
+    """
+    response = np.eye(len(updates)) if response is None else response
+    s = fit_drift(updates, response, at_rest=at_rest)
+    share = _drift_share(s, response, at_rest=at_rest)
+    noise, norms = np.sqrt(1 - share), np.sqrt(np.diag(updates))
+    products = np.sqrt(np.outer(share, share))
+    products = products + np.outer(noise, noise) * _correlation(response @ response.T)
+    return np.asarray(np.outer(norms, norms) * products)
+
+
+def _drift_share(s: float, response: np.ndarray, *, at_rest: bool) -> np.ndarray:
+    """s_t/(1 + s_t): the drift's share of every step's squared length."""
+    growth = np.ones(len(response))
+    if at_rest:
+        growth = response.sum(1) ** 2 / (response**2).sum(1)
+        growth /= growth[-1]
+    return np.asarray(1 - 1 / (1 + s * growth))
+
+
+def _correlation(products: np.ndarray) -> np.ndarray:
+    """Cosines; 0 where a vector is zero."""
+    lengths = np.sqrt(np.diag(products))
+    moved = np.outer(lengths, lengths)
+    return np.divide(products, moved, out=np.zeros_like(products), where=moved > 0)
 
 
 def isotropic_participation(vectors: int, dimension: int) -> float:

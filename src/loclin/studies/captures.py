@@ -12,12 +12,19 @@ from jaxtyping import Float
 
 from loclin import theory
 from loclin.geometry.gramian import cross_capture, future_capture, prefix_capture
-from loclin.run.rows import Row
+from loclin.run.rows import Row, finite
 from loclin.stats import permutation_p
-from loclin.studies.names import DRIFT, HEAVY_BALL, OWN_NORMS, SHUFFLED, WHITE
+from loclin.studies.names import DRIFT, FROM_REST, HEAVY_BALL, OWN_NORMS, SHUFFLED, WHITE
 
 Gramian = Float[np.ndarray, "T T"]
-ADAM_MOMENTUM = 0.9  # torch's default β₁, the β of the heavy-ball null
+#: torch's default β₁: the memory of AdamW's steps, and β of the heavy-ball null.
+ADAM_MOMENTUM = 0.9
+CAPTURES = {"prefix_capture": prefix_capture, "future_capture": future_capture}
+
+
+def step_response(optimiser: str, steps: int) -> Float[np.ndarray, "T T"] | None:
+    """What a study's optimiser puts of each gradient's noise into its steps; None for plain SGD."""
+    return theory.impulse_response(range(steps + 1), ADAM_MOMENTUM) if optimiser != "sgd" else None
 
 
 def prefix_rows(
@@ -28,11 +35,12 @@ def prefix_rows(
     context: Mapping[str, Any],
     *,
     seed: int,
+    response: Float[np.ndarray, "T n"] | None = None,
 ) -> Iterator[Row]:
     """Prefix and future-only capture at every k, then every null as rows of its own.
 
-    The null column holds white steps with the run's own norms for d, and the fitted stationary
-    drift for the future. p is against the run's own updates in shuffled order.
+    The null column holds white steps with the run's own norms for d, and the drift through the
+    optimiser for the future. p is against the run's own updates in shuffled order.
 
     Args:
         updates: Gramian of the T updates.
@@ -41,15 +49,14 @@ def prefix_rows(
         shuffles: orders drawn for that null.
         context: of the rows.
         seed: of the orders.
+        response: of the optimiser (`theory.impulse_response`); None where it has no memory, or
+            where it is not known.
     """
-    steps, s = len(updates), theory.fit_drift(updates)
-    nulls = _null_curves(updates, ks, dimension, s)
+    steps = len(updates)
+    nulls = _null_curves(updates, ks, dimension, response)
     orders = [np.random.default_rng([seed, i]).permutation(steps) for i in range(shuffles)]
     shuffled = [updates[np.ix_(order, order)] for order in orders]
-    for quantity, capture, null in (
-        ("prefix_capture", prefix_capture, OWN_NORMS),
-        ("future_capture", future_capture, DRIFT),
-    ):
+    for (quantity, capture), null in zip(CAPTURES.items(), (OWN_NORMS, DRIFT), strict=True):
         draws = np.array([capture(g, ks) for g in shuffled])
         nulls[quantity, SHUFFLED] = draws.mean(0)
         for i, (k, value) in enumerate(zip(ks, capture(updates, ks), strict=True)):
@@ -62,21 +69,25 @@ def prefix_rows(
             if not np.isnan(value):
                 here = {**context, "k": k, "null": null}
                 yield Row(quantity=f"{quantity}_null", value=value, context=here)
-    yield Row(quantity="drift_s", value=s if np.isfinite(s) else None, context=dict(context))
+    s = finite(theory.fit_drift(updates, response))
+    yield Row(quantity="drift_s", value=s, context=dict(context))
 
 
 def _null_curves(
-    updates: Gramian, ks: tuple[int, ...], dimension: int, s: float
+    updates: Gramian, ks: tuple[int, ...], dimension: int, response: np.ndarray | None
 ) -> dict[tuple[str, str], np.ndarray]:
-    steps, future = len(updates), np.asarray(ks) < len(updates)
-    drift = theory.drift_future_capture(steps, ks, s, dimension)
-    return {
+    steps = len(updates)
+    curves = {
         ("prefix_capture", WHITE): theory.white_capture(np.ones(steps), ks),
         ("prefix_capture", OWN_NORMS): theory.white_capture(np.sqrt(np.diag(updates)), ks),
         ("prefix_capture", HEAVY_BALL): theory.heavy_ball_capture(steps, ADAM_MOMENTUM, ks),
-        ("prefix_capture", DRIFT): theory.drift_capture(steps, ks, s),
-        ("future_capture", DRIFT): np.where(future, drift, np.nan),
     }
+    for null in (DRIFT, FROM_REST)[: 1 if response is None else 2]:
+        expected = theory.drift_gramian(updates, response, at_rest=null == FROM_REST)
+        for quantity, capture in CAPTURES.items():
+            held = capture(expected, ks)
+            curves[quantity, null] = held + (1 - held) * np.asarray(ks) / dimension
+    return curves
 
 
 def family_rows(

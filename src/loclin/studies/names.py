@@ -11,10 +11,11 @@ OPTIMISERS = {"sgd": "SGD", "adamw": "AdamW"}
 POINTS = {"pretrained": "θ₀", "damaged": "θ_D"}
 #: Bases that several studies hold a recovery against.
 PREFIX, MINIBATCH, RANDOM = "prefix", "minibatch gradients", "random"
-#: Nulls of a prefix's capture of the future, and of d (measures §2), in the order of a figure.
-DRIFT, SHUFFLED = FUTURE_NULLS = "stationary drift", "shuffled order"
+#: Nulls of a prefix's capture of the future, and of d (measures §3), in the order of a figure. With
+#: momentum a drift may have its share in the first steps, or come from rest through the optimiser.
+DRIFT, FROM_REST, SHUFFLED = FUTURE_NULLS = "drift", "drift from rest", "shuffled order"
 OWN_NORMS, WHITE, HEAVY_BALL = "white, own norms", "white", "heavy ball"
-PREFIX_NULLS = (DRIFT, OWN_NORMS, WHITE, HEAVY_BALL, SHUFFLED)
+PREFIX_NULLS = (DRIFT, FROM_REST, OWN_NORMS, WHITE, HEAVY_BALL, SHUFFLED)
 
 
 def displacement(settings: DamageSettings) -> str:

@@ -1,11 +1,9 @@
-"""The four claims that the recovery study decides, each by a rule written here before any run
-(measures §14).
+"""The claims that the recovery study decides, each by a rule written here before any run (measures
+§14).
 
 With LoRA captures are taken in ΔW space, which the choice of factors does not change; the note
 beside the verdict gives those of the factors. Gradient bases, their drift and their rank are those
 of the trained coordinates.
-
-Where two things have to hold, p is the larger of the two (intersection-union test).
 """
 
 from __future__ import annotations
@@ -19,55 +17,65 @@ from jaxtyping import Float
 
 from loclin.run.rows import Claim, Row, by_run
 from loclin.stats import (
-    mean_above,
-    over_runs,
+    Estimate,
+    Scale,
+    by_model,
+    over_models,
     permutation_p,
     permuted_over_runs,
     permuted_rank_correlations,
     rank_correlation,
     rank_correlation_over_runs,
 )
-from loclin.studies.names import OPTIMISERS, PREFIX, displacement
+from loclin.studies.names import DRIFT, FROM_REST, OPTIMISERS, PREFIX, displacement
 from loclin.studies.recovery.names import FULL, STATIC
 from loclin.studies.recovery.settings import RecoverySettings
-from loclin.studies.verdict import adjusted, figures, setting, verdict
+from loclin.studies.verdict import Condition, Drawn, Mean, Rule, decided, setting, undecided
 
 MOST = 0.5  # "span most of", "drifts substantially": half
-REGAINED = 0.9  # share of unconfined training's score that counts as regained
+#: Of the score between damaged and unconfined training: what counts as worse than the prefix.
+MARGIN = 0.05
+#: What unconfined training has to regain for a share of it to mean something.
+REGAINED = 0.1
 PERMUTATIONS = 1999
 
 Values = Float[np.ndarray, " S"]
 
 
 def decide(settings: RecoverySettings, rows: Sequence[Row]) -> list[Claim]:
-    """All claims, p-values adjusted over the whole family."""
-    claims = []
-    for optimiser in settings.learning_rates():
-        claims += [
-            static_bases_miss(settings, rows, optimiser),
-            basis_drifts(settings, rows, optimiser),
-            prefix_captures(settings, rows, optimiser),
-            prefix_predicts_recovery(settings, rows, optimiser),
-        ]
-    return adjusted([*claims, prefix_predicts_over_runs(settings, rows)])
+    """All claims, p-values adjusted over both directions of the whole family."""
+    rules = [
+        rule(settings, rows, optimiser)
+        for optimiser in settings.learning_rates()
+        for rule in (
+            static_bases_miss,
+            basis_drifts,
+            prefix_holds_most,
+            prefix_beyond_drift,
+            prefix_predicts_recovery,
+        )
+    ]
+    return decided([*rules, prefix_predicts_over_runs(settings, rows)])
 
 
-def required_capture(settings: RecoverySettings, rows: Sequence[Row], optimiser: str) -> Values:
-    """Capture of d that a basis needs for the task to come back, one per run (measures §4).
+def _mean(settings: RecoverySettings, values: Values, scale: Scale = "plain") -> Estimate | None:
+    """Over the models; None where no run has a value."""
+    return None if np.isnan(values).all() else over_models(values, settings.models, scale)
 
-    That of the smallest prefix to which training can be confined and still regain 90 % of what
-    unconfined training regains, from the damaged score up; of the longest tested prefix where none
-    does, which understates the need.
+
+def shares_behind(rows: Sequence[Row], optimiser: str, k: int) -> dict[str, Values]:
+    """How much less than the prefix of k every fixed basis regains, and the prefix less than
+    unconfined training, as shares of what unconfined training regains (measures §4).
+
+    Not defined in a run whose unconfined training regains less than `REGAINED`.
     """
-    ks, space = settings.project_ks, settings.spaces[0]
-    here: dict[str, Any] = {"optimiser": optimiser, "basis": PREFIX}
-    captures = np.array([by_run(rows, "regained_by_capture", k=k, space=space, **here) for k in ks])
-    scores = np.array([by_run(rows, "regained_score", k=k, **here) for k in ks])
+    here: dict[str, Any] = {"optimiser": optimiser, "k": k}
     full = by_run(rows, "regained_score", optimiser=optimiser, basis=FULL)
-    lost = _damaged_scores(rows)
-    enough = scores - lost >= REGAINED * (full - lost)
-    first = np.where(enough.any(0), enough.argmax(0), len(ks) - 1)
-    return captures[first, np.arange(captures.shape[1])]
+    prefix = by_run(rows, "regained_score", basis=PREFIX, **here)
+    regained = full - _damaged_scores(rows)
+    whole = np.where(regained >= REGAINED, regained, np.nan)
+    behind = {b: prefix - by_run(rows, "regained_score", basis=b, **here) for b in STATIC}
+    return {name: gap / whole for name, gap in {**behind, FULL: full - prefix}.items()}
 
 
 def _damaged_scores(rows: Sequence[Row]) -> Values:
@@ -77,88 +85,148 @@ def _damaged_scores(rows: Sequence[Row]) -> Values:
     return np.array([r.value for r in sorted(own, key=lambda r: r.context["run"])], dtype=float)
 
 
-def static_bases_miss(settings: RecoverySettings, rows: Sequence[Row], optimiser: str) -> Claim:
-    """The best fixed basis holds less of d than recovery needs, and less of the future than the
-    prefix of the same size.
+def static_bases_miss(settings: RecoverySettings, rows: Sequence[Row], optimiser: str) -> Rule:
+    """Confined to any basis fixed beforehand, training regains less than within the prefix of the
+    same size, by more than a margin.
     """
-    here: dict[str, Any] = {"optimiser": optimiser, "k": settings.k, "space": settings.spaces[0]}
-    of_way, of_future = (
-        np.max([by_run(rows, "basis_capture", basis=b, of=of, **here) for b in STATIC], axis=0)
-        for of in ("displacement", "future")
-    )
-    needed = required_capture(settings, rows, optimiser)
-    short, behind = needed - of_way, by_run(rows, "future_capture", **here) - of_future
-    s, b = over_runs(short), over_runs(behind)
-    return Claim(
+    k = settings.k
+    behind = shares_behind(rows, optimiser, k)
+    of_prefix = _mean(settings, behind.pop(FULL))
+    gaps = {b: e for b, values in behind.items() if (e := _mean(settings, values))}
+    nearest = min(gaps, key=lambda b: gaps[b].value) if gaps else None
+    here: dict[str, Any] = {"optimiser": optimiser, "k": k, "space": settings.spaces[0]}
+    held = {b: by_run(rows, "basis_capture", basis=b, of="displacement", **here) for b in STATIC}
+    held[PREFIX] = by_run(rows, "prefix_capture", **here)
+    captures = {b: over_models(v, settings.models, "logit").value for b, v in held.items()}
+    runs = np.sum(~np.isnan(behind[STATIC[0]]))
+    claim = undecided(
+        gaps[nearest] if nearest else None,
         id="static-bases-miss",
-        statement="No basis fixed beforehand spans the recovery direction.",
+        statement="Confined to any basis fixed beforehand, training regains less than within the "
+        "first updates.",
         setting=setting(settings, OPTIMISERS[optimiser]),
         paper="misses (Fig. 1, 3b)",
-        measured=f"capture of {displacement(settings)} by the best of {len(STATIC)} fixed bases, "
-        f"k = {settings.k}",
-        null="the capture at which confined training regains 90 % of the score; the prefix's "
-        "future-only capture",
-        p=max(mean_above(short, 0.0), mean_above(behind, 0.0)),
-        p_holm=None,
-        rule="supported: lower limits of (needed capture − best fixed basis) and of (prefix − best "
-        "fixed basis, both on the future) above 0; refuted: upper limit of either below 0",
-        verdict=verdict(s.low > 0 and b.low > 0, s.high < 0 or b.high < 0),
-        note=f"needed capture {over_runs(needed)}; shortfall {s}; behind the prefix on the future "
-        f"{b}",
-        **figures(over_runs(of_way)),  # type: ignore[arg-type]
+        measured=f"score regained within the first {k} updates less that within the nearest of "
+        f"{len(STATIC)} fixed bases of {k} ({nearest}), as a share of what unconfined training "
+        "regains",
+        null=f"{MARGIN}: a fixed basis that regains as much as the prefix, within the margin",
+        rule=f"supported: every fixed basis is behind by more than {MARGIN}; refuted: one is not "
+        f"(times {len(STATIC)})",
+        note=f"{'; '.join(f'behind within {b} {e}' for b, e in gaps.items())}; the prefix behind "
+        f"unconfined training {of_prefix}; capture of {displacement(settings)} "
+        + ", ".join(f"{b} {v:.3g}" for b, v in captures.items())
+        + f"; unconfined training regains {REGAINED} or more in {runs} of {settings.runs} runs",
     )
+    conditions = tuple(
+        Mean(name=f"{b} behind the prefix", values=behind[b], threshold=MARGIN) for b in gaps
+    )
+    return Rule(claim=claim, conditions=conditions, models=settings.models)
 
 
-def basis_drifts(settings: RecoverySettings, rows: Sequence[Row], optimiser: str) -> Claim:
+def basis_drifts(settings: RecoverySettings, rows: Sequence[Row], optimiser: str) -> Rule:
     """ρ(t) at the last measured t ≤ 100 below one half."""
     t = max(t for t in settings.times if t <= 100)
-    rho = by_run(rows, "rho", optimiser=optimiser, t=t)
-    floor = over_runs(by_run(rows, "overlap_floor", optimiser=optimiser))
-    e = None if np.isnan(rho).all() else over_runs(rho)
-    return Claim(
+    here: dict[str, Any] = {"optimiser": optimiser, "t": t}
+    rho = by_run(rows, "rho", **here)
+    floors = [
+        over_models(by_run(rows, "overlap_floor", point=p, **here), settings.models, "logit")
+        for p in ("damaged", "recovery")
+    ]
+    overlaps = [
+        over_models(by_run(rows, "overlap", batches=b, **here), settings.models, "logit")
+        for b in ("independent", "same")
+    ]
+    e, runs = _mean(settings, rho), np.sum(~np.isnan(rho))
+    claim = undecided(
+        e,
         id="basis-drifts",
         statement="The useful basis moves substantially within 100 steps.",
         setting=setting(settings, OPTIMISERS[optimiser]),
         paper="within 100 steps (Fig. 1)",
-        measured=f"ρ({t}): overlap of top-{settings.k} gradient bases at θ_D and θ_{t}, over that "
-        "of two batch sets at θ_D",
-        null="1: the basis stays, and only minibatch noise moves it",
-        p=None if e is None else mean_above(-rho, -MOST),
-        p_holm=None,
-        rule=f"supported: upper limit below {MOST}; refuted: lower limit above {MOST}; "
-        "not defined where the floor is near k/D",
-        verdict="inconclusive" if e is None else verdict(e.high < MOST, e.low > MOST),
-        note=f"noise floor O(θ_D, θ_D′) {floor}; ρ defined in {0 if e is None else e.n} runs",
-        **figures(e),  # type: ignore[arg-type]
+        measured=f"ρ({t}): overlap of top-{settings.k} gradient bases at θ_D and θ_{t}, over the "
+        "mean of what two sets of batches agree to at each of the two points",
+        null=f"{MOST} (1: the basis stays, and only minibatch noise moves it)",
+        rule=f"supported: ρ({t}) below {MOST}; refuted: above; not defined in a run where two sets "
+        "of batches hardly agree at one of the points",
+        note=f"two sets of batches agree to {floors[0]} at θ_D and {floors[1]} at θ_{t}; overlap "
+        f"of θ_D and θ_{t} from independent batches {overlaps[0]}, from the same {overlaps[1]}; ρ "
+        f"defined in {runs} of {len(rho)} runs",
     )
+    moved = Mean(name=f"ρ({t})", values=rho, threshold=MOST, below=True)
+    return Rule(claim=claim, conditions=(moved,) if e else (), models=settings.models)
 
 
-def prefix_captures(settings: RecoverySettings, rows: Sequence[Row], optimiser: str) -> Claim:
-    """The prefix spans most of d, and more of the future than a stationary drift explains."""
+def prefix_holds_most(settings: RecoverySettings, rows: Sequence[Row], optimiser: str) -> Rule:
+    """The prefix holds most of d, whatever the reason."""
     here: dict[str, Any] = {"optimiser": optimiser, "k": settings.k, "space": settings.spaces[0]}
-    prefix, future = by_run(rows, "prefix_capture", **here), by_run(rows, "future_capture", **here)
-    excess = future - by_run(rows, "future_capture", column="null", **here)
-    e, x = over_runs(prefix), over_runs(excess)
-    white = over_runs(by_run(rows, "prefix_capture", column="null", **here))
-    return Claim(
-        id="prefix-captures",
-        statement="The first updates span most of the recovery, beyond what a constant drift "
-        "explains.",
+    prefix = by_run(rows, "prefix_capture", **here)
+    nulls = {
+        null: over_models(by_run(rows, "prefix_capture_null", null=null, **here), settings.models)
+        for null in _drifts(optimiser)
+    }
+    white = over_models(by_run(rows, "prefix_capture", column="null", **here), settings.models)
+    claim = undecided(
+        over_models(prefix, settings.models, "logit"),
+        id="prefix-holds-most",
+        statement="The first updates span most of the recovery.",
         setting=setting(settings, OPTIMISERS[optimiser]),
         paper="0.77 (Fig. 2)",
         measured=f"capture(Q_k, {displacement(settings)}), k = {settings.k} of T = "
         f"{settings.steps}",
-        null=f"{MOST}; and on the future alone, the stationary drift fitted to the same updates",
-        p=max(mean_above(prefix, MOST), mean_above(excess, 0.0)),
-        p_holm=None,
-        rule=f"supported: prefix capture's lower limit above {MOST} and lower limit of "
-        "(future-only capture − fitted drift) above 0; refuted: prefix capture's upper limit below "
-        f"{MOST}, or upper limit of the excess below 0",
-        verdict=verdict(e.low > MOST and x.low > 0, e.high < MOST or x.high < 0),
-        note=f"future-only capture {over_runs(future)}; its excess over the fitted drift {x}; "
-        f"white steps with the same norms {white}" + _elsewhere(settings, rows, optimiser),
-        **figures(e),  # type: ignore[arg-type]
+        null=f"{MOST}",
+        rule=f"supported: above {MOST}; refuted: below. It says nothing about why: the next claim "
+        "does",
+        note="; ".join(f"{null} with the same norms {e}" for null, e in nulls.items())
+        + f"; white steps with the same norms {white}"
+        + _elsewhere(settings, rows, optimiser),
     )
+    most = Mean(name="prefix capture", values=prefix, threshold=MOST, scale="logit")
+    return Rule(claim=claim, conditions=(most,), models=settings.models)
+
+
+def _drifts(optimiser: str) -> tuple[str, ...]:
+    """The drifts that a capture is held against; without momentum both are the same."""
+    return (DRIFT,) if optimiser == "sgd" else (DRIFT, FROM_REST)
+
+
+def prefix_beyond_drift(settings: RecoverySettings, rows: Sequence[Row], optimiser: str) -> Rule:
+    """The prefix holds more of the future than a constant drift would through the same optimiser,
+    or less.
+
+    With momentum two drifts bound what is expected (`theory.drift_gramian`): one that has its share
+    from the first step, and one that comes through empty moments. More is more than both in every
+    run, less is less than both.
+    """
+    here: dict[str, Any] = {"optimiser": optimiser, "k": settings.k, "space": settings.spaces[0]}
+    future, drifts = by_run(rows, "future_capture", **here), _drifts(optimiser)
+    above = {d: future - by_run(rows, "future_capture_null", null=d, **here) for d in drifts}
+    excess = {d: over_models(values, settings.models) for d, values in above.items()}
+    memory = (
+        "SGD without momentum: no memory"
+        if len(drifts) == 1
+        else "AdamW's moving average; its preconditioner, where it changes, is not in the null"
+    )
+    claim = undecided(
+        excess[DRIFT],
+        id="prefix-beyond-drift",
+        statement="The first updates hold more of the way still to come than a constant drift "
+        "would.",
+        setting=setting(settings, OPTIMISERS[optimiser]),
+        paper="no such null",
+        measured=f"capture(Q_k, f_k) in {settings.spaces[0]}, k = {settings.k} of T = "
+        f"{settings.steps}, less that of a constant drift with the run's own norms",
+        null="0: constant drift and white noise through the optimiser, with the run's own norms",
+        rule="supported: above 0, the basis is special; refuted: below 0, the direction turns"
+        + ("" if len(drifts) == 1 else "; in each case for both drifts"),
+        note=f"future-only capture {over_models(future, settings.models, 'logit')}; "
+        + "; ".join(f"less the {d} {e}" for d, e in excess.items())
+        + f"; {memory}",
+    )
+    least, most = (np.min(list(above.values()), 0), np.max(list(above.values()), 0))
+    more = Mean(name="excess", values=least, threshold=0.0, refutes=len(drifts) == 1)
+    less = Mean(name="excess over the smaller drift", values=most, threshold=0.0)
+    conditions = (more, less)[: len(drifts)]
+    return Rule(claim=claim, conditions=conditions, models=settings.models)
 
 
 def _elsewhere(settings: RecoverySettings, rows: Sequence[Row], optimiser: str) -> str:
@@ -169,42 +237,52 @@ def _elsewhere(settings: RecoverySettings, rows: Sequence[Row], optimiser: str) 
         by_run(rows, "prefix_capture", optimiser=optimiser, k=settings.k, space=s)
         for s in settings.spaces
     )
-    gap = over_runs(there - here)
+    gap = over_models(there - here, settings.models)
     apart = "they disagree" if gap.low > 0 or gap.high < 0 else "they do not disagree"
-    return f"; in the factors {over_runs(there)}, {gap} more than in ΔW: {apart}"
+    factors = over_models(there, settings.models, "logit")
+    return f"; in the factors {factors}, {gap} more than in ΔW: {apart}"
 
 
 def prefix_predicts_recovery(
     settings: RecoverySettings, rows: Sequence[Row], optimiser: str
-) -> Claim:
+) -> Rule:
     """Among bases of equal size, those that hold more of d bring back more of the task.
 
-    At equal k, because a larger k raises capture and score alike whatever the basis.
+    At equal k, because a larger k raises capture and score alike whatever the basis. A type of
+    basis is the same thing in every run: scores are exchanged among types, in all runs alike.
     """
     pairs = _pairs_at_equal_k(settings, rows, optimiser)
-    per_run = [rank_correlation(x, y) for x, y in pairs]
+    per_run = np.array([rank_correlation(x, y) for x, y in pairs])
     defined = [pair for pair, r in zip(pairs, per_run, strict=True) if not math.isnan(r)]
-    e = p = None
-    if defined:
+    e, conditions = _mean(settings, per_run, "fisher"), tuple[Condition, ...]()
+    if e:
         null = permuted_rank_correlations(defined, draws=PERMUTATIONS, seed=settings.seed)
-        e = over_runs(per_run)
-        p = permutation_p(e.value, null)
-    return Claim(
+        name = "rank correlation over bases"
+        conditions = (
+            _drawn(name, float(np.nanmean(per_run)), null),
+            Mean(name=name, values=per_run, threshold=0.0, scale="fisher", refutes=False),
+        )
+    claim = undecided(
+        e,
         id="prefix-predicts-recovery",
         statement="The captured share predicts how much of the task comes back.",
         setting=setting(settings, OPTIMISERS[optimiser]),
         paper="positive relation (Fig. 2)",
-        measured="Spearman's ρ of capture and regained exact match over bases of k = "
-        f"{settings.k}, mean over runs",
-        null="0: scores permuted among the bases of a run",
-        p=p,
-        p_holm=None,
-        rule="supported: lower limit above 0; refuted: upper limit below 0",
-        verdict=verdict(e.low > 0, e.high < 0) if e else "inconclusive",
+        measured="Spearman's ρ of capture and regained score over bases of k = "
+        f"{settings.k}, mean over models",
+        null="0: scores exchanged among the types of basis, in all runs alike",
+        rule="supported: above 0, over models and against exchanged types; refuted: below what "
+        "exchanged types give",
         note=f"{len(pairs[0][0]) if pairs else 0} bases a run; defined in {len(defined)} of "
         f"{len(pairs)} runs",
-        **figures(e),  # type: ignore[arg-type]
     )
+    return Rule(claim=claim, conditions=conditions, models=settings.models)
+
+
+def _drawn(name: str, observed: float, null: np.ndarray) -> Drawn:
+    """By permutation in both directions; draws are 1e-12 above what they are, then below."""
+    other = permutation_p(-observed, 2e-12 - null)
+    return Drawn(name=name, value=permutation_p(observed, null), other=other)
 
 
 def _pairs_at_equal_k(
@@ -217,47 +295,47 @@ def _pairs_at_equal_k(
         c = {"space": settings.spaces[0], **row.context}
         of_run = "run" in c and c | here == c
         if row.quantity.startswith("regained_") and of_run:
-            found = table.setdefault(c["run"], {"regained_by_capture": [], "regained_score": []})
-            found[row.quantity].append(float(row.value or 0.0))
+            pair = table.setdefault(c["run"], {"regained_by_capture": [], "regained_score": []})
+            pair[row.quantity].append(float(row.value or 0.0))
     return [
         (np.array(r["regained_by_capture"]), np.array(r["regained_score"]))
         for _, r in sorted(table.items())
     ]
 
 
-def prefix_predicts_over_runs(settings: RecoverySettings, rows: Sequence[Row]) -> Claim:
-    """Runs (ranks, tasks, learning rates) whose prefix holds more of d regain more when confined to
-    it (Fig. 2, right).
+def prefix_predicts_over_runs(settings: RecoverySettings, rows: Sequence[Row]) -> Rule:
+    """Models whose prefix holds more of d regain more when confined to it (Fig. 2, right).
 
-    The rank correlation is taken over runs for each optimiser apart, since optimisers differ in
-    both numbers for reasons of their own, and averaged. A run is one unit: the interval is
-    `rank_correlation_over_runs`'s, the null exchanges the scores of whole runs.
+    Runs of one model are averaged first (with one model, its runs are the units). The rank
+    correlation is taken for each optimiser apart, since optimisers differ in both numbers for
+    reasons of their own, and averaged. The interval is `rank_correlation_over_runs`'s, the null
+    exchanges the scores of whole units.
     """
     k, optimisers, space = settings.k, settings.learning_rates(), settings.spaces[0]
     here: dict[str, Any] = {"basis": PREFIX, "k": k}
-    captures = np.array(
-        [by_run(rows, "regained_by_capture", optimiser=o, space=space, **here) for o in optimisers]
-    )
-    scores = np.array([by_run(rows, "regained_score", optimiser=o, **here) for o in optimisers])
-    e, p = rank_correlation_over_runs(captures, scores), None
+    held = [
+        by_run(rows, "regained_by_capture", optimiser=o, space=space, **here) for o in optimisers
+    ]
+    regained = [by_run(rows, "regained_score", optimiser=o, **here) for o in optimisers]
+    captures = np.array([by_model(x, settings.models, "logit") for x in held])
+    scores = np.array([by_model(y, settings.models, "score") for y in regained])
+    e, conditions = rank_correlation_over_runs(captures, scores), tuple[Condition, ...]()
     if e:
         null = permuted_over_runs(captures, scores, draws=PERMUTATIONS, seed=settings.seed)
-        p = permutation_p(e.value, null)
+        conditions = (_drawn("rank correlation over units", e.value, null),)
     ranks = list(settings.ranks) if settings.space == "lora" else "none"
-    return Claim(
+    claim = undecided(
+        e,
         id="prefix-predicts-recovery",
-        statement="Runs whose first updates hold more of the way regain more when confined to "
+        statement="Models whose first updates hold more of the way regain more when confined to "
         "them.",
         setting=setting(settings, "over runs"),
         paper="positive relation (Fig. 2)",
-        measured=f"Spearman's ρ over runs of capture of {displacement(settings)} by the first {k} "
-        "updates and score regained within them, mean over optimisers",
-        null="0: scores exchanged among runs",
-        p=p,
-        p_holm=None,
-        rule="supported: lower limit above 0; refuted: upper limit below 0",
-        verdict=verdict(e.low > 0, e.high < 0) if e else "inconclusive",
-        note=f"{captures.shape[1]} runs over ranks {ranks}, learning rates × "
-        f"{list(settings.lr_factors)}",
-        **figures(e),  # type: ignore[arg-type]
+        measured=f"Spearman's ρ over models of capture of {displacement(settings)} by the first "
+        f"{k} updates and score regained within them, mean over optimisers",
+        null="0: scores exchanged among models",
+        rule="supported: above what exchanged scores give; refuted: below; five models are needed",
+        note=f"{captures.shape[1]} units of {settings.runs} runs over ranks {ranks}, learning "
+        f"rates × {list(settings.lr_factors)}",
     )
+    return Rule(claim=claim, conditions=conditions, models=settings.models)

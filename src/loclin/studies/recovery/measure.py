@@ -4,7 +4,7 @@ way (measures §1-5).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,14 +16,14 @@ from loclin.geometry.subspace import Subspace
 from loclin.run.rows import Part, Row
 from loclin.run.runner import Session
 from loclin.seeds import derived
-from loclin.studies.captures import family_rows, prefix_rows
+from loclin.studies.captures import family_rows, prefix_rows, step_response
 from loclin.studies.context import Requirements, RunContext, make_context
 from loclin.studies.damage import damage, destroyed, recovery
 from loclin.studies.families import Family, products, steps_family
 from loclin.studies.names import PREFIX
 from loclin.studies.recovery.bases import control_families, static_families
 from loclin.studies.recovery.drift import DriftMeter
-from loclin.studies.recovery.names import FULL
+from loclin.studies.recovery.names import FULL, STATIC
 from loclin.studies.recovery.settings import RecoverySettings
 from loclin.training import Trajectory, make_optimiser, minibatches, train
 
@@ -47,7 +47,10 @@ def measure(settings: RecoverySettings, run: int, session: Session) -> Part:
     with ctx.space.restored():
         ctx.space.write(start)
         meter = DriftMeter(ctx)
-    arrays: dict[str, np.ndarray] = {}
+    here = {"quantity": "score", "point": "damaged", "on": ctx.task}
+    lost = [r.value for r in rows if here.items() <= {"quantity": r.quantity, **r.context}.items()]
+    arrays = {f"damaged_score/{run}": np.array(lost, dtype=float)}
+    arrays |= {f"dimension/{s}/{run}": np.array([ctx.dimension(s)]) for s in settings.spaces}
     for done, optimiser in enumerate(settings.learning_rates()):
         session.progress(f"training it back with {optimiser}", 0.5 + done / 4)
         more, found = _recovered(ctx, optimiser, damaged, statics, meter)
@@ -83,43 +86,75 @@ def _recovered(
     """Train the task back from θ_D with one optimiser; hold the way against everything else."""
     settings, start = ctx.settings, damaged[ctx.task]
     context = {**ctx.context, "optimiser": optimiser}
-    rows = [meter.floor_row(context)]
+    rows: list[Row] = []
+    arrays: dict[str, np.ndarray] = {}
 
     def watch(t: int) -> None:
         if t in settings.times or t == settings.steps:
             there = {"optimiser": optimiser, "point": "recovery", "t": t, "on": ctx.task}
             rows.append(ctx.row("score", ctx.score(), **there))
         if t in settings.times:
-            rows.extend(meter.rows(t, context))
+            held = meter.products()
+            rows.extend(meter.rows(t, held, context))
+            arrays.update({f"drift_products/{optimiser}/{t}/{n}": p for n, p in held.items()})
 
     steps, head = settings.steps, settings.head
     real = recovery(
         ctx, optimiser, ctx.task, start, steps, order="recovery", head=head, after_step=watch
     )
     way = steps_family(ctx, real)
-    updates, shuffle = products(ctx, way), derived(ctx.seed, "shuffle")
+    updates, seed = products(ctx, way), derived(ctx.seed, "shuffle")
+    response = step_response(optimiser, steps)
     for space, gram in updates.items():
         ks, here, size = settings.all_ks, {**context, "space": space}, ctx.dimension(space)
-        rows += prefix_rows(gram, ks, size, settings.shuffles, here, seed=shuffle)
+        shuffles = settings.shuffles
+        rows += prefix_rows(gram, ks, size, shuffles, here, seed=seed, response=response)
+        arrays[f"update_gramian/{space}/{optimiser}"] = gram
     families = {**statics, **dict(control_families(ctx, optimiser, damaged, real))}
-    captured = _prefix_captured(updates, settings.project_ks)
+    captured = _prefix_captured(ctx, updates)
     for name, family in families.items():
-        own, cross = products(ctx, family), products(ctx, family, way)
-        captured[name, settings.k] = {}
-        for space, gram in updates.items():
-            here, held = {**context, "basis": name, "space": space}, (own[space], cross[space])
-            rows += family_rows(*held, gram, settings.ks, ctx.dimension(space), here)
-            captured[name, settings.k][space] = cross_capture(*held, gram, [settings.k])[0]
-    rows += _reset_rows(ctx, optimiser, start, context)
-    rows += _confined_rows(ctx, optimiser, real, families, captured, context)
-    arrays = {f"update_gramian/{space}/{optimiser}": gram for space, gram in updates.items()}
+        there = {**context, "basis": name}
+        more, shares, grams = _family_captures(ctx, family, way, updates, there)
+        rows, captured[name, settings.k] = rows + more, shares
+        arrays |= {f"{key}/{optimiser}/{name}": gram for key, gram in grams.items()}
+    if ctx.run < settings.first_runs:
+        rows += _reset_rows(ctx, optimiser, start, context)
+    scores = _confined_scores(ctx, optimiser, real, families, captured)
+    rows += _confined_rows(scores, captured, settings.spaces, context)
+    for (name, k), repeats in scores.items():
+        arrays[f"regained_score/{optimiser}/{name}/{k}"] = np.array(repeats)
     return rows, {**arrays, f"losses/{optimiser}": real.losses.double().cpu().numpy()}
 
 
-def _prefix_captured(updates: Mapping[str, np.ndarray], ks: tuple[int, ...]) -> Captured:
+def _family_captures(
+    ctx: RunContext[RecoverySettings],
+    family: Family,
+    way: Family,
+    updates: Mapping[str, np.ndarray],
+    context: Mapping[str, Any],
+) -> tuple[list[Row], dict[str, float], dict[str, np.ndarray]]:
+    """Captures by a family as rows; of d by its first k directions in every space; and the inner
+    products from which that of the deciding space can be computed again.
+    """
+    own, cross, k = products(ctx, family), products(ctx, family, way), ctx.settings.k
+    rows: list[Row] = []
+    shares: dict[str, float] = {}
+    for space, gram in updates.items():
+        here, held = {**context, "space": space}, (own[space], cross[space], gram)
+        rows += family_rows(*held, ctx.settings.ks, ctx.dimension(space), here)
+        shares[space] = float(cross_capture(*held, [k])[0])
+    decides = ctx.settings.spaces[0]
+    grams = {"basis_gramian": own[decides][:k, :k], "basis_products": cross[decides][:k]}
+    return rows, shares, grams
+
+
+def _prefix_captured(
+    ctx: RunContext[RecoverySettings], updates: Mapping[str, np.ndarray]
+) -> Captured:
+    ks = ctx.settings.project_ks if ctx.run < ctx.settings.first_runs else ()
     return {
         (PREFIX, k): {s: float(prefix_capture(gram, [k])[0]) for s, gram in updates.items()}
-        for k in ks
+        for k in sorted({*ks, ctx.settings.k})
     }
 
 
@@ -142,41 +177,61 @@ def _reset_rows(
                 yield replace(row, quantity=f"reset_{row.quantity}", p=None)
 
 
-def _confined_rows(
+def _confined_scores(
     ctx: RunContext[RecoverySettings],
     optimiser: str,
     real: Trajectory,
     families: Mapping[str, Family],
     captured: Captured,
-    context: Mapping[str, Any],
-) -> Iterator[Row]:
-    """Score regained when every update is confined to a basis, at equal steps (measures §3).
+) -> dict[tuple[str, int], list[float]]:
+    """Score regained when every update is confined to a basis, at equal steps (measures §3); in
+    several data orders where a claim is about the difference of two.
 
-    The data order is a new one: the steps that made the prefix are not simply taken again. With
+    The data orders are new ones: the steps that made the prefix are not simply taken again. With
     LoRA the factors are confined.
     """
-    full = _confined_score(ctx, optimiser, real.start, None)
-    here = {**context, "basis": FULL}
-    yield Row(quantity="regained_score", value=full, null=full, context=here)
-    for space in ctx.settings.spaces:
-        there = {**here, "space": space}
-        yield Row(quantity="regained_by_capture", value=1.0, context=there)
-    for (name, k), shares in captured.items():
-        basis = (real.head if name == PREFIX else families[name].exact)[:k]
-        score = _confined_score(ctx, optimiser, real.start, basis)
-        here = {**context, "basis": name, "k": k}
+    k, scores = ctx.settings.k, dict[tuple[str, int], list[float]]()
+    for name, size in ((FULL, k), *captured):
+        basis = None
+        if name != FULL:
+            basis = (real.head if name == PREFIX else families[name].exact)[:size]
+        decides = size == k and name in (FULL, PREFIX, *STATIC)
+        orders = range(ctx.settings.project_repeats if decides else 1)
+        scores[name, size] = [
+            _confined_score(ctx, optimiser, real.start, basis, order) for order in orders
+        ]
+    return scores
+
+
+def _confined_rows(
+    scores: Mapping[tuple[str, int], list[float]],
+    captured: Captured,
+    spaces: Sequence[str],
+    context: Mapping[str, Any],
+) -> Iterator[Row]:
+    """Every basis's score beside its capture of d; unconfined training is beside them all."""
+    full = {name: float(np.mean(repeats)) for (name, _), repeats in scores.items()}[FULL]
+    for (name, k), repeats in scores.items():
+        here = {**context, "basis": name, **({} if name == FULL else {"k": k})}
+        score = float(np.mean(repeats))
         yield Row(quantity="regained_score", value=score, null=full, context=here)
-        for space, share in shares.items():
+        for space in spaces:
+            share = 1.0 if name == FULL else captured[name, k][space]
             there = {**here, "space": space}
             yield Row(quantity="regained_by_capture", value=share, context=there)
 
 
 def _confined_score(
-    ctx: RunContext[RecoverySettings], optimiser: str, start: Tensor, spanning: Tensor | None
+    ctx: RunContext[RecoverySettings],
+    optimiser: str,
+    start: Tensor,
+    spanning: Tensor | None,
+    order: int,
 ) -> float:
     settings, space = ctx.settings, ctx.space
     basis = None if spanning is None else Subspace.spanned_by(spanning.to(start.device))
-    data, seed = ctx.problem.batch("recovery", ctx.task), derived(ctx.seed, "order", "projected")
+    data = ctx.problem.batch("recovery", ctx.task)
+    seed = derived(ctx.seed, "order", "projected", order)
     with space.restored():
         space.write(start)
         train(
@@ -186,6 +241,6 @@ def _confined_score(
             make_optimiser(optimiser, space, settings.learning_rates(ctx.run)[optimiser]),  # type: ignore[arg-type]
             settings.project_steps,
             confine_to=basis,
-            dropout_seed=ctx.dropout("projected"),
+            dropout_seed=ctx.dropout("projected", order),
         )
         return ctx.score()

@@ -107,7 +107,7 @@ def _prefix_figures(rows: Sequence[Row], optimiser: str, label: str, k: int) -> 
     curves = [curve(rows, "future_capture", PREFIX, 0, **here)]
     curves += [
         curve(rows, "future_capture_null", f"null: {n}", c, null=n, **null)
-        for n, c in zip(names.FUTURE_NULLS, (1, 5), strict=True)
+        for n, c in zip(names.FUTURE_NULLS, (1, 7, 5), strict=True)
     ]
     curves += [
         curve(rows, "basis_capture", b, c, basis=b, of="future", **here)
@@ -136,11 +136,21 @@ def _prefix_lines(rows: Sequence[Row], optimiser: str, label: str, k: int) -> It
     )
     yield (
         f"{label}, k = {k}: the prefix holds {text('prefix_capture')} of d and "
-        f"{text('future_capture')} of the future. A stationary drift fitted to the same updates "
-        f"would hold {text('prefix_capture_null', null=names.DRIFT)} and "
+        f"{text('future_capture')} of the future. A constant drift with the run's own norms, s = "
+        f"{text_of(rows, 'drift_s', optimiser=optimiser, space=here['space'])}, would hold "
+        f"{text('prefix_capture_null', null=names.DRIFT)} and "
         f"{text('future_capture_null', null=names.DRIFT)}; white steps with the run's own norms "
         f"{text('prefix_capture_null', null=names.OWN_NORMS)} of d."
     )
+    if select(rows, "future_capture_null", null=names.FROM_REST, **here):
+        yield (
+            f"{label} averages gradients, and the null does so too (β = 0.9). Where the drift "
+            "itself comes through moments that are empty at first, its first steps hold less of "
+            f"it: {text('prefix_capture_null', null=names.FROM_REST)} and "
+            f"{text('future_capture_null', null=names.FROM_REST)}. More than both: the basis is "
+            "special; less than both: the direction turns. A preconditioner that stands still "
+            "changes neither; AdamW's changes along the way, and that is not in them."
+        )
     yield (
         f"Of the same future, {k} updates of another run from the same point hold "
         f"{another}, of another task's recovery {other}, minibatch gradients at θ_D {gradients}, "
@@ -180,8 +190,8 @@ def _fixed(rows: Sequence[Row], k: int) -> Section:
         figures=figures,
         sees=[
             *lines,
-            "The prefix is drawn for scale only: it is a part of d itself. The fair comparison is "
-            "on the future.",
+            "The prefix is drawn for scale only: it is a part of d itself. What decides is what "
+            "training regains within each basis, below.",
         ],
     )
 
@@ -195,17 +205,24 @@ def _drift(rows: Sequence[Row], k: int, times: Sequence[int]) -> Section:
             here: dict[str, Any] = {"optimiser": o, "batches": kind}
             name = f"{label}, {kind} batches"
             overlaps.append(curve(rows, "overlap", name, i, dashed=dashed, **here))
+        there: dict[str, Any] = {"optimiser": o, "point": "recovery"}
+        floor = f"{label}, two sets of batches at θ_t"
+        overlaps.append(curve(rows, "overlap_floor", floor, i + 2, band=False, **there))
         lines.append(
             f"{label}: ρ is {text_of(rows, 'rho', optimiser=o, t=first)} after {first} step and "
-            f"{text_of(rows, 'rho', optimiser=o, t=late)} after {late}."
+            f"{text_of(rows, 'rho', optimiser=o, t=late)} after {late}, where two batch sets agree "
+            f"to {text_of(rows, 'overlap_floor', t=late, **there)}; from the same batches at both "
+            "points the overlap is "
+            f"{text_of(rows, 'overlap', optimiser=o, t=late, batches='same')}."
         )
-    floor, found = text_of(rows, "overlap_floor", optimiser="sgd"), select(rows, "overlap_floor")
-    chance = number(found[0].null) if found else "–"
+    start: dict[str, Any] = {"point": "damaged", "t": first}
+    floors = select(rows, "overlap_floor", **start)
+    chance = number(floors[0].null) if floors else "–"
     return Section(
         title="How fast does the useful basis move?",
         question=f"Overlap of the top-{k} gradient basis at θ_D with that at θ_t, as a share of "
-        "the agreement of two independent batch sets at the very same point. 1: only minibatch "
-        "noise; 0: nothing left.",
+        "the agreement of two independent batch sets, a geometric mean of that at θ_D and that at "
+        "θ_t. 1: only minibatch noise; 0: nothing left.",
         figures=[
             draw_curves(
                 "drift-rho",
@@ -218,7 +235,8 @@ def _drift(rows: Sequence[Row], k: int, times: Sequence[int]) -> Section:
             ),
             draw_curves(
                 "drift-overlap",
-                "Raw overlap of the gradient bases, from independent and from the same batches.",
+                "Raw overlap of the gradient bases, from independent and from the same batches, "
+                "and the agreement of two batch sets.",
                 overlaps,
                 over="t",
                 labels=("recovery step t", "overlap"),
@@ -226,7 +244,8 @@ def _drift(rows: Sequence[Row], k: int, times: Sequence[int]) -> Section:
             ),
         ],
         sees=[
-            f"Two batch sets at θ_D agree to {floor}; random subspaces would to {chance}.",
+            f"Two batch sets at θ_D agree to {text_of(rows, 'overlap_floor', **start)}; random "
+            f"subspaces would to {chance}.",
             *lines,
         ],
     )
@@ -266,7 +285,8 @@ def _confined(rows: Sequence[Row], k: int, steps: int) -> Section:
             ),
             draw_curves(
                 "projected-prefix",
-                "Score regained within the prefix basis, by its size.",
+                f"Score regained within the prefix basis, by its size; other sizes than {k} in the "
+                "first run on every model.",
                 by_k,
                 over="k",
                 labels=("k", "score"),

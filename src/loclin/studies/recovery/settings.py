@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ from loclin.studies.settings import (
     TrainBackSettings,
     check_counts,
     check_within,
+    exhaustive,
     named,
     recovering_by_lora,
     recovering_quickly,
@@ -35,12 +37,19 @@ class RecoverySettings(TrainBackSettings):
 
     study: ClassVar[str] = "recovery"
     kind: ClassVar[str] = "recovery"
+    scales: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("prefix_capture", "future_capture", "basis_capture"), "logit"),
+        **dict.fromkeys(("prefix_capture_null", "future_capture_null"), "logit"),
+        **dict.fromkeys(("reset_prefix_capture", "reset_future_capture"), "logit"),
+        **dict.fromkeys(("regained_by_capture", "overlap", "overlap_floor"), "logit"),
+        **dict.fromkeys(("regained_score", "score"), "score"),
+    }
 
     k: int = 10
     """The k at which claims are decided and bases compared."""
     ks: tuple[int, ...] = (1, 2, 3, 5, 8, 10, 15, 20, 30, 50)
     """Prefix lengths of the curves (T is added)."""
-    times: tuple[int, ...] = (1, 20, 50, 100)
+    times: tuple[int, ...] = (1, 20, 100)
     """Steps t at which drift is measured."""
     gradients: int = 40
     """Minibatch gradients behind every gradient basis."""
@@ -53,16 +62,19 @@ class RecoverySettings(TrainBackSettings):
     project_steps: int = 50
     """Steps of training confined to a basis, and of the unconfined training that it is held
     against."""
-    project_ks: tuple[int, ...] = (5, 10, 20, 50)
-    """Prefix lengths k that training is confined to."""
-    shuffles: int = 99
+    project_ks: tuple[int, ...] = (5, 50)
+    """Further prefix lengths that training is confined to, in the first run on every model."""
+    project_repeats: int = 1
+    """Data orders in which unconfined training, and that confined to the prefix of k or to a fixed
+    basis, is done: a claim is about their difference."""
+    shuffles: int = 49
     """Shuffled orders of the updates drawn as a null."""
 
     def checked(self) -> RecoverySettings:
         """These settings, if they can be run; raises as `RunSettings.checked` does."""
         super().checked()
         check_counts(self, ("gradients", "gradient_batch", "hessian_batch", "project_steps"))
-        check_counts(self, ("task_vector_steps", "k", "shuffles"))
+        check_counts(self, ("task_vector_steps", "k", "shuffles", "project_repeats"))
         check_within(self, ("k", "ks", "project_ks", "times"), self.steps, "T", "raise --steps")
         if self.k not in self.ks:
             raise LoclinError(
@@ -86,25 +98,30 @@ class RecoverySettings(TrainBackSettings):
         return tuple(sorted({*self.ks, self.steps}))
 
     @property
+    def first_runs(self) -> int:
+        """Runs that measure what no claim rests on as well: one on every model, in turn."""
+        return self.models if self.models > 1 else self.runs
+
+    @property
     def head(self) -> int:
         """How many of the first updates are kept exactly: the longest prefix asked about."""
-        return max(*self.ks, *self.project_ks)
+        return max((*self.ks, *self.project_ks))
 
 
 def preset(profile: Profile, model: str | None = None) -> RecoverySettings:
     """The defaults of a profile for a model.
 
-    smoke: short recoveries, three runs: real numbers with wide intervals. paper: 24 runs, so that
-    intervals come from the bootstrap.
+    smoke: short recoveries, three runs: real numbers with wide intervals. paper: 24 runs on 12
+    models.
     """
     settings = RecoverySettings(model=named(profile, model), profile=profile)
     if settings.model not in SEQUENCE_MODELS:
         settings = replace(recovering_by_lora(settings), gradients=24, gradient_batch=4)
-        settings = replace(settings, hessian_batch=32, project_steps=30)
+        settings = replace(settings, hessian_batch=32, project_steps=30, project_repeats=2)
     if profile == "smoke":
         return _smoke(settings)
     if profile == "paper":
-        return replace(settings, seeds=24, shuffles=999)
+        return replace(exhaustive(settings), project_repeats=2, shuffles=999)
     return settings
 
 
@@ -119,7 +136,7 @@ def _smoke(settings: RecoverySettings) -> RecoverySettings:
         gradient_batch=6 if sequences else 4,
         hessian_batch=32,
         project_steps=30,
-        project_ks=(2, 5, 10, 20),
+        project_ks=(2, 20),
         task_vector_steps=10,
         shuffles=19,
     )
