@@ -122,9 +122,9 @@ def fit_drift(
 ) -> float:
     """s = ‖μ‖²/E‖ε̃‖² of a drift from the Gramian of T ≥ 2 updates: s/(1+s) = c̄ (§3).
 
-    c̄ is the mean cosine of two updates, or 0 where that is negative, over all pairs in which the
-    optimiser's memory correlates the noise by less than 0.01; in a run too short for such pairs,
-    over the least correlated ones, less what memory gives. Pure drift gives infinity.
+    c̄ is the mean cosine of two updates, less what memory gives there, or 0 where that is negative,
+    over all pairs whose noise the optimiser's memory correlates by less than 0.01 (in a run too
+    short for such pairs: over the least correlated ones). Pure drift gives infinity.
 
     Args:
         updates: their Gramian.
@@ -137,25 +137,27 @@ def fit_drift(
             f"expected at least 2 updates to fit a drift, found {steps}: record more steps"
         )
     response = np.eye(steps) if response is None else response
-    cosines, noise = _correlation(updates), _correlation(response @ response.T)
-    moved = np.diag(updates) > 0
+    noise, moved = _correlation(response @ response.T), np.diag(updates) > 0
     pairs = np.outer(moved, moved) & ~np.eye(steps, dtype=bool)
     if not pairs.any():
         return 0.0
     pairs &= noise <= max(NO_MEMORY, float(noise[pairs].min()))
-    known = np.where(noise[pairs] < NO_MEMORY, 0.0, noise[pairs])
-    shared = float(((cosines[pairs] - known) / (1 - known)).mean())
+    total = float(_correlation(updates)[pairs].sum())
+    known = float(noise[pairs].sum())
+    shared = (total - known) / (float(pairs.sum()) - known)
     if shared < 1e-9:
         return 0.0
     if not at_rest:
         return shared / (1 - shared) if shared < 1 else float("inf")
+    weights = pairs * noise
 
-    def less(log_s: float) -> float:
-        root = np.sqrt(_drift_share(float(np.exp(log_s)), response, at_rest=True))
-        return float(root @ pairs @ root) / float(pairs.sum()) - shared
+    def more(log_s: float) -> float:
+        share = _drift_share(float(np.exp(log_s)), response, at_rest=True)
+        drift, rest = np.sqrt(share), np.sqrt(1 - share)
+        return float(drift @ pairs @ drift + rest @ weights @ rest) - total
 
     low, high = -30.0, 30.0
-    return float(np.exp(optimize.brentq(less, low, high))) if less(high) > 0 else float("inf")
+    return float(np.exp(optimize.brentq(more, low, high))) if more(high) > 0 else float("inf")
 
 
 def drift_gramian(

@@ -151,6 +151,24 @@ def test_accumulated_batches_are_one_update(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("settings", "momentum"),
+    [
+        ({}, 0.9),
+        ({"adam_beta1": 0.8}, 0.8),
+        ({"optim": "sgd"}, 0.0),
+        ({"optim": "sgd", "optim_args": "momentum=0.7"}, 0.7),
+        ({"optim": "adagrad"}, None),
+    ],
+)
+def test_the_optimisers_memory_is_read_from_it(
+    tmp_path: Path, settings: dict[str, Any], momentum: float | None
+) -> None:
+    callback = TrajectoryCallback()
+    final_weights(tmp_path, callback, max_steps=3, **settings)
+    assert callback.run().momentum == momentum
+
+
 def test_every_nth_step_and_the_last_are_kept(tmp_path: Path) -> None:
     callback = TrajectoryCallback(every=5, pattern="*attn*")
     final_weights(tmp_path, callback)

@@ -5,9 +5,16 @@ import pytest
 
 from loclin import theory
 from loclin.geometry.gramian import future_capture, prefix_capture
-from loclin.studies.captures import family_rows, prefix_rows
-from loclin.studies.names import DRIFT, FUTURE_NULLS, OWN_NORMS, PREFIX_NULLS, SHUFFLED
-from tests.planted import drifting_steps, white_steps
+from loclin.studies.captures import CAPTURES, family_rows, prefix_rows, step_response
+from loclin.studies.names import (
+    DRIFT,
+    FROM_REST,
+    FUTURE_NULLS,
+    OWN_NORMS,
+    PREFIX_NULLS,
+    SHUFFLED,
+)
+from tests.planted import drifting_steps, filtered_steps, white_steps
 from tests.reference import dense_capture
 from tests.rows import value, values
 
@@ -20,15 +27,31 @@ def test_prefix_rows_hold_captures_with_every_null() -> None:
     assert value(rows, "prefix_capture", k=12) == pytest.approx(1)
     assert values(rows, "prefix_capture", "p", k=12) == [None]  # any order gives 1
     assert not values(rows, "future_capture", k=12)  # no future is left
-    nulls = {r.context["null"] for r in rows if r.quantity == "prefix_capture_null"}
-    assert nulls == set(PREFIX_NULLS)
-    assert {r.context["null"] for r in rows if r.quantity == "future_capture_null"} == set(
-        FUTURE_NULLS
-    )
+    for quantity, nulls in (("prefix", PREFIX_NULLS), ("future", FUTURE_NULLS)):
+        drawn = [r.context["null"] for r in rows if r.quantity == f"{quantity}_capture_null"]
+        assert set(drawn) == {*nulls} - {FROM_REST}  # of an optimiser without memory: the same
     for quantity, null in (("prefix_capture", OWN_NORMS), ("future_capture", DRIFT)):
         (beside,) = values(rows, quantity, "null", k=2)
         assert beside == value(rows, f"{quantity}_null", null=null, k=2)
     assert value(rows, "drift_s") == pytest.approx(theory.fit_drift(u @ u.T))
+
+
+def test_the_drift_goes_through_the_optimiser_by_the_code_of_the_real_gramian() -> None:
+    assert step_response("sgd", 60) is None
+    response = step_response("adamw", 60)
+    assert response == pytest.approx(theory.impulse_response(range(61), 0.9))
+    u = filtered_steps(response, 0.5, np.geomspace(1, 0.2, 60), 500, np.random.default_rng(0))
+    g = u @ u.T
+    rows = list(prefix_rows(g, (3, 60), 500, 1, {}, seed=0, response=response))
+    for null, at_rest in ((DRIFT, False), (FROM_REST, True)):
+        expected = theory.drift_gramian(g, response, at_rest=at_rest)
+        for quantity, of in CAPTURES.items():
+            held = of(expected, [3])[0]
+            drawn = value(rows, f"{quantity}_null", null=null, k=3)
+            assert drawn == pytest.approx(held + (1 - held) * 3 / 500)
+    assert value(rows, "drift_s") == theory.fit_drift(g, response)
+    (beside,) = values(rows, "future_capture", "null", k=3)
+    assert beside == value(rows, "future_capture_null", null=DRIFT, k=3)
 
 
 def test_the_shuffled_null_is_the_mean_over_orders() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ class TrajectoryCallback(TrainerCallback):  # type: ignore[misc, unused-ignore] 
         self._sketch = Sketch(size=size, seed=seed)
         self._keeper: _Exact | _Sketched | None = None
         self._steps: list[int] = []
+        self._momentum: float | None = None
 
     def on_train_begin(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -90,7 +92,7 @@ class TrajectoryCallback(TrainerCallback):  # type: ignore[misc, unused-ignore] 
                 f"expected a sketch longer than the run's {updates} updates, found "
                 f"{self._sketch.size}: raise size or every"
             )
-        self._steps = [state.global_step]
+        self._steps, self._momentum = [state.global_step], _momentum(kwargs.get("optimizer"))
         self._keeper.keep(tensors)
         coordinates = sum(p.numel() for p in tensors.values())
         print(f"loclin: {updates} updates of {coordinates} coordinates are kept {kept}")
@@ -115,7 +117,7 @@ class TrajectoryCallback(TrainerCallback):  # type: ignore[misc, unused-ignore] 
                 f"expected at least 2 recorded updates, found {max(len(self._steps) - 1, 0)}: "
                 "train first, or lower every"
             )
-        return self._keeper.run(tuple(self._steps))
+        return replace(self._keeper.run(tuple(self._steps)), momentum=self._momentum)
 
     def record(
         self, folder: str | Path, *, ks: tuple[int, ...] = KS, shuffles: int = SHUFFLES
@@ -143,6 +145,17 @@ class TrajectoryCallback(TrainerCallback):  # type: ignore[misc, unused-ignore] 
             record.write_results(ENTRY, part.rows, part.arrays)
             record.close_study(ENTRY, time.perf_counter() - began)
             return build(record.folder, lambda kind: import_module(KINDS[kind].page).sections)
+
+
+def _momentum(optimiser: Any) -> float | None:
+    """Momentum of SGD or β₁ of an optimiser like Adam; None where it is neither, or not the same
+    for all weights.
+    """
+    kinds = {
+        float(group["betas"][0] if "betas" in group else group.get("momentum", -1.0))
+        for group in getattr(optimiser, "param_groups", ())
+    }
+    return kinds.pop() if len(kinds) == 1 and min(kinds) >= 0 else None
 
 
 def _labels(steps: tuple[int, ...]) -> tuple[str, ...]:

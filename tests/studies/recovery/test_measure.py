@@ -15,10 +15,11 @@ from loclin.models import Problem
 from loclin.run.rows import Part
 from loclin.run.runner import Session
 from loclin.studies.context import make_context
-from loclin.studies.names import MINIBATCH, PREFIX, PREFIX_NULLS, RANDOM
+from loclin.studies.names import FROM_REST, MINIBATCH, PREFIX, PREFIX_NULLS, RANDOM
 from loclin.studies.recovery.claims import decide
+from loclin.studies.recovery.drift import PAIRS, overlap_of
 from loclin.studies.recovery.measure import measure, requirements
-from loclin.studies.recovery.names import ANOTHER_RUN, CONTROLS, NOISE, STATIC
+from loclin.studies.recovery.names import ANOTHER_RUN, CONTROLS, FULL, NOISE, STATIC
 from tests.rows import value, values
 from tests.studies.recovery.conftest import LORA, TINY
 
@@ -58,7 +59,8 @@ def test_captures_can_be_recomputed_from_the_kept_gramian(part: Part, optimiser:
 def test_every_null_and_control_is_there(part: Part, optimiser: str) -> None:
     here: dict[str, Any] = {"optimiser": optimiser, "k": 3}
     for null in PREFIX_NULLS:
-        assert len(values(part.rows, "prefix_capture_null", null=null, **here)) == 1
+        drawn = values(part.rows, "prefix_capture_null", null=null, **here)
+        assert len(drawn) == (null != FROM_REST or optimiser == "adamw")
     for basis in (*STATIC, RANDOM, *CONTROLS):
         for of in ("displacement", "future"):
             assert 0 <= value(part.rows, "basis_capture", basis=basis, of=of, **here) <= 1
@@ -67,6 +69,28 @@ def test_every_null_and_control_is_there(part: Part, optimiser: str) -> None:
     assert len(reset) == (optimiser == "adamw")
     for t in (1, 5, 12):
         assert len(values(part.rows, "rho", optimiser=optimiser, t=t)) == 1
+        held = {p: part.arrays[f"drift_products/{optimiser}/{t}/{p}/0"] for p in PAIRS}
+        assert value(part.rows, "overlap", optimiser=optimiser, t=t, batches="same") == (
+            pytest.approx((overlap_of(held["same"]) + overlap_of(held["same again"])) / 2)
+        )
+
+
+def test_later_runs_of_a_model_leave_out_what_no_claim_rests_on(
+    part: Part, trained: Problem
+) -> None:
+    """And training that a claim compares is repeated in other data orders."""
+    assert TINY.first_runs == 1  # one model: its runs are the units
+    settings = dataclasses.replace(TINY, seeds=4, models_per_claim=2, project_repeats=2)
+    assert settings.first_runs == 2
+    later = measure(settings, 2, Session())
+    for rows, count in ((part.rows, 1), (later.rows, 0)):
+        assert len(values(rows, "reset_future_capture", optimiser="adamw")) == count
+        assert len(values(rows, "regained_score", optimiser="sgd", basis=PREFIX, k=6)) == count
+    for name, count in ((PREFIX, 2), (FULL, 2), (RANDOM, 1), *((b, 2) for b in STATIC)):
+        repeats = later.arrays[f"regained_score/sgd/{name}/3/2"]
+        assert repeats.shape == (count,)
+        here = {"optimiser": "sgd", "basis": name} | ({} if name == FULL else {"k": 3})
+        assert value(later.rows, "regained_score", **here) == repeats.mean()
 
 
 def test_random_bases_hold_what_chance_gives(part: Part) -> None:

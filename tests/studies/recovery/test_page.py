@@ -21,7 +21,9 @@ FIGURES = {
 def test_the_page_says_what_the_rows_say(kind: str, request: pytest.FixtureRequest) -> None:
     part: Part = request.getfixturevalue(kind)
     settings = TINY if kind == "part" else LORA
-    made = sections([*part.rows, *summaries(part.rows)], dataclasses.asdict(settings))
+    made = sections(
+        [*part.rows, *summaries(part.rows, 1, settings.scales)], dataclasses.asdict(settings)
+    )
     figures = [figure for section in made for figure in section.figures]
     assert {figure.name for figure in figures} == FIGURES
     assert all(figure.svg.startswith("<?xml") for figure in figures)

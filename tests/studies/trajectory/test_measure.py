@@ -1,5 +1,6 @@
 """Rows of runs with known answers, and the command on checkpoint folders."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,15 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from loclin import theory
 from loclin.cli import main
 from loclin.errors import LoclinError
 from loclin.geometry.gramian import future_capture
-from loclin.studies.trajectory.measure import lengths_for, run_part
+from loclin.studies.trajectory.measure import _response, lengths_for, run_part
 from loclin.studies.trajectory.movement import Run, run_of
 from loclin.studies.trajectory.settings import KS
 from tests.models.runs import hand_made, weights, write
-from tests.planted import drifting_steps, white_steps
-from tests.rows import value
+from tests.planted import drifting_steps, filtered_steps, white_steps
+from tests.rows import value, values
 from tests.studies.trajectory.planted import points_of, rows_of, run_along, walk
 
 
@@ -77,8 +79,43 @@ def test_the_heavy_ball_null_is_kept_for_single_steps_alone() -> None:
     assert (
         nulls[0] - {"heavy ball"}
         == nulls[1]
-        == {"white", "white, own norms", "stationary drift", "shuffled order"}
+        == {"white", "white, own norms", "drift", "shuffled order"}
     )
+
+
+def test_the_optimisers_memory_is_in_the_drift_where_it_is_known() -> None:
+    """Momentum noise alone: without its memory a drift is seen in it that is not there."""
+    steps = theory.impulse_response(range(81), 0.9)
+    u = filtered_steps(steps, 0.0, np.ones(80), 5000, np.random.default_rng(0))
+    run = run_along(u)
+    excess = {}
+    for momentum in (None, 0.0, 0.9):
+        rows = rows_of(dataclasses.replace(run, momentum=momentum))
+        assert values(rows, "momentum") == [momentum]
+        excess[momentum] = value(rows, "future_capture", k=10) - value(
+            rows, "future_capture_null", null="drift", k=10
+        )
+        rest = values(rows, "future_capture_null", null="drift from rest", k=10)
+        assert len(rest) == (momentum == 0.9)
+    assert excess[None] == excess[0.0] < -0.1
+    assert abs(excess[0.9]) < 0.05
+
+
+def test_segments_and_resumed_runs_have_the_response_of_their_steps() -> None:
+    u = white_steps(4, 50, np.random.default_rng(0))
+
+    def response(*steps: int | None) -> np.ndarray | None:
+        return _response(dataclasses.replace(run_along(u, steps=steps), momentum=0.5))
+
+    assert response(0, 2, 3, 5, 6) == pytest.approx(theory.impulse_response([0, 2, 3, 5, 6], 0.5))
+    later = response(8, 9, 10, 11, 12)
+    assert later is not None
+    assert later.shape == (4, 12)
+    assert later[:, :8].any()  # what was averaged before
+    assert response(0, 1, 2, 3, None) is None
+    assert response(0, 1, 2, 3, 10_000_000) is None
+    rows = rows_of(dataclasses.replace(run_along(u, steps=(0, 1, 2, 3, None)), momentum=0.5))
+    assert values(rows, "momentum") == [None]  # it is not in the null
 
 
 def test_segments_of_length_zero_are_measured_and_leave_gaps() -> None:

@@ -3,8 +3,10 @@
 from typing import Any
 
 import numpy as np
+import pytest
 
 from loclin.report.section import Section
+from loclin.run.rows import Row
 from loclin.studies.trajectory import page
 from loclin.studies.trajectory.movement import Movement, Run
 from tests.planted import drifting_steps, white_steps
@@ -98,6 +100,26 @@ def test_a_run_that_bends_is_said_to_hold_less_of_its_future() -> None:
         ]
     )
     assert "less of the future than a constant drift explains." in sentences(run({"weights": bent}))
+
+
+def test_the_page_says_which_memory_the_drift_has() -> None:
+    for momentum, text in (
+        (None, "The optimiser's momentum is not known here: the drift has none."),
+        (0.0, "The optimiser has no momentum, and the drift has none."),
+        (0.9, "The drift goes through the optimiser's momentum, 0.9."),
+    ):
+        text_of_run = sentences(run({"weights": DRIFT}, momentum=momentum))
+        assert text in text_of_run
+        assert ("one that comes from rest" in text_of_run) == (momentum == 0.9)
+
+
+@pytest.mark.parametrize(
+    ("future", "rest", "text"),
+    [(0.9, 0.5, "0.2 more"), (0.3, 0.5, "0.2 less"), (0.6, 0.5, "differs by less than 0.05")],
+)
+def test_more_is_more_than_both_drifts(future: float, rest: float, text: str) -> None:
+    rows = [Row(quantity="future_capture", value=v, null=0.7) for v in (future, rest)]
+    assert text in page._verdict(*rows)
 
 
 def test_the_shortest_run_has_every_figure_and_all_is_for_the_terminal_too() -> None:

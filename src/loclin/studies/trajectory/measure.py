@@ -5,6 +5,7 @@ nulls (measures §1-6).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -25,6 +26,7 @@ from loclin.studies.trajectory import names
 from loclin.studies.trajectory.movement import Movement, Run, run_of
 from loclin.studies.trajectory.settings import TrajectorySettings
 
+_RESPONSES = 20_000_000  # numbers in an impulse response
 _DRAWN = 32  # segments, windows and numbers of segments that a figure shows at most
 
 
@@ -35,7 +37,7 @@ def measure(settings: TrajectorySettings, run: int, session: Session) -> Part:
         LoclinError: checkpoints that cannot be read or do not belong together, as `run_part`.
     """
     points = read_run(settings.folder, start=settings.start, pattern=settings.pattern)
-    moved = run_of(points, session.progress)
+    moved = replace(run_of(points, session.progress), momentum=settings.momentum)
     return run_part(moved, settings.ks, settings.shuffles, seed=settings.seed)
 
 
@@ -57,10 +59,23 @@ def run_part(run: Run, ks: tuple[int, ...], shuffles: int, *, seed: int) -> Part
         )
     arrays = {f"update_gramian/{space}": m.gramian for space, m in run.spaces.items()}
     arrays |= {f"segment_norms/{space}": m.norms for space, m in run.spaces.items()}
-    rows = [*_point_rows(run)]
+    response = _response(run)
+    known = None if response is None and run.momentum else run.momentum
+    rows = [*_point_rows(run), Row(quantity="momentum", value=known)]
     for space in run.spaces:
-        rows += _space_rows(run, space, ks, shuffles, seed)
+        rows += _space_rows(run, space, ks, shuffles, seed, response)
     return Part(rows=rows, arrays=arrays)
+
+
+def _response(run: Run) -> np.ndarray | None:
+    """What the optimiser puts of each gradient's noise into the segments; None where its momentum
+    or the steps are not known, or the run is too long to hold it. Its state was new at step 0.
+    """
+    steps = [s for s in run.steps if s is not None]
+    if not run.momentum or len(steps) < len(run.steps) or len(steps) * steps[-1] > _RESPONSES:
+        return None
+    before = [0] if steps[0] else []
+    return theory.impulse_response([*before, *steps], run.momentum)[len(before) :]
 
 
 def lengths_for(segments: int, ks: Sequence[int]) -> tuple[tuple[int, ...], int]:
@@ -85,7 +100,12 @@ def _point_rows(run: Run) -> Iterator[Row]:
 
 
 def _space_rows(
-    run: Run, space: str, ks: tuple[int, ...], shuffles: int, seed: int
+    run: Run,
+    space: str,
+    ks: tuple[int, ...],
+    shuffles: int,
+    seed: int,
+    response: np.ndarray | None,
 ) -> Iterator[Row]:
     """Everything about a run in one space. The heavy-ball null is about single steps: it is kept
     for a run of such alone.
@@ -94,7 +114,8 @@ def _space_rows(
     fitting, k = lengths_for(len(movement.gramian), ks)
     single = all(b is not None and a is not None and b - a == 1 for a, b in pairwise(run.steps))
     yield from _size_rows(movement, here)
-    captures = prefix_rows(movement.gramian, fitting, movement.dimension, shuffles, here, seed=seed)
+    of = movement.gramian, fitting, movement.dimension, shuffles
+    captures = prefix_rows(*of, here, seed=seed, response=response)
     yield from (r for r in captures if single or r.context.get("null") != HEAVY_BALL)
     yield from _turning_rows(movement, k, here)
     yield from _rank_rows(movement, here, seed=seed)

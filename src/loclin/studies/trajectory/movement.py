@@ -56,6 +56,7 @@ class Run:
         labels, steps, notes: of its points, as in `Points`.
         spaces: "weights", and for adapters "factors" too.
         sketch: m, where inner products were read from m-number sketches.
+        momentum: of SGD, or Adam's β₁, where it is known.
     """
 
     labels: tuple[str, ...]
@@ -63,6 +64,7 @@ class Run:
     notes: tuple[str, ...]
     spaces: Mapping[str, Movement]
     sketch: int | None = None
+    momentum: float | None = None
 
 
 def run_of(points: Points, progress: ProgressCallback = silent) -> Run:

@@ -20,7 +20,7 @@ from loclin.report.figures import (
 from loclin.report.section import Section
 from loclin.report.words import number, p_text
 from loclin.run.rows import Row
-from loclin.studies.names import DRIFT, FUTURE_NULLS, OWN_NORMS, PREFIX_NULLS, SHUFFLED
+from loclin.studies.names import DRIFT, FROM_REST, FUTURE_NULLS, OWN_NORMS, PREFIX_NULLS, SHUFFLED
 from loclin.studies.trajectory import names
 
 DISAGREE = 0.05  # captures in the two spaces of an adapter that differ by more are pointed out
@@ -156,6 +156,7 @@ def _prefix(rows: Sequence[Row], spaces: Mapping[str, str]) -> Section:
         figures=figures,
         sees=[
             *(_capture_line(rows, space, label) for space, label in spaces.items()),
+            _memory_line(rows),
             *_gauge_lines(rows, spaces),
         ],
     )
@@ -206,22 +207,41 @@ def _capture_line(rows: Sequence[Row], space: str, label: str) -> str:
         )
 
     drift, shuffled = (" and ".join(under(null)) for null in (DRIFT, SHUFFLED))
+    if _one(rows, "future_capture_null", null=FROM_REST, **here):
+        drift += f" (one that comes from rest {' and '.join(under(FROM_REST))})"
     return _titled(
         label,
         f"the {'first segment holds' if k == 1 else f'first {k} segments hold'} "
         f"{_number(rows, 'prefix_capture', **here)} of the whole way and "
-        f"{_number(rows, 'future_capture', **here)} of the way still to come. A stationary drift "
-        f"fitted to the same segments would give {drift}, the segments in shuffled order "
+        f"{_number(rows, 'future_capture', **here)} of the way still to come. A constant drift in "
+        f"segments of the same lengths would give {drift}, the segments in shuffled order "
         f"{shuffled} (p = {p_text(future.p if future else None)} for the future), unrelated "
-        f"segments of the same lengths {under(OWN_NORMS)[0]} and 0.{_verdict(future)}",
+        f"segments of the same lengths {under(OWN_NORMS)[0]} and 0."
+        f"{_verdict(future, _one(rows, 'future_capture_null', null=FROM_REST, **here))}",
     )
 
 
-def _verdict(future: Row | None) -> str:
+def _memory_line(rows: Sequence[Row]) -> str:
+    momentum = next((r.value for r in rows if r.quantity == "momentum"), None)
+    if momentum is None:
+        return (
+            "The optimiser's momentum is not known here: the drift has none. Momentum alone raises "
+            "captures; give it with --momentum (0.9 for Adam as it comes)."
+        )
+    if momentum == 0:
+        return "The optimiser has no momentum, and the drift has none."
+    return (
+        f"The drift goes through the optimiser's momentum, {number(momentum)}. A preconditioner "
+        "such as Adam's changes nothing while it stands still; that it changes is not in the null."
+    )
+
+
+def _verdict(future: Row | None, from_rest: Row | None) -> str:
     """Whether the future is held better or worse than a constant drift would explain."""
     if future is None or future.value is None or future.null is None:
         return ""
-    more = future.value - future.null
+    nulls = [future.null, future.null if from_rest is None else defined(from_rest.value)]
+    more = max(future.value - max(nulls), 0.0) + min(future.value - min(nulls), 0.0)
     if abs(more) < DISAGREE:
         return (
             f" The future-only capture differs by less than {DISAGREE} from what a constant drift "

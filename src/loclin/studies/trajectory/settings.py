@@ -50,6 +50,9 @@ class TrajectorySettings(RunSettings):
     """
     shuffles: int = SHUFFLES
     """Shuffled orders of the segments drawn as a null."""
+    momentum: float | None = None
+    """Momentum of the run's SGD, or β₁ of its Adam (0.9 where you did not change it): its memory
+    goes into the null of a drift. Checkpoints do not say; without it segments have none."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -69,6 +72,10 @@ class TrajectorySettings(RunSettings):
         """These settings, if they can be run; raises as `RunSettings.checked` does."""
         super().checked()
         check(self.ks, self.shuffles)
+        if self.momentum is not None and not 0 <= self.momentum < 1:
+            raise LoclinError(
+                f"expected a momentum from 0 to below 1, found {self.momentum}: change --momentum"
+            )
         return self
 
 
