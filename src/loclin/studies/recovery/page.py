@@ -310,8 +310,20 @@ def _confined(rows: Sequence[Row], k: int, steps: int) -> Section:
         sees=[
             f"Unconfined: {', '.join(full)}.",
             f"Within the prefix of {k}: {', '.join(prefix)}.",
+            *_static_lines(rows, k),
         ],
     )
+
+
+def _static_lines(rows: Sequence[Row], k: int) -> Iterator[str]:
+    for o, label in OPTIMISERS.items():
+        here: dict[str, Any] = {"optimiser": o, "k": k}
+        held = (f"{b} {text_of(rows, 'regained_score', basis=b, **here)}" for b in STATIC)
+        yield (
+            f"{label}, within fixed bases of {k}: {', '.join(held)}. One misses where it regains "
+            "less than the prefix by more than 0.05 of what unconfined training regains: that is "
+            "what decides."
+        )
 
 
 def _captures_and_scores(
