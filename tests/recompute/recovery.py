@@ -105,20 +105,19 @@ def gaps_behind(arrays, optimiser, k):
 def pairs(arrays, optimiser, k, grams):
     """(captures, scores) of every run over the bases of size k."""
     start, end = f"regained_score/{optimiser}/", f"/{k}/0"
-    names = [key[len(start) : -len(end)] for key in arrays if key.startswith(start)]
-    names = [key for key in names if f"{start}{key}{end}" in arrays]
+    keys = [key for key in arrays if key.startswith(start) and key.endswith(end)]
+    names = [key[len(start) : -len(end)] for key in keys if not key.startswith(start + "full")]
     for run, gram in enumerate(grams):
         captures, scores = [], []
         for name in names:
             scores.append(arrays[f"{start}{name}/{k}/{run}"].mean())
-            if name in ("full", "prefix"):
-                captures.append(1.0 if name == "full" else captured(gram, gram, gram, k))
+            if name == "prefix":
+                captures.append(captured(gram, gram, gram, k))
             else:
                 of = f"{optimiser}/{name}/{run}"
                 basis, products = arrays[f"basis_gramian/{of}"], arrays[f"basis_products/{of}"]
                 captures.append(captured(basis, products, gram, k))
-        kept = [i for i, name in enumerate(names) if name != "full"]
-        yield np.array(captures)[kept], np.array(scores)[kept]
+        yield np.array(captures), np.array(scores)
 
 
 def spearman(x, y):
