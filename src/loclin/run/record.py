@@ -108,7 +108,7 @@ class Record:
         asked = {"study": kind or study, **_plain(settings)}
         held = run["studies"].get(study)
         if held is not None and held != asked and any((self.folder / study).rglob("*.json")):
-            name = next(k for k in {**held, **asked} if held.get(k) != asked.get(k))
+            name = next(k for k in {**held, **asked} if held.get(k, "") != asked.get(k, ""))
             raise LoclinError(
                 f"{self.folder} belongs to another configuration of {study} "
                 f"({name} is {held.get(name)!r} there, {asked.get(name)!r} here): choose another "

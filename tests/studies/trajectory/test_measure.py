@@ -87,7 +87,7 @@ def test_the_optimisers_memory_is_in_the_drift_where_it_is_known() -> None:
     """Momentum noise alone: without its memory a drift is seen in it that is not there."""
     steps = theory.impulse_response(range(81), 0.9)
     u = filtered_steps(steps, 0.0, np.ones(80), 5000, np.random.default_rng(0))
-    run = run_along(u)
+    run = run_along(np.pad(u, ((0, 0), (0, 5000 - u.shape[1]))))
     excess = {}
     for momentum in (None, 0.0, 0.9):
         rows = rows_of(dataclasses.replace(run, momentum=momentum))

@@ -22,8 +22,10 @@ def test_bad_settings_are_named_with_their_remedy() -> None:
         replace(SETTINGS, ks=(0, 2)).checked()
     with pytest.raises(LoclinError, match="shuffles of at least 1, found 0: change --shuffles"):
         replace(SETTINGS, shuffles=0).checked()
-    with pytest.raises(LoclinError, match="momentum from 0 to below 1, found 1: change --momentum"):
-        replace(SETTINGS, momentum=1).checked()
+    with pytest.raises(
+        LoclinError, match=r"momentum from 0 to below 1, found 1\.0: change --momentum"
+    ):
+        replace(SETTINGS, momentum=1.0).checked()
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:

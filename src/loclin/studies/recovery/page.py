@@ -263,14 +263,13 @@ def _confined(rows: Sequence[Row], k: int, steps: int) -> Section:
         by_k.append(curve(rows, "regained_score", label, i, optimiser=o, basis=PREFIX))
         pairs[label] = _captures_and_scores(rows, o, k)
         full.append(f"{label} {text_of(rows, 'regained_score', optimiser=o, basis=FULL)}")
-        within = text_of(rows, "regained_score", optimiser=o, basis=PREFIX, k=k)
-        prefix.append(f"{label} {within}")
+        held = text_of(rows, "regained_score", optimiser=o, basis=PREFIX, k=k)
+        prefix.append(f"{label} {held}")
     every = {label: list(found.values()) for label, found in pairs.items()}
     by_run = {
         label: [pair for (_, basis), pair in found.items() if basis == PREFIX]
         for label, found in pairs.items()
     }
-    caption = f"Capture of d by the first {k} updates and score regained within them"
     return Section(
         title="Does training confined to a basis bring the task back?",
         question=f"Score regained in {steps} steps when every update is projected on a basis, "
@@ -285,8 +284,7 @@ def _confined(rows: Sequence[Row], k: int, steps: int) -> Section:
             ),
             draw_curves(
                 "projected-prefix",
-                f"Score regained within the prefix basis, by its size; other sizes than {k} in the "
-                "first run on every model.",
+                f"Score regained within the prefix, by its size (not {k}: in some runs).",
                 by_k,
                 over="k",
                 labels=("k", "score"),
@@ -301,7 +299,7 @@ def _confined(rows: Sequence[Row], k: int, steps: int) -> Section:
             ),
             draw_points(
                 "capture-score-runs",
-                f"{caption}, one dot per run.",
+                f"Capture of d by the first {k} updates and score within them, one dot per run.",
                 by_run,
                 labels=("capture of d by the prefix", "score"),
                 title="Over runs: capture and recovery",
