@@ -16,7 +16,6 @@ Estimates = dict[tuple[str, str], tuple[float, float, float]]
 
 def estimates(settings: dict, arrays: dict[str, np.ndarray]) -> Estimates:
     """Value and limits of every claim that is defined, by claim and the end of its setting."""
-    settings = settings.get("settings", settings)
     models, k = 1, settings["k"]
     if settings["model"] in BUILT_IN:
         models = min(settings["models_per_claim"], settings["seeds"])

@@ -68,7 +68,7 @@ def test_recovery_by_lora(
             assert curve[-1] == pytest.approx(1.0)
     assert ANOTHER_TASK not in {r.context.get("basis") for r in part.rows}
     assert values(part.rows, "regained_score", basis=PREFIX, optimiser="sgd")
-    assert len(decide(settings, part.rows)) == 9
+    assert len(decide(settings, part.rows)) == 11
     assert part.notes[0] == "animals.jsonl: 480 read, 480 kept in 1 task (animals 480)"
 
 

@@ -148,7 +148,8 @@ def _prefix_lines(rows: Sequence[Row], optimiser: str, label: str, k: int) -> It
             "itself comes through moments that are empty at first, its first steps hold less of "
             f"it: {text('prefix_capture_null', null=names.FROM_REST)} and "
             f"{text('future_capture_null', null=names.FROM_REST)}. More than both: the basis is "
-            "special; less than both: the direction turns. A preconditioner that stands still "
+            "special (kept, or steps stay alike for longer than the optimiser remembers); less "
+            "than both: the direction turns away. A preconditioner that stands still "
             "changes neither; AdamW's changes along the way, and that is not in them."
         )
     yield (
