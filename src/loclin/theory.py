@@ -205,7 +205,7 @@ def _correlation(products: np.ndarray) -> np.ndarray:
     """Cosines; 0 where a vector is zero."""
     lengths = np.sqrt(np.diag(products))
     moved = np.outer(lengths, lengths)
-    return np.divide(products, moved, out=np.zeros_like(products), where=moved > 0)
+    return np.asarray(np.divide(products, moved, out=np.zeros_like(products), where=moved > 0))
 
 
 def isotropic_participation(vectors: int, dimension: int) -> float:

@@ -98,4 +98,4 @@ class DriftMeter:
 
 def overlap_of(products: Float[np.ndarray, "k1 k2"]) -> float:
     """overlap(Q₁, Q₂) from the inner products of two orthonormal bases (measures §5)."""
-    return min(float((products**2).sum()) / min(products.shape), 1.0)
+    return min(float(np.sum(products**2)) / float(min(products.shape)), 1.0)

@@ -117,7 +117,7 @@ def preset(profile: Profile, model: str | None = None) -> RecoverySettings:
     settings = RecoverySettings(model=named(profile, model), profile=profile)
     if settings.model not in SEQUENCE_MODELS:
         settings = replace(recovering_by_lora(settings), gradients=24, gradient_batch=4)
-        settings = replace(settings, hessian_batch=32, project_steps=30, project_repeats=2)
+        settings = replace(settings, hessian_batch=32, project_steps=30)
     if profile == "smoke":
         return _smoke(settings)
     if profile == "paper":
