@@ -77,7 +77,8 @@ def control_families(
         damaged: θ_D of the task, and of the other one where there is one.
         real: the recorded recovery.
     """
-    settings, problem, space, longest = ctx.settings, ctx.problem, ctx.space, max(ctx.settings.ks)
+    settings, problem, space = ctx.settings, ctx.problem, ctx.space
+    longest = min(max(settings.ks), 3 * settings.k)  # further ones illustrate nothing
     others = [(names.ANOTHER_RUN, ctx.task, "independent")]
     others += [(names.ANOTHER_TASK, ctx.other, "other")] if ctx.other is not None else []
     for name, task, order in others:
