@@ -5,6 +5,7 @@ are in.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from loclin.report.figures import PALETTE, Curve, Drawing, draw_curves, draw_matrix, select
@@ -16,13 +17,14 @@ from loclin.studies.spectrum.names import (
     CENTRED,
     ISOTROPIC,
     MEASURED,
+    OWN,
     PER_TENSOR,
-    UNCENTRED,
-    UNIT_NORM,
+    UNIT,
 )
 
 Rows = Sequence[Row]
 Settings = Mapping[str, Any]
+LENGTHS = {UNIT: "scaled to unit length", OWN: "of their own norms"}
 
 
 def sections(rows: Rows, settings: Settings) -> list[Section]:
@@ -38,38 +40,40 @@ def _null(rows: Rows, quantity: str, **context: Any) -> str:
 
 def _ranks(rows: Rows, settings: Settings) -> Section:
     figures, lines, most = list[Drawing](), list[str](), max(settings["counts"])
+    of = partial(text_of, rows)
     for point, symbol in POINTS.items():
         figures += [_growth(rows, point), _shares(rows, point, most)]
-
-        def rank(vectors: str, kind: str = "participation", point: str = point) -> str:
-            here = {"point": point, "mean": CENTRED, "gradients": most, "vectors": vectors}
-            return text_of(rows, f"{kind}_rank", **here)
-
-        lines.append(
-            f"At {symbol}, n = {most}, centred: participation ratio {rank(MEASURED)}, random "
-            f"vectors with the same norm in every tensor {rank(PER_TENSOR)}, isotropic ones "
-            f"{rank(ISOTROPIC)}; stable rank {rank(MEASURED, 'stable')}, entropy rank "
-            f"{rank(MEASURED, 'entropy')}. Scaled to unit norm: {rank(UNIT_NORM)}."
-        )
+        for norms, label in LENGTHS.items():
+            here = {"point": point, "norms": norms}
+            own = {**here, "mean": CENTRED, "gradients": most, "vectors": MEASURED}
+            lines.append(
+                f"At {symbol}, n = {most} centred gradients {label}: participation ratio "
+                f"{of('participation_rank', **own)}, over that of isotropic vectors "
+                f"{of('rank_ratio', control=ISOTROPIC, **here)}, of vectors with the same norms by "
+                f"tensor {of('rank_ratio', control=PER_TENSOR, **here)}; as n doubles it grows "
+                f"{of('rank_growth', vectors=MEASURED, **here)} times, that of isotropic vectors "
+                f"{of('rank_growth', vectors=ISOTROPIC, **here)} times. Stable rank "
+                f"{of('stable_rank', **own)}, entropy rank {of('entropy_rank', **own)}."
+            )
     return Section(
         title="Are task gradients of low rank?",
         question="Does the effective rank of n gradients stop growing well below that of random "
-        "vectors with the same norms? A few large gradients give a low rank by their norms alone; "
-        "the control has the same ones.",
+        "vectors? Scaled to unit length, which decides: a few large gradients give a low rank by "
+        "their norms alone, to random vectors with the same norms too.",
         figures=figures,
         sees=lines,
     )
 
 
 def _growth(rows: Rows, point: str) -> Drawing:
-    curves, where = [], f"at {POINTS[point]}"
-    for i, mean in enumerate((CENTRED, UNCENTRED)):
-        for vectors, colour in ((MEASURED, i), (PER_TENSOR, i), (ISOTROPIC, i + 2)):
-            chosen = select(rows, "participation_rank", point=point, mean=mean, vectors=vectors)
-            control = vectors != MEASURED
-            label = f"{mean}: {vectors}{' control' if control else ''}"
-            curves.append(_curve(chosen, label, colour, control))
-    caption = f"Participation ratio of n gradients {where}, with two random controls."
+    curves, where = list[Curve](), f"at {POINTS[point]}"
+    for i, (norms, label) in enumerate(LENGTHS.items()):
+        for vectors, colour in ((MEASURED, i), (ISOTROPIC, i), (PER_TENSOR, i + 2)):
+            here = {"point": point, "mean": CENTRED, "vectors": vectors, "norms": norms}
+            chosen, control = select(rows, "participation_rank", **here), vectors != MEASURED
+            name = f"{vectors} control" if control else "gradients"
+            curves.append(_curve(chosen, f"{name}, {label}", colour, control))
+    caption = f"Participation ratio of n centred gradients {where}, with two random controls."
     labels, title = ("number of gradients n", "participation ratio"), f"Effective rank {where}"
     return _fitted(f"rank-{point}", caption, curves, "gradients", labels, title, base=2)
 
@@ -81,8 +85,8 @@ def _shares(rows: Rows, point: str, most: int) -> Drawing:
         control = vectors != MEASURED
         label = f"{vectors} control" if control else "gradients"
         curves.append(_curve([r for r in shares if r.context["i"] < most], label, colour, control))
-    caption = f"Share of the energy along each principal direction of {most} centred gradients "
-    caption += f"{where}, with two random controls."
+    caption = f"Share of the energy along each principal direction of {most} centred gradients of "
+    caption += f"their own norms {where}, with two random controls."
     labels, title = ("principal direction i", "share of the energy, σᵢ²/Σσ²"), f"Spectrum {where}"
     return _fitted(f"spectrum-{point}", caption, curves, "i", labels, title)
 
