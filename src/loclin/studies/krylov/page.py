@@ -85,13 +85,17 @@ def _capture_lines(
     held = {b: text_of(rows, "basis_capture", basis=b, k=k, **of) for b in LEGEND}
     chance = select(rows, "basis_capture", basis=RANDOM, k=k, **of)
     adamw = of["optimiser"] == "adamw"
-    later = {**of, "of": "future"}
+    later, here = {**of, "of": "future"}, {"optimiser": of["optimiser"], "space": of["space"]}
+    more = {
+        b: text_of(rows, "capture_excess", over=b, k=k, **here) for b in (EIGENVECTORS, MINIBATCH)
+    }
     own = f", AdamW's own space {held[PRECONDITIONED]}" if adamw else ""
     return (
         f"{label}, k = {k}: the Krylov space holds {held[KRYLOV]} of d{own}; as many top "
         f"eigenvectors {held[EIGENVECTORS]}, minibatch gradients {held[MINIBATCH]}, first updates "
         f"{held[PREFIX]} (which are a part of d), random directions {held[RANDOM]} (k/D = "
-        f"{number(chance[0].null) if chance else '–'}).",
+        f"{number(chance[0].null) if chance else '–'}). Paired, it holds {more[EIGENVECTORS]} more "
+        f"than the eigenvectors and {more[MINIBATCH]} more than the minibatch gradients.",
         f"Of what is still to come after step {k}, the Krylov space holds "
         f"{text_of(rows, 'basis_capture', basis=KRYLOV, k=k, **later)}, the first updates "
         f"{text_of(rows, 'basis_capture', basis=PREFIX, k=k, **later)}.",
