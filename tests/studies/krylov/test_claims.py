@@ -93,17 +93,18 @@ def share(logit: float) -> float:
     return float(1 / (1 + np.exp(-logit)))
 
 
-@pytest.mark.parametrize("kind", ["capture", "excess"])
+@pytest.mark.parametrize("kind", ["capture", "skewed capture", "excess"])
 def test_skewed_shares_on_models_that_differ_decide_nothing_by_chance(kind: str) -> None:
-    """Two runs on each of six models: captures whose mean on the logit scale is that of a half; or
-    captures near 1, as large by eigenvectors, some of which are far lower.
+    """Two runs on each of six models: captures whose mean on the logit scale is that of a half,
+    skewed even there; or captures near 1, as large by eigenvectors, some of which are far lower.
     """
 
     def make(rng: np.random.Generator, run: int) -> list[Row]:
+        others = {EIGENVECTORS: 0.0, MINIBATCH: 0.0}
         if kind == "capture":
-            return captured(
-                run, {KRYLOV: share(nested(rng, run, 6, 1.5)), EIGENVECTORS: 0.0, MINIBATCH: 0.0}
-            )
+            return captured(run, {KRYLOV: share(nested(rng, run, 6, 1.5)), **others})
+        if kind == "skewed capture":
+            return captured(run, {KRYLOV: share(1 - rng.exponential()), **others})
         both = [share(3 + nested(rng, run + 6 * i, 12, 1.5)) for i in range(2)]
         return captured(run, {KRYLOV: both[0], EIGENVECTORS: both[1], MINIBATCH: 0.0})
 
