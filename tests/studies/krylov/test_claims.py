@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from loclin.geometry.krylov import lanczos
-from loclin.run.rows import Claim, Part, Row, by_run
+from loclin.run.rows import Part, Row, by_run
 from loclin.stats import over_models
 from loclin.studies.captures import family_rows
 from loclin.studies.krylov import claims
@@ -15,19 +15,24 @@ from loclin.studies.krylov.names import EIGENVECTORS, KRYLOV, PRECONDITIONED
 from loclin.studies.krylov.rows import excess_rows
 from loclin.studies.krylov.settings import KrylovSettings
 from loclin.studies.names import MINIBATCH, PREFIX
+from loclin.studies.verdict import Rule
 from tests.planted import quadratic_descent
+from tests.properties import World, assert_rarely_decided, verdict_shares
 from tests.recompute.krylov import captures, estimates
-from tests.studies.calibration import World, by_chance, nested, shares
 from tests.studies.krylov.conftest import LORA, TINY
+from tests.studies.planted import nested
 
 SETTINGS = KrylovSettings(k=6, ks=(6,), steps=40, times=(1,), seeds=6)
 NESTED = replace(SETTINGS, seeds=12)
 
 
-def decide(rows: list[Row], settings: KrylovSettings = SETTINGS) -> list[Claim]:
-    """With the same of the other optimiser."""
-    adamw = [replace(r, context={**r.context, "optimiser": "adamw"}) for r in rows]
-    return claims.decide(settings, [*rows, *adamw])
+def shares(world: World, draws: int, settings: KrylovSettings = SETTINGS) -> dict[str, float]:
+    """Of verdicts, with as strict a correction as the other optimiser's claim can bring."""
+
+    def rule(rows: list[Row]) -> Rule:
+        return claims.krylov(settings, rows, "sgd")
+
+    return verdict_shares(world, rule, draws, settings.seeds, family=2)
 
 
 def captured(run: int, held: dict[str, float]) -> list[Row]:
@@ -80,13 +85,12 @@ def test_at_a_threshold_chance_decides_nothing(
     krylov: str, eigenvectors: str, gradients: str, plane: int
 ) -> None:
     kinds = {KRYLOV: krylov, EIGENVECTORS: eigenvectors, MINIBATCH: gradients}
-    found = shares(in_plane(kinds, plane), decide, 200)
-    assert max(found.values()) <= by_chance(200), found
+    assert_rarely_decided(shares(in_plane(kinds, plane), 200), 200)
 
 
 def test_a_space_that_holds_nothing_is_refuted() -> None:
     kinds = dict.fromkeys((KRYLOV, EIGENVECTORS, MINIBATCH), "anywhere")
-    assert shares(in_plane(kinds, 9), decide, 200)["refuted"] >= 0.95
+    assert shares(in_plane(kinds, 9), 200)["refuted"] >= 0.95
 
 
 def share(logit: float) -> float:
@@ -108,8 +112,7 @@ def test_skewed_shares_on_models_that_differ_decide_nothing_by_chance(kind: str)
         both = [share(3 + nested(rng, run + 6 * i, 12, 1.5)) for i in range(2)]
         return captured(run, {KRYLOV: both[0], EIGENVECTORS: both[1], MINIBATCH: 0.0})
 
-    found = shares(make, lambda rows: decide(rows, NESTED), 400, runs=12)
-    assert max(found.values()) <= by_chance(400), found
+    assert_rarely_decided(shares(make, 400, NESTED), 400)
 
 
 def test_intervals_of_skewed_shares_cover_and_stay_within_0_and_1() -> None:
@@ -140,7 +143,7 @@ def test_the_rule_supports_noisy_descent_of_quadratics() -> None:
         bases = {KRYLOV: space, EIGENVECTORS: np.eye(80)[-6:], MINIBATCH: g + noise[40:]}
         return measured(run, u, bases)
 
-    assert shares(make, decide, 200)["supported"] >= 0.95
+    assert shares(make, 200)["supported"] >= 0.95
 
 
 @pytest.mark.parametrize("kind", ["part", "lora_part"])

@@ -11,7 +11,7 @@ from loclin.line import Profile, signed_grid
 from loclin.run.rows import Row
 from loclin.studies.linearity.names import GRADIENT, MATCHED
 from loclin.studies.linearity.rows import curve_rows, line_rows
-from tests.studies.calibration import World
+from tests.properties import World
 
 COARSE = signed_grid(1e-8, 1e2, 1)
 

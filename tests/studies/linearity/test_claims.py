@@ -14,8 +14,8 @@ from loclin.studies.linearity import claims
 from loclin.studies.linearity.rows import line_rows
 from loclin.studies.linearity.settings import LinearitySettings
 from tests.recompute.linearity import estimates
-from tests.studies.calibration import nested
 from tests.studies.linearity.planted import COARSE, at_both, planted, six_runs, world
+from tests.studies.planted import nested
 
 SETTINGS = LinearitySettings(seeds=6)
 
