@@ -28,7 +28,7 @@ def test_one_real_run(part: Part, point: str) -> None:
     of = {"vectors": "measured", "norms": "own", "mean": "uncentred", "gradients": 8}
     rank = by_run(part.rows, "participation_rank", **here, **of)
     assert rank[0] == pytest.approx(effective_ranks(gram).participation)
-    assert len(values("energy_share")) == 3 * 8
+    assert len(values("energy_share")) == 3 * 7  # centred
     assert len(values("task_overlap")) == 36
     within, between = (by_run(part.rows, f"overlap_{w}", **here)[0] for w in ("within", "between"))
     assert within > between > 2 / by_run(part.rows, "dimension")[0]

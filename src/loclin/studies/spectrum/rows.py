@@ -82,10 +82,12 @@ def unit_norm(products: Gramian) -> Gramian:
 def spectrum_rows(
     measured: Gramian, controls: Mapping[str, Gramian], most: int, context: Context
 ) -> Iterator[Row]:
-    """The largest shares p_i = σ_i²/Σσ² of the centred gradients, and of each control."""
+    """The largest shares p_i = σ_i²/Σσ² of the centred gradients, and of each control; not the last
+    one of n, which centring makes 0.
+    """
     for name, products in {MEASURED: measured, **controls}.items():
         energy = np.clip(np.linalg.eigvalsh(centred(products))[::-1], 0, None)
-        for i, share in enumerate(energy[:most] / energy.sum(), 1):
+        for i, share in enumerate(energy[: min(most, len(energy) - 1)] / energy.sum(), 1):
             here = {**context, "vectors": name, "i": i}
             yield Row(quantity="energy_share", value=float(share), context=here)
 
