@@ -156,6 +156,19 @@ def test_too_few_examples_are_refused_before_anything_is_taught(
         measure(wanted, 0, Session())
 
 
+def test_lines_are_kept(part: Part) -> None:
+    for point, names in (("pretrained", AT_START), ("damaged", AT_DAMAGE)):
+        keys = [k for k in part.arrays if k.startswith(f"line/{point}/")]
+        assert {k.split("/")[2] for k in keys} == names
+        for key in keys:
+            loss, slope, _ = part.arrays[key.replace("line", "start")]
+            assert loss == number(part.rows, "loss", point=point)
+            step, change, _ = part.arrays[key][np.argmin(np.abs(part.arrays[key][:, 0]))]
+            if "random" not in key:  # nearly flat
+                assert change == pytest.approx(step * slope, rel=0.05)
+    assert len([k for k in part.arrays if k.startswith("pair/")]) == 3
+
+
 def test_there_is_one_number_for_every_run(part: Part) -> None:
     here = {"point": "pretrained", "direction": "gradient", "tolerance": 0.1, "sign": "both"}
     assert by_run(part.rows, "window_width", **here).shape == (1,)

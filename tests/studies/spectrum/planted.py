@@ -16,10 +16,17 @@ def gathered(rows: torch.Tensor, space: ParameterSpace) -> Gradients:
     return Gradients(space=space, storage=UpdateStorage(), rows=rows, norms=norms)
 
 
-def planted(rank: int | None, rng: np.random.Generator, space: ParameterSpace) -> torch.Tensor:
-    """32 of them, isotropic or of a rank with a little noise."""
-    noise = torch.from_numpy(rng.standard_normal((32, space.dimension))).float()
-    if rank is None:
-        return noise
-    shared = rng.standard_normal((32, rank)) @ rng.standard_normal((rank, space.dimension))
-    return 0.05 * noise + torch.from_numpy(shared).float()
+def planted(
+    rank: int | None, rng: np.random.Generator, space: ParameterSpace, *, crowded: bool = False
+) -> torch.Tensor:
+    """32 of them, isotropic or of a rank with a little noise, a few of which carry the energy; or
+    with most of it in the smallest tensor.
+    """
+    rows = rng.standard_normal((32, space.dimension))
+    if rank is not None:
+        shared = rng.standard_normal((32, rank)) @ rng.standard_normal((rank, space.dimension))
+        rows = 0.05 * rows + shared
+    if crowded:
+        rows[:, -min(space.sizes) :] *= 20
+    rows *= np.exp(1.5 * rng.standard_normal((32, 1)))
+    return torch.from_numpy(rows).float()

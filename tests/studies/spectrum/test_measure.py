@@ -24,10 +24,11 @@ def test_one_real_run(part: Part, point: str) -> None:
 
     gram = part.arrays[f"gradient_gramian/{point}/0"]
     assert gram.shape == (8, 8)
-    of = {"vectors": "measured", "mean": "uncentred", "gradients": 8}
+    assert part.arrays[f"control_gramian/isotropic/{point}/0"].shape == (8, 8)
+    of = {"vectors": "measured", "norms": "own", "mean": "uncentred", "gradients": 8}
     rank = by_run(part.rows, "participation_rank", **here, **of)
     assert rank[0] == pytest.approx(effective_ranks(gram).participation)
-    assert len(values("energy_share")) == 3 * 8
+    assert len(values("energy_share")) == 3 * 7  # centred
     assert len(values("task_overlap")) == 36
     within, between = (by_run(part.rows, f"overlap_{w}", **here)[0] for w in ("within", "between"))
     assert within > between > 2 / by_run(part.rows, "dimension")[0]

@@ -27,9 +27,15 @@ def test_every_figure_is_drawn_at_both_points(part: Part, tiny: SpectrumSettings
 def test_the_sentences_hold_the_numbers_of_the_rows(part: Part, tiny: SpectrumSettings) -> None:
     ranks, energy, tasks, places = (section.sees for section in made(part, tiny))
     here = {"point": "damaged", "vectors": "measured"}
-    of = {**here, "mean": "centred", "gradients": 8}
+    of = {**here, "mean": "centred", "gradients": 8, "norms": "unit"}
     rank = by_run(part.rows, "participation_rank", **of)[0]
-    assert f"θ_D, n = 8, centred: participation ratio {number(rank)} " in ranks[1]
+    unit = "θ_D, n = 8 centred gradients scaled to unit length: participation ratio"
+    assert f"{unit} {number(rank)} " in ranks[2]
+    at = {"point": "damaged", "norms": "unit"}
+    ratio = by_run(part.rows, "rank_ratio", **at, control="isotropic")[0]
+    assert f"over that of isotropic vectors {number(ratio)} " in ranks[2]
+    growth = by_run(part.rows, "rank_growth", **at, vectors="measured")[0]
+    assert f"as n doubles it grows {number(growth)} " in ranks[2]
     share = by_run(part.rows, "crossfit_energy", **here, k=2)[0]
     assert f"the top 2 directions of half of the gradients hold {number(share)} " in energy[1]
     within = by_run(part.rows, "overlap_within", point="damaged")[0]

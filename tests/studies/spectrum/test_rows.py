@@ -17,19 +17,39 @@ from loclin.studies.spectrum.rows import (
     rank_rows,
     spectrum_rows,
 )
+from tests.rows import value, values
 from tests.studies.spectrum.planted import gathered
 
 
 def test_unit_norm_ranks_do_not_follow_the_norms() -> None:
     """Orthogonal vectors of very unequal norms: low rank by their norms, full rank without them."""
-    norms = np.geomspace(1, 1e-3, 8)
-    rows = list(rank_rows(np.diag(norms**2), {"per tensor": np.diag(norms**2)}, (8,), {"run": 0}))
-    own, unit = (
-        by_run(rows, "participation_rank", vectors=v, mean="uncentred")[0]
-        for v in ("measured", "measured, unit norm")
-    )
-    assert own < 2
-    assert unit == pytest.approx(8)
+    gram = np.diag(np.geomspace(1, 1e-3, 8) ** 2)
+    drawn = {"per tensor": 2 * gram, "isotropic": np.eye(8)}
+    rows = list(rank_rows(gram, drawn, (4, 8), {"run": 0}))
+    here = {"vectors": "measured", "mean": "uncentred", "gradients": 8}
+    ranks = {n: value(rows, "participation_rank", norms=n, **here) for n in ("own", "unit")}
+    assert ranks["own"] < 2
+    assert ranks["unit"] == pytest.approx(8)
+    assert values(rows, "participation_rank", "null", norms="unit", **here) == pytest.approx([8])
+
+
+def test_ratio_and_growth_are_those_of_centred_ranks_at_the_last_two_n() -> None:
+    rng = np.random.default_rng(0)
+    low = rng.standard_normal((16, 2)) @ rng.standard_normal((2, 40))
+    white = rng.standard_normal((16, 4000))
+    drawn = dict.fromkeys(("isotropic", "per tensor"), white @ white.T)
+    rows = list(rank_rows(low @ low.T, drawn, (2, 4, 16), {"run": 0}))
+    for norms in ("unit", "own"):
+
+        def rank(vectors: str, n: int, norms: str = norms) -> float:
+            here = {"norms": norms, "mean": "centred", "gradients": n}
+            return value(rows, "participation_rank", vectors=vectors, **here)
+
+        growth = value(rows, "rank_growth", norms=norms, vectors="measured")
+        assert growth == pytest.approx((rank("measured", 16) / rank("measured", 4)) ** 0.5)
+        ratio = value(rows, "rank_ratio", norms=norms, control="isotropic")
+        assert ratio == pytest.approx(rank("measured", 16) / rank("isotropic", 16))
+    assert value(rows, "rank_growth", norms="unit", vectors="isotropic") > 2  # 15 over 3, centred
 
 
 def test_shares_are_those_of_the_centred_vectors() -> None:

@@ -24,7 +24,7 @@ def test_every_profile_can_be_run(profile: Profile) -> None:
         ({"counts": ()}, "at least two growing numbers of gradients"),
         ({"counts": (16, 8)}, "at least two growing numbers"),
         ({"ks": (65,)}, r"ks from 1 to 64, half of the gradients, found \[65\]"),
-        ({"k": 30}, "k of at most 16 gradients, found 30"),
+        ({"k": 30}, "k of at most 12 gradients, found 30"),
         ({"gradient_batch": 0}, "gradient-batch of at least 1"),
         (
             {"store": "sketch", "sketch_size": 100},

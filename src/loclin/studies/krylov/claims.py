@@ -10,40 +10,48 @@ examples than gradient and Hessian do: to fall behind them refutes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from loclin.run.rows import Claim, Row, by_run
-from loclin.stats import mean_above, over_runs
+from loclin.stats import over_models
 from loclin.studies.krylov.names import EIGENVECTORS, FALLBACK, KRYLOV, PRECONDITIONED
 from loclin.studies.krylov.settings import KrylovSettings
 from loclin.studies.names import MINIBATCH, OPTIMISERS, PREFIX, displacement
-from loclin.studies.verdict import adjusted, figures, setting, verdict
+from loclin.studies.verdict import Mean, Rule, decided, setting, undecided
 
 MOST = 0.5  # "lie in": half
 
 
 def decide(settings: KrylovSettings, rows: Sequence[Row]) -> list[Claim]:
-    """The claim for both optimisers, p-values adjusted over the two."""
-    return adjusted([krylov(settings, rows, optimiser) for optimiser in settings.learning_rates()])
+    """The claim for both optimisers."""
+    return decided([krylov(settings, rows, optimiser) for optimiser in settings.learning_rates()])
 
 
-def krylov(settings: KrylovSettings, rows: Sequence[Row], optimiser: str) -> Claim:
+def krylov(settings: KrylovSettings, rows: Sequence[Row], optimiser: str) -> Rule:
     """The Krylov space holds most of d, and more than as many top eigenvectors and minibatch
     gradients.
     """
-    here: dict[str, Any] = {"k": settings.k, "space": settings.spaces[0], "of": "displacement"}
-    held, curvature, gradients, prefix = (
-        by_run(rows, "basis_capture", basis=b, optimiser=optimiser, **here)
-        for b in (KRYLOV, EIGENVECTORS, MINIBATCH, PREFIX)
+    here: dict[str, Any] = {"k": settings.k, "space": settings.spaces[0], "optimiser": optimiser}
+    held, own = (
+        by_run(rows, "basis_capture", basis=b, of="displacement", **here)
+        for b in (KRYLOV, PRECONDITIONED)
     )
-    e, c, g = over_runs(held), over_runs(held - curvature), over_runs(held - gradients)
-    p = (
-        mean_above(held, MOST),
-        mean_above(held - curvature, 0.0),
-        mean_above(held - gradients, 0.0),
+    curvature, gradients, prefix = (
+        by_run(rows, "capture_excess", over=b, **here) for b in (EIGENVECTORS, MINIBATCH, PREFIX)
     )
-    return Claim(
+    c, g, p = (over_models(v, settings.models) for v in (curvature, gradients, prefix))
+    note = f"over top eigenvectors {c}; over minibatch gradients {g}; over the first {settings.k} "
+    note += f"updates {p}"
+    if optimiser == "adamw":
+        note += f"; AdamW's own space K_k(M⁻¹H, M⁻¹g) {over_models(own, settings.models, 'logit')}"
+    else:
+        premise = by_run(rows, "bound_premise", optimiser=optimiser)
+        note += "; spectrum within [0, 2/η], the premise of the bound for stopped descent, in "
+        note += f"{int(premise.sum())} of {len(premise)} runs"
+    fallback = settings.products == FALLBACK
+    claim = undecided(
+        over_models(held, settings.models, "logit"),
         id="krylov",
         statement="The way back lies in the Krylov space of gradient and Hessian at the damaged "
         "point.",
@@ -53,31 +61,14 @@ def krylov(settings: KrylovSettings, rows: Sequence[Row], optimiser: str) -> Cla
         f"T = {settings.steps} steps",
         null=f"{MOST}; and as many top Hessian eigenvectors, and as many minibatch gradients, at "
         "θ_D",
-        p=max(p),
-        p_holm=None,
-        rule=f"supported: lower limits of the capture above {MOST} and of its excess over top "
-        "eigenvectors and over minibatch gradients above 0; refuted: the upper limit of the "
-        f"capture below {MOST}, or of its excess over top eigenvectors below 0",
-        verdict=verdict(e.low > MOST and c.low > 0 and g.low > 0, e.high < MOST or c.high < 0),
-        note=f"over top eigenvectors {c}; over minibatch gradients {g}; over the first "
-        f"{settings.k} updates {over_runs(held - prefix)}"
-        + _beside(settings, rows, optimiser, here),
-        **figures(e),  # type: ignore[arg-type]
+        rule=f"supported: the capture above {MOST} (mean on the logit scale), and what it exceeds "
+        "that of top eigenvectors and of minibatch gradients by, paired, above 0; refuted: the "
+        f"capture below {MOST}, or its excess over top eigenvectors below 0",
+        note=note + ("; products by finite differences" if fallback else ""),
     )
-
-
-def _beside(
-    settings: KrylovSettings, rows: Sequence[Row], optimiser: str, here: Mapping[str, Any]
-) -> str:
-    """What does not decide: AdamW's own space, the bound's premise, how products were made."""
-    if optimiser == "adamw":
-        own = by_run(rows, "basis_capture", basis=PRECONDITIONED, optimiser=optimiser, **here)
-        text = f"; AdamW's own space K_k(M⁻¹H, M⁻¹g) {over_runs(own)}"
-    else:
-        premise = by_run(rows, "bound_premise", optimiser=optimiser)
-        text = (
-            "; spectrum within [0, 2/η], the premise of the bound for stopped descent, in "
-            f"{int(premise.sum())} of {len(premise)} runs"
-        )
-    fallback = settings.products == FALLBACK
-    return text + ("; products by finite differences" if fallback else "")
+    conditions = (
+        Mean(name="capture", values=held, threshold=MOST, scale="logit"),
+        Mean(name="excess over eigenvectors", values=curvature, threshold=0.0),
+        Mean(name="excess over gradients", values=gradients, threshold=0.0, refutes=False),
+    )
+    return Rule(claim=claim, conditions=conditions, models=settings.models)

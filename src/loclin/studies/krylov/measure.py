@@ -23,6 +23,7 @@ from loclin.studies.krylov.rows import (
     captures_until,
     curvature_rows,
     descent_rows,
+    excess_rows,
     prefix_rows,
     premise_row,
     time_rows,
@@ -49,11 +50,15 @@ def measure(settings: KrylovSettings, run: int, session: Session) -> Part:
         f"probes/forms/{run}": found.probes.forms,
         f"probes/squares/{run}": found.probes.squares,
     }
+    families = {**found.families, PRECONDITIONED: found.preconditioned}
+    grams = {name: products(ctx, family) for name, family in families.items()}
+    for name, of in grams.items():
+        arrays |= {f"basis_gramian/{space}/{name}/{run}": g for space, g in of.items()}
     for done, optimiser in enumerate(settings.learning_rates()):
         session.progress(f"training it back with {optimiser}", 0.5 + done / 4)
-        more, grams = _recovered(ctx, optimiser, damaged, found)
+        more, kept = _recovered(ctx, optimiser, damaged, found, grams)
         rows += more
-        arrays |= {f"update_gramian/{space}/{optimiser}/{run}": g for space, g in grams.items()}
+        arrays |= {f"{name}/{optimiser}/{run}": array for name, array in kept.items()}
     return Part(rows=rows, arrays=arrays, notes=(*ctx.notes, found.note))
 
 
@@ -72,12 +77,17 @@ def requirements(settings: KrylovSettings) -> Requirements:
 
 
 def _recovered(
-    ctx: RunContext[KrylovSettings], optimiser: str, damaged: Tensor, found: Curved
-) -> tuple[list[Row], Mapping[str, np.ndarray]]:
-    """Train the task back from θ_D and hold the way against every basis.
+    ctx: RunContext[KrylovSettings],
+    optimiser: str,
+    damaged: Tensor,
+    found: Curved,
+    grams: Mapping[str, Mapping[str, np.ndarray]],
+) -> tuple[list[Row], dict[str, np.ndarray]]:
+    """Train the task back from θ_D and hold the way against every basis, of which `grams` has the
+    Gramians by space.
 
     Returns:
-        The rows, and the Gramian of the updates in every space.
+        The rows; in every space the Gramian of the updates, and their inner products with bases.
     """
     settings, context, k = ctx.settings, {**ctx.context, "optimiser": optimiser}, ctx.settings.k
     rows: list[Row] = []
@@ -93,22 +103,24 @@ def _recovered(
     )
     way = steps_family(ctx, real)
     updates = products(ctx, way)
+    arrays = {f"update_gramian/{space}": gram for space, gram in updates.items()}
     for space, gram in updates.items():
         here = {**context, "basis": PREFIX, "space": space}
         rows += prefix_rows(gram, settings.ks, here)
         rows += time_rows(gram[:k, :k], gram[:k], gram, settings.times, {**here, "k": k})
     own_space = {PRECONDITIONED: found.preconditioned} if optimiser == "adamw" else {}
     for name, family in (found.families | own_space).items():
-        own, cross = products(ctx, family), products(ctx, family, way)
+        own, cross = grams[name], products(ctx, family, way)
         for space, gram in updates.items():
             here = {**context, "basis": name, "space": space}
             basis, between = own[space], cross[space]
+            arrays[f"basis_updates/{space}/{name}"] = between
             rows += family_rows(basis, between, gram, settings.ks, ctx.dimension(space), here)
             rows += time_rows(basis[:k, :k], between[:k], gram, settings.times, {**here, "k": k})
         if name == KRYLOV and optimiser == "sgd":
             trained = settings.spaces[-1]
             rows += _model_rows(ctx, found, own[trained], cross[trained], updates[trained], context)
-    return rows, updates
+    return rows + [e for space in updates for e in excess_rows(rows, k, context, space)], arrays
 
 
 def _model_rows(

@@ -85,13 +85,17 @@ def _capture_lines(
     held = {b: text_of(rows, "basis_capture", basis=b, k=k, **of) for b in LEGEND}
     chance = select(rows, "basis_capture", basis=RANDOM, k=k, **of)
     adamw = of["optimiser"] == "adamw"
-    later = {**of, "of": "future"}
+    later, here = {**of, "of": "future"}, {"optimiser": of["optimiser"], "space": of["space"]}
+    more = {
+        b: text_of(rows, "capture_excess", over=b, k=k, **here) for b in (EIGENVECTORS, MINIBATCH)
+    }
     own = f", AdamW's own space {held[PRECONDITIONED]}" if adamw else ""
     return (
         f"{label}, k = {k}: the Krylov space holds {held[KRYLOV]} of d{own}; as many top "
         f"eigenvectors {held[EIGENVECTORS]}, minibatch gradients {held[MINIBATCH]}, first updates "
         f"{held[PREFIX]} (which are a part of d), random directions {held[RANDOM]} (k/D = "
-        f"{number(chance[0].null) if chance else '–'}).",
+        f"{number(chance[0].null) if chance else '–'}). Paired, it holds {more[EIGENVECTORS]} more "
+        f"than the eigenvectors and {more[MINIBATCH]} more than the minibatch gradients.",
         f"Of what is still to come after step {k}, the Krylov space holds "
         f"{text_of(rows, 'basis_capture', basis=KRYLOV, k=k, **later)}, the first updates "
         f"{text_of(rows, 'basis_capture', basis=PREFIX, k=k, **later)}.",
@@ -112,12 +116,16 @@ def _until(rows: Sequence[Row], k: int) -> Section:
                 title=f"Until when, {label}, k = {k}",
             )
         )
-        held = {r.context["t"]: r for r in select(rows, "capture_until", basis=KRYLOV, **here)}
+        held = select(rows, "capture_until", basis=KRYLOV, **here)
+        held.sort(key=lambda r: r.context["t"])
         if held:
-            half = ", ".join(str(t) for t in sorted(held) if (held[t].value or 0.0) >= 0.5)
+            ends = [
+                f"{estimate_text(r.value, r.low, r.high)} of the way until t = {r.context['t']}"
+                for r in (held[0], held[-1])
+            ]
+            half = ", ".join(str(r.context["t"]) for r in held if (r.value or 0.0) >= 0.5)
             lines.append(
-                f"{label}: the Krylov space holds {_row_text(held[min(held)])} of the way after "
-                f"{_steps(min(held))} and {_row_text(held[max(held)])} after {_steps(max(held))}; "
+                f"{label}: the Krylov space holds {' and '.join(ends)}; "
                 + (f"half or more at t = {half}." if half else "half at no measured t.")
             )
     return Section(
@@ -126,14 +134,6 @@ def _until(rows: Sequence[Row], k: int) -> Section:
         figures=figures,
         sees=lines,
     )
-
-
-def _row_text(row: Row) -> str:
-    return estimate_text(row.value, row.low, row.high)
-
-
-def _steps(t: int) -> str:
-    return f"{t} step" if t == 1 else f"{t} steps"
 
 
 def _model(rows: Sequence[Row], k: int) -> Section:

@@ -14,6 +14,8 @@ from loclin.geometry.krylov import Krylov
 from loclin.run.rows import Row, finite
 from loclin.stats import over_runs
 from loclin.studies.krylov.curved import Curved
+from loclin.studies.krylov.names import EIGENVECTORS, KRYLOV
+from loclin.studies.names import MINIBATCH, PREFIX
 from loclin.theory import krylov_converged_bound, krylov_stopped_bound
 
 Gramian = Float[np.ndarray, "T T"]
@@ -30,6 +32,18 @@ def prefix_rows(updates: Gramian, ks: tuple[int, ...], context: Mapping[str, Any
             if not np.isnan(value):
                 here = {**context, "k": k, "of": of}
                 yield Row(quantity="basis_capture", value=float(value), context=here)
+
+
+def excess_rows(
+    rows: Sequence[Row], k: int, context: Mapping[str, Any], space: str
+) -> Iterator[Row]:
+    """What the Krylov space holds of d less what as many dimensions of other bases hold."""
+    where = {"k": k, "of": "displacement", "space": space}.items()
+    of = [r for r in rows if r.quantity == "basis_capture" and where <= r.context.items()]
+    held = {r.context["basis"]: r.value for r in of if r.value is not None}
+    for name in (EIGENVECTORS, MINIBATCH, PREFIX):
+        here = {**context, "space": space, "k": k, "over": name}
+        yield Row(quantity="capture_excess", value=held[KRYLOV] - held[name], context=here)
 
 
 def captures_until(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -12,6 +13,7 @@ from loclin.studies.settings import (
     TrainBackSettings,
     check_counts,
     check_within,
+    exhaustive,
     named,
     recovering_by_lora,
     recovering_quickly,
@@ -37,6 +39,13 @@ class KrylovSettings(TrainBackSettings):
 
     study: ClassVar[str] = "krylov"
     kind: ClassVar[str] = "krylov"
+    scales: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("basis_capture", "capture_until", "left_over"), "logit"),
+        **dict.fromkeys(("descent_length", "left_over_bound", "gradient_norm"), "log"),
+        "frobenius_norm": "log",
+        "descent_cosine": "fisher",
+        "score": "score",
+    }
 
     k: int = 10
     """The k at which claims are decided and bases compared."""
@@ -77,8 +86,8 @@ class KrylovSettings(TrainBackSettings):
 
 
 def preset(profile: Profile, model: str | None = None) -> KrylovSettings:
-    """The defaults of a profile for a model; smoke takes small bases, a short recovery and three
-    runs, standard four, paper 24.
+    """The defaults of a profile for a model; smoke takes small bases and a short recovery, standard
+    one run on every model.
     """
     settings = KrylovSettings(model=named(profile, model), profile=profile)
     if settings.model not in SEQUENCE_MODELS:
@@ -93,7 +102,9 @@ def preset(profile: Profile, model: str | None = None) -> KrylovSettings:
             recovering_quickly(settings), k=5, ks=(1, 2, 3, 5, 8), times=(1, 2, 5, 10, 20, 50)
         )
         return replace(smaller, curvature_examples=32, probes=4)
-    return replace(settings, seeds=24 if profile == "paper" else 4)
+    if profile == "paper":
+        return exhaustive(settings)
+    return replace(settings, seeds=settings.models_per_claim)
 
 
 def reproduced(profile: Profile) -> tuple[KrylovSettings, ...]:

@@ -62,13 +62,16 @@ def measure(settings: LinearitySettings, run: int, session: Session) -> Part:
     points = {"pretrained": ctx.space.read(), "damaged": damaged}
     if settings.evaluate == "float64":
         ctx.problem.model.double()  # in place: the space holds the same tensors
-    for name, point in points.items():
-        ctx.space.write(point)
-        rows += of_defined_tasks(_Point(ctx, eval_set, name, progress).rows(displacements[name]))
+    arrays: dict[str, np.ndarray] = {}
+    for name, place in points.items():
+        ctx.space.write(place)
+        point = _Point(ctx, eval_set, name, progress)
+        rows += of_defined_tasks(point.rows(displacements[name]))
+        arrays |= {f"{key}/{run}": array for key, array in point.arrays.items()}
     differences = settings.products == "finite differences"
     text = "curvature is taken by finite differences of gradients, a fallback"
     note = [text] if differences else switch_note(ctx.problem)
-    return Part(rows=rows, arrays={}, notes=(*ctx.notes, *note))
+    return Part(rows=rows, arrays=arrays, notes=(*ctx.notes, *note))
 
 
 def switch_note(problem: Problem) -> list[str]:
@@ -100,7 +103,9 @@ def examples_followed(ctx: RunContext[LinearitySettings]) -> EvalSet:
 
 
 class _Point:
-    """One point of the weights, the space standing there."""
+    """One point of the weights, the space standing there. `arrays` has the lines that were followed
+    (docs/record.md).
+    """
 
     def __init__(
         self,
@@ -113,6 +118,7 @@ class _Point:
         self._origin, settings = ctx.space.read(), ctx.settings
         self._grid = signed_grid(settings.smallest, settings.largest, settings.per_decade)
         self._seed = derived(ctx.seed, "window", name)
+        self.arrays: dict[str, np.ndarray] = {}
 
     def rows(self, displacements: Sequence[NamedDirection]) -> Iterator[Row]:
         """Lines along displacements and along what every point has, then pairs of them."""
@@ -138,6 +144,7 @@ class _Point:
                 here |= {"on": d.on} if d.on else {}
                 yield from curve_rows(profile.on(self._grid), here)
                 closer = self._closer(line)
+                self._keep(d, closer.profile())
                 yield from line_rows(closer.profile(), tolerances, here)
                 yield from self._ends(d, closer, here)
         at = profiles[id(every[-1])]
@@ -148,7 +155,14 @@ class _Point:
             w, here = self._ray(one) + self._ray(other), {"point": self._name, "pair": label}
             sums, counts = losses_along(space, self._eval_set.tallies, w, steps)
             both, here = sums[:, 0] / counts[0] - two[0].loss, {**ctx.context, **here}
+            self.arrays[f"pair/{self._name}/{label}"] = np.column_stack([steps, both])
             yield from pair_rows(np.array(steps), both, two, bent, tolerances, here)
+
+    def _keep(self, direction: NamedDirection, line: Profile) -> None:
+        """A line with the steps from which its windows are read."""
+        key = "/".join([self._name, direction.name, *([direction.on] if direction.on else [])])
+        self.arrays[f"line/{key}"] = np.column_stack([line.steps, line.changes, line.scores])
+        self.arrays[f"start/{key}"] = np.array([line.loss, line.slope, line.curvature])
 
     def _switched(self) -> AbstractContextManager[None]:
         differences = self._ctx.settings.products == "finite differences"

@@ -75,15 +75,12 @@ def _reach(rows: Rows, name: str = "window", mark: str = "", **there: Any) -> st
 
 
 def _share(rows: Rows, quantity: str, **there: Any) -> str:
-    """In how many runs something was so, of task vectors in which share of all their tasks; empty
-    where in none.
+    """In which share of the runs something was so, of task vectors in which share of all their
+    tasks; empty where in none.
     """
     found = first(rows, quantity, **there)
-    if not found or not found.value:
-        return ""
-    if there.get("direction") == TASK:
-        return f"in {found.value:.0%} of the tasks of all runs"
-    return f"in {round(found.value * found.n)} of {found.n} runs"
+    of = "tasks of all runs" if there.get("direction") == TASK else "runs"
+    return f"in {found.value:.0%} of the {of}" if found and found.value else ""
 
 
 def _directions(rows: Rows) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -134,10 +131,10 @@ def _lines(rows: Rows, settings: Settings) -> Section:
         "raises the loss.",
         figures=figures,
         sees=[
-            f"Independent runs: {settings['seeds']}; means over them are geometric for steps, "
-            "windows and sizes of errors and of loss changes, plain for losses, scores, signed "
-            f"loss changes and decades. Weights and losses are evaluated in {precision}, on "
-            f"{settings['window_examples']} examples {unseen}.",
+            f"Independent runs: {settings['seeds']}; means are geometric for steps, windows "
+            "and sizes of errors and of loss changes, on the logit scale for scores, plain for "
+            "losses, signed loss changes and decades. Weights and losses are evaluated in "
+            f"{precision}, on {settings['window_examples']} examples {unseen}.",
             "Norm-matched noise is random within every tensor and has the gradient's norm there, "
             "at both points.",
             *([factors] if settings["space"] == "lora" else []),
@@ -231,7 +228,7 @@ def _radii(rows: Rows, settings: Settings) -> Table:
             ]
         )
     caption = f"Radii: steps as a share of the {moved(settings['space'])}' length; geometric means "
-    caption += "over runs with 95 % intervals, decades plain."
+    caption += "with 95 % intervals, decades plain."
     return Table(caption=caption, header=header, rows=table)
 
 

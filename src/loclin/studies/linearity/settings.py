@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -12,6 +13,7 @@ from loclin.studies.settings import (
     TrainBackSettings,
     check_counts,
     check_within,
+    exhaustive,
     named,
     recovering_by_lora,
     recovering_quickly,
@@ -40,6 +42,10 @@ class LinearitySettings(TrainBackSettings):
 
     study: ClassVar[str] = "linearity"
     kind: ClassVar[str] = "linearity"
+    scales: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("score", "score_here", "edge_score", "whole_score"), "score"),
+        "edge_loss_change": "log",
+    }
 
     evaluate: Literal["float64", "same"] = "same"
     """Precision in which the loss is followed: float64 (the model is cast when all training is
@@ -47,7 +53,7 @@ class LinearitySettings(TrainBackSettings):
     window_examples: int = 128
     """Examples of the test split whose loss is followed."""
     tolerances: tuple[float, ...] = (0.1, 0.5)
-    """τ, relative errors at which a window ends; the first decides the claims."""
+    """τ, relative errors at which a window ends; the first is that of the claims."""
     smallest: float = 1e-6
     """The smallest step ε."""
     largest: float = 1.0
@@ -118,8 +124,7 @@ def check_line(settings: Any) -> None:
 def preset(profile: Profile, model: str | None = None) -> LinearitySettings:
     """The defaults of a profile for a model.
 
-    smoke: short recoveries, few steps on each line, three runs. standard: four runs. paper: 24
-    runs, so that intervals come from the bootstrap.
+    smoke: short recoveries, few steps on each line. standard: one run on every model, few steps.
     """
     settings = LinearitySettings(model=named(profile, model), profile=profile)
     if settings.model not in SEQUENCE_MODELS:
@@ -127,11 +132,11 @@ def preset(profile: Profile, model: str | None = None) -> LinearitySettings:
     own: dict[str, Any] = {"evaluate": "float64"} if settings.model in BUILT_IN else {}
     settings = replace(settings, **(own or {"curvature_chunk": 8}))
     if profile == "paper":
-        return replace(settings, seeds=24)
-    settings = replace(settings, window_examples=24)
+        return exhaustive(settings)
+    settings = replace(settings, window_examples=24, per_decade=1)
     if profile == "standard":
-        return replace(settings, seeds=4, steps=100, per_decade=2)
-    settings = replace(recovering_quickly(settings), per_decade=1, task_vector_steps=10)
+        return replace(settings, seeds=settings.models_per_claim, steps=100)
+    settings = replace(recovering_quickly(settings), task_vector_steps=10)
     return replace(settings, k=5, prefix_vectors=(1, 5))
 
 

@@ -1,65 +1,88 @@
 """The claim that the spectrum study decides, at two points, by a rule written here before any run
-(measures §14).
+(measures §6, §14).
+
+Where a few examples carry the energy, gradients are of low rank by their norms alone, and so are
+random vectors with these norms: what decides is scaled to unit length.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from loclin.run.rows import Claim, Row, by_run
-from loclin.stats import mean_above, over_runs
+from loclin.stats import Estimate, Scale, over_models
 from loclin.studies.names import POINTS
-from loclin.studies.spectrum.names import CENTRED, MEASURED, UNIT_NORM
+from loclin.studies.spectrum.names import (
+    ISOTROPIC,
+    MEASURED,
+    OWN,
+    PER_TENSOR,
+    UNIT,
+)
 from loclin.studies.spectrum.settings import SpectrumSettings
-from loclin.studies.verdict import adjusted, figures, setting, verdict
+from loclin.studies.verdict import Mean, Rule, decided, setting, undecided
 
 MOST = 0.5  # "well under": half
 #: Doubling n multiplies the rank of isotropic vectors by 2, of vectors of fixed rank by 1.
 SATURATED = math.sqrt(2)
+Values = Float[np.ndarray, " S"]
 
 
 def decide(settings: SpectrumSettings, rows: Sequence[Row]) -> list[Claim]:
-    """The claim at both points, p-values adjusted over the two."""
-    return adjusted([low_rank_gradients(settings, rows, point) for point in POINTS])
+    """The claim at both points."""
+    return decided([low_rank_gradients(settings, rows, point) for point in POINTS])
 
 
-def low_rank_gradients(settings: SpectrumSettings, rows: Sequence[Row], point: str) -> Claim:
-    """The participation ratio of centred gradients is well under that of random vectors with the
-    same norms, and no longer grows with n.
+def low_rank_gradients(settings: SpectrumSettings, rows: Sequence[Row], point: str) -> Rule:
+    """The participation ratio of centred gradients of unit length is well under that of random
+    vectors, and hardly grows with n any more.
     """
-    most, half, symbol = settings.counts[-1], settings.counts[-2], POINTS[point]
+    n, symbol = settings.counts[-1], POINTS[point]
 
-    def ranks(n: int, vectors: str = MEASURED, column: str = "value") -> Float[np.ndarray, " S"]:
-        here = {"point": point, "vectors": vectors, "mean": CENTRED, "gradients": n}
-        return by_run(rows, "participation_rank", column, **here)
+    def of(quantity: str, **context: Any) -> Values:
+        return by_run(rows, quantity, point=point, **context)
 
-    rank = ranks(most)
-    ratio = rank / ranks(most, column="null")
-    unit = over_runs(ranks(most, UNIT_NORM) / ranks(most, UNIT_NORM, "null"))
-    # growth over one doubling, whatever the step between the two largest n
-    growth = (rank / ranks(half)) ** (math.log(2) / math.log(most / half))
-    e, g = over_runs(ratio), over_runs(growth)
+    def mean(values: Values, scale: Scale = "log") -> Estimate:
+        return over_models(values, settings.models, scale)
+
+    ratio, strict = (of("rank_ratio", norms=UNIT, control=c) for c in (ISOTROPIC, PER_TENSOR))
+    growth, control = (of("rank_growth", norms=UNIT, vectors=v) for v in (MEASURED, ISOTROPIC))
+    matched = mean(of("rank_ratio", norms=OWN, control=ISOTROPIC))
+    matched_growth = mean(of("rank_growth", norms=OWN, vectors=MEASURED))
     k = max((k for k in settings.ks if k <= settings.k), default=min(settings.ks))
-    energy = by_run(rows, "crossfit_energy", point=point, vectors=MEASURED, k=k)
-    return Claim(
+    energy = of("crossfit_energy", vectors=MEASURED, k=k)
+    claim = undecided(
+        mean(ratio),
         id="low-rank-gradients",
-        statement=f"Task gradients at {symbol} have low-rank structure beyond a random sketch with "
-        "the same norms.",
+        statement=f"Task gradients at {symbol} have low-rank structure beyond a random sketch, "
+        "their norms apart.",
         setting=setting(settings, symbol),
         paper="rank well under the control (Fig. 5)",
-        measured=f"participation ratio over the control's, n = {most} centred minibatch gradients",
-        null="1: gradients that share nothing but their norm in every tensor",
-        p=max(mean_above(-ratio, -MOST), mean_above(-growth, -SATURATED)),
-        p_holm=None,
-        rule=f"supported: ratio's upper limit below {MOST} and growth per doubling of n below √2; "
-        f"refuted: ratio's lower limit above {MOST}, or growth's above √2",
-        verdict=verdict(e.high < MOST and g.high < SATURATED, e.low > MOST or g.low > SATURATED),
-        note=f"participation ratio {over_runs(rank)}; growth per doubling {g} (isotropic vectors: "
-        f"about 2); scaled to unit norm, ratio {unit}; the top {k} directions of half of them hold "
-        f"{over_runs(energy)} of the energy of the other half",
-        **figures(e),  # type: ignore[arg-type]
+        measured=f"participation ratio over that of isotropic vectors, n = {n} centred minibatch "
+        "gradients, all scaled to unit length",
+        null="1: vectors of unit length that share nothing, or nothing but their norms by tensor",
+        rule=f"supported: the ratio to isotropic vectors below {MOST}, so that to vectors with the "
+        "same norms by tensor, and the growth per doubling of n below √2; refuted: the first above "
+        f"{MOST}, or the growth above √2; means on a log scale",
+        note=f"growth per doubling {mean(growth)} (isotropic vectors: {mean(control)}); ratio to "
+        f"vectors with the same norms by tensor {mean(strict)}; not scaled, against isotropic "
+        f"vectors of the same norms, ratio {matched} and growth {matched_growth}: where "
+        "a few gradients carry the energy, both are of low rank; the top "
+        f"{k} directions of half of them hold {mean(energy, 'logit')} of the energy of the other "
+        "half",
     )
+    held = (
+        ("ratio to isotropic vectors", ratio, MOST, True),
+        ("ratio to vectors with the same norms by tensor", strict, MOST, False),
+        ("growth per doubling of n", growth, SATURATED, True),
+    )
+    conditions = tuple(
+        Mean(name=name, values=v, threshold=at, below=True, scale="log", refutes=refutes)
+        for name, v, at, refutes in held
+    )
+    return Rule(claim=claim, conditions=conditions, models=settings.models)

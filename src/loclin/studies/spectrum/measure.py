@@ -50,9 +50,9 @@ def measure(settings: SpectrumSettings, run: int, session: Session) -> Part:
             space.write(at)
             stage = f"gradients at the {point} point"
             gradients = gather(model, space, storage, batches, progress=progress, stage=stage)
-        more, products = _rows(ctx, gradients, sets, {**ctx.context, "point": point})
+        more, grams = _rows(ctx, gradients, sets, {**ctx.context, "point": point})
         rows += more
-        arrays[f"gradient_gramian/{point}/{run}"] = products
+        arrays |= {f"{name}/{point}/{run}": gram for name, gram in grams.items()}
     return Part(rows=rows, arrays=arrays, notes=(*ctx.notes, *notes))
 
 
@@ -92,8 +92,8 @@ def _batches(ctx: RunContext[SpectrumSettings]) -> tuple[list[Batch], Sets, list
 
 def _rows(
     ctx: RunContext[SpectrumSettings], gradients: Gradients, sets: Sets, context: dict[str, Any]
-) -> tuple[list[Row], np.ndarray]:
-    """Rows of one point, and the Gramian of the run's task."""
+) -> tuple[list[Row], dict[str, np.ndarray]]:
+    """Rows of one point, and the Gramians of the run's task and of its controls."""
     settings, n = ctx.settings, max(ctx.settings.counts)
     seed = derived(ctx.seed, "spectrum", str(context["point"]))
     random = controls(gradients, seed=seed)
@@ -108,4 +108,5 @@ def _rows(
     if tensors:
         within = {name: g[:n, :n] for name, g in tensors.items()}
         rows += layer_rows(gradients.first(n), within, context, seed=seed)
-    return rows, own
+    grams = {f"control_gramian/{name}": gram for name, gram in drawn.items()}
+    return rows, {"gradient_gramian": own, **grams}

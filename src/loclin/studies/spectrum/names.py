@@ -1,6 +1,7 @@
 """Names of what the spectrum study compares, for rows, claims and page."""
 
-#: Whose ranks they are: gradients as they are and at unit norm, and two kinds of random vectors.
-MEASURED, UNIT_NORM = "measured", "measured, unit norm"
-PER_TENSOR, ISOTROPIC = "per tensor", "isotropic"
+#: Whose ranks they are: gradients, and two kinds of random vectors with the same norms.
+MEASURED, PER_TENSOR, ISOTROPIC = "measured", "per tensor", "isotropic"
+#: All scaled to unit length, or as long as they are.
+UNIT, OWN = "unit", "own"
 CENTRED, UNCENTRED = "centred", "uncentred"

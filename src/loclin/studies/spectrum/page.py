@@ -5,9 +5,10 @@ are in.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from loclin.report.figures import PALETTE, Curve, Drawing, draw_curves, draw_matrix, select
+from loclin.report.figures import Curve, Drawing, curve, draw_curves, draw_matrix, select
 from loclin.report.section import Section, text_of
 from loclin.report.words import number
 from loclin.run.rows import Row
@@ -16,13 +17,15 @@ from loclin.studies.spectrum.names import (
     CENTRED,
     ISOTROPIC,
     MEASURED,
+    OWN,
     PER_TENSOR,
-    UNCENTRED,
-    UNIT_NORM,
+    UNIT,
 )
 
 Rows = Sequence[Row]
 Settings = Mapping[str, Any]
+LOGARITHMIC: dict[str, Any] = {"limits": None, "log": (True, True)}
+LENGTHS = {UNIT: "scaled to unit length", OWN: "of their own norms"}
 
 
 def sections(rows: Rows, settings: Settings) -> list[Section]:
@@ -38,72 +41,65 @@ def _null(rows: Rows, quantity: str, **context: Any) -> str:
 
 def _ranks(rows: Rows, settings: Settings) -> Section:
     figures, lines, most = list[Drawing](), list[str](), max(settings["counts"])
+    of = partial(text_of, rows)
     for point, symbol in POINTS.items():
         figures += [_growth(rows, point), _shares(rows, point, most)]
-
-        def rank(vectors: str, kind: str = "participation", point: str = point) -> str:
-            here = {"point": point, "mean": CENTRED, "gradients": most, "vectors": vectors}
-            return text_of(rows, f"{kind}_rank", **here)
-
-        lines.append(
-            f"At {symbol}, n = {most}, centred: participation ratio {rank(MEASURED)}, random "
-            f"vectors with the same norm in every tensor {rank(PER_TENSOR)}, isotropic ones "
-            f"{rank(ISOTROPIC)}; stable rank {rank(MEASURED, 'stable')}, entropy rank "
-            f"{rank(MEASURED, 'entropy')}. Scaled to unit norm: {rank(UNIT_NORM)}."
-        )
+        for norms, label in LENGTHS.items():
+            here = {"point": point, "norms": norms}
+            own = {**here, "mean": CENTRED, "gradients": most, "vectors": MEASURED}
+            lines.append(
+                f"At {symbol}, n = {most} centred gradients {label}: participation ratio "
+                f"{of('participation_rank', **own)}, over that of isotropic vectors "
+                f"{of('rank_ratio', control=ISOTROPIC, **here)}, of vectors with the same norms by "
+                f"tensor {of('rank_ratio', control=PER_TENSOR, **here)}; as n doubles it grows "
+                f"{of('rank_growth', vectors=MEASURED, **here)} times, that of isotropic vectors "
+                f"{of('rank_growth', vectors=ISOTROPIC, **here)} times. Stable rank "
+                f"{of('stable_rank', **own)}, entropy rank {of('entropy_rank', **own)}."
+            )
     return Section(
         title="Are task gradients of low rank?",
         question="Does the effective rank of n gradients stop growing well below that of random "
-        "vectors with the same norms? A few large gradients give a low rank by their norms alone; "
-        "the control has the same ones.",
+        "vectors? Scaled to unit length, which decides: a few large gradients give a low rank by "
+        "their norms alone, to random vectors with the same norms too.",
         figures=figures,
         sees=lines,
     )
 
 
 def _growth(rows: Rows, point: str) -> Drawing:
-    curves, where = [], f"at {POINTS[point]}"
-    for i, mean in enumerate((CENTRED, UNCENTRED)):
-        for vectors, colour in ((MEASURED, i), (PER_TENSOR, i), (ISOTROPIC, i + 2)):
-            chosen = select(rows, "participation_rank", point=point, mean=mean, vectors=vectors)
-            control = vectors != MEASURED
-            label = f"{mean}: {vectors}{' control' if control else ''}"
-            curves.append(_curve(chosen, label, colour, control))
-    caption = f"Participation ratio of n gradients {where}, with two random controls."
+    curves, where = list[Curve](), f"at {POINTS[point]}"
+    for i, (norms, label) in enumerate(LENGTHS.items()):
+        for vectors, colour in ((MEASURED, i), (ISOTROPIC, i), (PER_TENSOR, i + 2)):
+            here = {"point": point, "mean": CENTRED, "vectors": vectors, "norms": norms}
+            name = f"{_whose(vectors)}, {label}"
+            curves.append(_curve(rows, "participation_rank", name, colour, **here))
+    caption = f"Participation ratio of n centred gradients {where}, with two random controls."
     labels, title = ("number of gradients n", "participation ratio"), f"Effective rank {where}"
-    return _fitted(f"rank-{point}", caption, curves, "gradients", labels, title, base=2)
+    axes = {"over": "gradients", "base": 2, **LOGARITHMIC}
+    return draw_curves(f"rank-{point}", caption, curves, labels=labels, title=title, **axes)
 
 
 def _shares(rows: Rows, point: str, most: int) -> Drawing:
-    curves, where = [], f"at {POINTS[point]}"
-    for colour, vectors in enumerate((MEASURED, PER_TENSOR, ISOTROPIC)):
-        shares = select(rows, "energy_share", point=point, vectors=vectors)
-        control = vectors != MEASURED
-        label = f"{vectors} control" if control else "gradients"
-        curves.append(_curve([r for r in shares if r.context["i"] < most], label, colour, control))
-    caption = f"Share of the energy along each principal direction of {most} centred gradients "
-    caption += f"{where}, with two random controls."
+    where = f"at {POINTS[point]}"
+    curves = [
+        _curve(rows, "energy_share", _whose(vectors), colour, point=point, vectors=vectors)
+        for colour, vectors in enumerate((MEASURED, PER_TENSOR, ISOTROPIC))
+    ]
+    caption = f"Share of the energy along each principal direction of {most} centred gradients of "
+    caption += f"their own norms {where}, with two random controls."
     labels, title = ("principal direction i", "share of the energy, σᵢ²/Σσ²"), f"Spectrum {where}"
-    return _fitted(f"spectrum-{point}", caption, curves, "i", labels, title)
+    axes = {"over": "i", **LOGARITHMIC}
+    return draw_curves(f"spectrum-{point}", caption, curves, labels=labels, title=title, **axes)
 
 
-def _fitted(
-    name: str,
-    caption: str,
-    curves: list[Curve],
-    over: str,
-    labels: tuple[str, str],
-    title: str,
-    base: int = 10,
-) -> Drawing:
-    """Curves on logarithmic axes that fit them."""
-    axes: dict[str, Any] = {"limits": None, "log": (True, True), "base": base}
-    return draw_curves(name, caption, curves, over=over, labels=labels, title=title, **axes)
+def _whose(vectors: str) -> str:
+    return "gradients" if vectors == MEASURED else f"{vectors} control"
 
 
-def _curve(rows: Rows, label: str, colour: int, control: bool = False) -> Curve:
+def _curve(rows: Rows, quantity: str, label: str, colour: int, **of: Any) -> Curve:
     """A curve with its band, or a dashed one of a control."""
-    return Curve(rows=rows, label=label, colour=PALETTE[colour], dashed=control, band=not control)
+    control = of["vectors"] != MEASURED
+    return curve(rows, quantity, label, colour, dashed=control, band=not control, **of)
 
 
 def _energy(rows: Rows, settings: Settings) -> Section:
@@ -112,11 +108,11 @@ def _energy(rows: Rows, settings: Settings) -> Section:
     for point, symbol in POINTS.items():
         of = {"point": point, "vectors": MEASURED}
         random = {"point": point, "vectors": PER_TENSOR}
-        null = select(rows, "crossfit_energy", **random)
+        null = "random vectors with the same norms"
         curves = [
-            _curve(select(rows, "crossfit_signal", **of), "of the mean gradient", 0),
-            _curve(select(rows, "crossfit_energy", **of), "of each new gradient", 1),
-            _curve(null, "random vectors with the same norms", 8, control=True),
+            _curve(rows, "crossfit_signal", "of the mean gradient", 0, **of),
+            _curve(rows, "crossfit_energy", "of each new gradient", 1, **of),
+            _curve(rows, "crossfit_energy", null, 8, **random),
         ]
         name, title = f"crossfit-{point}", f"New gradients in the old space, {symbol}"
         caption = f"Energy of new gradients in the top-k space of as many old ones at {symbol}."

@@ -4,6 +4,7 @@ the space of old ones, the overlap of tasks' spaces (§5).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,15 @@ from loclin.geometry.spectrum import (
 from loclin.run.rows import Row, finite
 from loclin.seeds import derived
 from loclin.studies.spectrum.gradients import Gradients, place_of
-from loclin.studies.spectrum.names import CENTRED, MEASURED, PER_TENSOR, UNCENTRED, UNIT_NORM
+from loclin.studies.spectrum.names import (
+    CENTRED,
+    ISOTROPIC,
+    MEASURED,
+    OWN,
+    PER_TENSOR,
+    UNCENTRED,
+    UNIT,
+)
 
 Gramian = Float[np.ndarray, "n n"]
 Context = Mapping[str, Any]
@@ -29,46 +38,56 @@ Sets = Mapping[str, tuple[slice, slice]]
 def rank_rows(
     measured: Gramian, controls: Mapping[str, Gramian], counts: Sequence[int], context: Context
 ) -> Iterator[Row]:
-    """Ranks of the first n gradients for every n in `counts`, and of each control.
+    """Ranks of the first n gradients for every n in `counts`, and of each control, with their own
+    norms and scaled to unit length; the null column is the isotropic control.
 
-    The null column is the control "per tensor". The same is given at unit norm: where a few
-    examples carry most of the energy, vectors with those norms are of low rank whatever their
-    directions.
+    Where a few examples carry most of the energy, vectors with their norms are of low rank whatever
+    their directions, and so is the control: what decides is of unit length. `rank_ratio` and
+    `rank_growth` are of centred participation ratios at the last two n, the growth per doubling.
     """
-    null = controls[PER_TENSOR]
-    yield from _ranks(measured, null, counts, {**context, "vectors": MEASURED})
-    yield from _ranks(_unit(measured), _unit(null), counts, {**context, "vectors": UNIT_NORM})
-    for name, products in controls.items():
-        yield from _ranks(products, None, counts, {**context, "vectors": name})
+    every, (half, most) = {MEASURED: measured, **controls}, counts[-2:]
+    for norms, scaled in ((UNIT, unit_norm), (OWN, np.asarray)):
+        ranks = {
+            (name, n, mean): effective_ranks(middle(scaled(products)[:n, :n]))
+            for name, products in every.items()
+            for n in counts
+            for mean, middle in ((UNCENTRED, np.asarray), (CENTRED, centred))
+        }
+        for (name, n, mean), rank in ranks.items():
+            control = ranks[ISOTROPIC, n, mean] if name == MEASURED else None
+            here = {**context, "vectors": name, "norms": norms, "gradients": n, "mean": mean}
+            for kind in ("stable", "participation", "entropy"):
+                value, null = getattr(rank, kind), getattr(control, kind, None)
+                yield Row(quantity=f"{kind}_rank", value=value, null=null, context=here)
+        for name in every:
+            last = ranks[name, most, CENTRED].participation
+            step = math.log(2) / math.log(most / half)  # whatever is between the two n
+            growth = (last / ranks[name, half, CENTRED].participation) ** step
+            here = {**context, "vectors": name, "norms": norms}
+            yield Row(quantity="rank_growth", value=growth, context=here)
+            if name != MEASURED:
+                ratio = ranks[MEASURED, most, CENTRED].participation / last
+                here = {**context, "control": name, "norms": norms}
+                yield Row(quantity="rank_ratio", value=ratio, null=1.0, context=here)
 
 
-def _unit(products: Gramian) -> Gramian:
+def unit_norm(products: Gramian) -> Gramian:
+    """Gramian of the same vectors scaled to unit length; those of zeros stay so."""
     norms = np.sqrt(np.diag(products))
     scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
     result: np.ndarray = products * np.outer(scale, scale)
     return result
 
 
-def _ranks(
-    products: Gramian, null: Gramian | None, counts: Sequence[int], context: Context
-) -> Iterator[Row]:
-    for n in counts:
-        for middle, name in ((lambda g: g, UNCENTRED), (centred, CENTRED)):
-            ranks = effective_ranks(middle(products[:n, :n]))
-            control = None if null is None else effective_ranks(middle(null[:n, :n]))
-            here = {**context, "gradients": n, "mean": name}
-            for kind in ("stable", "participation", "entropy"):
-                value, chance = getattr(ranks, kind), getattr(control, kind, None)
-                yield Row(quantity=f"{kind}_rank", value=value, null=chance, context=here)
-
-
 def spectrum_rows(
     measured: Gramian, controls: Mapping[str, Gramian], most: int, context: Context
 ) -> Iterator[Row]:
-    """The largest shares p_i = σ_i²/Σσ² of the centred gradients, and of each control."""
+    """The largest shares p_i = σ_i²/Σσ² of the centred gradients, and of each control; not the last
+    one of n, which centring makes 0.
+    """
     for name, products in {MEASURED: measured, **controls}.items():
         energy = np.clip(np.linalg.eigvalsh(centred(products))[::-1], 0, None)
-        for i, share in enumerate(energy[:most] / energy.sum(), 1):
+        for i, share in enumerate(energy[: min(most, len(energy) - 1)] / energy.sum(), 1):
             here = {**context, "vectors": name, "i": i}
             yield Row(quantity="energy_share", value=float(share), context=here)
 
@@ -76,8 +95,8 @@ def spectrum_rows(
 def layer_rows(
     gradients: Gradients, tensors: Mapping[str, Gramian], context: Context, *, seed: int
 ) -> Iterator[Row]:
-    """Participation ratio of the centred gradients within every layer and kind of weight, its
-    control, and its share of the energy.
+    """Participation ratio of the gradients within every layer and kind of weight, scaled to unit
+    length there and centred, its control, and its share of the energy.
 
     Weight and bias of a module count as one kind. A place whose gradients vanish has no ratio.
     """
@@ -94,7 +113,9 @@ def layer_rows(
         if np.trace(centred(products)) > 0:
             own, of = derived(seed, layer, kind), [sizes[i] for i in members]
             drawn = random_sketch(gradients.norms[:, members], of, seed=own)
-            rank, null = (effective_ranks(centred(g)).participation for g in (products, drawn))
+            rank, null = (
+                effective_ranks(centred(unit_norm(g))).participation for g in (products, drawn)
+            )
             ratio = rank / null
             yield Row(quantity="layer_rank", value=rank, null=null, context=here)
         yield Row(quantity="layer_rank_ratio", value=ratio, null=1.0, context=here)

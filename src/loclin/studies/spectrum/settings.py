@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ from loclin.studies.settings import (
     by_lora,
     check_counts,
     check_sketch,
+    exhaustive,
     named,
     quick,
     studied,
@@ -24,10 +26,10 @@ class SpectrumSettings(DamageSettings):
     """Take n gradients of a task at the pretrained and at the damaged point, and ask how many
     directions they share.
 
-    Effective ranks as n grows, centred and not, against random vectors that share nothing but the
-    norms within every tensor, sketched the same way; the energy of new gradients in the space of
-    old ones; how far the spaces of different tasks overlap; and which layers and kinds of weights
-    hold it (measures §6, §5). One claim at each of the two points.
+    Effective ranks as n grows, scaled to unit length and not, centred and not, against random
+    vectors that share nothing but the norms, sketched the same way; the energy of new gradients in
+    the space of old ones; how far the spaces of different tasks overlap; and which layers and kinds
+    of weights hold it (measures §6, §5). One claim at each of the two points.
 
     The other defaults depend on --profile and --model: the built-in sequence models are measured on
     all their weights, everything else by LoRA.
@@ -35,6 +37,12 @@ class SpectrumSettings(DamageSettings):
 
     study: ClassVar[str] = "spectrum"
     kind: ClassVar[str] = "spectrum"
+    scales: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("stable_rank", "participation_rank", "entropy_rank"), "log"),
+        **dict.fromkeys(("rank_ratio", "rank_growth", "layer_rank", "layer_rank_ratio"), "log"),
+        **dict.fromkeys(("energy_share", "crossfit_energy", "layer_energy"), "logit"),
+        **dict.fromkeys(("task_overlap", "overlap_within", "overlap_between"), "logit"),
+    }
 
     counts: tuple[int, ...] = (8, 16, 32, 64, 128)
     """Numbers n of gradients at which effective ranks are measured; the claim compares the last
@@ -45,7 +53,7 @@ class SpectrumSettings(DamageSettings):
     """Dimensions of the spaces that are held against each other."""
     ks: tuple[int, ...] = (1, 2, 3, 5, 10, 20)
     """Dimensions at which the energy of new gradients is measured."""
-    overlap_gradients: int = 16
+    overlap_gradients: int = 12
     """Gradients behind each task's space; two independent sets are taken for every task."""
 
     def checked(self) -> SpectrumSettings:
@@ -73,17 +81,17 @@ class SpectrumSettings(DamageSettings):
 
 
 def preset(profile: Profile, model: str | None = None) -> SpectrumSettings:
-    """The defaults of a profile for a model: smoke takes few gradients, paper 24 runs."""
+    """The defaults of a profile for a model: smoke takes few gradients."""
     settings = SpectrumSettings(model=named(profile, model), profile=profile)
     sequences = settings.model in SEQUENCE_MODELS
     if not sequences:
         settings = replace(by_lora(settings), gradient_batch=4, counts=(6, 12, 24, 48))
-        settings = replace(settings, ks=(1, 2, 3, 5, 10), overlap_gradients=12)
+        settings = replace(settings, ks=(1, 2, 3, 5, 10))
     if profile == "smoke":
         batch, counts = (6, (4, 8, 16, 32)) if sequences else (4, (4, 8, 16))
         settings = replace(quick(settings), gradient_batch=batch, counts=counts)
         return replace(settings, k=4, ks=(1, 2, 4), overlap_gradients=6)
-    return replace(settings, seeds=24) if profile == "paper" else settings
+    return exhaustive(settings) if profile == "paper" else settings
 
 
 def reproduced(profile: Profile) -> tuple[SpectrumSettings, ...]:
