@@ -29,15 +29,16 @@ def study(world: World, settings: SearchClaimsSettings, draw: int) -> list[Row]:
     return [r for run in runs for r in world(rng, run, float(luck[run % settings.models]))]
 
 
-def rates(
+def verdicts(
     world: World,
     rule: Callable[[SearchClaimsSettings, Sequence[Row]], Rule],
     settings: SearchClaimsSettings = SETTINGS,
     draws: int = 200,
-) -> tuple[float, float]:
-    """How often one claim, alone, is supported and refuted."""
-    verdicts = [decided([rule(settings, study(world, settings, d))])[0].verdict for d in range(draws)]
-    return verdicts.count("supported") / draws, verdicts.count("refuted") / draws
+) -> dict[str, float]:
+    """How often one claim, alone, has each verdict."""
+    rules = (rule(settings, study(world, settings, draw)) for draw in range(draws))
+    words = [decided([r])[0].verdict for r in rules]
+    return {word: words.count(word) / draws for word in sorted({*words})}
 
 
 def law_rows(

@@ -181,8 +181,9 @@ class PointContext:
         self.keep(f"gains/{self.point}/{noise}/{where.name}/{at}", values)
 
     def keep_law(self, where: SearchSpace) -> None:
-        """Keep what the law sees in a space: ‖g‖, tr H, ĝᵀHĝ, ‖H‖_F, tr H³."""
-        self.keep(f"law/{self.point}/{where.name}", np.array(astuple(where.law)))
+        """Keep what the law sees in a space: ‖g‖, tr H, ĝᵀHĝ, ‖H‖_F, tr H³; and its dimension."""
+        values = np.array([*astuple(where.law), where.dimension])
+        self.keep(f"law/{self.point}/{where.name}", values)
 
     def row(
         self, quantity: str, value: Number, *, null: Number = None, p: Number = None, **context: Any
