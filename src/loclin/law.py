@@ -2,10 +2,10 @@
 
 A candidate is δ = σz, z ~ N(0, I_D). In the space that is searched the loss has gradient g and
 Hessian H, and every function takes them alike: `gradient` is ‖g‖, `trace` tr H, `along` ĝᵀHĝ,
-`frobenius` ‖H‖_F, `n` is N, `sigma` σ. `noise` is τ, the standard deviation of a candidate's score
-about its true one, independent between candidates. Losses and gains are in nats per answer token, σ
-and radii in the units of the weights. A number that is not finite or out of its range raises
-`LoclinError`. `tests/test_law.py` holds every formula against simulation.
+`frobenius` ‖H‖_F, `cube` tr H³, `n` is N, `sigma` σ. `noise` is τ, the standard deviation of a
+candidate's score about its true one, independent between candidates. Losses and gains are in nats
+per answer token, σ and radii in the units of the weights. A number that is not finite or out of its
+range raises `LoclinError`. `tests/test_law.py` holds every formula against simulation.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _RANGES = {
     "trace": ("a trace", "that is finite", -math.inf),
     "along": ("a curvature", "that is finite", -math.inf),
     "frobenius": ("a Frobenius norm", "of at least 0", 0.0),
+    "cube": ("tr H³", "that is finite", -math.inf),
     "sigma": ("σ", "above 0", _POSITIVE),
     "noise": ("evaluation noise", "of at least 0", 0.0),
     "n": ("a number of candidates", "of at least 1", 1.0),
@@ -100,6 +101,37 @@ def best_of_n_gain(
     second = 1 + heard**2 * (expected_squared_maximum(n) - 1)
     linear = sigma * gradient * (heard * expected_maximum(n))
     return linear - sigma**2 / 2 * (trace + (second - 1) * along)
+
+
+def second_order_gain(
+    *,
+    gradient: float,
+    trace: float,
+    along: float,
+    frobenius: float,
+    cube: float,
+    n: int,
+    sigma: float,
+) -> float:
+    """The same with selection on the curvature's own fluctuation, which `best_of_n_gain` leaves
+    out: s m_N − σ² tr H/2 − (E[M²]−1)[σ⁴gᵀHg/2 + σ⁶ tr H³/6]/s², s² = σ²‖g‖² + σ⁴‖H‖_F²/2.
+
+    Mean, variance and third moment of a candidate's gain on a quadratic are exact; their maximum is
+    that of the normal, bent by the skewness (Cornish and Fisher 1938). Within 5 % up to
+    `valid_up_to`, where the first form is 20 to 60 % off; it fails where a few eigenvalues carry
+    ‖H‖_F, at large N.
+
+    >>> known = {"gradient": 1.0, "trace": 0.0, "along": 0.0, "cube": 0.0, "n": 10, "sigma": 1.0}
+    >>> round(second_order_gain(frobenius=math.sqrt(2), **known), 4)  # √2 m_N
+    2.1762
+    """
+    _check(gradient=gradient, trace=trace, along=along, frobenius=frobenius, cube=cube, sigma=sigma)
+    spread = math.hypot(sigma * gradient, sigma**2 * frobenius / math.sqrt(2))  # s
+    if not spread:
+        return -(sigma**2) / 2 * trace
+    skew = sigma**4 * along * gradient**2 / 2 + sigma**6 * cube / 6
+    bent = (expected_squared_maximum(n) - 1) * skew / spread**2
+    return spread * expected_maximum(n) - sigma**2 / 2 * trace - bent
 
 
 def best_sigma(*, gradient: float, trace: float, n: int, along: float = 0.0) -> float | None:

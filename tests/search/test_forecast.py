@@ -9,6 +9,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 from loclin import law
@@ -132,8 +133,7 @@ def plain(**change: object) -> Forecast:
         "dimension": 100,
         "weights": 5.0,
         "coordinates": 100,
-        "loss": 2.0,
-        "loss_sd": 0.1,
+        "loss": Estimate(value=2.0, low=1.8, high=2.2, n=24),
         "gradient": 1.0,
         "true_gradient": 0.6,
         "trace": known,
@@ -186,7 +186,7 @@ def test_real_candidates_gain_what_was_forecast(damaged: Problem) -> None:
     eval_set, perturbed = EvalSet.of(damaged, examples), Perturbed(space, Noise())
     with perturbed:
         outcomes = score(perturbed, eval_set, candidates(400, [sigma], seed=5))
-    gains = np.array([found.loss - o.loss for o in outcomes])
+    gains = np.array([found.loss.value - o.loss for o in outcomes])
     for n, observed in zip((10, 40), best_of(gains, [10, 40]), strict=True):
         assert observed == pytest.approx(found.gain(n, sigma).value, rel=0.12)
     assert abs(gains.mean()) < 0.2 * gains.std()
@@ -238,3 +238,17 @@ def test_a_loss_that_is_not_finite_is_refused(damaged: Problem) -> None:
         match="a finite loss at the model's own weights, found nan: check model and data",
     ):
         forecast(broken, space, some(damaged, 4), noise=Noise(), probes=1, seed=0)
+
+
+@pytest.mark.parametrize("count", [10, 24])
+def test_the_loss_has_its_interval_by_student_over_groups(damaged: Problem, count: int) -> None:
+    """Few groups and many: the half-width is t standard errors, never 1.96 of them."""
+    pool = [e for task in damaged.tasks for e in damaged.examples["test"][task]]
+    examples = list({e.group: e for e in pool}.values())[:count]
+    space, eval_set = ParameterSpace(damaged.model, NORMS), EvalSet.of(damaged, examples)
+    found = forecast(damaged, space, examples, noise=Noise(), probes=1, seed=0).loss
+    tokens = float(eval_set.tokens.sum()) / count
+    error = eval_set.answers()[0].cpu().numpy().std(ddof=1) / tokens / math.sqrt(count)
+    half = (found.high - found.low) / 2
+    assert found.n == count
+    assert half == pytest.approx(stats.t.ppf(0.975, count - 1) * error, rel=0.03)

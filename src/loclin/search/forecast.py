@@ -47,8 +47,8 @@ class Forecast:
         dimension: of the coordinates that are searched.
         weights: ‖θ‖ of the tensors that move.
         coordinates: how many weights those are, D.
-        loss, loss_sd: mean loss, and its standard deviation over draws of examples; it is common to
-            all candidates and does not hinder selection.
+        loss: mean loss, with its interval over draws of examples; what they add is common to all
+            candidates and does not hinder selection.
         gradient: ‖g‖ on the select examples.
         true_gradient: ‖ḡ‖ that other examples of the kind share (`shared_square`).
         trace, frobenius, along: tr H, ‖H‖_F and ĝᵀHĝ; None where no curvature could be taken.
@@ -58,8 +58,7 @@ class Forecast:
     dimension: int
     weights: float
     coordinates: int
-    loss: float
-    loss_sd: float
+    loss: Estimate
     gradient: float
     true_gradient: float
     trace: Estimate | None
@@ -166,7 +165,7 @@ def forecast(
         progress(stage, min(next(passes) / steps, 1.0))
 
     step("asking the model itself")
-    loss, loss_sd = _own_loss(eval_set, examples, seed=seed)
+    loss = _own_loss(eval_set, examples, seed=seed)
     gradient, true_gradient = _gradients(space, eval_set, coordinates, step)
     length = float(to_float64(gradient).norm())
 
@@ -181,7 +180,6 @@ def forecast(
         weights=float(to_float64(space.read()).norm()),
         coordinates=space.dimension,
         loss=loss,
-        loss_sd=loss_sd,
         gradient=length,
         true_gradient=min(true_gradient, length),
         trace=trace,
@@ -191,8 +189,8 @@ def forecast(
     )
 
 
-def _own_loss(eval_set: EvalSet, examples: Sequence[Example], *, seed: int) -> tuple[float, float]:
-    """Mean loss per answer token, and its standard deviation by the bootstrap over groups."""
+def _own_loss(eval_set: EvalSet, examples: Sequence[Example], *, seed: int) -> Estimate:
+    """Mean loss per answer token, with its interval over groups of examples."""
     losses = eval_set.answers()[0].cpu().numpy()
     if not np.isfinite(losses).all():
         raise LoclinError(
@@ -200,8 +198,8 @@ def _own_loss(eval_set: EvalSet, examples: Sequence[Example], *, seed: int) -> t
             f"{losses[~np.isfinite(losses)][0]}: check model and data"
         )
     tokens = float(eval_set.tokens.sum()) / len(examples)
-    e = over_examples(losses / tokens, groups=[e.group or e.prompt for e in examples], seed=seed)
-    return e.value, (e.high - e.low) / 2 / 1.96 if math.isfinite(e.low) else math.inf
+    groups = [e.group or e.prompt for e in examples]
+    return over_examples(losses / tokens, groups=groups, seed=seed)
 
 
 def _gradients(

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -28,6 +28,7 @@ from loclin.seeds import derived
 T = TypeVar("T")
 Vector = Float[Tensor, " D"]
 DOMAIN = 0.25  # of `LocalLaw.edge`: "well below" it, up to where the law is taken to hold
+CUBES = 4  # probes behind tr H³, a second product each: a part of a correction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +40,14 @@ class LocalLaw:
         trace: tr H.
         along: ĝᵀHĝ.
         frobenius: ‖H‖_F.
+        cube: tr H³; NaN where it was not measured.
     """
 
     gradient: float
     trace: float
     along: float
     frobenius: float
+    cube: float = math.nan
 
     @property
     def edge(self) -> float:
@@ -58,6 +61,18 @@ class LocalLaw:
             gradient=g, trace=trace, along=along, n=n, sigma=sigma, noise=noise
         )
 
+    def second_order_gain(self, n: int, sigma: float) -> float:
+        """The same with the curvature's fluctuation (`law.second_order_gain`); NaN where ‖H‖_F or
+        tr H³ is not known.
+        """
+        if math.isnan(self.frobenius + self.cube):
+            return math.nan
+        return law.second_order_gain(n=n, sigma=sigma, **asdict(self))
+
+    def linear_gain(self, n: int, sigma: float) -> float:
+        """What the slope alone gains: σ‖g‖m_N."""
+        return sigma * self.gradient * law.expected_maximum(n)
+
     def best_sigma(self, n: int) -> float | None:
         """σ* for the best of N (`law.best_sigma`); None where curvature sets no best one."""
         return law.best_sigma(gradient=self.gradient, trace=self.trace, along=self.along, n=n)
@@ -67,10 +82,14 @@ class LocalLaw:
         best = self.best_sigma(n)
         return self.edge if best is None else min(best, self.edge)
 
-    def in_domain(self, n: int, sigma: float) -> bool:
-        """Whether the law is taken to hold at σ: up to a quarter of `edge`, and up to σ*."""
+    def domain(self, n: int) -> float:
+        """The largest σ at which the law is taken to hold: a quarter of `edge`, or σ* below it."""
         best = self.best_sigma(n)
-        return sigma <= DOMAIN * self.edge * (1 + 1e-9) and (best is None or sigma <= best)
+        return DOMAIN * self.edge if best is None else min(best, DOMAIN * self.edge)
+
+    def in_domain(self, n: int, sigma: float) -> bool:
+        """Whether the law is taken to hold at σ."""
+        return sigma <= self.domain(n) * (1 + 1e-9)
 
     def bends_at(self, n: int, departure: float) -> float:
         """The σ at which the gain has departed by a share τ from its linear part: 2τ‖g‖m_N /
@@ -86,17 +105,26 @@ class LocalLaw:
         count: int,
         *,
         seed: int,
-        noise: Callable[..., Tensor] | None = None,
+        noise: Callable[..., Tensor],
     ) -> LocalLaw:
-        """In all coordinates, from g and v ↦ Hv; trace and norm from random probes, whose
-        arguments are those of `curvature.probes`.
+        """In all coordinates, from g and v ↦ Hv; traces and norm from random probes z, whose
+        arguments are those of `curvature.probes`: tr H³ = E[(Hz)ᵀH(Hz)], by the first few.
         """
-        found = probes(product, count, seed=seed, noise=noise)
+        images = list[Tensor]()
+
+        def kept(v: Tensor) -> Tensor:
+            image = product(v)
+            if len(images) < CUBES:
+                images.append(image)
+            return image
+
+        sums = probes(kept, count, seed=seed, noise=noise)
         return LocalLaw(
             gradient=float(to_float64(gradient).norm()),
-            trace=float(found.forms.mean()),
+            trace=float(sums.forms.mean()),
             along=along_gradient(product, gradient),
-            frobenius=math.sqrt(float(found.squares.mean())),
+            frobenius=math.sqrt(float(sums.squares.mean())),
+            cube=float(np.mean([inner(image, product(image)) for image in images])),
         )
 
     @staticmethod
@@ -111,19 +139,24 @@ class LocalLaw:
         """Of a gradient and a Hessian that are written out.
 
         >>> LocalLaw.of_matrix(np.array([3.0, 4.0]), np.eye(2))
-        LocalLaw(gradient=5.0, trace=2.0, along=1.0, frobenius=1.4142135623730951)
+        LocalLaw(gradient=5.0, trace=2.0, along=1.0, frobenius=1.4142135623730951, cube=2.0)
         """
         length = float(np.linalg.norm(g))
         along = float(g @ h @ g) / length**2 if length else 0.0
-        trace, norm = float(np.trace(h)), float(np.linalg.norm(h))
-        return LocalLaw(gradient=length, trace=trace, along=along, frobenius=norm)
+        return LocalLaw(
+            gradient=length,
+            trace=float(np.trace(h)),
+            along=along,
+            frobenius=float(np.linalg.norm(h)),
+            cube=float(np.trace(h @ h @ h)),
+        )
 
     @staticmethod
     def of_tied_noise(
         product: Product, space: ParameterSpace, gradient: Vector, count: int, *, seed: int
     ) -> LocalLaw:
         """Under tied noise: gradient and Hessian folded over the tensors (`Coordinates`), the trace
-        from `count` probes. ‖H‖_F is not measured: NaN.
+        from `count` probes. ‖H‖_F and tr H³ are not measured: NaN.
         """
         tied = Noise(kind="tied")
         folded, perturbed = Coordinates.of(space, tied, None), Perturbed(space, tied)

@@ -15,7 +15,7 @@ SMALL: dict[str, Any] = {
     "best_of": (1, 2, 4),
     "sizes": (0.05, 0.2, 1.0),
     "k": 3,
-    "gradients": 4,
+    "gradients": 6,
     "gradient_batch": 4,
     "select_examples": 16,
     "validate_examples": 32,

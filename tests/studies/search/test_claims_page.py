@@ -26,17 +26,21 @@ def test_claims_and_page_say_what_the_rows_say(kind: str, request: pytest.Fixtur
     part, settings = request.getfixturevalue(kind), TINY if kind == "part" else LORA
     rows = several(part)
     decided = {c.id + c.setting[-3:]: c for c in claims.decide(settings, rows)}
-    assert len(decided) == 6
+    assert len(decided) == 7
     law = decided["best-of-n-lawθ_D"]
-    assert law.value == pytest.approx(
-        by_run(rows, "law_error", point="damaged", over="sizes").mean()
+    errors, alone = (
+        by_run(rows, q, point="damaged", over="sizes") for q in ("law_error", "linear_error")
     )
-    assert all(c.p_holm is not None for c in decided.values())
-    kept = [*rows, *summaries(rows)]
+    assert law.value == pytest.approx((errors - alone).mean())
+    measured = [c for c in decided.values() if c.verdict == "measurement"]
+    assert {c.id for c in measured} == {"plane-overlap-does-not", "signal-density"}
+    assert all((c.p_holm is None) == (c in measured) for c in decided.values())
+    kept = [*rows, *summaries(rows, scales=settings.scales)]
     sections = claims_page.sections(kept, dataclasses.asdict(settings))
-    assert [len(s.figures) for s in sections] == [4, 2, 3, 2, 2]
+    assert [len(s.figures) for s in sections] == [4, 2, 3, 3, 2]
     assert all(figure.svg.startswith("<?xml") for s in sections for figure in s.figures)
     text = "\n".join(line for s in sections for line in s.sees)
-    assert f"gains within {law.value:.3g} [" in text
+    assert f"the law is off by {errors.mean():.3g} [" in text
+    assert f"the slope alone by {alone.mean():.3g} [" in text
     assert "the best candidate" in text
     assert "not defined in score" not in text

@@ -40,7 +40,7 @@ def test_it_is_measured_once_and_read_back_as_it_was(
     first = made(tmp_path, scorer, splits)
     assert (first.loss, first.score) == scorer.own
     assert first.forecast is not None
-    assert first.forecast.loss == pytest.approx(first.loss)
+    assert first.forecast.loss.value == pytest.approx(first.loss)
     (shown,) = candidates(1, [0.02], seed=0)
     assert first.realised["0.02"] == scorer.perturbed.realised(shown)
     assert isinstance(shown, Candidate)

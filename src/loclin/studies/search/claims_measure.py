@@ -4,8 +4,10 @@ halfway point (measures §10, §11).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+import numpy as np
 
 from loclin.geometry.krylov import Product
 from loclin.geometry.subspace import Subspace
@@ -33,6 +35,8 @@ from loclin.studies.search.relations import Plane, relation_rows
 from loclin.studies.search.subspaces import search_spaces, space_rows, static_plane, subspaces
 from loclin.studies.search.votes import table_rows
 
+Keep = Callable[[str, np.ndarray], None]
+
 
 def measure(settings: SearchClaimsSettings, run: int, session: Session) -> Part:
     """Everything that run number `run` contributes.
@@ -45,6 +49,11 @@ def measure(settings: SearchClaimsSettings, run: int, session: Session) -> Part:
         Noise.parse(name)
     progress = session.progress
     ctx = make_context(settings, run, requirements(settings), progress)
+    arrays: dict[str, np.ndarray] = {}
+
+    def keep(name: str, values: np.ndarray) -> None:
+        arrays[f"{name}/{run}"] = values
+
     data = search_data(ctx)
     rows = [ctx.row("dimension", float(ctx.space.dimension), space=names.ALL)]
     progress("making the static plane", 0.0)
@@ -58,17 +67,17 @@ def measure(settings: SearchClaimsSettings, run: int, session: Session) -> Part:
     rows.append(Row(quantity="halfway_step", value=step, context=ctx.context))
     with ctx.space.restored():
         ctx.space.write(damaged)
-        rows += _at_damaged(ctx, data, path, plane, progress)
+        rows += _at_damaged(ctx, data, path, plane, progress, keep)
         ctx.space.write(path.halfway)
-        rows += _at_halfway(ctx, data, plane, progress)
-    return Part(rows=rows, arrays={}, notes=(*ctx.notes, *_notes(ctx, path)))
+        rows += _at_halfway(ctx, data, plane, progress, keep)
+    return Part(rows=rows, arrays=arrays, notes=(*ctx.notes, *_notes(ctx, path)))
 
 
 def requirements(settings: SearchClaimsSettings) -> Requirements:
     """What the study asks of data and memory."""
     gradients = settings.select_examples + settings.gradients * settings.gradient_batch
     recovering = max(settings.select_examples, settings.batch)
-    vectors = 7 * settings.k + settings.gradients + 8  # six bases, gradients, points
+    vectors = 8 * settings.k + settings.gradients + 8  # seven bases, gradients, points
     return Requirements(
         examples={
             "gradients": (gradients, "--select-examples, --gradients or --gradient-batch"),
@@ -92,7 +101,7 @@ def _notes(ctx: SearchRun, path: RecoveryPath) -> Iterator[str]:
 
 @contextmanager
 def _standing(
-    ctx: SearchRun, data: SearchData, point: str, progress: ProgressCallback
+    ctx: SearchRun, data: SearchData, point: str, progress: ProgressCallback, keep: Keep
 ) -> Iterator[tuple[PointContext, Product]]:
     """The point where the space stands, and v ↦ Hv of the scored loss until something moves."""
     settings, space, loss = ctx.settings, ctx.space, data.select.loss
@@ -107,8 +116,11 @@ def _standing(
             point=point,
             gradient=gradient,
             recovery_gradient=recovery_gradient,
-            law=LocalLaw.by_probes(product, gradient, settings.probes, seed=seed),
+            law=LocalLaw.by_probes(
+                product, gradient, settings.probes, seed=seed, noise=space.noise
+            ),
             progress=progress,
+            keep=keep,
         )
         yield here, product
 
@@ -119,11 +131,12 @@ def _at_damaged(
     path: RecoveryPath,
     plane: Subspace,
     progress: ProgressCallback,
+    keep: Keep,
 ) -> list[Row]:
     """All products before anything moves; then the searches."""
     settings, folded = ctx.settings, None
     made = subspaces(ctx, data, path.prefix, plane)
-    with _standing(ctx, data, "damaged", progress) as (here, product):
+    with _standing(ctx, data, "damaged", progress, keep) as (here, product):
         spaces = search_spaces(here, made, product)
         if names.TIED in settings.noises:
             seed, probes = derived(ctx.seed, "curvature", "damaged"), settings.probes
@@ -131,7 +144,7 @@ def _at_damaged(
     del product  # with the graph that it keeps
     swept_rows, swept = sweep(here, settings.candidates)
     rows = [*point_rows(here), *swept_rows, *space_rows(here, spaces)]
-    rows += error_rows(here, rows, names.OVER_SPACES, size=settings.size)
+    rows += error_rows(here, rows, names.OVER_SPACES)
     rows += noise_rows(here, folded)
     traces = {where.name: where.law.trace for where in spaces}
     shown = {
@@ -144,10 +157,10 @@ def _at_damaged(
 
 
 def _at_halfway(
-    ctx: SearchRun, data: SearchData, plane: Subspace, progress: ProgressCallback
+    ctx: SearchRun, data: SearchData, plane: Subspace, progress: ProgressCallback, keep: Keep
 ) -> list[Row]:
     """The law again, and the table."""
-    with _standing(ctx, data, "halfway", progress) as (here, product):
+    with _standing(ctx, data, "halfway", progress, keep) as (here, product):
         del product  # with the graph that it keeps
     swept_rows, swept = sweep(here, ctx.settings.others)
     relations = relation_rows(here, swept, {names.STATIC: Plane(space=plane)}, each=False)

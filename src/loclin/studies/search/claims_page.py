@@ -50,38 +50,43 @@ def _with_law(
 
 
 def _law(rows: Sequence[Row], settings: Settings) -> Section:
-    figures, lines, n = list[Drawing](), list[str](), settings["n"]
+    figures, lines = list[Drawing](), list[str]()
     for point, symbol in names.POINTS.items():
         figures += _gains(rows, settings, point)
-        text, over = partial(text_of, rows, point=point), {"over": names.OVER_SIZES}
-        searches = [
-            r.value
-            for r in rows
-            if r.quantity == "in_domain" and r.context["point"] == point and "run" in r.context
-        ]
+        text = partial(text_of, rows, point=point)
         edge = select(rows, "edge", point=point)
         lines += [
             f"At {symbol} (loss {text('loss')}, score {text('score')}; ‖g‖ "
-            f"{text('gradient_norm')}, tr H {text('trace')}, ‖H‖_F {text('frobenius_norm')}): the "
-            f"best of {n} gains within {text('law_error', **over)} of the law, relatively, over "
-            f"the σ of its domain ({searches.count(1)} of {len(searches)} searches); signed "
-            f"{text('law_bias', **over)}. An exact law would be off by "
-            f"{_null(rows, 'law_error', point=point, **over)} by chance; the slope alone is off by "
-            f"{text('linear_error', **over)}.",
+            f"{text('gradient_norm')}, tr H {text('trace')}, ‖H‖_F {text('frobenius_norm')}): over "
+            f"the σ of the law's domain {_errors(rows, point, names.OVER_SIZES)}; signed, gain/law "
+            f"− 1, {text('law_bias', over=names.OVER_SIZES)}. Up to the reference σ, beyond the "
+            f"domain, {_errors(rows, point, names.OVER_ALL)}.",
             f"At {symbol} the gain leaves the straight line σ‖g‖m_N by {settings['edge']:.0%} at "
-            f"{text('edge')} of the reference σ in the {edge[0].n if edge else 0} runs where it "
+            f"{text('edge')} of the reference σ in the {edge[0].n if edge else 0} models where it "
             f"does on the grid; the law puts that at {text('edge_law')} there. The reference σ is "
             f"{text('reference_sigma')}, the σ at which the curvature's fluctuation reaches the "
             f"slope {text('validity_edge')} times that.",
         ]
     return Section(
-        title="Does random search gain what the law says?",
+        title="Does random search gain what the law says, and more than its slope?",
         question="Candidates θ + σz are scored by the same examples that gradient and Hessian are "
         "measured on: what is left between law and gain is chance, or beyond the second order. "
-        "Each gain of a best of N is a mean over all draws of N from the candidates.",
+        "Each gain of a best of N is a mean over all draws of N from the candidates, less what "
+        "their luck along the gradient adds, σ‖g‖(b_N − m_N), b_N the same mean of −ĝᵀz: its "
+        "expectation is 0, and most of the chance goes with it. Errors are shares of the slope's "
+        f"gain σ‖g‖m_N, N = {settings['n']}.",
         figures=figures,
         sees=lines,
     )
+
+
+def _errors(rows: Sequence[Row], point: str, over: str) -> str:
+    """How far the three predictions are off."""
+    law, slope, second = (
+        text_of(rows, q, point=point, over=over)
+        for q in ("law_error", "linear_error", "second_order_error")
+    )
+    return f"the law is off by {law}, the slope alone by {slope}, the second-order form by {second}"
 
 
 def _gains(rows: Sequence[Row], settings: Settings, point: str) -> Iterator[Drawing]:
@@ -98,13 +103,20 @@ def _gains(rows: Sequence[Row], settings: Settings, point: str) -> Iterator[Draw
         return _with_law(measured, law, label, colour)
 
     pairs = [curves(f"best of {n}", colour, 1, best_of=n, **WHOLE) for n, colour in ns]
+    second = Curve(
+        rows=select(rows, "gain_second_order", point=point, best_of=settings["n"], **WHOLE),
+        label=f"best of {settings['n']}, second order",
+        colour=PALETTE[4],
+        dashed=True,
+        band=False,
+    )
     shown = [r for measured, _ in pairs for r in measured.rows]
     most = max((r.value or 0.0 if r.high is None else r.high for r in shown), default=0.0)
     yield draw_curves(
         f"gain-sigma-{point}",
-        f"Decrease of the loss by the best of N over σ at {symbol}, with the law; mean over runs "
-        "with 95 % band.",
-        [curve for pair in pairs for curve in pair],
+        f"Decrease of the loss by the best of N over σ at {symbol}, with the law, and its "
+        f"second-order form for N = {settings['n']}; mean over models with 95 % band.",
+        [*(curve for pair in pairs for curve in pair), second],
         over="size",
         labels=(SIGMA, GAIN),
         title=f"Gain over σ at {symbol}",
@@ -128,7 +140,7 @@ def _gains(rows: Sequence[Row], settings: Settings, point: str) -> Iterator[Draw
 def _dimension(rows: Sequence[Row], settings: Settings) -> Section:
     n, text, noises = settings["n"], partial(text_of, rows), (names.GAUSSIAN, *settings["noises"])
     here: dict[str, Any] = {"point": "damaged", "size": settings["size"]}
-    ratios = select(rows, "gain_ratio", noise=names.GAUSSIAN, **here)
+    ratios = select(rows, "gain_ratio", point="damaged", at=names.DOMAIN_END)
     dimensions = {r.context["space"]: number(r.value) for r in select(rows, "dimension")}
     spaces = [
         (f"{r.context['space']}, D = {dimensions.get(r.context['space'], '–')}", r) for r in ratios
@@ -141,7 +153,7 @@ def _dimension(rows: Sequence[Row], settings: Settings) -> Section:
         draw_dots(
             f"law-{name}",
             f"Gain of the best of {n} over the law's at θ_D, by {name}; 1: as the law says. Mean "
-            "over runs with 95 % interval.",
+            "over models with 95 % interval.",
             {"gain over the law's": entries},
             label="gain / law",
             title=f"Law by {name}",
@@ -152,10 +164,9 @@ def _dimension(rows: Sequence[Row], settings: Settings) -> Section:
     ]
     over: dict[str, Any] = {"point": "damaged", "over": names.OVER_SPACES}
     lines = [
-        f"Over the kinds of spaces (all, largest tensor, {settings['k']} dimensions) the best of "
-        f"{n} gains within {text('law_error', **over)} of the law, signed "
-        f"{text('law_bias', **over)}; by chance an exact law would be off by "
-        f"{_null(rows, 'law_error', **over)}.",
+        f"Over the kinds of spaces (all, largest tensor, {settings['k']} dimensions), each at the "
+        f"end of the law's domain, {_errors(rows, 'damaged', names.OVER_SPACES)}; signed, gain/law "
+        f"− 1, {text('law_bias', **over)}.",
         f"Gain over the law's: {'; '.join(f'{label} {_text(r)}' for label, r in spaces)}.",
         "By kind of noise: "
         + "; ".join(f"{z} {_text(*some) if some else 'not defined'}" for z, some in by_noise)
@@ -169,8 +180,10 @@ def _dimension(rows: Sequence[Row], settings: Settings) -> Section:
         )
     return Section(
         title="Whatever the dimension, whatever the noise?",
-        question="The law holds ‖P_S g‖ and the curvature in the space that is searched, and not "
-        "its dimension. Each space is searched at a σ of its own, well within the law's domain.",
+        question="The law holds ‖P_S g‖ and the curvature in the space that is searched, not "
+        "its dimension. Each space is searched at a σ of its own, the largest of the law's domain "
+        "(a quarter of √2‖g‖/‖H‖_F, or σ* below it), where the law has most to say beyond its "
+        "slope; all coordinates at the largest σ of the sweep in the domain.",
         figures=figures,
         sees=lines,
     )
@@ -188,7 +201,9 @@ def _candidates(rows: Sequence[Row], settings: Settings) -> Section:
         loss, score = ({"point": point, "of": of, "size": 1.0} for of in ("loss", "score"))
         lines.append(
             f"At {symbol} the gain in loss is correlated with alignment to r = {r(**loss)} (the "
-            f"law predicts {_null(rows, 'alignment_correlation', **loss)}), with overlap to r = "
+            "law predicts r² = σ²‖g‖²/(σ²‖g‖² + σ⁴‖H‖_F²/2 + τ²), τ = 0 on the same examples, "
+            f"times the cosine of both gradients: r = "
+            f"{_null(rows, 'alignment_correlation', **loss)}), with overlap to r = "
             f"{overlap(**loss)}; the gain in score to {r(**score)} and {overlap(**score)}."
         )
         over_sigma = select(rows, "alignment_correlation", point=point, of="loss")
@@ -210,8 +225,8 @@ def _candidates(rows: Sequence[Row], settings: Settings) -> Section:
     )
     lines += [
         "Overlap is even in δ and the linear gain is odd: to first order no plane's overlap goes "
-        "with gain, not even that of a plane that holds the gradient. At θ_D, by plane: "
-        f"{planes}.",
+        "with gain, not even that of a plane that holds the gradient, so that this decides "
+        f"nothing. At θ_D, by plane: {planes}.",
         "The recovery gradient is of other examples than those that score; its cosine with theirs "
         f"is {text_of(rows, 'gradient_cosine', point='damaged')} at θ_D.",
     ]
@@ -219,7 +234,8 @@ def _candidates(rows: Sequence[Row], settings: Settings) -> Section:
         title="What goes with a candidate's gain?",
         question=f"{settings['candidates']} candidates a run at one σ: how far each is aligned "
         "with −g, and how much of it lies in the plane of task vectors and principal gradients at "
-        f"θ₀, k = {settings['k']}. Correlations are within runs, means and intervals over runs.",
+        f"θ₀, k = {settings['k']}. Correlations are within runs, means and intervals over models, "
+        "on Fisher's scale.",
         figures=[*_scatters(rows), figure],
         sees=lines,
     )
@@ -263,46 +279,61 @@ def _pairs(
 
 def _density(rows: Sequence[Row], settings: Settings) -> Section:
     lifts = sorted(select(rows, "signal_lift"), key=lambda r: -(r.value or 0.0))
-    points, lines = {}, []
-    for lift in lifts:
-        name, text = lift.context["space"], partial(text_of, rows, space=lift.context["space"])
-        chosen = [r for r in rows if r.context.get("space") == name]
-        runs = _pairs(chosen, "equal_radius_law", "equal_radius_gain", "space")
-        points[name] = [pair for pairs in runs.values() for pair in pairs]
+    spaces, lines = [r.context["space"] for r in lifts], list[str]()
+    for space in spaces:
+        text = partial(text_of, rows, space=space)
         lines.append(
-            f"{name}: lift {text('signal_lift')}; at equal radius the best of {settings['n']} "
-            f"gains {text('equal_radius_gain')} (density says {text('equal_radius_law')}), at its "
-            f"own reference σ {text('best_gain')} (law {text('best_gain_law')})."
+            f"{space}: at its own best σ the best of {settings['n']} gains {text('best_gain')} "
+            f"(law {text('best_gain_law')}); lift {text('signal_lift')}; at equal radius "
+            f"{text('equal_radius_gain')} (density says {text('equal_radius_law')})."
         )
     figures = [
-        draw_dots(
-            "density-lift",
-            f"Gradient energy per dimension of subspaces of k = {settings['k']} at θ_D over that "
-            "of a random one: capture·D/k.",
-            {"signal density over chance": [(r.context["space"], r) for r in lifts]},
-            label="lift",
-            title="Signal density",
-            log=True,
-        ),
         draw_points(
-            "density-gain",
-            f"Gain of the best of {settings['n']} in each subspace at equal radius, against "
-            "R·m_N·√density; every run.",
-            points,
-            labels=("R·m_N·√density", GAIN),
-            title="Predicted and found, equal radius",
+            name,
+            f"Gain of the best of {settings['n']} in each subspace at {where}, against {label}; "
+            "every run.",
+            {space: _by_space(rows, space, law, gain) for space in spaces},
+            labels=(label, GAIN),
+            title=f"Predicted and found, {where}",
             log=True,
             diagonal=True,
-        ),
+        )
+        for name, where, label, law, gain in (
+            ("best-gain", "own best σ", "the law's gain", "best_gain_law", "best_gain"),
+            (
+                "density-gain",
+                "equal radius",
+                "R·m_N·√density",
+                "equal_radius_law",
+                "equal_radius_gain",
+            ),
+        )
     ]
+    lift = draw_dots(
+        "density-lift",
+        f"Gradient energy per dimension of subspaces of k = {settings['k']} at θ_D over that "
+        "of a random one: capture·D/k.",
+        {"signal density over chance": list(zip(spaces, lifts, strict=True))},
+        label="lift",
+        title="Signal density",
+        log=True,
+    )
     return Section(
         title="Which subspace to search in?",
-        question="At equal radius the linear gain is R·m_N·√(‖P_S g‖²/k). The bases are made from "
-        "examples that score no candidate. The radius is small enough to be within the law's "
-        "domain in every one of them.",
-        figures=figures,
+        question="Each at its own best σ gains ‖P_S g‖²m_N²/(2 tr(P_S H)), says the law; where "
+        "that σ lies beyond √2‖g‖/‖H‖_F, or tr(P_S H) is not above 0, it is searched at that edge, "
+        "and held against the law there. That decides. At equal small radius the gain is "
+        "R·m_N·√(‖P_S g‖²/k) to first order, for any smooth loss: this stands beside it. The bases "
+        "are made from examples that score no candidate.",
+        figures=[*figures, lift],
         sees=lines,
     )
+
+
+def _by_space(rows: Sequence[Row], space: str, x: str, y: str) -> list[tuple[float, float]]:
+    """(x, y) of every run in one subspace."""
+    chosen = [r for r in rows if r.context.get("space") == space]
+    return [pair for pairs in _pairs(chosen, x, y, "space").values() for pair in pairs]
 
 
 def _table(rows: Sequence[Row], settings: Settings) -> Section:
@@ -329,8 +360,8 @@ def _table(rows: Sequence[Row], settings: Settings) -> Section:
     figures = [
         draw_dots(
             "table",
-            "Share of test examples answered right at θ_H by every condition; mean over runs with "
-            "95 % interval.",
+            "Share of test examples answered right at θ_H by every condition; mean over models "
+            "with 95 % interval.",
             {"share right on test": scores},
             label="share of test examples right",
             title="What the best are worth",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -14,6 +14,7 @@ from loclin.studies.settings import (
     TrainBackSettings,
     check_counts,
     check_within,
+    exhaustive,
     named,
     recovering_by_lora,
     recovering_quickly,
@@ -46,17 +47,27 @@ class SearchClaimsSettings(TrainBackSettings):
 
     study: ClassVar[str] = "search"
     kind: ClassVar[str] = "search-claims"
+    scales: ClassVar[Mapping[str, str]] = {
+        "score": "score",
+        "table_score": "score",
+        "alignment_correlation": "fisher",
+        "overlap_correlation": "fisher",
+        "gradient_cosine": "fisher",
+        "signal_lift": "log",
+    }
 
-    candidates: int = 200
+    candidates: int = 100
     """Candidates at the reference σ of the damaged point."""
-    others: int = 90
+    others: int = 48
     """Candidates at every other σ of both points."""
-    inside: int = 32
-    """Candidates in every other space, at each σ there, and of every other kind of noise."""
+    inside: int = 24
+    """Candidates in every other space, at each σ there (half of them at equal radius), and of every
+    other kind of noise."""
     sizes: tuple[float, ...] = (0.03, 0.2, 0.5, 1.0, 3.0)
     """σ over the reference σ; 1 has to be among them."""
     size: float = 0.2
-    """The one of them at which spaces and kinds of noise are compared."""
+    """The one of them at which kinds of noise are compared; subspaces at equal radius are at so
+    much of the smallest of their reference σ."""
     best_of: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100, 200)
     """Every N of a best of N, as far as there are as many candidates."""
     n: int = 10
@@ -87,7 +98,7 @@ class SearchClaimsSettings(TrainBackSettings):
     gradient_batch: int = 16
     """Examples in each gradient behind a subspace."""
     gradients: int = 20
-    """Gradients whose top k principal directions make a subspace."""
+    """Gradients whose first k principal directions make a subspace, and the next k another."""
     task_vector_steps: int = 15
     """AdamW steps from the pretrained point behind each task vector."""
 
@@ -95,7 +106,7 @@ class SearchClaimsSettings(TrainBackSettings):
     """Numbers of candidates in a vote; the last one decides."""
     temperature: float = 0.7
     """At which the model itself is sampled, as often as an ensemble votes."""
-    tested: int = 40
+    tested: int = 30
     """Candidates that answer all test examples, for pass@N."""
 
     @property
@@ -120,8 +131,8 @@ class SearchClaimsSettings(TrainBackSettings):
             f"at least 2 probes for an interval, found {self.probes}: raise --probes": (
                 self.probes > 1
             ),
-            f"at least k = {self.k} gradients, found {self.gradients}: raise --gradients": (
-                self.gradients >= self.k
+            f"at least 2 k = {2 * self.k} gradients, found {self.gradients}: raise --gradients": (
+                self.gradients >= 2 * self.k
             ),
             f"float32 or float64 for gains this small, found --dtype {self.dtype}: change it": (
                 self.dtype not in ("bfloat16", "float16", "auto")
@@ -162,10 +173,10 @@ def _grow(values: Sequence[float | int]) -> bool:
 
 
 def preset(profile: Profile, model: str | None = None) -> SearchClaimsSettings:
-    """The defaults of a profile for a model; paper takes 24 runs."""
+    """The defaults of a profile for a model."""
     settings = SearchClaimsSettings(model=named(profile, model), profile=profile)
     if settings.model not in SEQUENCE_MODELS:
-        settings = replace(recovering_by_lora(settings), gradient_batch=8)
+        settings = replace(recovering_by_lora(settings), gradient_batch=8, candidates=150)
     if settings.model not in BUILT_IN:
         settings = replace(settings, test_examples=64, probes=8, curvature_chunk=8)
     if profile == "smoke":
@@ -187,7 +198,7 @@ def preset(profile: Profile, model: str | None = None) -> SearchClaimsSettings:
             tested=12,
         )
     settings = replace(settings, steps=100)
-    return replace(settings, seeds=24) if profile == "paper" else settings
+    return exhaustive(settings) if profile == "paper" else settings
 
 
 def reproduced(profile: Profile) -> tuple[SearchClaimsSettings, ...]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from loclin import law
+from loclin.geometry.gramian import to_float64
 from loclin.models.evaluation import EvalSet
 from loclin.parameters import ParameterSpace
 from loclin.progress import ProgressCallback
@@ -22,7 +24,7 @@ from loclin.search.noise import Noise
 from loclin.search.scoring import Outcome, score
 from loclin.seeds import derived
 from loclin.studies.search.claims_data import SearchRun, Vector
-from loclin.studies.search.claims_names import ALL
+from loclin.studies.search.claims_names import ALL, GAUSSIAN
 
 Values = Float[np.ndarray, " n"]
 Number = float | None
@@ -36,11 +38,15 @@ class Gains:
         outcomes: of every candidate.
         loss: decrease of the mean loss (nats per answer token); NaN where it is not finite.
         score: increase of the share answered right.
+        along: −ĝᵀz of every candidate, standard normal, where the noise is.
+        slope: σ‖g‖.
     """
 
     outcomes: tuple[Outcome, ...]
     loss: Values
     score: Values
+    along: Values | None = None
+    slope: float = 0.0
 
     @property
     def candidates(self) -> list[Candidate]:
@@ -48,8 +54,20 @@ class Gains:
         return [o.candidate for o in self.outcomes]
 
     def best_of(self, n: int) -> float:
-        """The observed gain in loss of the best of n: its mean over all draws of n."""
-        return float(best_of(self.loss, [n])[0])
+        """The gain in loss of the best of n."""
+        return float(self.curve([n])[0])
+
+    def curve(self, ns: Sequence[int]) -> Values:
+        """The observed gain in loss of the best of every n: its mean over all draws of n, less what
+        the luck of these candidates adds to the slope's part, σ‖g‖(b_n − m_n), b_n the same mean of
+        `along`, whose expectation is m_n: a control variate, which biases nothing, whatever the
+        loss (Glasserman, Monte Carlo Methods in Financial Engineering, 2004, section 4.1).
+        """
+        found = best_of(self.loss, ns)
+        if self.along is None:
+            return found
+        luck = best_of(self.along, ns) - [law.expected_maximum(n) for n in ns]
+        return np.asarray(found - self.slope * luck)
 
 
 def gains(perturbed: Perturbed, eval_set: EvalSet, drawn: Sequence[Candidate]) -> Gains:
@@ -67,13 +85,14 @@ def gains(perturbed: Perturbed, eval_set: EvalSet, drawn: Sequence[Candidate]) -
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SearchSpace:
-    """Coordinates to search in, or with a basis of orthonormal rows a subspace of them; and what
-    the law sees of the scored loss there.
+    """Coordinates to search in, or with a basis of orthonormal rows a subspace of them; the
+    gradient in these coordinates, and what the law sees of the scored loss there.
     """
 
     name: str
     law: LocalLaw
     space: ParameterSpace
+    gradient: Float[Tensor, " d"]
     basis: Float[Tensor, "k D"] | None = None
 
     @property
@@ -94,6 +113,8 @@ class PointContext:
         recovery_gradient: of recovery examples, which score nothing.
         law: of the scored loss in all coordinates.
         progress: called with the share of a stage that is done.
+        keep: called with what the record keeps beside rows: its key and the numbers.
+        along: by space, −ĝᵀz of its gaussian candidates, which have the same z at every σ.
     """
 
     ctx: SearchRun
@@ -103,6 +124,8 @@ class PointContext:
     recovery_gradient: Vector
     law: LocalLaw
     progress: ProgressCallback
+    keep: Callable[[str, np.ndarray], None]
+    along: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def reference(self) -> float:
@@ -117,15 +140,50 @@ class PointContext:
     @property
     def whole(self) -> SearchSpace:
         """All coordinates."""
-        return SearchSpace(name=ALL, law=self.law, space=self.ctx.space)
+        return SearchSpace(name=ALL, law=self.law, space=self.ctx.space, gradient=self.gradient)
 
     def search(
-        self, where: SearchSpace, count: int, sigma: float, noise: Noise | None = None
+        self,
+        where: SearchSpace,
+        count: int,
+        sigma: float,
+        *,
+        at: float | str,
+        noise: str = GAUSSIAN,
     ) -> Gains:
-        """Score candidates in a space."""
+        """Score candidates in a space; what each gains is kept, by noise, space and `at`."""
         seed = self.seed if where.name == ALL else derived(self.seed, where.name)
-        with Perturbed(where.space, noise or Noise(), basis=where.basis) as perturbed:
-            return gains(perturbed, self.eval_set, candidates(count, [sigma], seed=seed))
+        with Perturbed(where.space, Noise.parse(noise), basis=where.basis) as perturbed:
+            drawn = candidates(count, [sigma], seed=seed)
+            scored = gains(perturbed, self.eval_set, drawn)
+            if noise == GAUSSIAN:
+                along = self._along(where, perturbed, drawn)
+                scored = replace(scored, along=along, slope=sigma * where.law.gradient)
+        self.keep_gains(where, scored, at=at, noise=noise)
+        return scored
+
+    def _along(
+        self, where: SearchSpace, perturbed: Perturbed, drawn: Sequence[Candidate]
+    ) -> Values:
+        known = self.along.setdefault(where.name, [])
+        g = to_float64(where.gradient).cpu()
+        for c in drawn[len(known) :]:
+            along = float(to_float64(perturbed.vector(c)) @ g)
+            known.append(-along / (c.scale * where.law.gradient))
+        return np.array(known[: len(drawn)])
+
+    def keep_gains(
+        self, where: SearchSpace, scored: Gains, *, at: float | str, noise: str = GAUSSIAN
+    ) -> None:
+        """Keep what each candidate gains, in loss and in score, and where it is known −ĝᵀz."""
+        along = [] if scored.along is None else [scored.along]
+        values = np.stack([scored.loss, scored.score, *along])
+        self.keep(f"gains/{self.point}/{noise}/{where.name}/{at}", values)
+
+    def keep_law(self, where: SearchSpace) -> None:
+        """Keep what the law sees in a space: ‖g‖, tr H, ĝᵀHĝ, ‖H‖_F, tr H³; and its dimension."""
+        values = np.array([*astuple(where.law), where.dimension])
+        self.keep(f"law/{self.point}/{where.name}", values)
 
     def row(
         self, quantity: str, value: Number, *, null: Number = None, p: Number = None, **context: Any

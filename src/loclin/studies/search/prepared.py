@@ -75,8 +75,8 @@ def prepared(
     try:
         law = held["forecast"]
         if law is not None:
-            curvature = {k: law[k] and Estimate(**law[k]) for k in ("trace", "frobenius")}
-            law = Forecast(**{**law, **curvature, "notes": tuple(law["notes"])})
+            known = {k: law[k] and Estimate(**law[k]) for k in ("loss", "trace", "frobenius")}
+            law = Forecast(**{**law, **known, "notes": tuple(law["notes"])})
         ready = Prepared(**{**held, "forecast": law})
     except (KeyError, TypeError) as error:
         raise LoclinError(

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from loclin import law
-from loclin.geometry.gramian import inner, to_float64
+from loclin.geometry.gramian import gramian, inner, to_float64
 from loclin.geometry.subspace import Subspace
 from loclin.run.rows import Row
 from loclin.search.candidate import Perturbed
@@ -37,9 +38,10 @@ def relation_rows(
     """Correlations of gain with alignment and with overlap over the candidates of every σ (Figure
     3).
 
-    The null of the first is the law's prediction: r of measures §10 times the cosine of the two
-    gradients, since alignment is with a gradient of other examples than those that score. That of
-    the second is what the plane's curvature alone gives (`overlap_correlation`).
+    The null of the first is the law's prediction: r of measures §10, r² = σ²‖g‖²/(σ²‖g‖² +
+    σ⁴‖H‖_F²/2 + τ²) with τ = 0, as all candidates answer the same examples, times the cosine of the
+    two gradients, since alignment is with a gradient of other examples than those that score. That
+    of the second is what the plane's curvature alone gives (`overlap_correlation`).
 
     Args:
         here: the point.
@@ -50,8 +52,9 @@ def relation_rows(
     """
     main, local = swept[1.0], here.law
     aligned, overlaps = _directions(here, main, planes)
-    own, g = to_float64(here.gradient).cpu(), to_float64(here.recovery_gradient).cpu()
-    shared = float(own @ g) / float(own.norm() * g.norm())
+    gradients = gramian(torch.stack([here.gradient, here.recovery_gradient]))
+    here.keep(f"gradients/{here.point}", gradients)
+    shared = float(gradients[0, 1] / math.sqrt(gradients[0, 0] * gradients[1, 1]))
     yield here.row("gradient_cosine", shared)
     for size, found in swept.items():
         sigma, count = found.candidates[0].sigma, len(found.candidates)
@@ -80,18 +83,21 @@ def relation_rows(
 def _directions(
     here: PointContext, main: Gains, planes: Mapping[str, Plane]
 ) -> tuple[Values, dict[str, Values]]:
-    """cos(δ, −g) of every candidate, and ‖Qᵀδ‖²/‖δ‖² for every plane."""
+    """cos(δ, −g) of every candidate, and ‖Qᵀδ‖²/‖δ‖² for every plane. What they are made of is
+    kept: ‖δ‖², δᵀg and ‖Qᵀδ‖².
+    """
     perturbed, g = Perturbed(here.ctx.space, Noise()), to_float64(here.recovery_gradient).cpu()
-    aligned = np.empty(len(main.candidates))
-    overlaps = {name: np.empty(len(main.candidates)) for name in planes}
+    products = np.empty((2 + len(planes), len(main.candidates)))
     for i, candidate in enumerate(main.candidates):
         delta = perturbed.vector(candidate)
-        energy = inner(delta, delta)
-        aligned[i] = -float(to_float64(delta) @ g) / (math.sqrt(energy) * float(g.norm()))
-        for name, plane in planes.items():
+        products[:2, i] = inner(delta, delta), float(to_float64(delta) @ g)
+        for row, plane in enumerate(planes.values(), start=2):
             q = plane.space.basis.cpu()
-            overlaps[name][i] = float(to_float64(q @ delta.to(q)).square().sum()) / energy
-    return aligned, overlaps
+            products[row, i] = float(to_float64(q @ delta.to(q)).square().sum())
+    here.keep(f"directions/{here.point}", products)
+    energy, along, *inside = products
+    aligned = -along / (np.sqrt(energy) * float(g.norm()))
+    return aligned, {name: own / energy for name, own in zip(planes, inside, strict=True)}
 
 
 def correlation(x: Values, y: Values) -> float:

@@ -14,7 +14,7 @@ from loclin.run.rows import Row, estimated, finite
 from loclin.search.ensemble import ConditionResult, best_of, pass_at
 from loclin.search.forecast import Forecast
 from loclin.search.scoring import Outcome
-from loclin.stats import Estimate, over_runs
+from loclin.stats import over_runs
 from loclin.studies.search import names
 
 BINS = 24  # of the histogram of gains
@@ -28,10 +28,11 @@ def forecast_rows(
     """What the law says before the search, of N candidates at each σ; k is the dimension of the
     basis that they lie in, `target_gain` a gain whose price is asked.
     """
-    spread = 1.96 * forecast.loss_sd
-    low, high = forecast.loss - spread, forecast.loss + spread
-    loss = Estimate(value=forecast.loss, low=low, high=high, n=1)
-    estimates = {names.LOSS: loss, names.TRACE: forecast.trace, names.FROBENIUS: forecast.frobenius}
+    estimates = {
+        names.LOSS: forecast.loss,
+        names.TRACE: forecast.trace,
+        names.FROBENIUS: forecast.frobenius,
+    }
     plain = {
         names.DIMENSION: float(forecast.dimension),
         names.WEIGHTS_LENGTH: forecast.weights,

@@ -24,8 +24,8 @@ from loclin.seeds import derived
 from loclin.studies.directions import batch_gradients, norm_matched_noise, task_vectors
 from loclin.studies.search import claims_names as names
 from loclin.studies.search.claims_data import SearchData, SearchRun
-from loclin.studies.search.law_rows import gain_rows
-from loclin.studies.search.point import PointContext, SearchSpace
+from loclin.studies.search.law_rows import ratio_rows
+from loclin.studies.search.point import Gains, PointContext, SearchSpace
 from loclin.tasks.batch import Batch
 
 
@@ -60,8 +60,9 @@ def subspaces(
     ctx: SearchRun, data: SearchData, prefix: Float[Tensor, "k D"], plane: Subspace
 ) -> Mapping[str, Subspace]:
     """Subspaces of k dimensions at θ_D, where the space stands, all of them made from examples that
-    score no candidate: gradients, the first updates of a recovery (`prefix`), the static plane,
-    a Krylov space of recovery examples (measures §9), and two random ones.
+    score no candidate: the first and the next k principal directions of gradients, the first
+    updates of a recovery (`prefix`), the static plane, a Krylov space of recovery examples
+    (measures §9), and two random ones.
     """
     problem, space, k = ctx.problem, ctx.space, ctx.settings.k
     seed = derived(ctx.seed, "subspaces")
@@ -71,8 +72,10 @@ def subspaces(
         krylov = lanczos(product, space.gradient(loss, data.recovery), k)
     matched = norm_matched_noise(space, gradients[:k], seed=derived(seed, "matched"))
     random = random_subspace(k, space.dimension, seed=derived(seed, "random"))
+    principal = principal_directions(gradients, 2 * k).basis
     return {
-        names.GRADIENTS: principal_directions(gradients, k),
+        names.GRADIENTS: Subspace(basis=principal[:k]),
+        names.LESSER: Subspace(basis=principal[k:]),
         names.UPDATES: Subspace.spanned_by(prefix.to(gradients)),
         names.STATIC: plane,
         names.KRYLOV: Subspace(basis=krylov.basis),
@@ -95,6 +98,7 @@ def search_spaces(
             name=name,
             law=LocalLaw.in_subspace(product, gradient, subspace.basis),
             space=space,
+            gradient=gradient,
             basis=subspace.basis,
         )
         for name, subspace in made.items()
@@ -105,59 +109,65 @@ def search_spaces(
     alone, piece = ParameterSpace(ctx.problem.model, name), space.by_tensor(gradient)[name]
     batches, method = list(select.fold(0)), ctx.settings.method
     with second_order(ctx.problem, alone, select.loss, batches, method) as inner:
-        seed = derived(ctx.seed, "largest")
-        local = LocalLaw.by_probes(inner, piece.reshape(-1), ctx.settings.probes, seed=seed)
-    return [*found, SearchSpace(name=names.LARGEST, law=local, space=alone)]
+        seed, probes = derived(ctx.seed, "largest"), ctx.settings.probes
+        local = LocalLaw.by_probes(inner, piece.reshape(-1), probes, seed=seed, noise=alone.noise)
+    largest = SearchSpace(name=names.LARGEST, law=local, space=alone, gradient=piece.reshape(-1))
+    return [*found, largest]
 
 
 def space_rows(here: PointContext, spaces: Sequence[SearchSpace]) -> Iterator[Row]:
-    """Searches in every space: the law there, and in subspaces of equal k what signal density says
-    of the gain.
+    """Searches in every space at the end of the law's domain there; in subspaces of equal k also at
+    their own best σ, and all at one RMS radius, small enough for the domain of each.
 
-    All subspaces are searched at the same RMS radius, small enough that each is within the law's
-    domain, and then each at its own reference σ.
+    That the last goes with signal density is first order, true of any smooth loss, and decides
+    nothing: it takes half of the candidates.
     """
-    n, size = here.ctx.settings.n, here.ctx.settings.size
-    radius = size * min(
-        s.law.reference(n) * math.sqrt(s.dimension) for s in spaces if s.basis is not None
-    )
+    settings = here.ctx.settings
+    n = settings.n
+    inside = [s for s in spaces if s.basis is not None]
+    radius = settings.size * min(s.law.reference(n) * math.sqrt(s.dimension) for s in inside)
     ratios = []
     for done, where in enumerate(spaces):
         here.progress("searching in subspaces", done / len(spaces))
+        here.keep_law(where)
         yield here.row("dimension", float(where.dimension), space=where.name)
+        end = where.law.domain(n)
+        found = here.search(where, settings.inside, end, at=names.DOMAIN_END)
+        yield from ratio_rows(here, found, where, end, at=names.DOMAIN_END)
         if where.basis is None:
-            yield from _searched(here, where, size * where.law.reference(n))[1]
             continue
+        yield from _best_rows(here, where, found)
         density = law.signal_density(where.law.gradient**2, where.dimension)
         linear = law.subspace_linear_gain(radius=radius, n=n, density=density)
-        gain, rows = _searched(here, where, radius / math.sqrt(where.dimension))
-        yield from rows
+        sigma, count = radius / math.sqrt(where.dimension), max(n, settings.inside // 2)
+        gain = here.search(where, count, sigma, at=names.EQUAL_RADIUS).best_of(n)
         ratios.append(gain / linear if linear else math.nan)
-        yield from _density_rows(here, where, density)
         yield here.row("equal_radius_gain", gain, space=where.name)
         yield here.row("equal_radius_law", linear, space=where.name)
+        yield from _density_rows(here, where, density)
     yield here.row("equal_radius", radius)
     yield here.row("density_ratio", float(np.median(ratios)), null=1.0)
 
 
+def _best_rows(here: PointContext, where: SearchSpace, domain: Gains) -> Iterator[Row]:
+    """The gain at the subspace's own best σ, σ* or the edge below it, beside the law's there. Where
+    that is the end of the domain, `domain` was found there.
+    """
+    n, inside = here.ctx.settings.n, here.ctx.settings.inside
+    sigma = where.law.reference(n)
+    same = sigma == where.law.domain(n)
+    if same:
+        here.keep_gains(where, domain, at=names.BEST_SIGMA)
+    found = domain if same else here.search(where, inside, sigma, at=names.BEST_SIGMA)
+    formula = law.subspace_best_gain(energy=where.law.gradient**2, n=n, trace=where.law.trace)
+    yield here.row("best_gain", found.best_of(n), space=where.name)
+    yield here.row("best_gain_law", where.law.gain(n, sigma), space=where.name)
+    yield here.row("best_gain_formula", formula, space=where.name)
+
+
 def _density_rows(here: PointContext, where: SearchSpace, density: float) -> Iterator[Row]:
-    """Signal density beside that of all coordinates, and a search at the subspace's reference σ."""
-    n, energy = here.ctx.settings.n, where.law.gradient**2
+    """Signal density, beside that of all coordinates."""
     whole, dimension = here.law.gradient**2, here.ctx.space.dimension
-    lift = law.lift(min(energy / whole, 1.0), dimension, where.dimension)
-    formula = law.subspace_best_gain(energy=energy, n=n, trace=where.law.trace)
-    sigma, space = where.law.reference(n), where.name
-    best, _ = _searched(here, where, sigma)
-    yield here.row("signal_density", density, null=whole / dimension, space=space)
-    yield here.row("signal_lift", lift, null=1.0, space=space)
-    yield here.row("best_gain", best, space=space)
-    yield here.row("best_gain_law", where.law.gain(n, sigma), space=space)
-    yield here.row("best_gain_formula", formula, space=space)
-
-
-def _searched(here: PointContext, where: SearchSpace, sigma: float) -> tuple[float, list[Row]]:
-    """The gain of the best of n there, and its rows beside the law."""
-    settings = here.ctx.settings
-    found = here.search(where, settings.inside, sigma)
-    rows = gain_rows(here, found, where, sigma, size=settings.size)
-    return found.best_of(settings.n), list(rows)
+    lift = law.lift(min(where.law.gradient**2 / whole, 1.0), dimension, where.dimension)
+    yield here.row("signal_density", density, null=whole / dimension, space=where.name)
+    yield here.row("signal_lift", lift, null=1.0, space=where.name)

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Int
 
 from loclin.models.evaluation import EvalSet
 from loclin.run.rows import Row
@@ -33,6 +34,23 @@ def chosen_size(swept: Mapping[float, Gains], n: int) -> float:
     return max(swept, key=worth)
 
 
+def coded(
+    ballots: Sequence[Sequence[str]], wanted: Sequence[str]
+) -> Int[np.ndarray, "members examples"]:
+    """Answers as numbers that votes can be counted from: 0 the right one, −1 none, and every other
+    one of an example a number of its own.
+
+    >>> coded([["a", "b"], ["", "c"], ["c", "b"]], ["a", "c"]).tolist()
+    [[0, 1], [-1, 0], [1, 1]]
+    """
+    numbers = [{right: 0, "": -1} for right in wanted]
+    found = [
+        [known.setdefault(a, len(known) - 1) for a, known in zip(answers, numbers, strict=True)]
+        for answers in ballots
+    ]
+    return np.array(found, dtype=np.int32)
+
+
 def table_rows(
     here: PointContext, swept: Mapping[float, Gains], test: Sequence[Example]
 ) -> Iterator[Row]:
@@ -53,7 +71,8 @@ def table_rows(
     tested = found.candidates[: settings.tested]
     with Perturbed(here.ctx.space, Noise()) as perturbed:
         here.progress("answering the test examples", 0.0)
-        base = solved(answers(problem, test), wanted)
+        own = answers(problem, test)
+        base = solved(own, wanted)
         seed = derived(here.seed, "samples")
         drawn = sampled(problem, test, most, temperature=settings.temperature, seed=seed)
         best = candidate_answers(perturbed, problem, order[:most], test)
@@ -61,16 +80,18 @@ def table_rows(
         eval_set = EvalSet.of(problem, test, at_once=here.eval_set.at_once)
         every = gains(perturbed, eval_set, tested)
         winner = gains(perturbed, eval_set, order[:1])
-    conditions = [(MODEL, 1, base)]
+    conditions, members = [(MODEL, 1, base)], {BEST: best, UNSELECTED: unselected, SAMPLES: drawn}
     for k in settings.votes:
-        for name, given in ((BEST, best), (UNSELECTED, unselected), (SAMPLES, drawn)):
-            conditions.append((name, k, voted(given[:k], wanted)))
+        conditions += [(name, k, voted(ballots[:k], wanted)) for name, ballots in members.items()]
+    for name, ballots in (members | {MODEL: [own]}).items():
+        here.keep(f"answers/{name}", coded(ballots, wanted))
     null = float(base.mean())
     for name, k, right in conditions:
         p, score = mcnemar(right, base), float(right.mean())
         yield here.row("table_score", score, null=null, p=p, arm=name, votes=k)
     ks = [k for k in settings.best_of if k < len(tested)] + [len(tested)]
     outcomes = np.stack([o.right for o in every.outcomes])
+    here.keep(f"answers/{ORACLE}", outcomes)
     for k, chance in zip(ks, pass_at(outcomes, ks), strict=True):
         yield here.row("table_score", float(chance.mean()), null=null, arm=ORACLE, votes=k)
     selected = found.candidates.index(order[0])
