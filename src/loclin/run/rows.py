@@ -114,6 +114,11 @@ class Claim:
     doubled: str = ""
     agree: str = ""
 
+    @property
+    def p_of_verdict(self) -> float | None:
+        """p after Holm of the direction that the verdict takes."""
+        return self.p_against_holm if self.verdict == "refuted" else self.p_holm
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Part:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from scipy import optimize, stats
@@ -21,26 +20,6 @@ from loclin.stats import Estimate, Numbers, Scale, by_model, holm, mean_above, o
 from loclin.studies.settings import StudySettings
 
 LEVEL, POWER = 0.05, 0.8
-
-
-class Condition(Protocol):
-    """What has to hold, in a sentence's part; thresholds times a factor ask how firm it is."""
-
-    @property
-    def name(self) -> str:
-        """What is said to hold."""
-
-    def p(self, models: int, factor: float = 1.0) -> float:
-        """p of "it does not hold"."""
-
-    def against(self, models: int, factor: float = 1.0) -> float | None:
-        """p of "it is not the other way round"; None where that would refute nothing."""
-
-    def least(self, models: int) -> str:
-        """The smallest effect that 80 % of such studies would support; "" where nobody knows."""
-
-    def side(self, models: int) -> np.ndarray | None:
-        """Which units lie on its side."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -137,7 +116,7 @@ class Within:
     def side(self, models: int) -> np.ndarray | None:
         """Units within the margins."""
         units, (low, high) = self._placed(models, 1.0)
-        return (units > low) & (units < high)
+        return np.asarray((units > low) & (units < high))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +142,12 @@ class Drawn:
     def side(self, models: int) -> np.ndarray | None:
         """Draws know no units."""
         return None
+
+
+#: What has to hold. `p` is of "it does not hold", `against` of "it is not the other way round"
+#: (None where that would refute nothing), `least` the smallest effect that 80 % of such studies
+#: would support, `side` which units lie on its side. A factor on thresholds asks how firm it is.
+Condition = Mean | Within | Drawn
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -247,13 +232,11 @@ def _reach(units: np.ndarray) -> float | None:
     """
     units = units[~np.isnan(units)]
     n = len(units)
-    if n < 2 or not (error := float(units.std(ddof=1)) / np.sqrt(n)):
+    if n < 2 or not (error := float(units.std(ddof=1) / np.sqrt(n))):
         return None
     beyond = stats.t.ppf(1 - LEVEL / 2, n - 1)
-    away: float = optimize.brentq(
-        lambda x: stats.nct.sf(beyond, n - 1, x) - POWER, 0.0, beyond + 20.0
-    )
-    return away * error
+    away = optimize.brentq(lambda x: stats.nct.sf(beyond, n - 1, x) - POWER, 0.0, beyond + 20.0)
+    return float(away) * error
 
 
 def setting(settings: StudySettings, of: str) -> str:
