@@ -28,7 +28,7 @@ def own_comparisons(
     """
     progress("reading model and data", 0.0)
     seed = settings.seed + run
-    problem = load(settings, seed=seed, shares=SHARES, progress=progress)
+    problem = load(settings, seed=settings.model_seed(run), shares=SHARES, progress=progress)
     # of a built-in set a model may have learned the train split
     split = "recovery" if settings.data[0] in BUILT_IN else "train"
     tasks = chosen_tasks(settings, problem, split)
