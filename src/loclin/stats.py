@@ -84,7 +84,7 @@ def over_models(values: Numbers, models: int, scale: Scale = "plain") -> Estimat
     Raises `LoclinError` as `over_runs` does.
 
     >>> print(over_models([0.9, 0.99, 0.96], 1, "logit"))
-    0.964 [0.731, 0.996]
+    0.965 [0.581, 0.998]
     """
     e = over_runs(by_model(values, models, scale))
     value, low, high = unscaled(np.array([e.value, e.low, e.high]), scale).tolist()

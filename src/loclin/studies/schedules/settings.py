@@ -61,8 +61,7 @@ class SchedulesSettings(ComparisonOptions, DamageSettings):
     }
 
     seeds: int = 5
-    """Independent runs: each has its own adapter (or pretraining, for sequences), splits or damage,
-    and order of the data."""
+    """Independent runs: each has its own adapter, splits or damage, and order of the data."""
     tasks: tuple[str, ...] = ()
     """Which of your tasks, in the order of sequential training; all by default."""
     pairs: tuple[str, ...] = ()
