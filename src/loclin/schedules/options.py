@@ -44,7 +44,7 @@ class ComparisonOptions:
     fisher_examples: int = 64
     """Examples of the old task behind the diagonal Fisher of consolidation (EWC); their gradients
     count."""
-    consolidations: tuple[float, ...] = (1.0, 10.0, 100.0)
+    consolidations: tuple[float, ...] = (1.0, 30.0, 1000.0)
     """λ of consolidation, chosen alike; at 1 the penalty is the old task's loss as far as the
     diagonal knows it."""
     old_gradients: int = 8

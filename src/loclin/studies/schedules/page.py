@@ -65,7 +65,11 @@ def _ranking(view: View) -> Section:
         "is the score of the task that ends worst.",
         figures=figures,
         tables=[_table(view), *_strengths(view)],
-        sees=[*(_advice(view) if view.tasks else ()), *_ranking_lines(view)],
+        sees=[
+            *(_advice(view) if view.tasks else ()),
+            *_ranking_lines(view),
+            *_strength_lines(view),
+        ],
         brief=bool(view.tasks),
     )
 
@@ -114,10 +118,27 @@ def _strengths(view: View) -> Iterator[Table]:
             caption=f"Strengths{view.label}: a remedy (share of replayed examples, λ of EWC) or a "
             "merge (λ) is judged at the one whose worst task is best on validation examples, "
             "chosen anew in every run and pair; the last column is the (geometric) mean of "
-            "those chosen.",
+            "those chosen. A strength that diverged somewhere has no line.",
             header=["schedule", "strength", "worst task, validation", "chosen"],
             rows=rows,
         )
+
+
+def _strength_lines(view: View) -> Iterator[str]:
+    """Which grids end where they are best."""
+    for name in view.ranked(n.STRENGTH):
+        rows = view.find(n.STRENGTH_WORST, schedule=name)
+        best = max(rows, key=lambda r: r.value or 0.0).context["strength"]
+        grid = {
+            r.context["strength"]
+            for r in view.rows
+            if r.quantity == n.STRENGTH_WORST and r.context["schedule"] == name
+        }
+        if len(grid) > 1 and best in (min(grid), max(grid)):
+            yield (
+                f"{name[0].upper()}{name[1:]} is best at the end of its grid ({number(best)}): "
+                "beyond it may be a better strength."
+            )
 
 
 def _deciding(view: View) -> Iterator[Section]:
