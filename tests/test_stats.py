@@ -3,20 +3,27 @@ import math
 
 import numpy as np
 import pytest
+from scipy import special
 from scipy import stats as scipy_stats
 
 from loclin.errors import LoclinError
 from loclin.stats import (
+    Scale,
+    by_model,
     equivalence,
     holm,
     mcnemar,
     mean_above,
+    mean_differs,
+    on_scale,
     over_examples,
+    over_models,
     over_runs,
     paired_difference,
     permutation_p,
     permuted_rank_correlations,
     rank_correlation,
+    unscaled,
 )
 
 
@@ -48,9 +55,95 @@ def test_undefined_runs_are_left_out_and_one_run_has_no_interval() -> None:
     assert over_runs([1.0, math.nan, 3.0]).n == 2
     assert over_runs([1.0]).low == -math.inf
     assert mean_above([1.0], 0.0) == 1
-    assert mean_above([1.0, 1.0], 0.0) == 0
     with pytest.raises(LoclinError, match="at least one run"):
         over_runs([math.nan])
+
+
+@pytest.mark.parametrize("runs", [2, 5, 12])
+def test_runs_that_are_alike_have_the_p_of_a_sign_test(runs: int) -> None:
+    alike = 0.3 + 1e-15 * np.arange(runs)  # up to round-off
+    assert mean_above(alike, 0.2) == 0.5**runs
+    assert mean_above(alike, 0.4) == mean_above(np.full(runs, 0.4), 0.4) == 1.0
+    assert mean_differs(alike) == mean_differs(-alike) == 0.5 ** (runs - 1)
+    assert mean_differs(np.zeros(runs)) == 1.0
+
+
+SCALES: tuple[Scale, ...] = ("plain", "logit", "score", "fisher", "log")
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_scales_lead_back_and_keep_the_order(scale: Scale) -> None:
+    shares = np.linspace(0.01, 0.99, 50)
+    placed = on_scale(shares, scale)
+    assert (np.diff(placed) > 0).all()
+    assert np.allclose(unscaled(placed, scale), shares, atol=1e-12)
+    ends = on_scale([0.0, 1.0], scale)
+    assert np.isfinite(ends).all()  # perfect runs have a place
+    assert np.isnan(on_scale(math.nan, scale))
+
+
+def test_scales_are_logit_fisher_and_logarithm() -> None:
+    assert on_scale(0.8, "logit") == pytest.approx(math.log(4))
+    assert on_scale(1.0, "score") == pytest.approx(math.log(0.995 / 0.005))
+    assert on_scale(-0.5, "fisher") == pytest.approx(math.atanh(-0.5))
+    assert on_scale(2.0, "log") == pytest.approx(math.log(2))
+    assert on_scale([2.0, -3.0], "plain").tolist() == [2.0, -3.0]
+
+
+def test_runs_of_one_model_are_averaged_where_the_scale_is_even() -> None:
+    values = [0.2, 0.9, 0.8, math.nan, 0.5, 0.99]
+    halves = by_model(values, 2, "logit")
+    each = [np.mean(on_scale(v, "logit")) for v in ([0.2, 0.8, 0.5], [0.9, 0.99])]
+    assert halves == pytest.approx(each)
+    assert by_model(values, 1)[:3].tolist() == values[:3]  # runs of one model are the units
+    assert np.isnan(by_model([math.nan, 1.0, math.nan, 2.0], 2)).tolist() == [True, False]
+    e = over_models(values, 2, "logit")
+    assert e.n == 2
+    assert e.value == pytest.approx(float(unscaled(np.mean(each), "logit")))
+    assert over_models(values, 2) == over_runs(by_model(values, 2))
+
+
+@pytest.mark.parametrize(
+    ("scale", "bounds"),
+    [("logit", (0, 1)), ("score", (0, 1)), ("log", (0, math.inf)), ("fisher", (-1, 1))],
+)
+def test_no_interval_leaves_the_range_of_its_scale(
+    scale: Scale, bounds: tuple[float, float]
+) -> None:
+    for values in ([0.999, 0.5, 0.99], [1.0, 1.0, 0.2], [0.0, 0.01, 0.6]):
+        e = over_models(values, 1, scale)
+        assert bounds[0] <= e.low <= e.value <= e.high <= bounds[1]
+    one = over_models([0.7], 1, scale)
+    assert (one.n, one.low, one.high) == (1, -math.inf, math.inf)
+    assert one.value == pytest.approx(0.7)
+    with pytest.raises(LoclinError, match="at least one run"):
+        over_models([math.nan, math.nan], 2, scale)
+
+
+@pytest.mark.parametrize("n", [4, 6])
+def test_intervals_of_skewed_shares_cover_their_mean_on_the_logit_scale(n: int) -> None:
+    """Beta(8, 2): E[logit] = ψ(8) − ψ(2). Student's t on the raw shares covers too little of theirs
+    and leaves [0, 1].
+    """
+    rng = np.random.default_rng(n)
+    mean = float(special.expit(special.digamma(8) - special.digamma(2)))
+    draws = rng.beta(8, 2, (4000, n))
+    covered = [e.low <= mean <= e.high for e in (over_models(x, 1, "logit") for x in draws)]
+    assert 0.93 <= np.mean(covered) <= 0.97
+    assert any(over_runs(x).high > 1 for x in draws[:200])
+
+
+def test_models_whose_runs_agree_are_no_more_than_one_unit_each() -> None:
+    """Nested: intervals over runs cover far too little, those over models what they say."""
+    rng = np.random.default_rng(0)
+    models, over_all = [], []
+    for _ in range(2000):
+        runs = np.tile(rng.normal(0, 1, 4), 6) + 0.1 * rng.standard_normal(24)
+        models.append(over_models(runs, 4))
+        over_all.append(over_runs(runs[:12]))  # below the bootstrap, for time
+    covers = [np.mean([e.low <= 0 <= e.high for e in found]) for found in (models, over_all)]
+    assert 0.93 <= covers[0] <= 0.97
+    assert covers[1] < 0.85
 
 
 def test_permutation_p_is_uniform_under_the_null() -> None:
@@ -75,13 +168,29 @@ def test_rank_correlation_equals_scipy_and_is_undefined_for_constants() -> None:
     assert math.isnan(rank_correlation([1.0, 2.0], [1.0, 2.0]))
 
 
-def test_permuting_within_runs_breaks_only_the_pairing() -> None:
+def test_permuting_breaks_only_the_pairing_and_all_runs_alike() -> None:
     groups = [(np.arange(8.0), np.arange(8.0) + 100 * r) for r in range(3)]
     draws = permuted_rank_correlations(groups, draws=400, seed=0)
     assert abs(np.mean(draws)) < 0.05
-    # the variance of ρ between independent rankings of n is 1/(n − 1)
-    assert math.isclose(np.var(draws), 1 / 7 / 3, rel_tol=0.25)
+    # the variance of ρ between independent rankings of n is 1/(n − 1), however many runs agree
+    assert math.isclose(np.var(draws), 1 / 7, rel_tol=0.25)
     assert permutation_p(1.0, draws) == 1 / 401
+    alone = permuted_rank_correlations(groups[:1], draws=400, seed=0)
+    assert np.allclose(draws, alone)
+
+
+def test_runs_that_share_what_is_ranked_support_nothing_beyond_the_level() -> None:
+    """The order of eight types of bases is one draw for all six runs, which rank them nearly alike:
+    a permutation of its own for every run finds too much.
+    """
+    rng, p = np.random.default_rng(0), []
+    for study in range(400):
+        x, y = rng.normal(size=(2, 8))
+        groups = [(x + 0.2 * rng.normal(size=8), y + 0.2 * rng.normal(size=8)) for _ in range(6)]
+        observed = float(np.mean([rank_correlation(a, b) for a, b in groups]))
+        null = permuted_rank_correlations(groups, draws=199, seed=study)
+        p.append(permutation_p(observed, null))
+    assert np.mean(np.array(p) <= 0.05) <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 400)
 
 
 def paired_outcomes(
@@ -258,7 +367,7 @@ def test_equivalence_is_found_where_it_is_and_never_for_want_of_data() -> None:
     wide = [equivalence(rng.normal(0, 2.0, 6), -0.25, 0.25).p < 0.05 for _ in range(500)]
     assert np.mean(wide) < 0.05  # no difference is significant there either
     assert equivalence([0.0], -1.0, 1.0).p == equivalence([0.0, math.nan], -1.0, 1.0).p == 1
-    assert equivalence([0.0, 0.0], -1.0, 1.0).p == 0
+    assert equivalence([0.0, 0.0], -1.0, 1.0).p == 0.25  # alike: the sign test of two
     assert equivalence([1.0, 1.0], -1.0, 1.0).p == equivalence([2.0, 2.0], -1.0, 1.0).p == 1
     for low, high in ((1.0, -1.0), (1.0, 1.0), (math.nan, 1.0)):
         with pytest.raises(LoclinError, match="lower margin below"):

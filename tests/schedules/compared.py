@@ -16,7 +16,9 @@ OPTIONS = ComparisonOptions(
     test_examples=12,
     fisher_examples=6,
     old_gradients=2,
-    scales=(0.5, 1.0),
+    replay_shares=(0.25, 0.5),
+    consolidations=(1.0, 10.0),
+    merge_scales=(0.5, 1.0),
 )
 TASKS = ("copy", "swap")
 

@@ -17,9 +17,9 @@ from loclin.updates import UpdateStorage
 from tests.schedules.compared import OPTIONS, TASKS, comparison
 
 
-def test_examples_that_choose_scales_do_not_choose_schedules(trained: Problem) -> None:
+def test_examples_that_choose_strengths_do_not_choose_schedules(trained: Problem) -> None:
     made = comparison(trained, options=replace(OPTIONS, curve_examples=1000))
-    for chosen, validated, task in zip(made.scale_sets, made.validation_sets, TASKS, strict=True):
+    for chosen, validated, task in zip(made.choice_sets, made.validation_sets, TASKS, strict=True):
         rows = [
             {tuple(r) for r in eval_set.batch.input_ids.tolist()}
             for eval_set in (chosen, validated)

@@ -48,19 +48,21 @@ def test_the_scale_of_merged_specialists_is_chosen_on_validation_examples(traine
     for better in (0.5, 1.0):
 
         def scores(point: Any, eval_sets: Any, better: float = better) -> np.ndarray:
-            if eval_sets is not made.scale_sets:
+            if eval_sets is not made.choice_sets:
                 return np.full((2, 2), 0.5)
             near = torch.equal(point, arithmetic(made.start, ends, better))
             return np.full((2, 2), 1.0 if near else 0.2)
 
         object.__setattr__(made, "evaluate_at", scores)
-        found[better] = merge_by(made, "task arithmetic")[1]
+        _, choice = merge_by(made, "task arithmetic")
+        assert choice is not None
+        found[better] = choice.strength
     assert found == {0.5: 0.5, 1.0: 1.0}
 
 
 def test_the_average_is_that_of_the_specialists(trained: Problem) -> None:
     made = comparison(trained)
-    point, scale = merge_by(made, "average")
+    point, choice = merge_by(made, "average")
     ends = torch.stack([made.specialist(task).end for task in TASKS])
-    assert scale == 0.5
+    assert choice is None
     assert torch.allclose(point, ends.mean(0), atol=1e-6)

@@ -23,9 +23,10 @@ from loclin.schedules.options import ComparisonOptions
             {"batch": 1},
             "expected a batch of at least 2 examples, one a task, found 1: raise --batch",
         ),
-        ({"replay_share": 1.0}, "between 0 and 1, found 1.0: change --replay-share"),
-        ({"consolidation": 0.0}, "expected a consolidation above 0"),
-        ({"scales": ()}, r"expected scales above 0, found \[\]: change --scales"),
+        ({"replay_shares": (0.5, 1.0)}, r"found \[0.5, 1.0\]: change --replay-shares"),
+        ({"replay_shares": ()}, r"expected shares of replayed examples .*, found \[\]"),
+        ({"consolidations": (0.0,)}, "expected consolidations above 0"),
+        ({"merge_scales": ()}, r"merge-scales above 0, found \[\]: change --merge-scales"),
         ({"points": 0}, "expected points of at least 1"),
         ({"old_gradients": 0}, "expected old-gradients of at least 1, found 0: change --old-grad"),
         (

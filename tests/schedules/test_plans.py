@@ -5,9 +5,11 @@ by step, what remedies hold back.
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from loclin.errors import LoclinError
 from loclin.models import Problem
 from loclin.schedules.loop import train_tasks
 from loclin.schedules.plans import old_gradients, train_by
@@ -30,7 +32,8 @@ def test_gradients_taken_are_gradients_counted(
     for name in ("PCGrad", "alternating", "joint mixed", "sequential", "replay", "projection"):
         taken.clear()
         found = train_by(comparison(trained), name)
-        assert len(taken) == found.evaluations == 12
+        assert found.evaluations == 12
+        assert len(taken) == (18 if name == "replay" else 12)  # two shares of old examples
         assert set(taken) == {4}  # of one batch each
 
 
@@ -42,7 +45,7 @@ def test_gradients_taken_are_gradients_counted(
         ("raw sum", ["c", "s"] * 6),
         ("sequential", ["c"] * 6 + ["s"] * 6),
         ("sequential reversed", ["s"] * 6 + ["c"] * 6),
-        ("replay", ["c"] * 6 + ["sssc"] * 6),
+        ("replay", ["c"] * 6 + ["sssc"] * 6 + ["sscc"] * 6),  # both shares of the grid
         ("projection", ["c"] * 8 + ["s"] * 4),
     ],
 )
@@ -100,6 +103,43 @@ def test_projection_leaves_what_the_old_tasks_gradients_span(trained: Problem) -
     assert torch.nn.functional.cosine_similarity(span, plain[None]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("better", [0, 1])
+def test_a_remedy_is_judged_at_the_strength_that_validation_examples_choose(
+    better: int, trained: Problem
+) -> None:
+    made = comparison(trained)
+    alone = [
+        train_by(replace(made, options=replace(OPTIONS, replay_shares=(share,))), "replay").end
+        for share in OPTIONS.replay_shares
+    ]
+    assert not torch.equal(*alone)
+
+    def scores(point: Any, eval_sets: Any) -> np.ndarray:
+        assert eval_sets is made.choice_sets  # never test examples
+        return np.full((2, 2), 0.9 if torch.equal(point, alone[better]) else 0.3)
+
+    object.__setattr__(made, "evaluate_at", scores)
+    found = train_by(made, "replay")
+    assert torch.equal(found.end, alone[better])
+    assert found.choice is not None
+    assert found.choice.strength == OPTIONS.replay_shares[better]
+    assert found.choice.scores.max(1)[better] == 0.9
+
+
+def test_a_strength_that_diverges_is_passed_over_and_all_of_them_are_an_error(
+    trained: Problem,
+) -> None:
+    made = comparison(trained, optimiser="sgd", lr=1e-2)
+    options = replace(OPTIONS, consolidations=(1e30, 1.0))
+    found = train_by(replace(made, options=options), "consolidation").choice
+    assert found is not None
+    assert found.strength == 1.0
+    assert np.isnan(found.scores[0]).all()
+    too_strong = replace(made, options=replace(options, consolidations=(1e30, 1e31)))
+    with pytest.raises(LoclinError, match="expected a finite"):
+        train_by(too_strong, "consolidation")
+
+
 def test_consolidation_holds_back_what_the_old_task_needs(trained: Problem) -> None:
     made = comparison(trained, optimiser="sgd", lr=1e-2)
     end = made.specialist("copy").end
@@ -110,7 +150,7 @@ def test_consolidation_holds_back_what_the_old_task_needs(trained: Problem) -> N
     needed = fisher > fisher.quantile(0.99)
     ways = {}
     for strength in (1e-6, 30.0):
-        options = replace(OPTIONS, consolidation=strength, fisher_examples=4, evaluations=48)
+        options = replace(OPTIONS, consolidations=(strength,), fisher_examples=4, evaluations=48)
         strong = replace(made, options=options)
         moved = train_by(strong, "consolidation").end - strong.specialist("copy").end
         ways[strength] = float(moved[needed].norm() / moved.norm())

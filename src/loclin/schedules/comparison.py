@@ -4,7 +4,7 @@ batches and the same examples that are scored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -37,6 +37,29 @@ Scores = Float[np.ndarray, "K 2"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Choice:
+    """A strength chosen on validation examples: that whose worst task is best, the first of equals.
+
+    Attributes:
+        strengths: the grid.
+        scores: of every task under each; NaN where training diverged.
+    """
+
+    strengths: tuple[float, ...]
+    scores: Float[np.ndarray, "n K"]
+
+    @property
+    def best(self) -> int:
+        """Place of the chosen one."""
+        return int(np.argmax(np.nan_to_num(self.scores.min(1), nan=-1.0)))
+
+    @property
+    def strength(self) -> float:
+        """The chosen one."""
+        return self.strengths[self.best]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Trained:
     """Where a training ended, and how it went.
 
@@ -45,6 +68,7 @@ class Trained:
         curve: after how many evaluations, and the scores there.
         path: the updates, where they were kept.
         prepared: evaluations before or between the phases, which trained nothing.
+        choice: how the strength of a remedy was chosen, where it has one.
     """
 
     end: Point
@@ -52,6 +76,7 @@ class Trained:
     curve: tuple[tuple[int, Scores], ...] = ()
     path: Trajectory | None = None
     prepared: int = 0
+    choice: Choice | None = None
 
     @property
     def evaluations(self) -> int:
@@ -84,6 +109,8 @@ class ScheduleComparison:
     seed: int
     dropout: bool = False
     storage: UpdateStorage | None = None
+    #: By task, a point and what was made there: the Fisher that all strengths of a remedy share.
+    fishers: dict[str, tuple[Point, Tensor]] = field(default_factory=dict, init=False, repr=False)
     _specialists: dict[tuple[str, str], Trained] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -104,13 +131,13 @@ class ScheduleComparison:
         return self._eval_sets("test", self.options.test_examples)
 
     @cached_property
-    def scale_sets(self) -> tuple[EvalSet, ...]:
-        """A few validation examples by which the scale of merged specialists is chosen."""
+    def choice_sets(self) -> tuple[EvalSet, ...]:
+        """A few validation examples by which the strength of a remedy or of a merge is chosen."""
         return self._eval_sets("validate", self.options.curve_examples, half=0)
 
     @cached_property
     def validation_sets(self) -> tuple[EvalSet, ...]:
-        """A few others, by which schedules are chosen: of other groups, so that a scale that was
+        """A few others, by which schedules are chosen: of other groups, so that a strength that was
         chosen is not flattered.
         """
         return self._eval_sets("validate", self.options.curve_examples, half=1)
@@ -218,6 +245,15 @@ class ScheduleComparison:
         with self.space.restored():
             self.space.write(point)
             return self.evaluate(eval_sets)
+
+    def choice(self, strengths: Sequence[float], ends: Iterable[Point | None]) -> Choice:
+        """Where each strength ends is scored on validation examples; None is nowhere."""
+        nowhere = np.full(len(self.tasks), np.nan)
+        scores = [
+            nowhere if end is None else self.evaluate_at(end, self.choice_sets)[:, 1]
+            for end in ends
+        ]
+        return Choice(strengths=tuple(strengths), scores=np.array(scores))
 
     def specialist(self, task: str, *, order: str = "order") -> Trained:
         """The training on one task alone with its share of the evaluations, made once for each

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from peft.utils.merge_utils import ties as elected
 
-from loclin.schedules.comparison import Point, ScheduleComparison
+from loclin.schedules.comparison import Choice, Point, ScheduleComparison
 
 DENSITY = 0.2  # share of every task vector that TIES keeps (Yadav et al. 2023, arXiv 2306.01708)
 
@@ -42,18 +42,16 @@ def ties(start: Point, ends: Sequence[Point], scale: float) -> Point:
     return start + scale * elected(vectors, torch.ones(len(vectors), device=start.device), DENSITY)
 
 
-def merge_by(comparison: ScheduleComparison, name: str) -> tuple[Point, float]:
-    """Specialists of every task joined, and the scale of their task vectors: chosen by the worst
-    task on validation examples.
+def merge_by(comparison: ScheduleComparison, name: str) -> tuple[Point, Choice | None]:
+    """Specialists of every task joined, and how the scale of their task vectors was chosen; the
+    average has none.
     """
     start, ends = comparison.start, [comparison.specialist(task).end for task in comparison.tasks]
     if name == "average":
-        return soup(start, ends), 1 / len(ends)
-    join, scales = ties if name == "TIES" else arithmetic, comparison.options.scales
-    points = (join(start, ends, scale) for scale in scales)
-    worst = [comparison.evaluate_at(p, comparison.scale_sets)[:, 1].min() for p in points]
-    scale = scales[int(np.argmax(worst))]
-    return join(start, ends, scale), scale
+        return soup(start, ends), None
+    join, scales = ties if name == "TIES" else arithmetic, comparison.options.merge_scales
+    choice = comparison.choice(scales, (join(start, ends, scale) for scale in scales))
+    return join(start, ends, choice.strength), choice
 
 
 def barrier(losses: Float[np.ndarray, " n"], shares: Sequence[float]) -> float:

@@ -37,18 +37,19 @@ class ComparisonOptions:
     a choice, at most."""
     test_examples: int = 256
     """Test examples of each task behind the score at the end, at most."""
-    replay_share: float = 0.25
-    """Share of old examples in a batch with replay; in mixed batches tasks weigh by their answer
-    tokens, as is usual."""
+    replay_shares: tuple[float, ...] = (0.1, 0.25, 0.5)
+    """Shares of old examples in a batch with replay: each is trained, and the one whose worst task
+    is best on the validation split is taken. In mixed batches tasks weigh by their answer tokens,
+    as is usual."""
     fisher_examples: int = 64
     """Examples of the old task behind the diagonal Fisher of consolidation (EWC); their gradients
     count."""
-    consolidation: float = 1.0
-    """λ of consolidation; at 1 the penalty is the old task's loss as far as the diagonal knows it.
-    """
+    consolidations: tuple[float, ...] = (1.0, 30.0, 1000.0)
+    """λ of consolidation, chosen alike; at 1 the penalty is the old task's loss as far as the
+    diagonal knows it."""
     old_gradients: int = 8
     """Gradients of the old task that projection keeps updates out of; they count."""
-    scales: tuple[float, ...] = (0.3, 0.5, 0.7, 1.0, 1.3)
+    merge_scales: tuple[float, ...] = (0.3, 0.5, 0.7, 1.0, 1.3)
     """λ of task arithmetic and TIES, chosen on the validation split."""
 
     @property
@@ -67,21 +68,22 @@ class ComparisonOptions:
         counts = ("points", "curve_examples", "test_examples", "fisher_examples", "old_gradients")
         wrong = {
             "batch": (self.batch < tasks, f"a batch of at least {tasks} examples, one a task"),
-            "replay_share": (
-                not 0 < self.replay_share < 1,
-                "a share of replayed examples between 0 and 1",
+            "replay_shares": (
+                not all(0 < share < 1 for share in self.replay_shares or (0,)),
+                "shares of replayed examples between 0 and 1",
             ),
-            "consolidation": (not self.consolidation > 0, "a consolidation above 0"),
-            "scales": (not self.scales or not min(self.scales) > 0, "scales above 0"),
         }
+        for name in ("consolidations", "merge_scales"):
+            values = getattr(self, name) or (0,)
+            wrong[name] = not min(values) > 0, f"{name.replace('_', '-')} above 0"
         for name in counts:
             wrong[name] = getattr(self, name) < 1, f"{name.replace('_', '-')} of at least 1"
         for name, (is_wrong, expected) in wrong.items():
             if is_wrong:
                 found = getattr(self, name)
                 raise LoclinError(
-                    f"expected {expected}, found {[*found] if name == 'scales' else found}: "
-                    f"{'raise' if name == 'batch' else 'change'} --{name.replace('_', '-')}"
+                    f"expected {expected}, found {[*found] if isinstance(found, tuple) else found}"
+                    f": {'raise' if name == 'batch' else 'change'} --{name.replace('_', '-')}"
                 )
         self._check_evaluations(tasks)
 

@@ -5,12 +5,14 @@ another, mended.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from loclin.errors import LoclinError
 from loclin.geometry.subspace import Subspace
 from loclin.schedules.comparison import Point, ScheduleComparison, Trained
 from loclin.schedules.loop import mixed, weighing
@@ -28,7 +30,7 @@ def train_by(comparison: ScheduleComparison, name: str) -> Trained:
     """
     tasks, steps = comparison.tasks, comparison.share * len(comparison.tasks)
     if name in (*SEQUENTIAL, *REMEDIES):
-        return _one_by_one(comparison, name, tasks[::-1] if name == SEQUENTIAL[1] else tasks)
+        return _strongest(comparison, name, tasks[::-1] if name == SEQUENTIAL[1] else tasks)
     if name == REFERENCE:
         together = " and ".join(tasks)
         batches = _mixed(comparison, tasks, comparison.options.batch)
@@ -41,7 +43,31 @@ def train_by(comparison: ScheduleComparison, name: str) -> Trained:
     return comparison.trained(name, [tasks] * comparison.share, streams, weigh=weigh)
 
 
-def _one_by_one(comparison: ScheduleComparison, name: str, tasks: Sequence[str]) -> Trained:
+def _strongest(comparison: ScheduleComparison, name: str, tasks: Sequence[str]) -> Trained:
+    """Task after task; a remedy that has a strength is trained at each of a grid and judged at the
+    best one on validation examples (measures §12).
+    """
+    options = comparison.options
+    grids = {"replay": options.replay_shares, "consolidation": options.consolidations}
+    if name not in grids:
+        return _one_by_one(comparison, name, tasks)
+    ends: dict[float, Trained | LoclinError] = {}
+    for strength in grids[name]:
+        try:
+            ends[strength] = _one_by_one(comparison, name, tasks, strength)
+        except LoclinError as error:  # too strong for the learning rate
+            ends[strength] = error
+    reached = (None if isinstance(t, LoclinError) else t.end for t in ends.values())
+    choice = comparison.choice(tuple(ends), reached)
+    best = ends[choice.strength]
+    if isinstance(best, LoclinError):
+        raise best
+    return replace(best, choice=choice)
+
+
+def _one_by_one(
+    comparison: ScheduleComparison, name: str, tasks: Sequence[str], strength: float = 0.0
+) -> Trained:
     """Task after task, a new optimiser for each; what a remedy prepares at the end of a task comes
     out of the next one's share.
     """
@@ -50,12 +76,14 @@ def _one_by_one(comparison: ScheduleComparison, name: str, tasks: Sequence[str])
     for j, task in enumerate(tasks[1:], start=1):
         streams, cost, remedy = {task: comparison.stream(task)}, 0, dict[str, Any]()
         if name == "replay":
-            new, old = replayed(comparison.options.batch, comparison.options.replay_share)
+            new, old = replayed(comparison.options.batch, strength)
             streams = {
                 task: mixed([comparison.stream(task, new), _mixed(comparison, tasks[:j], old)])
             }
         elif name == "consolidation":
-            remedy["penalty"], cost = _penalty(comparison, tasks[j - 1], trained.end, kept)
+            remedy["penalty"], cost = _penalty(
+                comparison, tasks[j - 1], trained.end, kept, strength
+            )
         elif name == "projection":
             cost = comparison.options.old_gradients
             kept.append(old_gradients(comparison, tasks[j - 1], trained.end))
@@ -68,7 +96,7 @@ def _one_by_one(comparison: ScheduleComparison, name: str, tasks: Sequence[str])
 
 
 def _penalty(
-    comparison: ScheduleComparison, old: str, end: Point, kept: list[Tensor]
+    comparison: ScheduleComparison, old: str, end: Point, kept: list[Tensor], strength: float
 ) -> tuple[Callable[[], Tensor], int]:
     """The gradient of all penalties so far, that of the task that was just trained among them, and
     the evaluations that its Fisher cost.
@@ -76,12 +104,16 @@ def _penalty(
     problem, space, options = comparison.problem, comparison.space, comparison.options
     examples = min(options.fisher_examples, len(problem.batch(comparison.train_split, old)))
     data = next(comparison.stream(old, examples, order="fisher"))
-    with space.restored():
-        space.write(end)
-        seed = derived(comparison.seed, "fisher", old)
-        kept += [end, fisher_diagonal(problem.model, space, data, seed=seed)]
+    known = comparison.fishers.get(old)
+    if known is None or not torch.equal(known[0], end):
+        with space.restored():
+            space.write(end)
+            seed = derived(comparison.seed, "fisher", old)
+            known = (end, fisher_diagonal(problem.model, space, data, seed=seed))
+        comparison.fishers[old] = known
+    kept += known
     anchors = zip(kept[::2], kept[1::2], strict=True)
-    each = [consolidated(space, end, fisher, options.consolidation) for end, fisher in anchors]
+    each = [consolidated(space, end, fisher, strength) for end, fisher in anchors]
     cost = evaluations_of(examples, options.batch)
     return lambda: torch.stack([gradient() for gradient in each]).sum(0), cost
 

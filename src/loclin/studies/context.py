@@ -117,15 +117,8 @@ def make_context(
     """
     seed = derived(settings.seed + run, "recovery study")
     problem = load(settings, seed=settings.model_seed(run), progress=progress)
-    lora = Lora(
-        rank=settings.ranks[run % len(settings.ranks)],
-        alpha=settings.alpha,
-        targets=settings.targets,
-        dropout=settings.dropout,
-        init=settings.lora_init,
-    )
-    model, space = chosen_space(problem.model, settings.space, lora, seed=settings.seed + run)
-    problem, tasks = replace(problem, model=model), problem.tasks
+    problem, space = adapted(problem, settings, run)
+    model, tasks = problem.model, problem.tasks
     if settings.task not in ("each", *tasks):
         raise LoclinError(
             f"unknown task {settings.task!r}: expected each, or one of {', '.join(tasks)}"
@@ -149,6 +142,19 @@ def make_context(
     taught = teach(ctx, progress)
     kept = ctx.storage.describe(space, *requirements.rows)
     return replace(ctx, notes=(*problem.notes, taught, kept))
+
+
+def adapted(problem: Problem, settings: DamageSettings, run: int) -> tuple[Problem, ParameterSpace]:
+    """The problem with a run's adapter attached, if it has one, and the trained coordinates."""
+    lora = Lora(
+        rank=settings.ranks[run % len(settings.ranks)],
+        alpha=settings.alpha,
+        targets=settings.targets,
+        dropout=settings.dropout,
+        init=settings.lora_init,
+    )
+    model, space = chosen_space(problem.model, settings.space, lora, seed=settings.seed + run)
+    return replace(problem, model=model), space
 
 
 def _storage(

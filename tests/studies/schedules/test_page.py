@@ -38,9 +38,11 @@ def lines(found: Sequence[Section]) -> str:
 
 def test_every_figure_and_schedule_of_pairs_is_there(part: Part) -> None:
     found = sections(TINY, whole(TINY, part.rows))
-    assert len(found) == 4
+    assert len(found) == 5
+    assert "less the lowest simultaneous schedule" in lines(found).lower()
     assert not any(s.brief for s in found)
-    (table,) = (t for s in found for t in s.tables)
+    table, strengths = (t for s in found for t in s.tables)
+    assert [row[:2] for row in strengths.rows] == [["replay", s] for s in ("0.1", "0.25", "0.5")]
     assert {row[0] for row in table.rows} == set(NAMES)
     assert "worst task, agreeing" in table.header
     assert "copy+swap" in lines(found)
@@ -50,6 +52,7 @@ def test_every_figure_and_schedule_of_pairs_is_there(part: Part) -> None:
     assert [f.name.removeprefix("schedules-").removesuffix("-adamw") for f in figures] == [
         "ranking",
         "kinds",
+        "orders",
         "curves-simultaneous",
         "curves-sequential",
         "tasks-agreeing",

@@ -12,7 +12,7 @@ from loclin.run.rows import Row
 from loclin.schedules.comparison import ScheduleComparison
 from loclin.schedules.names import EVERY, MERGED
 from loclin.schedules.plans import train_by
-from loclin.studies.schedules.rows import comparison_rows, over_pairs
+from loclin.studies.schedules.rows import arrays_of, comparison_rows, over_pairs
 from tests.schedules.compared import OPTIONS, TASKS, comparison, values
 
 
@@ -79,7 +79,26 @@ def test_worst_and_mean_are_those_of_the_tasks(found: tuple[ScheduleComparison, 
     assert len(cosines) == 3
     assert all(-1 <= c <= 1 for c in cosines)
     assert values(rows, "gradient_cosine", schedule="alternating") == []
-    assert values(rows, "merge_scale", schedule="average") == [0.5]
+    assert values(rows, "strength", schedule="average") == []
+    for name, grid in (("replay", [0.25, 0.5]), ("TIES", [0.5, 1.0])):
+        worst = values(rows, "strength_worst_score", schedule=name)
+        assert values(rows, "strength", schedule=name) == [grid[worst[1] > worst[0]]]
+        assert len(values(rows, "strength_score", schedule=name)) == 4
+
+
+def test_arrays_hold_the_scores_of_every_schedule_role_and_strength(
+    found: tuple[ScheduleComparison, list[Row]],
+) -> None:
+    _, rows = found
+    rows = [replace(r, context={**r.context, "optimiser": "sgd", "pair": "p"}) for r in rows]
+    arrays = arrays_of(rows, 3)
+    assert {key.split("/")[-1] for key in arrays} == {"3"}
+    assert sum(key.startswith("score/sgd/") for key in arrays) == len(OPTIONS.named)
+    assert arrays["first_score/sgd/3"].shape == (1, 1, 2)
+    raw = arrays["score/sgd/raw sum/3"]
+    assert raw.shape == (1, 1, 2)
+    assert list(raw.flat) == values(rows, "score", schedule="raw sum")
+    assert arrays["strength_score/sgd/consolidation/3"].shape == (1, 2, 2)
 
 
 def test_the_same_seed_gives_the_same_rows(

@@ -22,6 +22,9 @@ def test_every_profile_can_be_run(profile: Profile, tmp_path: Any) -> None:
         assert settings.pairs
         assert settings.checked().seeds >= (3 if profile == "smoke" else 5)
         assert set(settings.named) >= {*SIMULTANEOUS, *SEQUENTIAL, *MERGED}
+        assert settings.models >= {"smoke": 3, "standard": 4, "paper": 12}[profile] or (
+            settings.data and settings.models == 1
+        )
     users = replace(preset(profile, "a/model"), data=("google/boolq",)).checked()
     assert not users.pairs
     assert users.seeds >= (3 if profile == "smoke" else 5)
@@ -33,9 +36,11 @@ def test_a_users_model_or_data_ask_no_claim_unless_pairs_are_named() -> None:
     mine = preset("standard", "a/model")
     assert (mine.pairs, mine.space, mine.evaluations, mine.seeds) == ((), "lora", 60, 5)
     assert mine.schedules == (*SIMULTANEOUS, *SEQUENTIAL, "replay", "average")
-    assert preset("standard", "a/model", pairs=("A+B",)) == replace(
-        preset("standard", "statements"), model="a/model", pairs=preset("paper").pairs
+    pairs = preset("standard", "a/model", pairs=("A+B",))
+    assert pairs == replace(
+        preset("standard", "statements"), model="a/model", pairs=preset("paper").pairs, seeds=6
     )
+    assert pairs.models == 1
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from loclin.studies.schedules.pairs import (
     pair_rows,
     task_cosines,
 )
-from loclin.studies.schedules.rows import comparison_rows, over_pairs
+from loclin.studies.schedules.rows import arrays_of, comparison_rows, over_pairs
 from loclin.studies.schedules.settings import OptimiserName, SchedulesSettings
 
 
@@ -62,7 +62,7 @@ def _tasks_trained_in(settings: SchedulesSettings, run: int, progress: ProgressC
         more, cost = comparison_rows(comparison, context, report, validated=True)
         rows += more
         notes += cost if done == 0 else []
-    return Part(rows=rows, arrays={}, notes=notes if run == 0 else [])
+    return Part(rows=rows, arrays=arrays_of(rows, run), notes=notes if run == 0 else [])
 
 
 def _pairs_trained_back(settings: SchedulesSettings, run: int, progress: ProgressCallback) -> Part:
@@ -87,7 +87,7 @@ def _pairs_trained_back(settings: SchedulesSettings, run: int, progress: Progres
         more, cost = comparison_rows(comparison, context, report)
         rows += [*more, *apart_rows(ctx, comparison, context)]
         notes += cost if run == done == 0 else []
-    return Part(rows=[*rows, *over_pairs(rows)], arrays={}, notes=notes)
+    return Part(rows=[*rows, *over_pairs(rows)], arrays=arrays_of(rows, run), notes=notes)
 
 
 def destroyed(

@@ -13,7 +13,9 @@ TWO, AGAIN = "A and B", "A and A again"
 FIRST, FIRST_WORST = "first_score", "first_worst_score"
 SCORE, WORST, MEAN = "score", "worst_score", "mean_score"
 VALIDATED_WORST = "validated_worst_score"
-EVALUATIONS, STEPS, MERGE_SCALE = "evaluations", "steps", "merge_scale"
+EVALUATIONS, STEPS = "evaluations", "steps"
+#: The strength of a remedy or of a merge that was chosen; scores on validation examples under each.
+STRENGTH, STRENGTH_SCORE, STRENGTH_WORST = "strength", "strength_score", "strength_worst_score"
 #: On the way, and on the line between two specialists.
 CURVE_LOSS, CURVE_SCORE, CURVE_WORST = "curve_loss", "curve_score", "curve_worst_score"
 GRADIENT_COSINE = "gradient_cosine"
@@ -23,11 +25,20 @@ BARRIER = "barrier"
 PAIR_COSINE, HALF_COSINE = "pair_cosine", "half_cosine"
 #: Of the first updates of two specialists, and of their whole ways.
 OVERLAP, DISPLACEMENT_COSINE = "overlap", "displacement_cosine"
+#: What is a score, and what a cosine.
+SCORES = (
+    *(FIRST, FIRST_WORST, SCORE, WORST, MEAN, VALIDATED_WORST, STRENGTH_SCORE, STRENGTH_WORST),
+    *(CURVE_SCORE, CURVE_WORST, LINE_SCORE, LINE_WORST),
+)
+COSINES = (GRADIENT_COSINE, PAIR_COSINE, HALF_COSINE, DISPLACEMENT_COSINE)
 #: The ranking: a schedule's place, its worst task less the reference's, and p after Holm.
 PLACE, DIFFERENCE, DIFFERENCE_P = "place", "worst_score_difference", "worst_score_difference_p_holm"
 #: The recommendation: what is best on validation examples; which schedule is recommended, with its
 #: worst task less the best's; every other schedule's worst task less the recommended one's.
 BEST, RECOMMENDED, LESS_RECOMMENDED = "best_validated", "recommended", "less_recommended"
+#: What decides: the better sequential order's worst task less that of every simultaneous schedule,
+#: and of the median one; the worst task by one simultaneous schedule less that by another.
+ORDER_LESS, MEDIAN, APART = "better_order_less", "median of them", "simultaneous_difference"
 BETTER, LEVEL, WORSE = "better", "not told apart", "worse"
 
 

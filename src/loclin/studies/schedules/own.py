@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from loclin.errors import LoclinError
 from loclin.models import BUILT_IN, Problem, load
-from loclin.models.lora import Lora, chosen_space
 from loclin.progress import ProgressCallback
 from loclin.schedules.comparison import ScheduleComparison
 from loclin.seeds import derived
+from loclin.studies.context import adapted
 from loclin.studies.schedules.settings import OptimiserName, SchedulesSettings
 
 #: Shares of the groups of a user's data.
@@ -28,19 +26,11 @@ def own_comparisons(
     """
     progress("reading model and data", 0.0)
     seed = settings.seed + run
-    problem = load(settings, seed=seed, shares=SHARES, progress=progress)
+    problem = load(settings, seed=settings.model_seed(run), shares=SHARES, progress=progress)
     # of a built-in set a model may have learned the train split
     split = "recovery" if settings.data[0] in BUILT_IN else "train"
     tasks = chosen_tasks(settings, problem, split)
-    lora = Lora(
-        rank=settings.ranks[run % len(settings.ranks)],
-        alpha=settings.alpha,
-        targets=settings.targets,
-        dropout=settings.dropout,
-        init=settings.lora_init,
-    )
-    model, space = chosen_space(problem.model, settings.space, lora, seed=seed)
-    problem = replace(problem, model=model)
+    problem, space = adapted(problem, settings, run)
     comparisons = {
         optimiser: ScheduleComparison(
             problem=problem,

@@ -5,87 +5,20 @@ order matters (measures §12).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from loclin.report.figures import PALETTE, Curve, Drawing, draw_curves, draw_dots, select
+from loclin.report.figures import Drawing, select
 from loclin.report.section import Section, Table
-from loclin.report.words import estimate_text, number, p_text
+from loclin.report.words import number, p_text
 from loclin.run.rows import Row
-from loclin.studies.names import OPTIMISERS, deciding_space, two_spaces
+from loclin.schedules.names import MERGED
+from loclin.studies.names import deciding_space, two_spaces
 from loclin.studies.schedules import names as n
+from loclin.studies.schedules.claims import MARGIN
+from loclin.studies.schedules.view import BUDGET, View, curve, short, text
 
 #: Schedules whose learning curves are drawn task by task.
 TASK_BY_TASK = ("joint mixed", "raw sum", "sequential", "replay")
-BUDGET = "gradients of one batch"
-UNIT = (-0.02, 1.02)  # limits of a score's axis
-
-
-@dataclass(frozen=True, kw_only=True)
-class View:
-    """The rows of one optimiser.
-
-    Attributes:
-        kinds: of pairs; "all" for a user's own tasks.
-        tasks: a user's own, in the order of their letters.
-        schedules: the best first.
-    """
-
-    rows: Sequence[Row]
-    settings: Mapping[str, Any]
-    optimiser: str
-    kinds: Sequence[str]
-    tasks: Sequence[str]
-    schedules: Sequence[str]
-
-    @property
-    def label(self) -> str:
-        """The optimiser, for titles."""
-        return f", {OPTIMISERS[self.optimiser]}"
-
-    def find(self, quantity: str, **context: Any) -> list[Row]:
-        """Summary rows, over all pairs unless a kind is named."""
-        here = {"optimiser": self.optimiser, "pair": n.EVERY_PAIR, **context}
-        return select(self.rows, quantity, **here)
-
-    def ranked(self, quantity: str, **context: Any) -> dict[str, Row]:
-        """Rows by schedule, the best schedule first."""
-        found = {r.context["schedule"]: r for r in self.find(quantity, **context)}
-        return {name: found[name] for name in self.schedules if name in found}
-
-    def dots(self, name: str, title: str, groups: Mapping[str, Mapping[str, Row]]) -> Drawing:
-        """Scores by schedule."""
-        title = f"{title}{self.label}"
-        caption = f"{title}: score by schedule, mean over runs with 95 % interval."
-        listed = {group: list(rows.items()) for group, rows in groups.items()}
-        name = f"schedules-{name}-{self.optimiser}"
-        return draw_dots(name, caption, listed, label="score", title=title)
-
-    def draw(
-        self,
-        name: str,
-        title: str,
-        curves: Sequence[Curve],
-        labels: tuple[str, str] = (BUDGET, "score"),
-        limits: tuple[float, float] | None = UNIT,
-    ) -> Drawing:
-        """Curves over gradients taken, or over α."""
-        return draw_curves(
-            f"schedules-{name}-{self.optimiser}".replace("+", "-"),
-            f"{title}{self.label}: {labels[1]} against {labels[0]}, mean over runs, 95 % bands.",
-            curves,
-            over="evaluations" if labels[0] == BUDGET else "alpha",
-            labels=labels,
-            title=title + self.label,
-            limits=limits,
-            log=(False, False),
-        )
-
-    def by_kind(self, quantity: str, single: str, **context: Any) -> list[Curve]:
-        """A curve for every kind of pairs."""
-        labels = [single if kind == n.EVERY_PAIR else f"{kind} pairs" for kind in self.kinds]
-        rows = (self.find(quantity, pair=kind, **context) for kind in self.kinds)
-        return [_curve(r, label, i) for i, (r, label) in enumerate(zip(rows, labels, strict=True))]
 
 
 def sections(rows: Sequence[Row], settings: Mapping[str, Any]) -> list[Section]:
@@ -102,21 +35,9 @@ def sections(rows: Sequence[Row], settings: Mapping[str, Any]) -> list[Section]:
             tasks=() if pairs else tasks,
             schedules=[r.context["schedule"] for r in places],
         )
-        found += [_ranking(view), _learning(view), *_conflict(view), _specialists(view)]
+        found += [_ranking(view), *_deciding(view), _learning(view), *_conflict(view)]
+        found.append(_specialists(view))
     return found
-
-
-def _text(rows: Sequence[Row]) -> str:
-    """The first row's estimate with its interval."""
-    return estimate_text(rows[0].value, rows[0].low, rows[0].high) if rows else "not defined"
-
-
-def _curve(
-    rows: Sequence[Row], label: str, i: int, *, band: bool = True, dashed: bool = False
-) -> Curve:
-    """The i-th curve of a drawing; more than the palette has are dashed."""
-    broken, colour = dashed or i >= len(PALETTE), PALETTE[i % len(PALETTE)]
-    return Curve(rows=rows, label=label, colour=colour, dashed=broken, band=band and not dashed)
 
 
 def _of_kind(kind: str) -> str:
@@ -143,8 +64,12 @@ def _ranking(view: View) -> Section:
         f"same batches of {settings['batch']} examples, at a learning rate of {lr:g}. What counts "
         "is the score of the task that ends worst.",
         figures=figures,
-        tables=[_table(view)],
-        sees=[*(_advice(view) if view.tasks else ()), *_ranking_lines(view)],
+        tables=[_table(view), *_strengths(view)],
+        sees=[
+            *(_advice(view) if view.tasks else ()),
+            *_ranking_lines(view),
+            *_strength_lines(view),
+        ],
         brief=bool(view.tasks),
     )
 
@@ -160,9 +85,9 @@ def _table(view: View) -> Table:
         [
             name,
             row.context["family"],
-            _short(row),
+            short(row),
             number(mean[name].value),
-            _short(less.get(name)),
+            short(less.get(name)),
             p_text(p[name].value if name in p else None),
             *(number(column[name].value) if name in column else "–" for column in more.values()),
         ]
@@ -181,11 +106,67 @@ def _table(view: View) -> Table:
     )
 
 
-def _short(row: Row | None) -> str:
-    """An estimate with two digits, which is as much as a few test examples tell."""
-    if row is None or row.value is None:
-        return "–"
-    return f"{row.value:.2f}" + ("" if row.low is None else f" [{row.low:.2f}, {row.high:.2f}]")
+def _strengths(view: View) -> Iterator[Table]:
+    """At which strength remedies and merges are judged."""
+    rows = [
+        [name, number(r.context["strength"]), short(r), short(chosen)]
+        for name, chosen in view.ranked(n.STRENGTH).items()
+        for r in view.find(n.STRENGTH_WORST, schedule=name)
+    ]
+    if rows:
+        yield Table(
+            caption=f"Strengths{view.label}: a remedy (share of replayed examples, λ of EWC) or a "
+            "merge (λ) is judged at the one whose worst task is best on validation examples, "
+            "chosen anew in every run and pair; the last column is the (geometric) mean of "
+            "those chosen. A strength that diverged somewhere has no line.",
+            header=["schedule", "strength", "worst task, validation", "chosen"],
+            rows=rows,
+        )
+
+
+def _strength_lines(view: View) -> Iterator[str]:
+    """Which grids end where they are best."""
+    for name in view.ranked(n.STRENGTH):
+        rows = view.find(n.STRENGTH_WORST, schedule=name)
+        best = max(rows, key=lambda r: r.value or 0.0).context["strength"]
+        grid = {
+            r.context["strength"]
+            for r in view.rows
+            if r.quantity == n.STRENGTH_WORST and r.context["schedule"] == name
+        }
+        if len(grid) > 1 and best in (min(grid), max(grid)):
+            yield (
+                f"{name[0].upper()}{name[1:]} is best at the end of its grid ({number(best)}): "
+                "beyond it may be a better strength."
+            )
+
+
+def _deciding(view: View) -> Iterator[Section]:
+    """What decides both claims: the better order against every simultaneous schedule, and those
+    among each other.
+    """
+    less = {r.context["schedule"]: r for r in view.find(n.ORDER_LESS)}
+    apart = view.find(n.APART)
+    if not less:
+        return
+    widest = max(apart, key=lambda r: abs(r.value or 0.0))
+    outside = [r for r in apart if r.low is None or max(-r.low, r.high or 0.0) > MARGIN]
+    title = "The better order less each schedule"
+    lowest = max((s for s in less if s != n.MEDIAN), key=lambda s: less[s].value or 0.0)
+    yield Section(
+        title=f"Is one task after the other last{view.label}?",
+        question="In every pair the better of both orders, which being chosen flatters, less each "
+        "schedule that trains both at once; and these less each other. Worst tasks are averaged "
+        "over the pairs of a run, runs over those of a model.",
+        figures=[view.dots("orders", title, {"worst task": less}, fitted=True)],
+        sees=[
+            f"Less the lowest simultaneous schedule ({lowest}): {text([less[lowest]])}; less the "
+            f"median one: {text([less[n.MEDIAN]])}.",
+            f"Of {len(apart)} differences between simultaneous schedules the widest is "
+            f"{widest.context['schedule']} less {widest.context['reference']}, {text([widest])}; "
+            f"the intervals of {len(outside)} reach beyond {MARGIN} either way.",
+        ],
+    )
 
 
 def _advice(view: View) -> Iterator[str]:
@@ -193,7 +174,7 @@ def _advice(view: View) -> Iterator[str]:
     runs, every = view.settings["seeds"], view.ranked(n.WORST)
     best, row = view.find(n.BEST)[0].context["schedule"], next(iter(view.find(n.RECOMMENDED)), None)
     taken = row.context["schedule"] if row else best
-    way = f"from {_text(view.find(n.FIRST_WORST))} to {_text([every[taken]])} on test examples"
+    way = f"from {text(view.find(n.FIRST_WORST))} to {text([every[taken]])} on test examples"
     if row is None:
         yield (
             f"No recommendation: not even {best} is shown to teach the worst task anything ({way})."
@@ -204,12 +185,12 @@ def _advice(view: View) -> Iterator[str]:
     if row.null is not None:
         why = (
             f"it needs no more than an order of the data, and is shown to be less than "
-            f"{-row.null:g} worse than the best on validation examples, {best} (by {_text([row])})"
+            f"{-row.null:g} worse than the best on validation examples, {best} (by {text([row])})"
         )
     yield f"Recommended: {taken}, whose worst task goes {way}: {why}."
     better, level = (view.ranked(n.LESS_RECOMMENDED, relation=r) for r in (n.BETTER, n.LEVEL))
     if better:
-        each = ", ".join(f"{name} (by {_text([r])})" for name, r in better.items())
+        each = ", ".join(f"{name} (by {text([r])})" for name, r in better.items())
         yield f"Better than it on test examples, before any correction for their number: {each}."
     if runs < 2:
         yield "One run has no interval: nothing is told apart; give --seeds 5 or more."
@@ -227,7 +208,7 @@ def _advice(view: View) -> Iterator[str]:
 def _ranking_lines(view: View) -> Iterator[str]:
     """What one sees in a ranking, in sentences."""
     less, p = view.ranked(n.DIFFERENCE), view.ranked(n.DIFFERENCE_P)
-    apart = [f"{s} {_text([r])}" for s, r in less.items() if (p[s].value or 0) < 0.05]
+    apart = [f"{s} {text([r])}" for s, r in less.items() if (p[s].value or 0) < 0.05]
     for against in {row.context["reference"] for row in less.values()}:
         yield f"Told from {against} (p below 0.05 after Holm): {'; '.join(apart) or 'none'}."
     together = view.ranked(n.WORST, family="simultaneous")
@@ -245,7 +226,7 @@ def _learning(view: View) -> Section:
     for kind in ("simultaneous", "sequential"):
         names = [c["schedule"] for r in begun if (c := r.context)["family"].startswith(kind)]
         curves = [
-            _curve(view.find(n.CURVE_WORST, schedule=s), s, i, band=len(names) <= 4)
+            curve(view.find(n.CURVE_WORST, schedule=s), s, i, band=len(names) <= 4)
             for i, s in enumerate(names)
         ]
         if curves:
@@ -268,7 +249,7 @@ def _task_curves(view: View, kind: str) -> Iterator[Drawing]:
     names = [s for s in TASK_BY_TASK if any(c["schedule"] == s for c in contexts)]
     labels = dict(zip(roles, view.tasks or [f"task {role}" for role in roles], strict=True))
     curves = [
-        _curve(
+        curve(
             view.find(n.CURVE_SCORE, pair=kind, schedule=name, role=role),
             f"{name}, {label}",
             i,
@@ -288,9 +269,9 @@ def _forgotten(view: View, kind: str) -> Iterator[str]:
     if way:
         most = max(way, key=lambda r: r.value or 0.0)
         yield (
-            f"One after the other{_of_kind(kind)}: the task trained first is at {_text([most])} "
+            f"One after the other{_of_kind(kind)}: the task trained first is at {text([most])} "
             f"after {most.context['evaluations']} gradients, where it was highest, and at "
-            f"{_text(way[-1:])} at the end."
+            f"{text(way[-1:])} at the end."
         )
 
 
@@ -319,7 +300,7 @@ def _cosine_lines(view: View, shown: str) -> Iterator[str]:
     rows = _in_order(view.find(n.GRADIENT_COSINE, schedule=shown))
     marks = [0, *(r.context["evaluations"] for r in rows)]
     yield (
-        f"Under {shown}: cosine {_text(rows)} up to {marks[1]} gradients, {_text(rows[-1:])} in "
+        f"Under {shown}: cosine {text(rows)} up to {marks[1]} gradients, {text(rows[-1:])} in "
         f"the last {marks[-1] - marks[-2]}."
     )
 
@@ -332,7 +313,7 @@ def _pair_lines(view: View) -> Iterator[str]:
         tasks, cosine = ", ".join(sorted({c["task"] for c in here})), dict[str, str]()
         for point in ("pretrained", "damaged"):
             there = {"pair": kind, "point": point, "space": space}
-            own, half = (_text(select(rows, q, **there)) for q in (n.PAIR_COSINE, n.HALF_COSINE))
+            own, half = (text(select(rows, q, **there)) for q in (n.PAIR_COSINE, n.HALF_COSINE))
             cosine[point] = f"{own} (of two halves of one task's examples {half})"
         yield (
             f"{kind[0].upper()}{kind[1:]} pairs ({tasks}): cosine {cosine['pretrained']} at θ₀, "
@@ -357,8 +338,7 @@ def _specialists(view: View) -> Section:
         view.draw("line-loss", title, view.by_kind(n.LINE_LOSS, "specialists"), loss, None),
         view.draw("line-score", title, view.by_kind(n.LINE_WORST, "specialists"), score),
     ]
-    scales = view.ranked(n.MERGE_SCALE)
-    merged = "; ".join(f"{s} {_text([every[s]])} (λ {_text([r])})" for s, r in scales.items())
+    merged = "; ".join(f"{s} {text([every[s]])}" for s in MERGED if s in every)
     return Section(
         title=f"What do specialists share{view.label}?",
         question="Each task trained alone from the same point, with its share of the gradients: is "
@@ -366,7 +346,7 @@ def _specialists(view: View) -> Section:
         figures=figures,
         sees=[
             *_apart_lines(view),
-            f"On the line between them the mean loss rises {_text(view.find(n.BARRIER))} nats a "
+            f"On the line between them the mean loss rises {text(view.find(n.BARRIER))} nats a "
             "token above the chord at most (0: nowhere; the barrier of linear mode connectivity).",
             *([f"Merged without further training, worst task: {merged}."] if merged else []),
         ],
@@ -381,6 +361,6 @@ def _apart_lines(view: View) -> Iterator[str]:
         cosine = view.find(n.DISPLACEMENT_COSINE, space=space, between=between)
         yield (
             f"Specialists of {between}{names[space]}: the spaces of their first {row.context['k']} "
-            f"updates overlap by {_text([row])} (two random ones by {number(row.null)}), their "
-            f"whole ways have a cosine of {_text(cosine)}."
+            f"updates overlap by {text([row])} (two random ones by {number(row.null)}), their "
+            f"whole ways have a cosine of {text(cosine)}."
         )

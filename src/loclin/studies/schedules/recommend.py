@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from loclin.run.rows import Row, by_run, estimated
 from loclin.schedules.names import REFERENCE, family
-from loclin.stats import Estimate, holm, mean_above, mean_differs, over_runs
+from loclin.stats import Estimate, by_model, holm, mean_above, mean_differs, over_models, over_runs
 from loclin.studies.schedules import names as n
 from loclin.studies.verdict import LEVEL
 
@@ -29,9 +29,10 @@ Values = Float[np.ndarray, " S"]
 Context = Mapping[str, Any]
 
 
-def ranking_rows(rows: Sequence[Row], context: Context) -> list[Row]:
+def ranking_rows(rows: Sequence[Row], context: Context, models: int = 1) -> list[Row]:
     """The place of every schedule, the best first (ties in the order of the record), and its
-    worst-task score less the reference's, paired by run.
+    worst-task score less the reference's, paired by run. Runs on one of several models are averaged
+    first.
 
     The reference is joint mixed, or the first schedule where that was not run. p is two-sided, of
     no difference; p after Holm is adjusted over all schedules.
@@ -40,13 +41,17 @@ def ranking_rows(rows: Sequence[Row], context: Context) -> list[Row]:
     if not worst:
         return []
     reference = REFERENCE if REFERENCE in worst else next(iter(worst))
-    less = {name: worst[name] - worst[reference] for name in worst if name != reference}
+    less = {
+        name: by_model(worst[name] - worst[reference], models)
+        for name in worst
+        if name != reference
+    }
     p = {name: 1.0 if _tied(values) else mean_differs(values) for name, values in less.items()}
     adjusted = _holm(p)
     found = []
-    for place, name in enumerate(sorted(worst, key=lambda s: -over_runs(worst[s]).value), start=1):
-        here = _of(name, context)
-        runs = len(worst[name])
+    means = {name: over_models(values, models, "score") for name, values in worst.items()}
+    for place, name in enumerate(sorted(means, key=lambda s: -means[s].value), start=1):
+        here, runs = _of(name, context), means[name].n
         found.append(Row(quantity=n.PLACE, value=float(place), n=runs, context=here))
         if name != reference:
             here = {**here, "reference": reference}
@@ -55,7 +60,7 @@ def ranking_rows(rows: Sequence[Row], context: Context) -> list[Row]:
     return found
 
 
-def recommendation_rows(rows: Sequence[Row], context: Context) -> list[Row]:
+def recommendation_rows(rows: Sequence[Row], context: Context, models: int = 1) -> list[Row]:
     """What to train by: a plain schedule that is shown to be less than `MARGIN` worse than the
     best; the best where none is; none where not even the best is shown to teach the worst task.
 
@@ -64,12 +69,16 @@ def recommendation_rows(rows: Sequence[Row], context: Context) -> list[Row]:
     Every other schedule is then better or worse than the recommended one, or not told apart from
     it, by its interval on test examples.
     """
-    chosen, tested = (_by_schedule(rows, q, context) for q in (n.VALIDATED_WORST, n.WORST))
+    chosen, tested = (
+        {name: by_model(values, models) for name, values in _by_schedule(rows, q, context).items()}
+        for q in (n.VALIDATED_WORST, n.WORST)
+    )
     best = max(chosen, key=lambda name: float(chosen[name].mean()))
     found = [estimated(n.BEST, over_runs(chosen[best]), _of(best, context))]
-    first = by_run(rows, n.FIRST_WORST, **context)
-    nothing = mean_above(tested[best] - first, 0.0) if len(first) > 1 else 0.0
-    if nothing >= LEVEL:
+    gained = tested[best] - by_model(by_run(rows, n.FIRST_WORST, **context), models)
+    nothing = mean_above(gained, 0.0)
+    plain = len(gained) == 1 or (_tied(gained) and gained[0] > MARGIN)  # there is no spread
+    if nothing >= LEVEL and not plain:
         return [*found, estimated(n.RECOMMENDED, None, {**context, "schedule": None}, p=nothing)]
     less = {name: tested[name] - tested[best] for name in PLAIN if name in tested and name != best}
     p = _holm({s: 1.0 if _tied(v) else mean_above(v, -MARGIN) for s, v in less.items()})
@@ -78,7 +87,7 @@ def recommendation_rows(rows: Sequence[Row], context: Context) -> list[Row]:
     behind = _difference(less[taken]) if shown else None
     here, null = _of(taken, context), -MARGIN if shown else None
     if behind is None:  # they are one
-        found.append(Row(quantity=n.RECOMMENDED, value=0.0, n=len(first), context=here))
+        found.append(Row(quantity=n.RECOMMENDED, value=0.0, n=len(gained), context=here))
     else:
         found.append(estimated(n.RECOMMENDED, behind, here, null=null, p=p[taken]))
     for name in tested:

@@ -4,6 +4,7 @@ between two specialists.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from jaxtyping import Float
 from loclin.errors import LoclinError
 from loclin.progress import ProgressCallback
 from loclin.run.rows import Row, finite
-from loclin.schedules.comparison import Point, ScheduleComparison, Scores, Trained
+from loclin.schedules.comparison import Choice, Point, ScheduleComparison, Scores, Trained
 from loclin.schedules.merging import barrier, merge_by
 from loclin.schedules.names import MERGED, REFERENCE, family
 from loclin.schedules.plans import train_by
@@ -46,17 +47,17 @@ def comparison_rows(
         progress(stage, done / len(schedules))
         here = {**context, "schedule": name, "family": family(name)}
         if name in MERGED:
-            end, scale = merge_by(comparison, name)
-            taken = comparison.share * len(comparison.tasks)
-            more = [_row(n.MERGE_SCALE, scale, here)]
+            end, choice = merge_by(comparison, name)
+            taken, more = comparison.share * len(comparison.tasks), list[Row]()
         else:
             trained = _trained(comparison, name)
             end, taken, logs = trained.end, trained.evaluations, trained.phases
+            choice = trained.choice
             seconds[name] = sum(p.seconds for p in logs) / sum(p.evaluations for p in logs)
             more = [_row(n.STEPS, sum(len(p.losses) for p in logs), here)]
             more += _curve_rows(comparison, trained, start, here)
         rows += [*_end_rows(comparison, end, here, validated), _row(n.EVALUATIONS, taken, here)]
-        rows += more
+        rows += [*more, *_strength_rows(choice, here)]
     return [*rows, *_line_rows(comparison, context)], _cost(seconds)
 
 
@@ -75,6 +76,23 @@ def over_pairs(rows: Sequence[Row]) -> Iterator[Row]:
         value, null = _mean([r.value for r in group]), _mean([r.null for r in group])
         context = {**group[0].context, "pair": n.EVERY_PAIR, "task": n.EVERY_PAIR}
         yield Row(quantity=group[0].quantity, value=value, null=null, context=context)
+
+
+def arrays_of(rows: Sequence[Row], run: int) -> dict[str, np.ndarray]:
+    """Scores of every pair and role, by quantity, optimiser and schedule; of every strength too."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.quantity in (n.FIRST, n.SCORE, n.STRENGTH_SCORE):
+            where = [row.context[k] for k in ("optimiser", "schedule") if k in row.context]
+            found.setdefault("/".join([row.quantity, *where, str(run)]), []).append(row)
+    arrays = {}
+    for key, group in found.items():
+        sizes = (
+            len({r.context.get(column) for r in group}) for column in ("pair", "strength", "role")
+        )
+        values = [math.nan if r.value is None else r.value for r in group]
+        arrays[key] = np.reshape(np.array(values), tuple(sizes))
+    return arrays
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -110,6 +128,16 @@ def _end_rows(
     if validated:
         checked = comparison.evaluate_at(end, comparison.validation_sets)[:, 1]
         yield _row(n.VALIDATED_WORST, checked.min(), here)
+
+
+def _strength_rows(choice: Choice | None, here: Context) -> Iterator[Row]:
+    """How the strength was chosen, where there is one."""
+    if choice is not None:
+        yield _row(n.STRENGTH, choice.strength, here)
+        for strength, scores in zip(choice.strengths, choice.scores, strict=True):
+            there = {**here, "strength": strength}
+            yield from _by_role(n.STRENGTH_SCORE, scores, there)
+            yield _row(n.STRENGTH_WORST, scores.min(), there)
 
 
 def _curve_rows(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -11,6 +11,7 @@ from loclin.errors import LoclinError
 from loclin.options import BUILT_IN, SEQUENCE_MODELS
 from loclin.schedules.names import SEQUENTIAL, SIMULTANEOUS
 from loclin.schedules.options import ComparisonOptions
+from loclin.studies.schedules import names as n
 from loclin.studies.schedules.names import KINDS
 from loclin.studies.settings import (
     PAPER,
@@ -20,6 +21,7 @@ from loclin.studies.settings import (
     by_lora,
     check_counts,
     check_rates,
+    exhaustive,
     named,
     quick,
 )
@@ -36,23 +38,30 @@ class SchedulesSettings(ComparisonOptions, DamageSettings):
     several times with other adapters, orders and splits of the data (60 % of the examples train,
     20 % choose, 20 % test). What counts is the score of the task that ends worst. Recommended is
     joint mixed batches or alternation, where one is shown to be less than 0.05 worse than the best,
-    otherwise the best; what cannot be told apart is said. It tells what happens within its
-    gradients, at its learning rate.
+    otherwise the best; what cannot be told apart is said. A remedy is trained at every strength of
+    a small grid and judged at the one that validation examples choose. It tells what happens within
+    its gradients, at its learning rate.
 
-    With --pairs, the default of a built-in model without --data, a claim is decided: is training
-    one task after another brittle? Pairs of tasks that the model knows are chosen by the cosines of
-    their gradients at θ₀, both tasks of a pair are destroyed while the others are kept, and trained
-    back from there (measures §12). The defaults of other options depend on this too.
+    With --pairs, the default of a built-in model without --data, two claims are decided: is
+    training one task after another last, even in the better order, and do schedules that train both
+    at once differ little? Pairs of tasks that the model knows are chosen by the cosines of their
+    gradients at θ₀, both tasks of a pair are destroyed while the others are kept, and trained back
+    from there (measures §12). The defaults of other options depend on this too.
 
     Example: loclin schedules --model path/to/model --data A.jsonl B.jsonl
     """
 
     study: ClassVar[str] = "schedules"
     kind: ClassVar[str] = "schedules"
+    scales: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(n.SCORES, "score"),
+        **dict.fromkeys(n.COSINES, "fisher"),
+        n.OVERLAP: "logit",
+        n.STRENGTH: "log",
+    }
 
     seeds: int = 5
-    """Independent runs: each has its own adapter (or pretraining, for sequences), splits or damage,
-    and order of the data."""
+    """Independent runs: each has its own adapter, splits or damage, and order of the data."""
     tasks: tuple[str, ...] = ()
     """Which of your tasks, in the order of sequential training; all by default."""
     pairs: tuple[str, ...] = ()
@@ -144,7 +153,7 @@ def preset(
     """The defaults of a profile for a user's own tasks, or for pairs, where there are any or a
     built-in model has its own data.
 
-    paper: 24 runs, both optimisers and torchjd's schedules too.
+    paper: 24 runs on 12 models, both optimisers and torchjd's schedules too.
     """
     name = named(profile, model)
     if pairs or (name in BUILT_IN and not data):
@@ -159,6 +168,7 @@ def preset(
 
 
 def _pairs_preset(profile: Profile, model: str) -> SchedulesSettings:
+    # every run has all its pairs: tasks cross models without a second run on each
     settings = SchedulesSettings(model=model, profile=profile, pairs=KINDS, seeds=6, batch=24)
     if model not in SEQUENCE_MODELS:
         settings = replace(by_lora(settings), adamw_lr=3e-3, sgd_lr=1e-1)
@@ -174,7 +184,7 @@ def _pairs_preset(profile: Profile, model: str) -> SchedulesSettings:
 
 
 def _exhaustive(settings: SchedulesSettings) -> SchedulesSettings:
-    return replace(settings, seeds=24, optimisers=("adamw", "sgd"), schedules=("all",))
+    return replace(exhaustive(settings), optimisers=("adamw", "sgd"), schedules=("all",))
 
 
 def reproduced(profile: Profile) -> tuple[SchedulesSettings, ...]:
