@@ -60,27 +60,26 @@ def gradient_step_steers(settings: Settings, found: Found, of: Estimand) -> Rule
         "from labels, beyond what the readout gives, and steers as well.",
         setting=setting(settings, of),
         paper="cosine ≈ 0.58 at late layers, similar effect (Fig. 7); not said which estimand",
-        measured=f"cos(Δh, CAA) at the middle block, {of}: {names.ESTIMANDS[of]}, by a step forward "
-        f"and back, η = {settings.eta:g}; CAA in its {form(found)} form",
+        measured=f"cos(Δh, CAA) at the middle block, {of}: {names.ESTIMANDS[of]}, by a step "
+        f"forward and back, η = {settings.eta:g}; CAA in its {form(found)} form",
         null=f"{ALONG:g}; random weight directions matched tensor by tensor, both ways; CAA of "
         f"permuted labels{'; unrelated tokens' if of == 'E1' else ''}",
         rule="blocks: largest effect of CAA on examples of its own, the middle one in the median "
         "third, the late one in the later half; supported: at the middle one the cosine, that "
         "without both answers' mean gradients of log p (the readout) and that in whitened "
-        f"activations are above {ALONG:g}, each above its null, and the effect over CAA's, at equal "
-        f"length and at equal KL, is within {least:g} to {most:g} (two one-sided t-tests on the log "
-        f"ratio); and at the late one the cosine is above {ALONG:g} and its null; refuted: one of "
-        f"the cosines, but for the whitened, is below {ALONG:g}, or a ratio outside",
+        f"activations are above {ALONG:g}, each above its null, and the effect over CAA's, at "
+        f"equal length and at equal KL, is within {least:g} to {most:g} (two one-sided t-tests on "
+        f"the log ratio); and at the late one the cosine is above {ALONG:g} and its null; refuted: "
+        f"one of the cosines, but for the whitened, is below {ALONG:g}, or a ratio outside",
         note="; ".join(_steps_note(found, of)) if estimate else why_not(found, of),
     )
-    conditions = [*_along(found, of), *_steering(found, of)] if estimate else []
-    return Rule(claim=claim, conditions=tuple(conditions), models=settings.models)
+    conditions = step_conditions(found, of) if estimate else ()
+    return Rule(claim=claim, conditions=conditions, models=settings.models)
 
 
 def two_routes_agree(settings: Settings, found: Found) -> Rule:
     """Weights without labels (E1) and labels without weights (CAA) agree over the late blocks."""
-    cosine = found.cosine("E1", names.LATE)
-    estimate = found.estimate(cosine)
+    estimate = found.estimate(found.cosine("E1", names.LATE))
     claim = _claim(
         settings,
         estimate,
@@ -98,15 +97,13 @@ def two_routes_agree(settings: Settings, found: Found) -> Rule:
         f"{AGREE:g}",
         note="; ".join(_routes_note(found)) if estimate else why_not(found, "E1"),
     )
-    above = Mean(name=f"cosine above {AGREE:g}", values=cosine, threshold=AGREE, scale="fisher")
-    nulls = _above_nulls(found, "E1", names.LATE, tokens=True)
-    return Rule(claim=claim, conditions=(above, *nulls) if estimate else (), models=settings.models)
+    conditions = route_conditions(found) if estimate else ()
+    return Rule(claim=claim, conditions=conditions, models=settings.models)
 
 
 def search_steers(settings: Settings, found: Found) -> Rule:
     """The best of many random weight steps shift activations along a direction that steers."""
-    ratio = found.values("slope_ratio", condition=names.SEARCH, at=names.MIDDLE)
-    estimate, winners = found.estimate(ratio, "plain"), settings.winners
+    estimate, winners = found.estimate(_search_ratio(found), "plain"), settings.winners
     claim = _claim(
         settings,
         estimate,
@@ -120,15 +117,14 @@ def search_steers(settings: Settings, found: Found) -> Rule:
         null=f"{ALONG:g}; {winners} steps with scores permuted, {settings.chance} draws a run",
         rule="steps are scored, read and tested on three disjoint parts; the middle block is "
         "chosen apart; against the null slopes are of strengths −1 and 1; supported: above "
-        f"{ALONG:g}, and above the null; refuted: below {ALONG:g}; means are of plain ratios, which "
-        "may be below 0",
+        f"{ALONG:g}, and above the null; refuted: below {ALONG:g}; means are of plain ratios, "
+        "which may be below 0",
         note="; ".join(_search_note(found))
         if estimate
         else "CAA does not steer: there is no effect to compare with",
     )
-    above = Mean(name=f"ratio above {ALONG:g}", values=whole(ratio), threshold=ALONG)
-    chance = Drawn(name="permuted scores", value=_above_chance(found))
-    return Rule(claim=claim, conditions=(above, chance) if estimate else (), models=settings.models)
+    conditions = search_conditions(found) if estimate else ()
+    return Rule(claim=claim, conditions=conditions, models=settings.models)
 
 
 def _claim(settings: Settings, estimate: Estimate | None, *, rule: str, **words: str) -> Claim:
@@ -136,12 +132,22 @@ def _claim(settings: Settings, estimate: Estimate | None, *, rule: str, **words:
     return undecided(estimate, rule=f"{rule}; {units}", **words)
 
 
-def _along(found: Found, of: Estimand) -> list[Condition]:
-    """The conditions on cosines."""
-    tokens, middle = of == "E1", names.MIDDLE
+def step_conditions(found: Found, of: Estimand) -> tuple[Condition, ...]:
+    """What has to hold of a gradient step's shift: cosines, and effects."""
+    tokens, middle, (least, most) = of == "E1", names.MIDDLE, names.SIMILAR
     beyond = found.cosine(of, middle, names.READOUT)
     white = found.cosine(of, middle, names.WHITENED)
-    return [
+    effects = (
+        Within(
+            name=f"effect over CAA's at {when}",
+            values=whole(found.values(quantity, condition=of, at=middle)),
+            low=least,
+            high=most,
+            scale="log",
+        )
+        for when, quantity in (("equal length", "slope_ratio"), ("equal KL", "kl_ratio"))
+    )
+    return (
         _cosine_above("middle cosine", found.cosine(of, middle)),
         *_above_nulls(found, of, middle, tokens=tokens),
         _cosine_above("beyond the readout", beyond),
@@ -151,23 +157,26 @@ def _along(found: Found, of: Estimand) -> list[Condition]:
         found.drawn("whitened, random steps", white, of, names.IN_WHITENED, middle),
         _cosine_above("late cosine", found.cosine(of, names.CHOSEN)),
         *_above_nulls(found, of, names.CHOSEN, tokens=tokens),
-    ]
+        *effects,
+    )
 
 
-def _steering(found: Found, of: Estimand) -> list[Condition]:
-    """The conditions on effects."""
-    least, most = names.SIMILAR
-    ratios = {"equal length": "slope_ratio", "equal KL": "kl_ratio"}
-    return [
-        Within(
-            name=f"effect over CAA's at {when}",
-            values=whole(found.values(quantity, condition=of, at=names.MIDDLE)),
-            low=least,
-            high=most,
-            scale="log",
-        )
-        for when, quantity in ratios.items()
-    ]
+def route_conditions(found: Found) -> tuple[Condition, ...]:
+    """What has to hold of two routes."""
+    cosine = found.cosine("E1", names.LATE)
+    above = Mean(name=f"cosine above {AGREE:g}", values=cosine, threshold=AGREE, scale="fisher")
+    return (above, *_above_nulls(found, "E1", names.LATE, tokens=True))
+
+
+def search_conditions(found: Found) -> tuple[Condition, ...]:
+    """What has to hold of the search vector."""
+    ratio = whole(_search_ratio(found))
+    above = Mean(name=f"ratio above {ALONG:g}", values=ratio, threshold=ALONG)
+    return (above, Drawn(name="permuted scores", value=_above_chance(found)))
+
+
+def _search_ratio(found: Found) -> Values:
+    return found.values("slope_ratio", condition=names.SEARCH, at=names.MIDDLE)
 
 
 def _cosine_above(name: str, values: Values, *, refutes: bool = True) -> Mean:
@@ -196,7 +205,7 @@ def _steps_note(found: Found, of: Estimand) -> list[str]:
         f"beyond the readout {found.text(found.cosine(of, middle, names.READOUT))}",
         f"whitened {found.text(found.cosine(of, middle, names.WHITENED))}",
         f"effect over CAA's {effects_beside(found, of, middle)}",
-        _named([*_along(found, of), *_steering(found, of)], found.models),
+        _named(step_conditions(found, of), found.models),
         labels_say(found, of, middle),
         f"late block: cosine {found.text(found.cosine(of, late))}, beyond the readout "
         f"{found.text(found.cosine(of, late, names.READOUT))}, effect over CAA's "
@@ -211,7 +220,6 @@ def _steps_note(found: Found, of: Estimand) -> list[str]:
 
 def _routes_note(found: Found) -> list[str]:
     late = names.LATE
-    nulls = _above_nulls(found, "E1", late, tokens=True)
     highest = found.cosine("E1", names.HIGHEST)
     corrected = found.drawn("", highest, "E1", names.BY_TENSOR, names.HIGHEST).value
     return [
@@ -220,7 +228,7 @@ def _routes_note(found: Found) -> list[str]:
         f"all blocks: {by_layer(found, 'E1')}",
         f"largest over blocks {found.text(highest)}, p {corrected:.2g} against the largest of "
         "random directions",
-        _named(nulls, found.models),
+        _named(route_conditions(found), found.models),
         labels_say(found, "E1", late),
         f"ceiling by reliability {found.mean('ceiling_at', of='E1', at=late)}, disattenuated "
         f"{found.mean('disattenuated_at', 'plain', of='E1', at=late)}",

@@ -1,5 +1,5 @@
-"""What the steering claims read from rows: numbers of every run, estimates over models in words, and
-p-values against draws.
+"""What the steering claims read from rows: numbers of every run, estimates over models in words,
+and p-values against draws.
 """
 
 from __future__ import annotations
@@ -94,9 +94,8 @@ class Found:
         same in all runs on one model, whose means are drawn.
         """
         every = self.draws("null_draw", of=of, null=null, at=at)
-        return Drawn(
-            name=name, value=self.above(observed, every, shared=null != names.CAA_RELABELLED)
-        )
+        p = self.above(observed, every, shared=null != names.CAA_RELABELLED)
+        return Drawn(name=name, value=p)
 
     def above(
         self,

@@ -82,7 +82,8 @@ def chosen_layers(found: Found) -> str:
     """The blocks chosen, and in how many runs each."""
     texts = []
     for place, said in ((names.MIDDLE, "middle"), (names.CHOSEN, "late")):
-        counts = zip(*np.unique(found.values("layer", at=place), return_counts=True), strict=True)
+        layers = found.values("layer", at=place)
+        counts = zip(*np.unique(layers[~np.isnan(layers)], return_counts=True), strict=True)
         each = ", ".join(f"{int(layer)} ({n} of {found.runs} runs)" for layer, n in counts)
         texts.append(f"{said} {each}")
     return f"blocks chosen: {'; '.join(texts)}"
