@@ -67,8 +67,8 @@ class Planted:
     at_kl: float = 1.0
     null: float = 0.1
     chance: str = ""
-    between: float = 0.03
-    within: float = 0.03
+    between: float = 0.02
+    within: float = 0.02
 
     def rows(self, rng: np.random.Generator) -> list[Row]:
         """The same as rows."""
@@ -115,13 +115,13 @@ class Layer:
     Attributes:
         axis: standard deviation along the dominant axis; 1 in all other directions.
         labels: what a label adds to activations, in multiples of the axis, the readout's first
-            direction and one more.
+            direction and two more.
         step: the same of the shift of a step.
     """
 
     axis: float = 1.0
-    labels: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    step: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    labels: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    step: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
 
     def numbers(self, rng: np.random.Generator, d: int = 16, n: int = 96) -> Numbers:
         turns = [np.linalg.qr(rng.standard_normal((d, d)))[0] for _ in range(MODELS)]
@@ -139,6 +139,8 @@ class Layer:
             put(found, angles[:, 0], "cosine_at", of="E1", removed=removed, at=at)
             for null in nulls:
                 draws = np.stack([each.get(null, each[removed][1:]) for each in every])
+                level = np.quantile(draws, 0.975, axis=1)
+                put(found, level, "null_at", of="E1", null=null, at=at)
                 put(found, draws, "null_draw", of="E1", null=null, at=at)
         return found
 
@@ -148,16 +150,18 @@ class Layer:
         """Cosines with CAA of the shift and of random ones, which vary as activations do, by the
         study's own functions; and of the shift with CAA of permuted labels.
         """
-        axis, plus, minus, other = turn[:, :4].T
+        axis, plus, minus, other, last = turn[:, :5].T
         spread = np.eye(len(turn)) + (self.axis - 1) * np.outer(axis, axis)
-        ways = np.stack([axis, plus, other])
+        ways = np.stack([axis, plus, other, last])
         y = rng.permutation(np.arange(n) % 2 == 0)
-        h = rng.standard_normal((n, len(turn))) @ spread + np.outer(y - 0.5, self.labels @ ways)
-        shift = self.step @ ways + 0.1 * rng.standard_normal(len(turn))
+        h = rng.standard_normal((n, len(turn))) @ spread + np.outer(
+            y - 0.5, np.array(self.labels) @ ways
+        )
+        shift = np.array(self.step) @ ways + 0.1 * rng.standard_normal(len(turn))
         moved = torch.from_numpy(np.stack([shift, *(random @ spread)]))
         caa = torch.from_numpy(h[y].mean(0) - h[~y].mean(0))
         white = whitening(torch.from_numpy(h)[None])[0]
-        out = np.eye(len(turn)) - np.outer(plus, plus) - np.outer(minus, minus)
+        out = torch.from_numpy(np.eye(len(turn)) - np.outer(plus, plus) - np.outer(minus, minus))
         orders = rng.permuted(np.tile(y, (DRAWS, 1)), axis=1)
         permuted = torch.from_numpy((orders / y.sum() - ~orders / (~y).sum()) @ h)
         return {

@@ -34,19 +34,18 @@ def readout_alone(found: Found, of: str) -> str:
 
 
 def labels_say(found: Found, of: str, at: str) -> str:
-    """Whether labels give the cosine's sign and size, or a dominant axis gives the size."""
-    observed, null = found.cosine(of, at), names.CAA_RELABELLED
-    draws = found.draws("null_draw", of=of, null=null, at=at)
-    if not draws.size:
+    """Whether labels give the cosine's sign and size: that of permuted labels reaches it in hardly
+    a draw; or a dominant axis of the activations gives the size.
+    """
+    observed, here = found.cosine(of, at), {"of": of, "null": names.CAA_RELABELLED, "at": at}
+    level = found.values("null_at", **here)
+    above, null = found.estimate(observed), found.estimate(level)
+    if above is None or null is None:
         return "permuted labels of CAA not drawn"
-    sign = found.above(observed, draws)
-    size = found.above(np.abs(observed), np.abs(draws))
-    given = "the sign alone, a dominant axis gives the size" if sign < LEVEL else "neither"
-    given = "sign and size" if size < LEVEL and sign < LEVEL else given
-    return (
-        f"CAA of permuted labels has a mean |cosine| of {np.nanmean(np.abs(draws)):.2g}: labels "
-        f"give {given} (p of the size {size:.2g})"
-    )
+    p = found.above(observed, found.draws("null_draw", **here))
+    given = "the sign alone, a dominant axis gives the size" if p < LEVEL else "neither"
+    given = "sign and size" if p < LEVEL and above.value > null.value else given
+    return f"97.5 % of CAA of permuted labels stay below {found.text(level)}: labels give {given}"
 
 
 def beyond_readout(found: Found, of: str, at: str) -> str:

@@ -104,12 +104,12 @@ def _sentences(rows: Sequence[Row]) -> list[str]:
     parts = (names.E1_ALONG, names.E1_ACROSS, names.STEP)
     along, across, step = (ratio(condition=c) for c in parts)
     least, most = names.SIMILAR
+    size = text_of(rows, "step_size", at=names.MIDDLE)
     return [
         f"Of E1 as long as CAA, the part along CAA moves answers by {along} of CAA's effect, the "
         f"part across it by {across}.",
-        f"The weights' step itself, at η = {text_of(rows, 'step_size', at=names.MIDDLE)} so that it "
-        f"shifts the block by as much as CAA is long, moves answers {step} times as much as CAA "
-        "does.",
+        f"The weights' step itself, at η = {size} so that it shifts the block by as much as CAA is "
+        f"long, moves answers {step} times as much as CAA does.",
         f"An effect counts as similar where two one-sided tests put its ratio within {least:g} and "
         f"{most:g} (the claims say whether it is); a difference that is not seen is no similarity.",
     ]
