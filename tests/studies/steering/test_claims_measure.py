@@ -38,7 +38,9 @@ def test_a_run_decides_all_claims(rows: list[Row]) -> None:
     assert all(
         c.verdict == "inconclusive" and c.p == 1.0 and c.value is not None for c in found
     )  # of one run
-    assert all("not defined" not in c.note for c in found)
+    # halves of so few examples may not agree at all
+    undefined = [p for c in found for p in c.note.split("; ") if "not defined" in p]
+    assert all("disattenuated not defined" in part for part in undefined), undefined
     drawn = Found.of(rows, 1)
     for (of, null), kept in KEPT.items():
         for at in kept:
