@@ -12,7 +12,6 @@ from loclin.tasks.statements import (
     Statements,
     facts,
     statements,
-    vocabulary,
 )
 
 
@@ -20,9 +19,10 @@ def test_a_statement_is_true_exactly_when_it_names_the_fact() -> None:
     world = facts(seed=4)
     for relation, found in statements(world=4, seed=0).items():
         assert len(found) == len(SUBJECTS) * 24 * 2
-        for s in found[:200]:
-            claimed = (set(s.question.split()) & set(RELATIONS[relation])).pop()
-            assert s.answer == (claimed == world[s.subject, relation])
+        for e in found[:200]:
+            claimed = (set(e.prompt.split()) & set(RELATIONS[relation])).pop()
+            subject = (set(e.prompt.split()) & set(SUBJECTS)).pop()
+            assert e.answer == (YES if claimed == world[subject, relation] else NO)
 
 
 def test_every_group_has_one_true_and_one_false_statement() -> None:
@@ -53,7 +53,7 @@ def test_lessons_and_examples_of_one_group_fall_into_one_split() -> None:
 
 
 def test_the_vocabulary_knows_every_word_and_the_length_bound_holds() -> None:
-    data, known = Statements(), set(vocabulary())
+    data, known = Statements(), set(Statements().words())
     for examples in data.examples(seed=0).examples.values():
         for e in examples:
             words = (e.prompt + e.answer).split()
