@@ -60,8 +60,8 @@ def gramian(
 
 def mirrored(upper: Float[Tensor, "n n"]) -> Float[np.ndarray, "n n"]:
     """The symmetric matrix of which the upper triangle is known."""
-    known: np.ndarray = np.triu(upper.cpu().numpy())
-    return known + np.triu(known, 1).T
+    known = upper.cpu().numpy()
+    return np.asarray(np.triu(known) + np.triu(known, 1).T)
 
 
 def spanned_energy(
