@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loclin.errors import LoclinError
-from loclin.models.direction import Tensors, matched_names, read_direction
+from loclin.models.direction import Tensors, read_direction
+from loclin.models.folder import matched_names
 from loclin.models.lora import Lora, attach
 from tests.conftest import FAMILIES, random_model
 from tests.models.runs import tiny, tiny_lora, write
@@ -279,8 +280,9 @@ TIED = {"lm_head.lora_A.weight": torch.ones(2, 32), "lm_head.lora_B.weight": tor
         (lambda f: f"{f}..{f / 'none'}", r"found nothing at .*none: check the path"),
         (lambda f: str(f), "found none of them: give a folder saved by"),
         (lambda f: folders_of(f, WHOLE, WHOLE), "found zeros in"),
-        (lambda f: folders_of(f, WHOLE, {"wte.weight": ONES}), r"one shape of wte\.weight, found "
-                                                               r"\(40, 32\) in base and \(1,\) in"),
+        (lambda f: folders_of(f, WHOLE, {"wte.weight": ONES}), r"one shape of transformer\.wte\."
+                                                               r"weight, found \(40, 32\) in base "
+                                                               r"and \(1,\) in"),
         (lambda f: folders_of(f, WHOLE, {**WHOLE, "ln_f.bias": ONES}), r"found "
                                                                        r"transformer\.ln_f\.bias "
                                                                        r"in tuned but not in base"),
