@@ -131,14 +131,14 @@ class CurvatureOperator(Generic[T]):
         if not bent:
             return torch.zeros_like(vector)
         gradients, directions = zip(*bent, strict=True)
-        found = torch.autograd.grad(
+        products = torch.autograd.grad(
             gradients,
             self.space.parameters,
             grad_outputs=directions,
             retain_graph=self._kept is not None,
             allow_unused=True,
         )
-        return self.space.flat(found).to(vector)
+        return self.space.flat(products).to(vector)
 
 
 def finite_difference_product(
