@@ -29,12 +29,12 @@ def test_examples_are_distinct_inputs_posed_for_every_task() -> None:
 
 
 def test_the_task_data_are_the_examples_of_every_task() -> None:
-    asked = SequenceTasks(tasks=("copy", "sort"), length=4, symbols=8, pool=100)
-    data = asked.examples(seed=3)
+    small = SequenceTasks(tasks=("copy", "sort"), length=4, symbols=8, pool=100)
+    data = small.examples(seed=3)
     assert data.examples == sequence_examples(["copy", "sort"], 100, length=4, symbols=8, seed=3)
     assert data.read == data.kept == 200
     longest = max(len((e.prompt + e.answer).split()) for e in data.examples["sort"])
-    assert longest == asked.longest
+    assert longest == small.longest
 
 
 def test_bad_requests_are_refused() -> None:
