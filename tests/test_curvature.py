@@ -13,12 +13,12 @@ from loclin.curvature import (
     CurvatureOperator,
     NoSecondDerivative,
     finite_difference_product,
-    lanczos,
     probes,
     top_eigenpairs,
     trace,
 )
 from loclin.errors import LoclinError
+from loclin.geometry.krylov import lanczos
 from loclin.models import Problem, twice_differentiable
 from loclin.models.lora import Lora, attach
 from loclin.parameters import ParameterSpace

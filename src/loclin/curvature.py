@@ -16,7 +16,6 @@ from torch import Tensor
 from loclin.errors import LoclinError
 from loclin.geometry.gramian import at_least_float32, to_float64
 from loclin.geometry.krylov import Product
-from loclin.geometry.krylov import lanczos as lanczos
 from loclin.parameters import ParameterSpace, SummedLoss, finite_loss, some_items
 from loclin.seeds import derived
 from loclin.stats import Estimate, over_runs
