@@ -13,12 +13,12 @@ from loclin.curvature import (
     CurvatureOperator,
     NoSecondDerivative,
     finite_difference_product,
-    lanczos,
     probes,
     top_eigenpairs,
     trace,
 )
 from loclin.errors import LoclinError
+from loclin.geometry.krylov import lanczos
 from loclin.models import Problem, twice_differentiable
 from loclin.models.lora import Lora, attach
 from loclin.parameters import ParameterSpace
@@ -233,14 +233,14 @@ def test_probes_estimate_trace_and_frobenius_norm_without_bias_and_with_the_stat
     planted: tuple[ParameterSpace, Quadratic],
 ) -> None:
     space, module = planted
-    found = probes(lambda v: module.hessian @ v, 3000, seed=5, noise=space.noise)
+    drawn = probes(lambda v: module.hessian @ v, 3000, seed=5, noise=space.noise)
     squares = SPECTRUM.square()
-    assert_within_error(found.forms, float(SPECTRUM.sum()))
-    assert_within_error(found.squares, float(squares.sum()))
-    assert math.isclose(found.forms.var(), 2 * float(squares.sum()), rel_tol=0.12)
-    assert math.isclose(found.squares.var(), 2 * float(squares.square().sum()), rel_tol=0.25)
+    assert_within_error(drawn.forms, float(SPECTRUM.sum()))
+    assert_within_error(drawn.squares, float(squares.sum()))
+    assert math.isclose(drawn.forms.var(), 2 * float(squares.sum()), rel_tol=0.12)
+    assert math.isclose(drawn.squares.var(), 2 * float(squares.square().sum()), rel_tol=0.25)
     few = probes(lambda v: module.hessian @ v, 2, seed=5, noise=space.noise)
-    assert few.forms.tolist() == found.forms[:2].tolist()
+    assert few.forms.tolist() == drawn.forms[:2].tolist()
     with pytest.raises(LoclinError, match="at least 1 probe, found 0: raise --probes"):
         probes(lambda v: v, 0, seed=0, noise=space.noise)
 
@@ -367,8 +367,8 @@ def test_the_product_is_that_of_curvlinops(
         with monkeypatch.context() as patch:
             patch.setattr(nn.LayerNorm, "forward", written_out)
             expected = reference @ v / sum(counts)
-        found = CurvatureOperator(space, lambda b: answer_loss(model, b), batches) @ v
-        assert float((found - expected).norm() / expected.norm()) < 1e-6
+        product = CurvatureOperator(space, lambda b: answer_loss(model, b), batches) @ v
+        assert float((product - expected).norm() / expected.norm()) < 1e-6
     assert counts[0] / len(batches[0]) != counts[1] / len(batches[1])  # tokens weigh, not rows
 
 

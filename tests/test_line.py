@@ -113,11 +113,11 @@ def test_the_window_of_a_quadratic_is_what_its_curvature_predicts(
     expected = predicted_window(slope, curvature, tolerance)
     steps = np.sort(sign * GRID)
     errors = relative_error(changes(module, w, steps), steps, slope)
-    found = first_order_window(steps, errors, tolerance, 1e-15, sign=sign)
-    assert found.size == pytest.approx(expected, rel=1e-5)
-    assert not found.open
-    assert found.bracket is not None
-    assert found.bracket[0] <= expected <= found.bracket[1]
+    window = first_order_window(steps, errors, tolerance, 1e-15, sign=sign)
+    assert window.size == pytest.approx(expected, rel=1e-5)
+    assert not window.open
+    assert window.bracket is not None
+    assert window.bracket[0] <= expected <= window.bracket[1]
     assert first_order_window(steps, errors, tolerance, 1e-15, sign=-sign).size is None
 
 
@@ -147,15 +147,15 @@ def test_the_two_sides_of_a_cubic_have_the_windows_of_its_roots() -> None:
     steps = np.concatenate([-fine[::-1], fine])
     errors = relative_error(steps + steps**2 + 10 * steps**3, steps, 1.0)
     for sign, expected in sides.items():
-        found = first_order_window(steps, errors, tolerance, 0.0, sign=sign).size
-        assert found == pytest.approx(expected, rel=1e-5)
+        size = first_order_window(steps, errors, tolerance, 0.0, sign=sign).size
+        assert size == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_first_of_several_crossings_counts() -> None:
     steps = np.array([0.01, 0.1, 1.0, 10.0, 100.0])
-    found = first_order_window(steps, np.array([0.01, 0.09, 0.5, 0.05, 0.9]), 0.1, 0.0)
-    assert found.bracket == (0.1, 1.0)
-    assert 0.1 < found.size < 0.2  # type: ignore[operator]
+    window = first_order_window(steps, np.array([0.01, 0.09, 0.5, 0.05, 0.9]), 0.1, 0.0)
+    assert window.bracket == (0.1, 1.0)
+    assert 0.1 < window.size < 0.2  # type: ignore[operator]
 
 
 def test_an_open_window_is_told_from_a_measured_one_and_from_none() -> None:
@@ -177,8 +177,8 @@ def test_no_window_lies_below_the_unit_round_off_of_the_weights() -> None:
     steps, errors = np.array([1e-9, 1e-7, 1e-3]), np.array([0.9, 0.01, 0.01])
     # the weights cannot move by 1e-9 of themselves
     assert first_order_window(steps, errors, 0.1, 1e-12).size is None
-    found = first_order_window(steps, errors, 0.1, 1e-12, unit=2.0**-24)
-    assert found == Window(size=1e-3, open=True)
+    window = first_order_window(steps, errors, 0.1, 1e-12, unit=2.0**-24)
+    assert window == Window(size=1e-3, open=True)
     profile = profile_of(steps, steps, 1.0, 0.0, loss=1e-9)
     assert profile.limit(0.1) == profile.unit == 2.0**-24
 
@@ -247,8 +247,8 @@ def test_two_steps_at_once_miss_the_sum_of_their_effects_by_mixed_curvature() ->
     slopes = tuple(slope_and_curvature(module, d)[0] for d in (v, w))
     near = np.logspace(-6, -3, 60)
     small = additivity_error(*(changes(module, d, near) for d in (v + w, v, w)))
-    found = first_order_window(near, small, 1e-4, 0.0).size
-    assert found == pytest.approx(predicted_additivity(slopes, mixed, 1e-4), rel=1e-3)  # type: ignore[arg-type]
+    size = first_order_window(near, small, 1e-4, 0.0).size
+    assert size == pytest.approx(predicted_additivity(slopes, mixed, 1e-4), rel=1e-3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -331,8 +331,8 @@ def test_the_window_of_a_network_is_what_its_curvature_predicts(precise: Problem
     profile = line.profile()
     assert torch.equal(space.read(), before)
     for sign in (1, -1):
-        found = profile.window(sign, 1e-2)
-        assert found.size == pytest.approx(profile.predicted(1e-2), rel=0.05)
+        window = profile.window(sign, 1e-2)
+        assert window.size == pytest.approx(profile.predicted(1e-2), rel=0.05)
     assert profile.limit(1e-2) < 1e-8
     assert profile.errors[np.abs(profile.steps) < 1e-7].max() < 1e-5
     assert 0 < profile.noise < 1e-13

@@ -27,12 +27,12 @@ def test_what_fits_decides(
     )
     kept = UpdateStorage(store="auto").resolved(SPACE, 50)
     assert kept.store == store
-    said = {
+    sentences = {
         "memory": "are kept in memory",
         "disk": "are kept in a file",
         "sketch": "65536 sketched numbers of each",
     }
-    assert said[store] in kept.describe(SPACE, 50)
+    assert sentences[store] in kept.describe(SPACE, 50)
     assert "50×1010 updates" in kept.describe(SPACE, 50)
     assert UpdateStorage(store="disk").resolved(SPACE, 50).store == "disk"
     assert UpdateStorage(store="auto").resolved(SPACE, 50, full=True).store == (

@@ -47,11 +47,11 @@ def planted(
 
 def test_the_jackknife_of_a_mean_is_students_interval() -> None:
     values = np.random.default_rng(0).normal(3, 2, 7)
-    found = over_groups(planted(values, values, [-1.0, 0.0, 1.0]), lambda p: p.slope)
+    estimate = over_groups(planted(values, values, [-1.0, 0.0, 1.0]), lambda p: p.slope)
     expected = over_runs(values)
-    assert found is not None
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    assert found.value == pytest.approx(expected.value)
+    assert estimate is not None
+    assert (estimate.low, estimate.high) == pytest.approx((expected.low, expected.high))
+    assert estimate.value == pytest.approx(expected.value)
 
 
 def test_numbers_that_are_not_defined_have_no_estimate_or_no_interval() -> None:
@@ -245,12 +245,12 @@ def test_a_model_without_second_derivatives_falls_back_and_says_so(trained: Prob
             curvature=curvature,  # type: ignore[arg-type]
         )
 
-    found = window("auto")
-    assert found.method == "finite differences"
-    assert "found a kernel that cannot (aten::_scaled_dot" in found.refused
-    asked = window("finite differences")
-    assert (asked.method, asked.refused) == ("finite differences", "")
-    assert asked.line.profile().curvature == found.line.profile().curvature
+    fallback = window("auto")
+    assert fallback.method == "finite differences"
+    assert "found a kernel that cannot (aten::_scaled_dot" in fallback.refused
+    chosen = window("finite differences")
+    assert (chosen.method, chosen.refused) == ("finite differences", "")
+    assert chosen.line.profile().curvature == fallback.line.profile().curvature
     with pytest.raises(NoSecondDerivative, match="found a kernel that cannot"):
         window("double backward")
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from loclin.errors import LoclinError
 from loclin.geometry.gramian import at_least_float32, to_float64
 from loclin.geometry.krylov import Product
-from loclin.geometry.krylov import lanczos as lanczos
 from loclin.parameters import ParameterSpace, SummedLoss, finite_loss, some_items
 from loclin.seeds import derived
 from loclin.stats import Estimate, over_runs
@@ -131,14 +130,14 @@ class CurvatureOperator(Generic[T]):
         if not bent:
             return torch.zeros_like(vector)
         gradients, directions = zip(*bent, strict=True)
-        found = torch.autograd.grad(
+        products = torch.autograd.grad(
             gradients,
             self.space.parameters,
             grad_outputs=directions,
             retain_graph=self._kept is not None,
             allow_unused=True,
         )
-        return self.space.flat(found).to(vector)
+        return self.space.flat(products).to(vector)
 
 
 def finite_difference_product(

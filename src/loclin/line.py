@@ -94,17 +94,17 @@ def losses_along(
     """
     if not len(steps):
         raise LoclinError("expected at least one step, found none: give a grid of steps")
-    origin, found = space.read(), []
+    origin, measured = space.read(), []
     try:
         for i, step in enumerate(steps):
             progress("following the loss", i / len(steps))
             space.write(origin)
             space.add(direction, scale=step)
-            found.append(tallies())
+            measured.append(tallies())
     finally:
         space.write(origin)
-    sums = np.stack([sums for sums, _ in found]).astype(np.float64)
-    return sums, np.asarray(found[0][1], dtype=np.float64)
+    sums = np.stack([sums for sums, _ in measured]).astype(np.float64)
+    return sums, np.asarray(measured[0][1], dtype=np.float64)
 
 
 def relative_error(change: Array, step: Array, slope: float) -> Array:

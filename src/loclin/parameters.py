@@ -150,8 +150,8 @@ class ParameterSpace:
         for batch in batches:
             value, items = loss(batch)
             pieces = torch.autograd.grad(finite_loss(value), self.parameters, allow_unused=True)
-            found = self.flat(pieces, into if total is None else None)
-            total = found if total is None else total.add_(found)
+            own = self.flat(pieces, into if total is None else None)
+            total = own if total is None else total.add_(own)
             count += items
         some_items(count)
         assert total is not None

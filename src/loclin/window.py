@@ -75,8 +75,8 @@ class LinearWindow:
         forward, backward: measured, with the direction and against it.
         predicted: 2τ|gᵀw|/|wᵀHw|, what curvature says of either side.
         limit: the smallest ε whose error can be told from round-off at this τ.
-        whole: what the direction itself does, λ = 1, where that was asked.
-        inside: whether it lies in the window; None where that is open, or it was not asked.
+        whole: what the direction itself does, λ = 1; None where it was not tried.
+        inside: whether it lies in the window; None where that is open, or it was not tried.
         units: what ε = 1 is in each unit.
         length: ‖v‖.
         line: the loss at every step; `line.profile()` has loss, score, slope and curvature.
@@ -164,8 +164,8 @@ def linear_window(
     )
     end = length / weights
     grid = sorted({*(steps or signed_grid(1e-6, 1.0, 2)), *([end] if whole else [])})
-    found = {"slopes": slopes, "curvatures": curvatures}
-    line = line_along(space, measured, w, grid, **found, progress=progress)
+    bends = {"slopes": slopes, "curvatures": curvatures}
+    line = line_along(space, measured, w, grid, **bends, progress=progress)
     progress("closing in on the edges", 0.0)
     line = _closed_in(line, tolerance, precision)
     forward, backward = (_reach(line, sign, tolerance, units) for sign in (1, -1))
@@ -271,9 +271,12 @@ def _sizes(e: Estimate | None, units: dict[str, float]) -> Sizes | None:
 
 def _effect(line: Line, step: float) -> Effect:
     """What a step of the line does."""
-    change, error, score = (over_groups(line, lambda p, i=i: p.at(step)[i]) for i in range(3))  # type: ignore[misc]
+
+    def each(i: int) -> Estimate | None:
+        return over_groups(line, lambda p: p.at(step)[i])
+
     first = step * line.profile().slope
-    return Effect(step=step, change=change, predicted=first, error=error, score=score)
+    return Effect(step=step, change=each(0), predicted=first, error=each(1), score=each(2))
 
 
 def over_groups(

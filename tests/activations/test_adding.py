@@ -44,11 +44,11 @@ def drawn(seed: int, length: float = 6.0) -> Tensor:
 def read(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Both blocks' outputs and the logits, positions from the mask."""
     positions = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
-    with captured(blocks(model), [0, 1]) as found:
-        said = model(
+    with captured(blocks(model), [0, 1]) as outputs:
+        result = model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=positions
         )
-    return found[0], found[1], said.logits
+    return outputs[0], outputs[1], result.logits
 
 
 @torch.no_grad()
@@ -56,7 +56,7 @@ def spoken(
     model: PreTrainedModel, batch: Batch, *, cache: bool, **settings: object
 ) -> list[list[int]]:
     """Eight greedy tokens after every prompt."""
-    said = model.generate(
+    tokens = model.generate(
         batch.input_ids,
         attention_mask=batch.attention_mask,
         max_new_tokens=8,
@@ -65,7 +65,7 @@ def spoken(
         use_cache=cache,
         **settings,
     )
-    return list(said[:, batch.input_ids.shape[1] :].tolist())
+    return list(tokens[:, batch.input_ids.shape[1] :].tolist())
 
 
 @pytest.mark.parametrize("left", [False, True])
@@ -84,10 +84,12 @@ def test_what_is_captured_is_the_output_and_the_vector(
     where = ((batch.attention_mask > 0) & (places >= start))[..., None]
     for layer, named_as in ((0, 0), (1, -1)):
         with added(model, {named_as: v}, start=start):
-            found = read(model, batch)
-        assert torch.equal(found[layer], torch.where(where, plain[layer] + v, plain[layer]))
-        assert not torch.allclose(found[2], logits)
-    assert torch.equal(found[0], first)  # what is added to the second block leaves the first alone
+            outputs = read(model, batch)
+        assert torch.equal(outputs[layer], torch.where(where, plain[layer] + v, plain[layer]))
+        assert not torch.allclose(outputs[2], logits)
+    assert torch.equal(
+        outputs[0], first
+    )  # what is added to the second block leaves the first alone
     with captured(blocks(model), [1]) as outer, added(model, {1: v}, start=start):
         read(model, batch)
         assert torch.equal(outer[1], torch.where(where, second + v, second))
@@ -110,11 +112,11 @@ def test_adding_everywhere_is_a_bias_of_the_block(
     twin = copy.deepcopy(model)
     with torch.no_grad():
         twin.transformer.h[0].mlp.c_proj.bias += v
-    asked = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     real = batch.attention_mask > 0
     with added(model, {0: v}):
-        logits = model(**asked).logits[real]
-    expected = twin(**asked).logits[real]
+        logits = model(**inputs).logits[real]
+    expected = twin(**inputs).logits[real]
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     (slope,) = torch.autograd.grad(logits.square().mean(), [v])
     (twins,) = torch.autograd.grad(
@@ -177,16 +179,16 @@ def test_positions_go_on_after_what_is_cached(
     """A row read in two parts, with no mask, or that of all its tokens, or of the new alone."""
     model, batch = named
     row = batch.rows(batch.attention_mask.sum(1).argmax()[None])
-    ids, given = (
+    ids, real = (
         row.input_ids,
         {"none": None, "whole": row.attention_mask, "new": row.attention_mask[:, 3:]}[mask],
     )
 
     def in_two() -> tuple[Tensor, Tensor]:
         cache = model(input_ids=ids[:, :3], use_cache=True).past_key_values
-        with captured(blocks(model), [0]) as found:
-            logits = model(input_ids=ids[:, 3:], attention_mask=given, past_key_values=cache).logits
-        return found[0], logits
+        with captured(blocks(model), [0]) as outputs:
+            logits = model(input_ids=ids[:, 3:], attention_mask=real, past_key_values=cache).logits
+        return outputs[0], logits
 
     with torch.no_grad():
         plain = in_two()[0]
@@ -291,7 +293,7 @@ def test_inside_functional_calls_and_forward_mode(named: tuple[PreTrainedModel, 
     """
     model, batch = named
     v, w = drawn(14), drawn(15)
-    asked = {
+    inputs = {
         "input_ids": batch.input_ids,
         "attention_mask": batch.attention_mask,
         "use_cache": False,
@@ -303,18 +305,18 @@ def test_inside_functional_calls_and_forward_mode(named: tuple[PreTrainedModel, 
     twin.tie_weights()
 
     def steered(vector: Tensor) -> Tensor:
-        with added(model, {0: vector}), captured(blocks(model), [0]) as found:
-            functional_call(model, theta, kwargs=asked)
-        return found[0]
+        with added(model, {0: vector}), captured(blocks(model), [0]) as outputs:
+            functional_call(model, theta, kwargs=inputs)
+        return outputs[0]
 
     with twice_differentiable(model), torch.no_grad():
         _, slope = jvp(steered, (v,), (w,))
     assert torch.equal(slope, torch.where(batch.attention_mask[..., None] > 0, w, 0.0))
     with torch.no_grad():
         with added(model, {1: v}):
-            called = functional_call(model, larger, kwargs=asked).logits
+            called = functional_call(model, larger, kwargs=inputs).logits
         with added(twin, {1: v}):
-            assert torch.equal(called, twin(**asked).logits)
+            assert torch.equal(called, twin(**inputs).logits)
 
 
 def test_the_outputs_dtype_is_kept(
@@ -325,10 +327,10 @@ def test_the_outputs_dtype_is_kept(
         model = copy.deepcopy(families["llama"]).to(dtype)
         plain = read(model, batch)[0]
         with added(model, {0: v}):
-            found = read(model, batch)[0]
+            steered = read(model, batch)[0]
         real = batch.attention_mask > 0
-        assert found.dtype == dtype
-        assert torch.equal(found[real], (plain + v.to(dtype))[real])
+        assert steered.dtype == dtype
+        assert torch.equal(steered[real], (plain + v.to(dtype))[real])
 
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen2"])
@@ -371,13 +373,13 @@ def test_tuples_keep_their_other_parts() -> None:
 def test_what_cannot_be_added_is_refused(families: dict[str, PreTrainedModel]) -> None:
     model = families["gpt2"]
     count = hooks(model)
-    for vectors, said in (
+    for vectors, message in (
         ({0: torch.ones(8)}, r"width 32, found shape \(8,\) at layer 0"),
         ({-1: torch.ones(1)}, r"width 32, found shape \(1,\) at layer 1"),
         ({2: torch.ones(32)}, "layers from -2 to 1, found 2"),
         ({1: torch.ones(32), -1: torch.ones(32)}, "every layer once"),
     ):
-        with pytest.raises(LoclinError, match=said), added(model, vectors):
+        with pytest.raises(LoclinError, match=message), added(model, vectors):
             pass
     with (
         pytest.raises(LoclinError, match="0 or more, found -1"),

@@ -34,9 +34,9 @@ def named(
     return families[request.param], batch
 
 
-def same(found: torch.Tensor, expected: torch.Tensor) -> None:
+def same(read: torch.Tensor, expected: torch.Tensor) -> None:
     """But for round-off: sums over other shapes are taken in another order."""
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(read, expected, rtol=1e-4, atol=1e-4)
 
 
 def one_by_one(model: PreTrainedModel, batch: Batch) -> list[torch.Tensor]:
@@ -45,9 +45,9 @@ def one_by_one(model: PreTrainedModel, batch: Batch) -> list[torch.Tensor]:
     """
     rows = []
     for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True):
-        with torch.no_grad(), captured(blocks(model), range(len(blocks(model)))) as found:
+        with torch.no_grad(), captured(blocks(model), range(len(blocks(model)))) as outputs:
             model(input_ids=ids[mask > 0][None])
-        rows.append(torch.stack([h[0] for h in found.values()]))
+        rows.append(torch.stack([h[0] for h in outputs.values()]))
     return rows
 
 
@@ -57,17 +57,17 @@ def test_outputs_are_hidden_states_and_the_last_is_before_the_final_norm(
     model, batch = named
     norm = model.transformer.ln_f if hasattr(model, "transformer") else model.model.norm
     count = len(blocks(model))
-    with torch.no_grad(), captured(blocks(model), range(count)) as found:
-        said = model(
+    with torch.no_grad(), captured(blocks(model), range(count)) as outputs:
+        result = model(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
             output_hidden_states=True,
         )
-        assert list(found) == list(range(count))
+        assert list(outputs) == list(range(count))
         for layer in range(count - 1):
-            assert torch.equal(found[layer], said.hidden_states[layer + 1])
-        assert torch.equal(norm(found[count - 1]), said.hidden_states[count])
-        assert not torch.allclose(found[count - 1], said.hidden_states[count])
+            assert torch.equal(outputs[layer], result.hidden_states[layer + 1])
+        assert torch.equal(norm(outputs[count - 1]), result.hidden_states[count])
+        assert not torch.allclose(outputs[count - 1], result.hidden_states[count])
 
 
 @pytest.mark.parametrize("rows", [1, 2, None])
@@ -101,9 +101,9 @@ def test_left_padding_by_hand_with_positions_from_the_mask(
     model, batch = named
     left = left_padded(batch)
     positions = (left.attention_mask.cumsum(1) - 1).clamp(min=0)
-    with torch.no_grad(), captured(blocks(model), [0, 1]) as found:
+    with torch.no_grad(), captured(blocks(model), [0, 1]) as outputs:
         model(input_ids=left.input_ids, attention_mask=left.attention_mask, position_ids=positions)
-    by_hand = torch.stack([found[layer][:, -1] for layer in (0, 1)])
+    by_hand = torch.stack([outputs[layer][:, -1] for layer in (0, 1)])
     same(activations(model, left), by_hand)
 
 
@@ -129,10 +129,10 @@ def test_half_precision_is_read_in_float32(
         collate(EXAMPLES, tokenizers["qwen2"]),
     )
     for position in ("last", "answer", "every"):
-        found = activations(model, batch, position=position)
-        assert found.dtype == torch.float32
+        read = activations(model, batch, position=position)
+        assert read.dtype == torch.float32
         near = activations(families["qwen2"], batch, position=position)
-        assert torch.nn.functional.cosine_similarity(found, near, dim=-1).min() > 0.99
+        assert torch.nn.functional.cosine_similarity(read, near, dim=-1).min() > 0.99
 
 
 def test_double_precision_is_kept(
@@ -166,12 +166,12 @@ def test_tuples_and_blocks_elsewhere() -> None:
 def test_graph_and_choice_of_what_is_kept(named: tuple[PreTrainedModel, Batch]) -> None:
     model, batch = named
     last = last_places(batch.attention_mask)
-    with captured(blocks(model), [1], keep=lambda h: h[torch.arange(len(h)), last]) as found:
+    with captured(blocks(model), [1], keep=lambda h: h[torch.arange(len(h)), last]) as outputs:
         model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-    assert found[1].shape == (3, 32)
-    same(found[1].detach(), activations(model, batch, layers=[1])[0])
+    assert outputs[1].shape == (3, 32)
+    same(outputs[1].detach(), activations(model, batch, layers=[1])[0])
     first = next(model.parameters())
-    (slope,) = torch.autograd.grad(found[1].sum(), [first])
+    (slope,) = torch.autograd.grad(outputs[1].sum(), [first])
     assert slope.abs().sum() > 0
 
 
@@ -191,11 +191,11 @@ def test_the_derivative_along_a_weight_step(named: tuple[PreTrainedModel, Batch]
     }
 
     def outputs(weights: dict[str, torch.Tensor]) -> torch.Tensor:
-        with captured(blocks(model), [0, 1]) as found:
+        with captured(blocks(model), [0, 1]) as kept:
             functional_call(
                 model, weights, kwargs={"input_ids": batch.input_ids, "use_cache": False}
             )
-        return torch.stack([found[0], found[1]])
+        return torch.stack([kept[0], kept[1]])
 
     with twice_differentiable(model), torch.no_grad():
         h, slope = jvp(outputs, (theta,), (step,))

@@ -73,9 +73,9 @@ def test_whole_prefix_holds_everything_and_capture_never_falls() -> None:
 def test_overlap_of_spans_equals_that_of_their_subspaces(k: int) -> None:
     u = torch.from_numpy(curved(5))
     g = gramian(u)
-    found = span_overlap(g[:k, :k], g[:k, k : 3 * k], g[k : 3 * k, k : 3 * k])
+    overlap = span_overlap(g[:k, :k], g[:k, k : 3 * k], g[k : 3 * k, k : 3 * k])
     assert np.isclose(
-        found, Subspace.spanned_by(u[:k]).overlap(Subspace.spanned_by(u[k : 3 * k])), atol=1e-5
+        overlap, Subspace.spanned_by(u[:k]).overlap(Subspace.spanned_by(u[k : 3 * k])), atol=1e-5
     )
 
 

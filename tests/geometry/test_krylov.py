@@ -136,11 +136,11 @@ def test_descent_on_a_quadratic_is_in_the_space_of_as_many_dimensions() -> None:
     path = updates.cumsum(0)
     space = lanczos(lambda v: hessian @ v, g, steps)
     for t in range(1, steps + 1):
-        found = captures(space, torch.from_numpy(path[t - 1]))
-        assert found[t - 1] == pytest.approx(1, abs=1e-12)
+        held = captures(space, torch.from_numpy(path[t - 1]))
+        assert held[t - 1] == pytest.approx(1, abs=1e-12)
         for k in range(1, t):
             dense = dense_krylov(hessian.numpy(), g.numpy(), k)
-            assert found[k - 1] == pytest.approx(dense_capture(dense, path[t - 1]), abs=1e-10)
+            assert held[k - 1] == pytest.approx(dense_capture(dense, path[t - 1]), abs=1e-10)
     coordinates = space.descent(rate, range(1, steps + 1))
     assert np.allclose(coordinates @ space.basis.numpy(), path, atol=1e-12)
     assert np.allclose(space.descent(rate, [5, 0, 2])[[0, 2]], coordinates[[4, 1]])

@@ -52,18 +52,20 @@ def test_the_gramian_equals_that_of_the_dense_products_in_any_blocks(
 
 def test_tangents_are_the_differential_of_the_product() -> None:
     da, db = walk(5, 4, 30, seed=4), walk(5, 20, 4, seed=5)
-    found = tangents(A[0], B[0], da, db, scale=0.5)
+    tangent = tangents(A[0], B[0], da, db, scale=0.5)
     step = 1e-6
     ahead, behind = ((B[0] + s * db) @ (A[0] + s * da) for s in (step, -step))
-    assert torch.allclose(found.left @ found.right, 0.5 * (ahead - behind) / (2 * step), atol=1e-8)
+    assert torch.allclose(
+        tangent.left @ tangent.right, 0.5 * (ahead - behind) / (2 * step), atol=1e-8
+    )
 
 
 def test_tangents_at_a_fresh_adapter_see_b_alone() -> None:
     """With B = 0 a direction in A changes no weight."""
-    found = tangents(
+    tangent = tangents(
         A[0], torch.zeros_like(B[0]), walk(3, 4, 30, seed=4), torch.zeros(3, 20, 4), scale=1.0
     )
-    assert not low_rank_gramian([found]).any()
+    assert not low_rank_gramian([tangent]).any()
 
 
 def test_a_change_of_gauge_moves_the_factors_and_not_the_weights() -> None:

@@ -85,15 +85,15 @@ def test_captures_have_their_stated_bias_and_spread(drift: float, k: int) -> Non
     updates = math.sqrt(drift) * shared + noise
     c = float(prefix_capture(gramian(updates), [k])[0])
     size, draws = 256, 150
-    found = np.array(
+    errors = np.array(
         [
             prefix_capture(gramian(torch.stack([s.of({"w": u}) for u in updates])), [k])[0]
             for s in (Sketch(size=size, seed=i) for i in range(draws))
         ]
     )
     bias, sd = sketched_capture(c, k, size)
-    assert abs(found.mean() - c - bias) < 4 * found.std() / math.sqrt(draws) + 0.1 * sd
-    assert math.isclose(found.std(), sd, rel_tol=4 / math.sqrt(2 * draws) + 0.05)
+    assert abs(errors.mean() - c - bias) < 4 * errors.std() / math.sqrt(draws) + 0.1 * sd
+    assert math.isclose(errors.std(), sd, rel_tol=4 / math.sqrt(2 * draws) + 0.05)
 
 
 def test_near_points_can_be_sketched_in_float64_and_subtracted() -> None:

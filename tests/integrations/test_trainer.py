@@ -87,12 +87,12 @@ def test_the_weight_space_of_an_adapter_is_that_of_the_merged_weights(
             torch.cat([m.get_delta_weight("default").detach().reshape(-1) for m in layers]).double()
         )
     steps = torch.stack(merged).diff(dim=0)
-    found = callback.run().spaces["weights"]
+    movement = callback.run().spaces["weights"]
     assert np.allclose(
-        found.gramian, (steps @ steps.T).numpy(), rtol=1e-3, atol=1e-6 * found.gramian.max()
+        movement.gramian, (steps @ steps.T).numpy(), rtol=1e-3, atol=1e-6 * movement.gramian.max()
     )
     factors = [(m.lora_A["default"].weight.shape, m.lora_B["default"].weight.shape) for m in layers]
-    assert found.dimension == sum(
+    assert movement.dimension == sum(
         rank * (inner + outer - rank) for (rank, inner), (outer, _) in factors
     )
 
@@ -125,11 +125,9 @@ def test_sketched_captures_lie_within_their_stated_error(
         sketched = run.spaces["weights"]
         assert np.allclose(sketched.norms, exact.norms, rtol=1e-5)
         for of in (prefix_capture, future_capture):
-            for k, c, found in zip(
-                KS, of(exact.gramian, KS), of(sketched.gramian, KS), strict=True
-            ):
+            for k, c, seen in zip(KS, of(exact.gramian, KS), of(sketched.gramian, KS), strict=True):
                 bias, sd = sketched_capture(c, k, size)
-                within.append(abs(found - c - bias) / sd)
+                within.append(abs(seen - c - bias) / sd)
     assert max(within) < 4
     assert 0.2 < float(np.mean(within)) < 2  # the stated error is no vague bound either
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loclin.errors import LoclinError
-from loclin.models.direction import Tensors, matched_names, read_direction
+from loclin.models.direction import Tensors, read_direction
+from loclin.models.folder import matched_names
 from loclin.models.lora import Lora, attach
 from tests.conftest import FAMILIES, random_model
 from tests.models.runs import tiny, tiny_lora, write
@@ -40,8 +41,8 @@ def saved(made: nn.Module, folder: Path, seed: int) -> nn.Module:
 
 def change(before: nn.Module, after: nn.Module) -> dict[str, Tensor]:
     first, second = (dict(m.named_parameters()) for m in (before, after))
-    found = {n: (second[n] - first[n]).detach() for n in first}
-    return {n: d for n, d in found.items() if d.any()}
+    changes = {n: (second[n] - first[n]).detach() for n in first}
+    return {n: d for n, d in changes.items() if d.any()}
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -54,17 +55,17 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_an_adapters_direction_is_what_merging_it_changes(tmp_path: Path, family: str) -> None:
     base = random_model(family, 320)
     merged = adapted(random_model(family, 320), tmp_path / "adapter").merge_and_unload()  # type: ignore[operator]
-    found = read_direction(str(tmp_path / "adapter"), Tensors.of(base))
-    assert same(dict(found.tensors), change(base, merged))
+    direction = read_direction(str(tmp_path / "adapter"), Tensors.of(base))
+    assert same(dict(direction.tensors), change(base, merged))
     total = sum(1 for _ in base.parameters())
-    assert found.notes == (
-        f"the direction is ΔW of the adapter adapter, at {len(found.tensors)} weights",
-        f"the direction moves {len(found.tensors)} of the model's {total} tensors",
+    assert direction.notes == (
+        f"the direction is ΔW of the adapter adapter, at {len(direction.tensors)} weights",
+        f"the direction moves {len(direction.tensors)} of the model's {total} tensors",
     )
     base.save_pretrained(tmp_path / "base")
     merged.save_pretrained(tmp_path / "tuned")
     between = read_direction(f"{tmp_path / 'base'}..{tmp_path / 'tuned'}", Tensors.of(base))
-    assert same(dict(between.tensors), dict(found.tensors))
+    assert same(dict(between.tensors), dict(direction.tensors))
     assert between.notes[0] == "the direction leads from base to tuned"
 
 
@@ -75,9 +76,9 @@ def test_an_adapters_direction_is_what_merging_it_changes(tmp_path: Path, family
 def test_scales_and_ranks_are_those_of_peft(tmp_path: Path, settings: dict[str, object]) -> None:
     base = tiny()
     merged = saved(tiny_lora(**settings), tmp_path / "adapter", 1).merge_and_unload()  # type: ignore[operator]
-    found = read_direction(str(tmp_path / "adapter"), Tensors.of(base))
-    assert len(found.tensors) == 4
-    assert same(dict(found.tensors), change(base, merged))
+    direction = read_direction(str(tmp_path / "adapter"), Tensors.of(base))
+    assert len(direction.tensors) == 4
+    assert same(dict(direction.tensors), change(base, merged))
 
 
 def test_two_adapters_of_one_run_make_the_way_between_them(tmp_path: Path) -> None:
@@ -86,8 +87,8 @@ def test_two_adapters_of_one_run_make_the_way_between_them(tmp_path: Path) -> No
         adapted(copy.deepcopy(base), tmp_path / str(seed), seed=seed).merge_and_unload()  # type: ignore[operator]
         for seed in (1, 2)
     ]
-    found = read_direction(f"{tmp_path / '1'}..{tmp_path / '2'}", Tensors.of(base))
-    assert same(dict(found.tensors), change(*merged))
+    direction = read_direction(f"{tmp_path / '1'}..{tmp_path / '2'}", Tensors.of(base))
+    assert same(dict(direction.tensors), change(*merged))
 
 
 def test_adapted_embeddings_and_square_weights_are_turned_the_right_way(tmp_path: Path) -> None:
@@ -109,9 +110,9 @@ def test_adapted_embeddings_and_square_weights_are_turned_the_right_way(tmp_path
             if "lora_" in name:
                 p.copy_(noise(tuple(p.shape), i))
     made.save_pretrained(tmp_path / "adapter")
-    found = read_direction(str(tmp_path / "adapter"), Tensors.of(base))
-    assert same(dict(found.tensors), change(base, made.merge_and_unload()))
-    assert set(found.tensors) == {"table.weight", "conv.weight", "square.weight"}
+    direction = read_direction(str(tmp_path / "adapter"), Tensors.of(base))
+    assert same(dict(direction.tensors), change(base, made.merge_and_unload()))
+    assert set(direction.tensors) == {"table.weight", "conv.weight", "square.weight"}
 
 
 def test_a_file_holds_the_change_itself_and_may_leave_tensors_out(tmp_path: Path) -> None:
@@ -122,10 +123,10 @@ def test_a_file_holds_the_change_itself_and_may_leave_tensors_out(tmp_path: Path
         "step": torch.arange(3),
     }
     save_file({**moved, "wpe.weight": torch.zeros(16, 32)}, tmp_path / "delta.safetensors")
-    found = read_direction(str(tmp_path / "delta.safetensors"), model)
-    assert set(found.tensors) == {"transformer.h.1.mlp.c_fc.bias", "transformer.wte.weight"}
-    assert torch.equal(found.tensors["transformer.wte.weight"], moved["wte.weight"].float())
-    assert found.notes == (
+    direction = read_direction(str(tmp_path / "delta.safetensors"), model)
+    assert set(direction.tensors) == {"transformer.h.1.mlp.c_fc.bias", "transformer.wte.weight"}
+    assert torch.equal(direction.tensors["transformer.wte.weight"], moved["wte.weight"].float())
+    assert direction.notes == (
         "the tensors of delta.safetensors are taken as the change itself",
         f"the direction moves 2 of the model's {len(model.shapes)} tensors",
     )
@@ -165,8 +166,8 @@ def test_tied_weights_move_once_and_never_apart(tmp_path: Path) -> None:
     # a checkpoint may hold it once or twice
     write(tmp_path / "base", {"transformer.wte.weight": step})
     write(tmp_path / "tuned", {"transformer.wte.weight": other, "lm_head.weight": other.clone()})
-    found = read_direction(f"{tmp_path / 'base'}..{tmp_path / 'tuned'}", model)
-    assert torch.equal(found.tensors["transformer.wte.weight"], other - step)
+    direction = read_direction(f"{tmp_path / 'base'}..{tmp_path / 'tuned'}", model)
+    assert torch.equal(direction.tensors["transformer.wte.weight"], other - step)
 
 
 def test_masks_of_old_checkpoints_are_no_mismatch_but_what_moved_is(tmp_path: Path) -> None:
@@ -181,10 +182,10 @@ def test_masks_of_old_checkpoints_are_no_mismatch_but_what_moved_is(tmp_path: Pa
         {"wte.weight": noise((40, 32), 1), "h.0.attn.bias": torch.ones(1, 1, 4, 4)},
     )
     text = f"{tmp_path / 'base'}..{tmp_path / 'tuned'}"
-    found = read_direction(text, Tensors.of(tiny()))
-    assert list(found.tensors) == ["transformer.wte.weight"]
+    direction = read_direction(text, Tensors.of(tiny()))
+    assert list(direction.tensors) == ["transformer.wte.weight"]
     assert (
-        found.notes[1]
+        direction.notes[1]
         == "1 tensors that the model does not have stand in one of the two folders alone"
     )
     write(tmp_path / "tuned", {**before, "wte.weight": noise((40, 32), 1), "old": torch.zeros(2)})
@@ -199,9 +200,9 @@ def test_paths_with_steps_up_are_cut_where_both_sides_are_folders(
         write(tmp_path / name, {"wte.weight": noise((40, 32), seed)})
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    found = read_direction("../a..../b..c", Tensors.of(tiny()))
+    direction = read_direction("../a..../b..c", Tensors.of(tiny()))
     assert torch.equal(
-        found.tensors["transformer.wte.weight"], noise((40, 32), 1) - noise((40, 32), 0)
+        direction.tensors["transformer.wte.weight"], noise((40, 32), 1) - noise((40, 32), 0)
     )
 
 
@@ -279,8 +280,9 @@ TIED = {"lm_head.lora_A.weight": torch.ones(2, 32), "lm_head.lora_B.weight": tor
         (lambda f: f"{f}..{f / 'none'}", r"found nothing at .*none: check the path"),
         (lambda f: str(f), "found none of them: give a folder saved by"),
         (lambda f: folders_of(f, WHOLE, WHOLE), "found zeros in"),
-        (lambda f: folders_of(f, WHOLE, {"wte.weight": ONES}), r"one shape of wte\.weight, found "
-                                                               r"\(40, 32\) in base and \(1,\) in"),
+        (lambda f: folders_of(f, WHOLE, {"wte.weight": ONES}), r"one shape of transformer\.wte\."
+                                                               r"weight, found \(40, 32\) in base "
+                                                               r"and \(1,\) in"),
         (lambda f: folders_of(f, WHOLE, {**WHOLE, "ln_f.bias": ONES}), r"found "
                                                                        r"transformer\.ln_f\.bias "
                                                                        r"in tuned but not in base"),

@@ -23,14 +23,14 @@ def test_floating_point_tensors_of_every_precision_are_read_and_counts_are_not(
             "mask": torch.ones(2, dtype=torch.bool),
         },
     )
-    found = open_checkpoint(tmp_path, step=None)
-    assert set(found.files) == {*stored, "scalar"}
+    checkpoint = open_checkpoint(tmp_path, step=None)
+    assert set(checkpoint.files) == {*stored, "scalar"}
     for kind in kinds:
-        rows = found.read(str(kind), slice(1, 3))
+        rows = checkpoint.read(str(kind), slice(1, 3))
         assert rows.tolist() == [[2, 3], [4, 5]]
         assert rows.dtype == (torch.float64 if kind == torch.float64 else torch.float32)
-    assert found.shapes["scalar"] == ()
-    assert found.read("scalar", slice(0, 1)).tolist() == [2]
+    assert checkpoint.shapes["scalar"] == ()
+    assert checkpoint.read("scalar", slice(0, 1)).tolist() == [2]
 
 
 def test_shards_are_one_checkpoint(tmp_path: Path) -> None:
@@ -39,8 +39,8 @@ def test_shards_are_one_checkpoint(tmp_path: Path) -> None:
         write(tmp_path, {name: values}, name=f"model-{i}.safetensors")
     places = {name: f"model-{i}.safetensors" for i, name in enumerate(whole)}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    found = open_checkpoint(tmp_path, step=5)
-    assert all(torch.equal(found.read(n, slice(None)), whole[n]) for n in whole)
+    checkpoint = open_checkpoint(tmp_path, step=5)
+    assert all(torch.equal(checkpoint.read(n, slice(None)), whole[n]) for n in whole)
 
 
 @pytest.mark.parametrize(

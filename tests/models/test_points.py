@@ -27,8 +27,8 @@ def test_the_factors_of_a_pair_go_together() -> None:
 
 
 def test_pairs_are_found_whatever_their_order() -> None:
-    found = pairs(reversed(NAMES), lambda name: float(len(name)))
-    assert found == {
+    adapted = pairs(reversed(NAMES), lambda name: float(len(name)))
+    assert adapted == {
         "h.0": Adapted(a="h.0.lora_A.weight", b="h.0.lora_B.weight", scale=3.0),
         "wte": Adapted(a="wte.lora_embedding_A", b="wte.lora_embedding_B", scale=3.0),
     }

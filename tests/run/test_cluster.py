@@ -36,10 +36,10 @@ def cluster() -> Iterator[None]:
 
 def test_a_ray_of_its_own_ends_with_the_work(tmp_path: Path) -> None:
     before = os.environ.get("RAY_USAGE_STATS_ENABLED")
-    found = list(results(Planted(folder=tmp_path), ITEMS, LOCAL))
+    done = list(results(Planted(folder=tmp_path), ITEMS, LOCAL))
     assert not ray.is_initialized()
     assert os.environ.get("RAY_USAGE_STATS_ENABLED") == before
-    assert sorted(found) == [(number, result_of(item)) for number, item in enumerate(ITEMS)]
+    assert sorted(done) == [(number, result_of(item)) for number, item in enumerate(ITEMS)]
     assert {p.read_text() for p in tmp_path.iterdir()} == {"1"}  # one thread each
     assert str(os.getpid()) not in os.listdir(tmp_path)
 
@@ -87,17 +87,17 @@ def kill_one_worker() -> None:
 def test_what_kills_every_worker_ends_it_after_all_else_is_done(
     cluster: None, tmp_path: Path
 ) -> None:
-    found: list[int] = []
+    done: list[int] = []
     place = Place(workers=1, ray="local", retries=1)
 
     def collect() -> None:
         for number, _ in results(Planted(folder=tmp_path, deadly=10), ITEMS, place):
-            found.append(number)
+            done.append(number)
 
     text = r"found 2 dead one after the other \(the last one: .*actor"
     with pytest.raises(LoclinError, match=text):
         collect()
-    assert sorted(found) == [0, 2, 3, 4, 5]
+    assert sorted(done) == [0, 2, 3, 4, 5]
 
 
 def test_an_error_in_a_worker_is_one_line(cluster: None, tmp_path: Path) -> None:
@@ -115,8 +115,8 @@ def test_runs_of_a_study_go_to_ray(cluster: None) -> None:
     job = StudyJob(measure=__name__, settings=2, device="cpu")
     place = Place(workers=2, ray="local", alone=False, retries=0)
     with closing(results(job, [3, 4, 5], place)) as parts:
-        found = {number: part.rows[0].value for number, part in parts}
-    assert found == {0: 9.0, 1: 16.0, 2: 25.0}
+        values = {number: part.rows[0].value for number, part in parts}
+    assert values == {0: 9.0, 1: 16.0, 2: 25.0}
 
 
 def test_a_cluster_without_room_is_said_then_an_error(

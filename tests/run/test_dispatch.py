@@ -25,9 +25,9 @@ from tests.run.planted import Planted, result_of
 ITEMS = [0, 10, 20, 30, 40, 50, 60, 70]
 
 
-def found(given: Iterator[tuple[int, str]]) -> dict[int, str]:
+def collected(stream: Iterator[tuple[int, str]]) -> dict[int, str]:
     """Results by the number of their item; none twice."""
-    every = list(given)
+    every = list(stream)
     assert len(dict(every)) == len(every)
     return dict(every)
 
@@ -56,14 +56,14 @@ def nothing_left() -> Iterator[None]:
 def test_every_item_is_done_once_whoever_does_it(tmp_path: Path, place: Place) -> None:
     notes: list[str] = []
     stages: list[tuple[int, str]] = []
-    given = results(
+    stream = results(
         Planted(folder=tmp_path),
         ITEMS,
         place,
         progress=lambda item, stage, share: stages.append((item, stage)),
         note=notes.append,
     )
-    assert found(given) == expected(ITEMS)
+    assert collected(stream) == expected(ITEMS)
     assert stages[0] == (LOADING, "loading the model")
     assert sorted(stages[1:]) == [(i, "working") for i in range(8)]
     assert sorted(notes) == sorted(["the same of all", *(f"did {i}" for i in ITEMS)])  # each once
@@ -113,7 +113,7 @@ def test_by_default_an_accelerator_has_one_worker_and_the_cpu_one_for_each_core(
 
 
 def test_no_more_workers_start_than_there_are_items(tmp_path: Path, started: list[int]) -> None:
-    assert found(results(Planted(folder=tmp_path), ITEMS[:2], Place(workers=5))) == expected(
+    assert collected(results(Planted(folder=tmp_path), ITEMS[:2], Place(workers=5))) == expected(
         ITEMS[:2]
     )
     assert started == [1, 2]
@@ -122,8 +122,10 @@ def test_no_more_workers_start_than_there_are_items(tmp_path: Path, started: lis
 
 def test_a_worker_that_is_killed_loses_nothing(tmp_path: Path, started: list[int]) -> None:
     items, done, killed = list(range(40)), dict[int, str](), list[int]()
-    with closing(results(Planted(folder=tmp_path, seconds=0.05), items, Place(workers=2))) as given:
-        for place, (number, result) in enumerate(given):
+    with closing(
+        results(Planted(folder=tmp_path, seconds=0.05), items, Place(workers=2))
+    ) as stream:
+        for place, (number, result) in enumerate(stream):
             assert number not in done
             done[number] = result
             if place in (3, 15):
@@ -135,9 +137,9 @@ def test_a_worker_that_is_killed_loses_nothing(tmp_path: Path, started: list[int
     assert done == expected(items)
 
 
-def collect(given: Iterator[tuple[int, str]], into: dict[int, str]) -> None:
+def collect(stream: Iterator[tuple[int, str]], into: dict[int, str]) -> None:
     """Results as they come; those that came before an error are there after it."""
-    for number, result in given:
+    for number, result in stream:
         into[number] = result
 
 
@@ -172,11 +174,11 @@ def test_an_error_in_a_worker_ends_all(
 
 
 def keep(
-    given: Generator[tuple[int, str], None, None], kept: list[int], after: Callable[[int], None]
+    stream: Generator[tuple[int, str], None, None], kept: list[int], after: Callable[[int], None]
 ) -> None:
     """As a search or a study keeps them, with something happening in the middle."""
-    with closing(given):
-        for place, (number, _) in enumerate(given):
+    with closing(stream):
+        for place, (number, _) in enumerate(stream):
             after(place)
             kept.append(number)
 
@@ -191,11 +193,11 @@ def test_ctrl_c_while_results_are_kept_lets_them_be_kept_and_stops(
     tmp_path: Path, workers: int
 ) -> None:
     kept: list[int] = []
-    given = results(
+    stream = results(
         Planted(folder=tmp_path, seconds=0.05), list(range(100)), Place(workers=workers)
     )
     with pytest.raises(KeyboardInterrupt):
-        keep(given, kept, lambda place: ctrl_c() if place == 2 else None)
+        keep(stream, kept, lambda place: ctrl_c() if place == 2 else None)
     assert 3 <= len(kept) < 100
     assert len(kept) == len(set(kept))
 
@@ -297,7 +299,7 @@ def dispatched(pool: FakePool, items: list[int], *, retries: int) -> Iterator[tu
 @pytest.mark.parametrize("seed", range(30))
 def test_whichever_workers_die_every_item_is_done_once(seed: int) -> None:
     pool = FakePool(random.Random(seed), deaths=0.3)
-    assert found(dispatched(pool, list(range(25)), retries=1000)) == expected(list(range(25)))
+    assert collected(dispatched(pool, list(range(25)), retries=1000)) == expected(list(range(25)))
     assert pool.started > 4
 
 

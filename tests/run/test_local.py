@@ -23,11 +23,11 @@ def pool(tmp_path: Path) -> Iterator[LocalPool]:
 
 
 def replies(pool: LocalPool, count: int) -> list[tuple[int, Reply | None]]:
-    found: list[tuple[int, Reply | None]] = []
+    every: list[tuple[int, Reply | None]] = []
     end = time.monotonic() + 60
-    while len(found) < count and time.monotonic() < end:
-        found += pool.wait(0.2)
-    return found
+    while len(every) < count and time.monotonic() < end:
+        every += pool.wait(0.2)
+    return every
 
 
 def test_it_says_that_it_is_ready_then_how_far_it_is_then_the_result(pool: LocalPool) -> None:

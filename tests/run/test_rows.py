@@ -48,8 +48,8 @@ def test_runs_of_one_model_are_one_unit_of_a_summary_on_its_scale() -> None:
 
 
 def test_conditions_are_kept_apart_and_undefined_ones_have_no_value() -> None:
-    found = summaries([row(0, 1.0, k=3), row(1, 2.0, k=3), row(0, None, k=4), row(1, None, k=4)])
-    assert [(s.context["k"], s.value, s.n) for s in found] == [(3, 1.5, 2), (4, None, 0)]
+    shown = summaries([row(0, 1.0, k=3), row(1, 2.0, k=3), row(0, None, k=4), row(1, None, k=4)])
+    assert [(s.context["k"], s.value, s.n) for s in shown] == [(3, 1.5, 2), (4, None, 0)]
 
 
 def test_what_is_not_defined_has_no_value_and_no_interval() -> None:

@@ -96,13 +96,13 @@ def test_losses_in_one_pass_are_those_of_the_whole_logits(trained: Problem) -> N
         logits = trained.model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask
         ).logits.log_softmax(-1)
-        said = -logits[:, :-1].gather(2, batch.input_ids[:, 1:, None]).squeeze(2)
+        nats = -logits[:, :-1].gather(2, batch.input_ids[:, 1:, None]).squeeze(2)
         answers, real = batch.labels[:, 1:] != IGNORED, batch.attention_mask[:, 1:] > 0
-        expected = said[answers].mean() + 0.3 * said[real].mean()
+        expected = nats[answers].mean() + 0.3 * nats[real].mean()
         assert torch.isclose(
             language_and_answer_loss(trained.model, batch, language=0.3), expected, rtol=1e-5
         )
-        joint = -torch.stack([row[kept].sum() for row, kept in zip(said, answers, strict=True)])
+        joint = -torch.stack([row[kept].sum() for row, kept in zip(nats, answers, strict=True)])
         assert torch.allclose(answer_log_probabilities(trained.model, batch), joint, rtol=1e-4)
 
 

@@ -127,8 +127,8 @@ def test_an_answer_ends_where_the_model_ends_and_must_read_back(tokenizers: Toke
         for text in ("the cat", " sat on", " t")
     )
     end, half = tokenizer.eos_token_id, tokenizer("é", add_special_tokens=False)["input_ids"][:1]
-    found = _example(tokenizer, "the cat", prompt, [*sat, end, *sat])
-    assert found == Example(prompt="the cat", answer=" sat on")
+    example = _example(tokenizer, "the cat", prompt, [*sat, end, *sat])
+    assert example == Example(prompt="the cat", answer=" sat on")
     assert _example(tokenizer, "the cat", prompt, [end, *sat]) == ENDED
     assert _example(tokenizer, "the cat", prompt, half) == UNREADABLE
     he = tokenizer("he", add_special_tokens=False)["input_ids"]
@@ -139,11 +139,11 @@ def test_an_answer_ends_where_the_model_ends_and_must_read_back(tokenizers: Toke
 
 def test_what_cannot_be_drawn_is_refused(words: PreTrainedTokenizerBase) -> None:
     model = random_model("gpt2", len(words))
-    for asked in ({"count": 0}, {"prompt_tokens": 0}, {"answer_tokens": 0}, {"batch_size": 0}):
+    for bad in ({"count": 0}, {"prompt_tokens": 0}, {"answer_tokens": 0}, {"batch_size": 0}):
         with pytest.raises(
             LoclinError, match=r"expected to draw at least 1 of the .*, found 0: ask for more"
         ):
-            self_examples(model, words, **({"count": 5, "seed": 0} | asked))
+            self_examples(model, words, **({"count": 5, "seed": 0} | bad))
     model.transformer.wte.weight.data.fill_(torch.nan)
     with pytest.raises(LoclinError, match="logits that are numbers, found NaN"):
         self_examples(model, words, 5, seed=0)

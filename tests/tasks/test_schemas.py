@@ -67,10 +67,10 @@ def test_every_schema_becomes_examples() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "answer", "given"), [("a", "b", " b"), ("a", "\nb", "\nb"), ("a\n", "b", "b")]
+    ("prompt", "answer", "expected"), [("a", "b", " b"), ("a", "\nb", "\nb"), ("a\n", "b", "b")]
 )
-def test_one_space_parts_prompt_and_answer(prompt: str, answer: str, given: str) -> None:
-    assert examples({"prompt": prompt, "answer": answer})[0].answer == given
+def test_one_space_parts_prompt_and_answer(prompt: str, answer: str, expected: str) -> None:
+    assert examples({"prompt": prompt, "answer": answer})[0].answer == expected
 
 
 def test_a_template_takes_the_place_of_the_prompt_and_may_end_in_white_space() -> None:

@@ -1,7 +1,7 @@
 import pytest
 
 from loclin.errors import LoclinError
-from loclin.tasks.sequences import TASKS, SequenceTasks, sequence_examples, vocabulary
+from loclin.tasks.sequences import TASKS, SequenceTasks, sequence_examples
 
 EXPECTED = {
     "copy": (2, 0, 1, 3, 1),
@@ -23,18 +23,18 @@ def test_examples_are_distinct_inputs_posed_for_every_task() -> None:
     posed = sequence_examples(["copy", "sort"], 100, length=4, symbols=8, seed=0)
     assert len({e.group for e in posed["copy"]}) == 100
     assert [e.group for e in posed["copy"]] == [e.group for e in posed["sort"]]
-    words = set(vocabulary(8))
+    words = set(SequenceTasks(symbols=8).words())
     assert all(set((e.prompt + e.answer).split()) <= words for e in posed["sort"])
     assert posed == sequence_examples(["copy", "sort"], 100, length=4, symbols=8, seed=0)
 
 
 def test_the_task_data_are_the_examples_of_every_task() -> None:
-    asked = SequenceTasks(tasks=("copy", "sort"), length=4, symbols=8, pool=100)
-    data = asked.examples(seed=3)
+    small = SequenceTasks(tasks=("copy", "sort"), length=4, symbols=8, pool=100)
+    data = small.examples(seed=3)
     assert data.examples == sequence_examples(["copy", "sort"], 100, length=4, symbols=8, seed=3)
     assert data.read == data.kept == 200
     longest = max(len((e.prompt + e.answer).split()) for e in data.examples["sort"])
-    assert longest == asked.longest
+    assert longest == small.longest
 
 
 def test_bad_requests_are_refused() -> None:

@@ -16,24 +16,24 @@ def test_wrong_answers_keep_their_distribution() -> None:
 
 
 def test_an_option_is_exchanged_for_another_of_the_same_question() -> None:
-    asked = [
+    right = [
         Example(prompt=str(i), answer=" no", options=(" yes", " no", f" {i}")) for i in range(50)
     ]
-    wrong = with_wrong_answers(asked, seed=0)
+    wrong = with_wrong_answers(right, seed=0)
     assert all(w.answer in w.options and w.answer != " no" for w in wrong)
     assert len({w.answer for w in wrong}) > 2
 
 
 def test_few_distinct_answers_are_still_all_wrong() -> None:
-    asked = [Example(prompt=str(i), answer=f" {i % 2}") for i in range(20)]
+    right = [Example(prompt=str(i), answer=f" {i % 2}") for i in range(20)]
     assert all(
-        w.answer != e.answer for w, e in zip(with_wrong_answers(asked, seed=0), asked, strict=True)
+        w.answer != e.answer for w, e in zip(with_wrong_answers(right, seed=0), right, strict=True)
     )
 
 
 def test_one_answer_alone_cannot_be_exchanged() -> None:
-    asked = [Example(prompt=str(i), answer=" same") for i in range(5)]
+    right = [Example(prompt=str(i), answer=" same") for i in range(5)]
     with pytest.raises(
         LoclinError, match="at least 2 different answers to exchange, found 1 in 5 examples"
     ):
-        with_wrong_answers(asked, seed=0)
+        with_wrong_answers(right, seed=0)

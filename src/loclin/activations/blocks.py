@@ -82,13 +82,13 @@ def chosen_layers(count: int, numbers: Sequence[int] | None) -> tuple[int, ...]:
 
 def width(model: nn.Module) -> int:
     """d, the width of the blocks' outputs; `LoclinError` where the configuration has none."""
-    found = getattr(_text_config(bare(model)), "hidden_size", None)
-    if not isinstance(found, int):
+    size = getattr(_text_config(bare(model)), "hidden_size", None)
+    if not isinstance(size, int):
         raise LoclinError(
-            f"expected a configuration with a hidden_size, found {found}: add it to the model's "
+            f"expected a configuration with a hidden_size, found {size}: add it to the model's "
             "config"
         )
-    return found
+    return size
 
 
 def _text_config(core: nn.Module) -> Any:
@@ -98,5 +98,5 @@ def _text_config(core: nn.Module) -> Any:
 
 
 def _described(lists: dict[str, nn.ModuleList]) -> str:
-    named = ", ".join(f"{name} ({len(found)})" for name, found in lists.items())
+    named = ", ".join(f"{name} ({len(each)})" for name, each in lists.items())
     return named or "(the model has no ModuleList)"

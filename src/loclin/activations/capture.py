@@ -10,25 +10,24 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from loclin.activations.blocks import bare, blocks, chosen_layers, width
+from loclin.activations.blocks import blocks, chosen_layers, width
 from loclin.errors import LoclinError
 from loclin.geometry.gramian import at_least_float32
-from loclin.tasks.batch import IGNORED, LOGITS_AT_ONCE, Batch
+from loclin.tasks.batch import IGNORED, LOGITS_AT_ONCE, TOKENS_AT_ONCE, Batch, vocabulary_size
 
 #: What is read of a row: its last real token, the mean of those with labels, or each real one.
 Position = Literal["last", "answer", "every"]
-TOKENS_AT_ONCE = 1 << 14  # in one forward pass, padding included
 
 
 def output_of(result: Any) -> Tensor:
     """h_L of what a block returned: a tensor, or a tuple that begins with one; or `LoclinError`."""
-    found = result[0] if isinstance(result, tuple) and result else result
-    if not isinstance(found, Tensor):
+    h = result[0] if isinstance(result, tuple) and result else result
+    if not isinstance(h, Tensor):
         raise LoclinError(
             "expected blocks that return a tensor, or a tuple that begins with one, found "
-            f"{type(found).__name__}: name the list of blocks with --layers-path"
+            f"{type(h).__name__}: name the list of blocks with --layers-path"
         )
-    return found
+    return h
 
 
 @contextmanager
@@ -42,19 +41,19 @@ def captured(
     block is read before the model's final norm, unlike `hidden_states[-1]`. `keep` says what to
     keep of an output "n length d"; all of it by default.
     """
-    found: dict[int, Tensor] = {}
+    outputs: dict[int, Tensor] = {}
 
     def reader(number: int) -> Callable[[nn.Module, Any, Any], None]:
         def read(_module: nn.Module, _inputs: Any, result: Any) -> None:
             h = output_of(result)
-            found[number] = h if keep is None else keep(h)
+            outputs[number] = h if keep is None else keep(h)
 
         return read
 
     with ExitStack() as stack:
         for number in numbers:
             stack.callback(layers[number].register_forward_hook(reader(number)).remove)
-        yield found
+        yield outputs
 
 
 def last_places(attention_mask: Int[Tensor, "n length"]) -> Int[Tensor, " n"]:
@@ -100,8 +99,8 @@ def activations(
         LoclinError: a row without a real token, or (for "answer") without a label; a layer out of
             range; blocks that are not found, or are not run.
     """
-    found = blocks(model, path)
-    numbers = chosen_layers(len(found), layers)
+    stack = blocks(model, path)
+    numbers = chosen_layers(len(stack), layers)
     last_places(batch.attention_mask)  # refuses empty rows
     batch = _right_padded(batch)
     lengths = batch.attention_mask.sum(1).cpu()
@@ -110,9 +109,10 @@ def activations(
     first = next(model.parameters())
     size = len(numbers), sum(map(len, places)), width(model)
     out = torch.empty(size, dtype=at_least_float32(first).dtype)
-    for index in _alike(lengths, rows_at_once or _rows_at_once(model)):
+    rows = rows_at_once or max(1, LOGITS_AT_ONCE // vocabulary_size(model))  # with one place each
+    for index in _alike(lengths, rows):
         chunk = batch.rows(index.to(batch.input_ids.device)).to(first.device)
-        read = _read(model, chunk, found, numbers, position)
+        read = _read(model, chunk, stack, numbers, position)
         out[:, torch.cat([places[i] for i in index.tolist()])] = read
     return out
 
@@ -144,14 +144,14 @@ def _read(
             return (at_least_float32(h) * answers).sum(1) / answers.sum(1)
         return h.flatten(0, 1).index_select(0, places.to(h.device))
 
-    with captured(layers, numbers, keep) as found:
+    with captured(layers, numbers, keep) as outputs:
         model(input_ids=batch.input_ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
-    if missing := [n for n in numbers if n not in found]:
+    if missing := [n for n in numbers if n not in outputs]:
         raise LoclinError(
             f"expected the model to run all of its blocks, found {missing} left out: choose other "
             "layers"
         )
-    return torch.stack([at_least_float32(found[n]).cpu() for n in numbers])
+    return torch.stack([at_least_float32(outputs[n]).cpu() for n in numbers])
 
 
 def _right_padded(batch: Batch) -> Batch:
@@ -160,11 +160,7 @@ def _right_padded(batch: Batch) -> Batch:
     if bool((mask[:, 1:] <= mask[:, :-1]).all()):
         return batch
     order = (mask == 0).long().argsort(dim=1, stable=True)
-    return Batch(
-        input_ids=batch.input_ids.gather(1, order),
-        attention_mask=mask.gather(1, order),
-        labels=batch.labels.gather(1, order),
-    )
+    return batch.each(lambda tensor: tensor.gather(1, order))
 
 
 def _alike(lengths: Int[Tensor, " n"], rows: int) -> Iterator[Int[Tensor, " m"]]:
@@ -175,9 +171,3 @@ def _alike(lengths: Int[Tensor, " n"], rows: int) -> Iterator[Int[Tensor, " m"]]
         size = max(1, min(rows, TOKENS_AT_ONCE // int(lengths[order[start]])))
         yield order[start : start + size]
         start += size
-
-
-def _rows_at_once(model: nn.Module) -> int:
-    """As many rows as logits at one place of each may take 256 MB."""
-    config: Any = bare(model).config
-    return max(1, LOGITS_AT_ONCE // int(config.get_text_config().vocab_size))

@@ -46,18 +46,22 @@ def gramian(
     rows: Float[Tensor, "n D"], others: Float[Tensor, "m D"] | None = None
 ) -> Float[np.ndarray, "n m"]:
     """Inner products ⟨row_i, other_j⟩, accumulated in float64; `others` defaults to `rows`."""
-    same = others is None
-    others = rows if others is None else others
-    total = to_float64(torch.zeros(len(rows), len(others), device=rows.device))
+    columns = len(rows if others is None else others)
+    total = to_float64(torch.zeros(len(rows), columns, device=rows.device))
     for start in range(0, rows.shape[1], _CHUNK):
         left = to_float64(rows[:, start : start + _CHUNK])
-        if not same:
+        if others is not None:
             total.addmm_(left, to_float64(others[:, start : start + _CHUNK].to(rows.device)).T)
             continue
         for i in range(0, len(rows), _ROWS):  # on and above the diagonal
             total[i : i + _ROWS, i:].addmm_(left[i : i + _ROWS], left[i:].T)
-    result: np.ndarray = total.cpu().numpy()
-    return np.triu(result) + np.triu(result, 1).T if same else result
+    return mirrored(total) if others is None else total.cpu().numpy()
+
+
+def mirrored(upper: Float[Tensor, "n n"]) -> Float[np.ndarray, "n n"]:
+    """The symmetric matrix of which the upper triangle is known."""
+    known = upper.cpu().numpy()
+    return np.asarray(np.triu(known) + np.triu(known, 1).T)
 
 
 def spanned_energy(
@@ -89,7 +93,7 @@ def prefix_capture(updates: Float[np.ndarray, "T T"], ks: Sequence[int]) -> Floa
     >>> prefix_capture(np.eye(4), [1, 2, 4])
     array([0.25, 0.5 , 1.  ])
     """
-    return _captured(updates, updates, updates, ks, future=False)
+    return cross_capture(updates, updates, updates, ks)
 
 
 def future_capture(updates: Float[np.ndarray, "T T"], ks: Sequence[int]) -> Float[np.ndarray, " n"]:
@@ -100,7 +104,7 @@ def future_capture(updates: Float[np.ndarray, "T T"], ks: Sequence[int]) -> Floa
     >>> future_capture(np.ones((4, 4)), [1, 4])
     array([ 1., nan])
     """
-    return _captured(updates, updates, updates, ks, future=True)
+    return cross_capture(updates, updates, updates, ks, future=True)
 
 
 def cross_capture(
@@ -120,8 +124,17 @@ def cross_capture(
         ks: each from 1 to the smaller of m and T.
         future: of f_k instead of d.
     """
-    _check(basis, ks)
-    return _captured(basis, products, updates, ks, future=future)
+    for own in (basis, updates):
+        _check(own, ks)
+    weights = np.ones((len(updates), len(ks)))  # column i sums what is held against ks[i]
+    if future:
+        weights = (np.arange(len(updates))[:, None] >= np.asarray(ks)[None, :]).astype(float)
+    longest = max(ks)
+    energy = spanned_energy(basis[:longest, :longest], products[:longest] @ weights)
+    part = energy[np.asarray(ks) - 1, np.arange(len(ks))]
+    whole = (weights * (updates @ weights)).sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(whole > 0, np.minimum(part / whole, 1.0), np.nan)
 
 
 def span_overlap(
@@ -149,22 +162,6 @@ def span_overlap(
     if not min(ranks):
         raise LoclinError("expected vectors that are not all zero, found zeros: they span nothing")
     return min(float(spanned_energy(first, between @ coefficients)[-1].sum()) / min(ranks), 1.0)
-
-
-def _captured(
-    basis: np.ndarray, products: np.ndarray, updates: np.ndarray, ks: Sequence[int], *, future: bool
-) -> np.ndarray:
-    """As `cross_capture`: column i of `weights` sums the updates that are held against ks[i]."""
-    _check(updates, ks)
-    weights = np.ones((len(updates), len(ks)))
-    if future:
-        weights = (np.arange(len(updates))[:, None] >= np.asarray(ks)[None, :]).astype(float)
-    longest = max(ks)
-    energy = spanned_energy(basis[:longest, :longest], products[:longest] @ weights)
-    part = energy[np.asarray(ks) - 1, np.arange(len(ks))]
-    whole = (weights * (updates @ weights)).sum(0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(whole > 0, np.minimum(part / whole, 1.0), np.nan)
 
 
 def _check(updates: np.ndarray, ks: Sequence[int]) -> None:

@@ -16,7 +16,7 @@ from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from loclin.errors import LoclinError
-from loclin.geometry.gramian import at_least_float32, to_float64
+from loclin.geometry.gramian import at_least_float32, inner, to_float64
 from loclin.geometry.subspace import Subspace
 
 #: v ↦ Hv, such as a `CurvatureOperator`.
@@ -53,8 +53,7 @@ class Krylov:
     def tridiagonal(self) -> Float[np.ndarray, "k k"]:
         """T."""
         off = self.off_diagonal
-        dense: np.ndarray = np.diag(self.diagonal) + np.diag(off, 1) + np.diag(off, -1)
-        return dense
+        return np.asarray(np.diag(self.diagonal) + np.diag(off, 1) + np.diag(off, -1))
 
     def ritz(self) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
         """Eigenvalues of T, largest first, and how far an eigenvalue of H is at most from each.
@@ -84,8 +83,7 @@ class Krylov:
         for t in range(1, max(steps) + 1):
             here = here - rate * (gradient + dense @ here)
             path[t] = here
-        chosen: np.ndarray = path[np.asarray(steps)]
-        return chosen
+        return np.asarray(path[np.asarray(steps)])
 
 
 def lanczos(product: Product, start: Float[Tensor, " D"], k: int) -> Krylov:
@@ -130,7 +128,7 @@ def lanczos(product: Product, start: Float[Tensor, " D"], k: int) -> Krylov:
                 f"{j + 1} of {k}: check the loss, or choose float32"
             )
         largest = max(largest, length)
-        diagonal[j] = float(to_float64(basis[j]) @ to_float64(image))
+        diagonal[j] = inner(basis[j], image)
         left = _cleaned(image, basis[: j + 1])
         residuals[j] = _norm(left)
         if residuals[j] <= INVARIANT * torch.finfo(wide.dtype).eps * largest:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loclin.errors import LoclinError
-from loclin.geometry.gramian import at_least_float32, to_float64
+from loclin.geometry.gramian import at_least_float32, mirrored, to_float64
 
 _COLUMNS = 1024  # factor columns at a time: two 8 MB blocks of products in float64
 
@@ -99,8 +99,7 @@ def _products(x: LowRank, y: LowRank, *, same: bool) -> np.ndarray:
             products = (left @ other_left.T).mul_(right @ other_right.T)
             shape = (-1, x.left.shape[2], len(products[0]) // y.left.shape[2], y.left.shape[2])
             total[i : i + rows, j : j + columns] = products.view(shape).sum((1, 3))
-    result: np.ndarray = total.cpu().numpy()
-    return np.triu(result) + np.triu(result, 1).T if same else result
+    return mirrored(total) if same else total.cpu().numpy()
 
 
 def _flat(w: LowRank, start: int, count: int) -> tuple[Tensor, Tensor]:

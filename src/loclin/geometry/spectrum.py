@@ -27,8 +27,7 @@ class EffectiveRanks:
 def centred(products: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
     """Gramian of the same vectors with their mean taken out: C G C, C = I − 11ᵀ/n."""
     mean = products.mean(0)
-    result: np.ndarray = products - mean[None, :] - mean[:, None] + mean.mean()
-    return result
+    return np.asarray(products - mean[None, :] - mean[:, None] + mean.mean())
 
 
 def effective_ranks(products: Float[np.ndarray, "n n"]) -> EffectiveRanks:
@@ -67,8 +66,7 @@ def principal_coefficients(products: Float[np.ndarray, "n n"], k: int) -> Float[
         raise LoclinError(
             f"expected vectors of rank {k} at least, found rank {rank}: take a smaller k"
         )
-    result: np.ndarray = weights[:, ::-1][:, :k] / np.sqrt(top)
-    return result
+    return np.asarray(weights[:, ::-1][:, :k] / np.sqrt(top))
 
 
 def principal_directions(rows: Float[Tensor, "n D"], k: int) -> Subspace:

@@ -57,11 +57,6 @@ class Subspace:
         """Number of dimensions."""
         return len(self.basis)
 
-    @property
-    def dimension(self) -> int:
-        """D, of the space around."""
-        return self.basis.shape[1]
-
     def project(self, vector: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
         """Pv."""
         return self.basis.T @ (self.basis @ vector)
@@ -82,10 +77,8 @@ class Subspace:
 
     def angles(self, other: Subspace) -> Float[np.ndarray, " m"]:
         """Principal angles in radians, largest first, by the sine formula where they are small."""
-        result: np.ndarray = subspace_angles(
-            to_float64(self.basis).T.cpu().numpy(), to_float64(other.basis).T.cpu().numpy()
-        )
-        return result
+        one, two = (to_float64(s.basis).T.cpu().numpy() for s in (self, other))
+        return np.asarray(subspace_angles(one, two))
 
 
 def random_subspace(k: int, dimension: int, *, seed: int) -> Subspace:

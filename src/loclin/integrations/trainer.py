@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from loclin.errors import LoclinError
-from loclin.geometry.gramian import gramian
+from loclin.geometry.gramian import at_least_float32, gramian
 from loclin.geometry.sketch import Sketch
 from loclin.models.points import Adapted, Points, chosen, pairs
 from loclin.report.page import build
@@ -32,7 +32,7 @@ Tensors = Mapping[str, Tensor]
 ENTRY = "trajectory"  # of the record
 
 
-class TrajectoryCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]  # transformers is not typed
+class TrajectoryCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     """Records the updates of a `Trainer` run as it goes; training takes the very same steps with
     and without it.
 
@@ -185,8 +185,8 @@ class _Exact:
         return run_of(points)
 
     def _read(self, name: str, rows: slice) -> Tensor:
-        block = torch.stack([torch.atleast_1d(p[name])[rows] for p in self._points])
-        return block.to(torch.promote_types(block.dtype, torch.float32))
+        points = [torch.atleast_1d(point[name])[rows] for point in self._points]
+        return at_least_float32(torch.stack(points))
 
 
 class _Sketched:

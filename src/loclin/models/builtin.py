@@ -89,7 +89,6 @@ BUILT_IN: dict[str, Recipe] = {
         layers=4,
         steps=1000,
         batch=64,
-        learning_rate=4e-3,
         language=0.3,
         reach=0.85,
     ),
@@ -99,7 +98,6 @@ BUILT_IN: dict[str, Recipe] = {
         width=48,
         layers=2,
         steps=500,
-        learning_rate=4e-3,
         language=0.3,
         reach=0.9,
     ),
@@ -208,8 +206,6 @@ def _initial_model(recipe: Recipe, words: int, pad: int, *, seed: int) -> GPT2LM
     model = GPT2LMHeadModel(config).eval()
     space = ParameterSpace(model)
     start, noise = space.by_tensor(space.read()), space.by_tensor(space.noise(seed=seed))
-    matrices = {
-        n: noise[n] / math.sqrt(recipe.width) if v.ndim > 1 else v for n, v in start.items()
-    }
-    space.write(torch.cat([v.reshape(-1) for v in matrices.values()]))
+    scale = math.sqrt(recipe.width)
+    space.write(space.flat(noise[n] / scale if v.ndim > 1 else v for n, v in start.items()))
     return model

@@ -7,7 +7,7 @@ the run's own folder. Tensors are read by name, a block of rows at a time; no mo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from loclin.errors import LoclinError
-from loclin.models.folder import Checkpoint, open_checkpoint, scaling, weights_in
+from loclin.models.folder import Checkpoint, check_alike, open_checkpoint, scaling, weights_in
 from loclin.models.points import Adapted, Points, chosen, pairs, row_blocks
 
 _STEP = re.compile(r"checkpoint-(\d+)")
@@ -34,38 +34,39 @@ def read_run(folder: Path, *, start: Path | None = None, pattern: str = "*") -> 
         LoclinError: no checkpoints, fewer than three points, checkpoints that do not belong
             together, weights that cannot be read.
     """
-    found = _checkpoints(folder)
-    final, notes = _final(folder, found)
-    found += final
+    points = _checkpoints(folder)
+    final, notes = _final(folder, points)
+    points += final
     if start is not None:
-        found.insert(0, _start(start, found[0]))
+        points.insert(0, _start(start, points[0]))
     else:
         notes.append(
-            f"the first point is {found[0].label}: what came before it is not known (--start gives "
-            "it)"
+            f"the first point is {points[0].label}: what came before it is not known (--start "
+            "gives it)"
         )
-    if len(found) < 3:
+    if len(points) < 3:
         raise LoclinError(
             "expected at least 3 checkpoints (2 updates), found "
-            f"{', '.join(c.label for c in found)} in {folder}: save more often (save_steps) or "
+            f"{', '.join(c.label for c in points)} in {folder}: save more often (save_steps) or "
             "give --start"
         )
-    _check_belong(found)
-    names = chosen(found[-1].shapes, pattern)
-    adapted, note = _adapted(found, names)
+    for other in points[1:]:
+        check_alike(points[0], other, "give the checkpoints of one run")
+    names = chosen(points[-1].shapes, pattern)
+    adapted, note = _adapted(points[-1], names)
     return Points(
-        labels=tuple(c.label for c in found),
-        steps=tuple(c.step for c in found),
-        shapes={n: found[-1].shapes[n] for n in names},
+        labels=tuple(c.label for c in points),
+        steps=tuple(c.step for c in points),
+        shapes={n: points[-1].shapes[n] for n in names},
         adapted=adapted,
-        read=_reader(found),
+        read=_reader(points),
         notes=(*notes, *note),
     )
 
 
-def _reader(found: Sequence[Checkpoint]) -> Callable[[str, slice], Tensor]:
+def _reader(points: Sequence[Checkpoint]) -> Callable[[str, slice], Tensor]:
     def read(name: str, rows: slice) -> Tensor:
-        parts = [c.read(name, rows) for c in found]
+        parts = [c.read(name, rows) for c in points]
         common = torch.float64 if any(p.dtype == torch.float64 for p in parts) else torch.float32
         return torch.stack([p.to(common) for p in parts])
 
@@ -81,9 +82,9 @@ def _checkpoints(folder: Path) -> list[Checkpoint]:
     folders = [p for p in sorted(folder.iterdir()) if p.is_dir()]
     named = [(int(m[1]), p) for p in folders if (m := _STEP.fullmatch(p.name))]
     if not named:
-        found = f"a single model ({weights_in(folder)})" if weights_in(folder) else "none"
+        there = f"a single model ({weights_in(folder)})" if weights_in(folder) else "none"
         raise LoclinError(
-            f"expected folders checkpoint-N in {folder}, found {found}: give the output_dir of a "
+            f"expected folders checkpoint-N in {folder}, found {there}: give the output_dir of a "
             "Trainer with save_steps"
         )
     named.sort(key=lambda entry: entry[0])
@@ -96,7 +97,7 @@ def _checkpoints(folder: Path) -> list[Checkpoint]:
     return [open_checkpoint(path, step=step) for step, path in named]
 
 
-def _final(folder: Path, found: Sequence[Checkpoint]) -> tuple[list[Checkpoint], list[str]]:
+def _final(folder: Path, points: Sequence[Checkpoint]) -> tuple[list[Checkpoint], list[str]]:
     """The model in the run's own folder where it is a further point, and a sentence on what it is.
 
     It is none where it holds other tensors (an adapter merged at the end), is of an earlier step,
@@ -104,13 +105,13 @@ def _final(folder: Path, found: Sequence[Checkpoint]) -> tuple[list[Checkpoint],
     """
     if not weights_in(folder):
         return [], []
-    final, last = open_checkpoint(folder, step=None), found[-1]
+    final, last = open_checkpoint(folder, step=None), points[-1]
     subject = f"the model in {folder.name} itself"
     if final.shapes != last.shapes:
         return [], [f"{subject} holds other tensors than the checkpoints and is left out"]
     if final.step is not None and last.step is not None and final.step < last.step:
         return [], [f"{subject} is of step {final.step}, before {last.label}, and is left out"]
-    same = next((c.label for c in reversed(found) if _same(c, final)), None)
+    same = next((c.label for c in reversed(points) if _same(c, final)), None)
     if same:
         return [], [f"{subject} is {same} again"]
     return [final], [f"{subject} is the last point"]
@@ -119,28 +120,13 @@ def _final(folder: Path, found: Sequence[Checkpoint]) -> tuple[list[Checkpoint],
 def _start(folder: Path, first: Checkpoint) -> Checkpoint:
     """The weights before the first step, under the names that the run has for them.
 
-    A base model may have been saved without the name of its body ("wte.weight" for
-    "transformer.wte.weight"), and may hold more tensors, such as a head tied to the embedding.
+    A base model may hold more tensors, such as a head tied to the embedding.
     """
     if not folder.is_dir():
         raise LoclinError(
             f"expected a folder for --start, found none at {folder}: give a local folder of weights"
         )
-    given = open_checkpoint(folder, step=None)
-    if (given.adapter is None) != (first.adapter is None):
-        return given  # of the other kind: said so where all are compared
-    bodies = (
-        {n: n.removeprefix(prefix) for n in first.files}
-        for prefix in ("", "transformer.", "model.")
-    )
-    names = max(bodies, key=lambda names: sum(o in given.files for o in names.values()))
-    held = {n: o for n, o in names.items() if o in given.files}
-    return replace(
-        given,
-        step=0,
-        files={n: given.files[o] for n, o in held.items()},
-        shapes={n: given.shapes[o] for n, o in held.items()},
-    )
+    return replace(open_checkpoint(folder, step=None).under(first.files), step=0)
 
 
 def _same(one: Checkpoint, other: Checkpoint) -> bool:
@@ -152,65 +138,20 @@ def _same(one: Checkpoint, other: Checkpoint) -> bool:
     )
 
 
-#: What decides what an adapter does.
-_SAME = (
-    "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora",
-)  # fmt: skip
-
-
-def _check_belong(found: Sequence[Checkpoint]) -> None:
-    """One kind, one set of names, one shape each, one scaling."""
-    first = found[0]
-    for c in found[1:]:
-        wrong = next(_differences(first, c), None)
-        if wrong is not None:
-            raise LoclinError(f"expected {wrong}: give the checkpoints of one run")
-
-
-def _differences(one: Checkpoint, other: Checkpoint) -> Iterator[str]:
-    """What two checkpoints do not share: expected what, found what."""
-    if (other.adapter is None) != (one.adapter is None):
-        kinds = ["full weights" if x.adapter is None else "an adapter" for x in (one, other)]
-        yield (
-            f"checkpoints of one kind, found {kinds[0]} in {one.label} and {kinds[1]} in "
-            f"{other.label}"
-        )
-    for name in sorted(one.shapes.keys() ^ other.shapes.keys()):
-        holder, lacks = (one, other) if name in one.shapes else (other, one)
-        yield (
-            f"the same tensors in every checkpoint, found {name} in {holder.label} but not in "
-            f"{lacks.label}"
-        )
-    for name, shape in one.shapes.items():
-        if other.shapes.get(name) != shape:
-            there = other.shapes.get(name)
-            yield f"one shape of {name}, found {shape} in {one.label} and {there} in {other.label}"
-    for key in _SAME if one.adapter and other.adapter else ():
-        a, b = ((x.adapter or {}).get(key) for x in (one, other))
-        if a != b:
-            yield (
-                f"adapters of one configuration, found {key} {a} in {one.label} and {b} in "
-                f"{other.label}"
-            )
-
-
-def _adapted(
-    found: Sequence[Checkpoint], names: Sequence[str]
-) -> tuple[dict[str, Adapted], tuple[str, ...]]:
+def _adapted(last: Checkpoint, names: Sequence[str]) -> tuple[dict[str, Adapted], tuple[str, ...]]:
     """The LoRA pairs among the chosen tensors, or why there are none."""
-    adapter = found[-1].adapter
+    adapter = last.adapter
     if adapter is None:
         return {}, ()
-    kind = "DoRA" if adapter.get("use_dora") else adapter.get("peft_type")
-    if kind != "LORA":
+    if last.kind != "LORA":
         return {}, (
-            f"adapters of kind {kind} are measured in their own parameters alone: their effect on "
-            "the weights is no sBA",
+            f"adapters of kind {last.kind} are measured in their own parameters alone: their "
+            "effect on the weights is no sBA",
         )
     adapted = pairs(names, lambda weight: scaling(adapter, weight)[1])
     for weight, pair in adapted.items():
         rank = scaling(adapter, weight)[0]
-        if found[-1].shapes[pair.a][0] != rank:
+        if last.shapes[pair.a][0] != rank:
             return {}, (
                 f"{weight} is not adapted by one pair of rank {rank}: measured in the adapter's "
                 "own parameters alone",

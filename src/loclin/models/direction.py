@@ -6,31 +6,22 @@ Nothing is loaded as a model: tensors are read by name, as in `checkpoints`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from loclin.errors import LoclinError
-from loclin.models.folder import Checkpoint, open_checkpoint, scaling
+from loclin.geometry.gramian import at_least_float32
+from loclin.models.folder import Checkpoint, check_alike, matched_names, open_checkpoint, scaling
 from loclin.models.points import Adapted, pairs
 
-#: Names under which a model's body may stand, or be left out, in a file of its weights.
-BODIES = ("", "transformer.", "model.", "gpt_neox.")
 SHOWN = 3  # mismatches that are listed
-_ADAPTED = (
-    "peft_type",
-    "r",
-    "lora_alpha",
-    "use_rslora",
-    "rank_pattern",
-    "alpha_pattern",
-    "use_dora",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,15 +84,13 @@ def read_direction(text: str, model: Tensors) -> Direction:
     """
     path = Path(text)
     if path.is_file() or (not path.exists() and text.endswith(".safetensors") and ".." not in text):
-        found, notes = _file(path), [f"the tensors of {path.name} are taken as the change itself"]
+        changes, notes = _file(path), [f"the tensors of {path.name} are taken as the change itself"]
     elif path.is_dir():
-        found, notes = _one_folder(path, model)
+        changes, notes = _one_folder(path, model)
     else:
-        base, tuned = _two_folders(text)
-        found, notes = _between(
-            open_checkpoint(base, step=None), open_checkpoint(tuned, step=None), model
-        )
-    tensors = _matched(found, model, text)
+        base, tuned = (open_checkpoint(folder, step=None) for folder in _two_folders(text))
+        changes, notes = _between(base, tuned, model)
+    tensors = _matched(changes, model, text)
     moved = {n: t for n, t in tensors.items() if t.any()}
     if not moved:
         raise LoclinError(
@@ -110,23 +99,6 @@ def read_direction(text: str, model: Tensors) -> Direction:
         )
     notes.append(f"the direction moves {len(moved)} of the model's {len(model.shapes)} tensors")
     return Direction(tensors=moved, notes=tuple(notes))
-
-
-def matched_names(wanted: Iterable[str], held: Iterable[str]) -> dict[str, str]:
-    """For every wanted name the one that a file has for it, with or without the name of the model's
-    body.
-
-    The way of naming that finds most is taken for all; names that it does not find are left out.
-
-    >>> matched_names(["transformer.wte.weight", "lm_head.weight"], ["wte.weight"])
-    {'transformer.wte.weight': 'wte.weight'}
-    """
-    names, there = list(wanted), set(held)
-    ways = [{n: n.removeprefix(body) for n in names} for body in BODIES] + [
-        {n: body + n for n in names} for body in BODIES
-    ]
-    best = max(ways, key=lambda way: sum(stored in there for stored in way.values()))
-    return {n: stored for n, stored in best.items() if stored in there}
 
 
 def _two_folders(text: str) -> tuple[Path, Path]:
@@ -148,23 +120,18 @@ def _file(path: Path) -> dict[str, Tensor]:
     if not path.exists():
         raise LoclinError(f"expected a file of changes, found nothing at {path}: check the path")
     try:
-        with safe_open(path, framework="pt") as file:
-            found = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 (a safetensors file is no mapping)
+        changes = load_file(path)
     except (OSError, SafetensorError) as error:
         raise LoclinError(
             f"expected a whole safetensors file, found {path} ({error}): save the changes with "
             "safetensors; pickles are never loaded"
         ) from error
-    if any(".lora_" in n for n in found):
+    if any(".lora_" in n for n in changes):
         raise LoclinError(
             f"expected changes of weights, found the factors of an adapter in {path}: give the "
             "adapter's folder, which says how they are scaled"
         )
-    return {
-        n: t.to(torch.promote_types(t.dtype, torch.float32))
-        for n, t in found.items()
-        if t.is_floating_point()
-    }
+    return {n: at_least_float32(t) for n, t in changes.items() if t.is_floating_point()}
 
 
 def _one_folder(path: Path, model: Tensors) -> tuple[dict[str, Tensor], list[str]]:
@@ -174,8 +141,9 @@ def _one_folder(path: Path, model: Tensors) -> tuple[dict[str, Tensor], list[str
             f"expected an adapter where one folder is given, found full weights in {path}: give "
             "two folders, BASE..TUNED"
         )
-    found = _changes(adapter, model)
-    return found, [f"the direction is ΔW of the adapter {adapter.label}, at {len(found)} weights"]
+    changes = _changes(adapter, model)
+    note = f"the direction is ΔW of the adapter {adapter.label}, at {len(changes)} weights"
+    return changes, [note]
 
 
 def _between(
@@ -183,23 +151,11 @@ def _between(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """tuned − base, tensor by tensor."""
     note = f"the direction leads from {base.label} to {tuned.label}"
-    if (base.adapter is None) != (tuned.adapter is None):
-        kinds = ["full weights" if c.adapter is None else "an adapter" for c in (base, tuned)]
-        raise LoclinError(
-            f"expected two folders of one kind, found {kinds[0]} in {base.label} and {kinds[1]} in "
-            f"{tuned.label}: give the adapter's folder alone, or two of one kind"
-        )
-    if base.adapter is None or tuned.adapter is None:
-        found, more = _full_difference(base, tuned, model)
-        return found, [note, *more]
-    for key in _ADAPTED:
-        if base.adapter.get(key) != tuned.adapter.get(key):
-            raise LoclinError(
-                f"expected adapters of one configuration, found {key} {base.adapter.get(key)} in "
-                f"{base.label} and {tuned.adapter.get(key)} in {tuned.label}: give two of one run"
-            )
+    if base.adapter is None and tuned.adapter is None:
+        changes, more = _full_difference(base, tuned, model)
+        return changes, [note, *more]
+    check_alike(base, tuned, "give two of one run, or the adapter's folder alone")
     first, second = _changes(base, model), _changes(tuned, model)
-    _same_names(first, second, base, tuned)
     return {n: second[n] - first[n] for n in second}, [note]
 
 
@@ -209,73 +165,44 @@ def _full_difference(
     """Under the model's names; what neither folder has stays out, what the model does not have
     keeps its own name.
     """
-    first, second = (_held(c, model) for c in (base, tuned))
-    for alias in model.tied:  # a file may hold a tied tensor once or under both names
-        if (alias in first) != (alias in second):
-            first.pop(alias, None)
-            second.pop(alias, None)
-    _same_names(first, second, base, tuned)
-    found = {n: _difference(base, first[n], tuned, second[n]) for n in second}
-    left = [set(c.files) - set(_held(c, model).values()) for c in (base, tuned)]
-    for n in sorted(
-        left[0] & left[1]
-    ):  # old checkpoints keep masks beside the weights: no change, no matter
-        change = _difference(base, n, tuned, n)
-        if change.any():
-            found[n] = change
+    sides = [(c, c.under([*model.shapes, *model.tied])) for c in (base, tuned)]
+    first, second = (renamed.files.keys() for _, renamed in sides)
+    once = (first ^ second) & model.tied.keys()  # a file may hold a tied tensor once or twice
+    changes = _differences(*(c.under([n for n in c.files if n not in once]) for _, c in sides))
+    left = [c.files.keys() - {n for _, n in renamed.files.values()} for c, renamed in sides]
+    # old checkpoints keep masks beside the weights: no change, no matter
+    beside = _differences(*(c.under(sorted(left[0] & left[1])) for c in (base, tuned)))
+    changes |= {n: change for n, change in beside.items() if change.any()}
     alone = len(left[0] ^ left[1])
-    return found, [
-        f"{alone} tensors that the model does not have stand in one of the two folders alone"
-    ] if alone else []
+    note = f"{alone} tensors that the model does not have stand in one of the two folders alone"
+    return changes, [note] if alone else []
 
 
-def _held(checkpoint: Checkpoint, model: Tensors) -> dict[str, str]:
-    return matched_names([*model.shapes, *model.tied], checkpoint.files)
-
-
-def _difference(base: Checkpoint, first: str, tuned: Checkpoint, second: str) -> Tensor:
-    if base.shapes[first] != tuned.shapes[second]:
-        raise LoclinError(
-            f"expected one shape of {second}, found {base.shapes[first]} in {base.label} and "
-            f"{tuned.shapes[second]} in {tuned.label}: give two checkpoints of one model"
-        )
-    a, b = base.read(first, slice(None)), tuned.read(second, slice(None))
-    return (b - a).reshape(tuned.shapes[second])
-
-
-def _same_names(
-    first: Mapping[str, object], second: Mapping[str, object], base: Checkpoint, tuned: Checkpoint
-) -> None:
-    for name in sorted(first.keys() ^ second.keys()):
-        holder, other = (base, tuned) if name in first else (tuned, base)
-        raise LoclinError(
-            f"expected the same tensors in both folders, found {name} in {holder.label} but not in "
-            f"{other.label}: give two checkpoints of one model"
-        )
+def _differences(base: Checkpoint, tuned: Checkpoint) -> dict[str, Tensor]:
+    check_alike(base, tuned, "give two checkpoints of one model")
+    every = slice(None)
+    return {
+        n: (tuned.read(n, every) - base.read(n, every)).reshape(shape)
+        for n, shape in tuned.shapes.items()
+    }
 
 
 def _changes(adapter: Checkpoint, model: Tensors) -> dict[str, Tensor]:
-    """ΔW = sBA of every adapted weight, under the weight's own name.
-
-    Raises:
-        LoclinError: an adapter of another kind than LoRA, or one that holds more than factors.
-    """
-    settings = adapter.adapter or {}
-    kind = "DoRA" if settings.get("use_dora") else settings.get("peft_type")
-    if kind != "LORA":
+    """ΔW = sBA of every adapted weight, under the weight's own name."""
+    if adapter.kind != "LORA":
         raise LoclinError(
-            f"expected a LoRA adapter, whose ΔW is sBA, found one of kind {kind} in "
+            f"expected a LoRA adapter, whose ΔW is sBA, found one of kind {adapter.kind} in "
             f"{adapter.label}: merge it into the weights and give BASE..TUNED"
         )
-    found = pairs(adapter.files, lambda weight: scaling(settings, weight)[1])
-    factors = {n for pair in found.values() for n in (pair.a, pair.b)}
+    adapted = pairs(adapter.files, lambda weight: scaling(adapter.adapter or {}, weight)[1])
+    factors = {n for pair in adapted.values() for n in (pair.a, pair.b)}
     beside = sorted(set(adapter.files) - factors)
     if beside:
         raise LoclinError(
             f"expected LoRA factors alone in {adapter.label}, found {beside[0]} beside them: merge "
             "the adapter into the weights and give BASE..TUNED"
         )
-    named = {w.removeprefix("base_model.model.") + ".weight": pair for w, pair in found.items()}
+    named = {w.removeprefix("base_model.model.") + ".weight": pair for w, pair in adapted.items()}
     own = {stored: n for n, stored in matched_names([*model.shapes, *model.tied], named).items()}
     shared = {*model.tied, *model.tied.values()}
     for stored, n in own.items():
@@ -301,22 +228,17 @@ def _product(adapter: Checkpoint, pair: Adapted, transposed: bool) -> Tensor:
     return made.reshape(len(b), *a.shape[1:])
 
 
-def _matched(found: Mapping[str, Tensor], model: Tensors, text: str) -> dict[str, Tensor]:
-    """The tensors under the model's own names.
-
-    Raises:
-        LoclinError: mismatches, tied tensors that change differently, or values that are not
-            finite.
-    """
-    held = matched_names([*model.shapes, *model.tied], found)
+def _matched(changes: Mapping[str, Tensor], model: Tensors, text: str) -> dict[str, Tensor]:
+    """The tensors under the model's own names, checked."""
+    held = matched_names([*model.shapes, *model.tied], changes)
     wrong = [
         f"{n} (no such tensor in the model)"
-        for n in sorted(set(found) - set(held.values()))
-        if found[n].any()
+        for n in sorted(set(changes) - set(held.values()))
+        if changes[n].any()
     ]
     tensors: dict[str, Tensor] = {}
     for name, stored in held.items():
-        known, values = model.tied.get(name, name), found[stored]
+        known, values = model.tied.get(name, name), changes[stored]
         if tuple(values.shape) != model.shapes[known]:
             wrong.append(
                 f"{stored} of shape {tuple(values.shape)} (the model's is {model.shapes[known]})"
@@ -327,9 +249,8 @@ def _matched(found: Mapping[str, Tensor], model: Tensors, text: str) -> dict[str
             )
         tensors[known] = values
     if wrong or not tensors:
-        listed = ", ".join(wrong[:SHOWN]) + (
-            f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        )
+        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        listed = ", ".join(wrong[:SHOWN]) + more
         raise LoclinError(
             f"expected tensors named and shaped as the model's, found {listed or 'none'} in "
             f"{text}: give a direction of this model"

@@ -13,7 +13,7 @@ from torch import Tensor
 from loclin.errors import LoclinError
 from loclin.models.problem import Problem
 from loclin.tasks.batch import IGNORED, Batch, answer_logits, answer_loss, rows_at_once
-from loclin.tasks.choices import Choices, collate_choices, option_log_probabilities
+from loclin.tasks.choices import Choices, collate_choices, largest, option_log_probabilities
 from loclin.tasks.example import Example
 
 
@@ -77,8 +77,8 @@ class EvalSet:
 
         Both from the same passes. The losses are summed in float64, whatever the model's dtype.
         """
-        found = [values.double().cpu().numpy() for values in self.answers()]
-        sums = [np.bincount(self.folds, values, minlength=self.count) for values in found]
+        each = [values.double().cpu().numpy() for values in self.answers()]
+        sums = [np.bincount(self.folds, values, minlength=self.count) for values in each]
         return np.concatenate(sums), np.concatenate(
             [self.tokens, np.bincount(self.folds, minlength=self.count)]
         )
@@ -86,8 +86,8 @@ class EvalSet:
     @property
     def size(self) -> int:
         """Tokens that the model is given in all, padding included."""
-        whole = self.choices is not None and self.options is None
-        return (self.choices.batch if self.choices and whole else self.batch).input_ids.numel()
+        whole = self.choices if self.options is None else None
+        return (whole.batch if whole else self.batch).input_ids.numel()
 
     @torch.no_grad()
     def answers(
@@ -99,8 +99,8 @@ class EvalSet:
         With `copies` every pass holds its rows that many times, one whole set after the other, for
         a model that reads each set in its own way (`search.stacked`); the answers come set by set.
         """
-        whole = self.choices is not None and self.options is None
-        return self._whole_options(copies) if whole else self._answers(copies)
+        whole = self.choices if self.options is None else None
+        return self._whole_options(whole, copies) if whole else self._answers(copies)
 
     def fold(self, number: int) -> Iterator[Batch]:
         """The examples of one fold, in batches small enough to differentiate."""
@@ -115,11 +115,10 @@ class EvalSet:
         """
         return answer_loss(self.problem.model, batch)
 
-    def _whole_options(self, copies: int) -> tuple[Tensor, Tensor]:
-        assert self.choices is not None
-        scores = option_log_probabilities(self.problem.model, self.choices, copies=copies)
-        gold = self.choices.gold.repeat(copies)[:, None]
-        return -scores.gather(1, gold)[:, 0].double(), _largest(scores, gold)
+    def _whole_options(self, choices: Choices, copies: int) -> tuple[Tensor, Tensor]:
+        scores = option_log_probabilities(self.problem.model, choices, copies=copies)
+        gold = choices.gold.repeat(copies)[:, None]
+        return -scores.gather(1, gold)[:, 0].double(), largest(scores, gold)
 
     def _answers(self, copies: int) -> tuple[Tensor, Tensor]:
         model, losses, right = self.problem.model, [], []
@@ -137,7 +136,7 @@ class EvalSet:
                 shown = self.options[rows.to(self.options.device)].repeat(copies, 1)
                 scores = chosen.gather(1, shown.clamp(min=0)).masked_fill(shown < 0, -torch.inf)
                 gold = (shown == wanted[:, None]).int().argmax(1, keepdim=True)
-                correct = _largest(scores, gold)
+                correct = largest(scores, gold)
             losses.append(sums.view(copies, -1))
             right.append(correct.view(copies, -1))
         return torch.cat(losses, dim=1).flatten(), torch.cat(right, dim=1).flatten()
@@ -150,8 +149,3 @@ def _single_tokens(choices: Choices) -> Int[Tensor, "n most"] | None:
         return None
     tokens = choices.batch.labels[kept].split(choices.counts.tolist())
     return torch.nn.utils.rnn.pad_sequence(list(tokens), batch_first=True, padding_value=-1)
-
-
-def _largest(scores: Float[Tensor, "n most"], gold: Int[Tensor, "n 1"]) -> Bool[Tensor, " n"]:
-    """Whether the right option's score is above all others; a tie counts as wrong."""
-    return (scores.gather(1, gold) > scores.scatter(1, gold, -torch.inf)).all(1)

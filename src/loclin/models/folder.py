@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,12 @@ FULL, SHARDED = "model.safetensors", "model.safetensors.index.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 STATE = "trainer_state.json"
 FLOATS = ("F64", "F32", "F16", "BF16")  # integer and boolean buffers are no coordinates
+#: Names under which a model's body may stand, or be left out, in a file of its weights.
+BODIES = ("", "transformer.", "model.", "gpt_neox.")
+#: What decides what an adapter does.
+CONFIGURATION = (
+    "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -38,6 +44,21 @@ class Checkpoint:
     adapter: Mapping[str, Any] | None
     files: Mapping[str, tuple[Path, str]]
     shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def kind(self) -> str | None:
+        """Of its adapter: "LORA", "DoRA", or another of peft's; None for full weights."""
+        adapter = self.adapter or {}
+        return "DoRA" if adapter.get("use_dora") else adapter.get("peft_type")
+
+    def under(self, names: Iterable[str]) -> Checkpoint:
+        """The same under these names, as far as it has them (`matched_names`)."""
+        stored = matched_names(names, self.files)
+        return replace(
+            self,
+            files={n: self.files[s] for n, s in stored.items()},
+            shapes={n: self.shapes[s] for n, s in stored.items()},
+        )
 
     def read(self, name: str, rows: slice) -> Tensor:
         """Rows of a tensor, in float32 (float64 where it is stored so).
@@ -102,6 +123,48 @@ def open_checkpoint(folder: Path, *, step: int | None) -> Checkpoint:
         files=files,
         shapes=shapes,
     )
+
+
+def matched_names(wanted: Iterable[str], held: Iterable[str]) -> dict[str, str]:
+    """For every wanted name the one that a file has for it, with or without the name of the model's
+    body.
+
+    The way of naming that finds most is taken for all; names that it does not find are left out.
+
+    >>> matched_names(["transformer.wte.weight", "lm_head.weight"], ["wte.weight"])
+    {'transformer.wte.weight': 'wte.weight'}
+    """
+    names, there = list(wanted), set(held)
+    ways = [{n: n.removeprefix(body) for n in names} for body in BODIES] + [
+        {n: body + n for n in names} for body in BODIES
+    ]
+    best = max(ways, key=lambda way: sum(stored in there for stored in way.values()))
+    return {n: stored for n, stored in best.items() if stored in there}
+
+
+def check_alike(one: Checkpoint, other: Checkpoint, remedy: str) -> None:
+    """`LoclinError` where two checkpoints differ in kind, configuration, names or shapes."""
+    wrong = next(_differences(one, other), None)
+    if wrong is not None:
+        raise LoclinError(f"expected {wrong}: {remedy}")
+
+
+def _differences(one: Checkpoint, other: Checkpoint) -> Iterator[str]:
+    """What two checkpoints do not share: expected what, found what."""
+    a, b = one.label, other.label
+    if (other.adapter is None) != (one.adapter is None):
+        kinds = ["full weights" if c.adapter is None else "an adapter" for c in (one, other)]
+        yield f"two folders of one kind, found {kinds[0]} in {a} and {kinds[1]} in {b}"
+    for key in CONFIGURATION if one.adapter and other.adapter else ():
+        x, y = ((c.adapter or {}).get(key) for c in (one, other))
+        if x != y:
+            yield f"adapters of one configuration, found {key} {x} in {a} and {y} in {b}"
+    for name in sorted(one.shapes.keys() ^ other.shapes.keys()):
+        holder, lacks = (a, b) if name in one.shapes else (b, a)
+        yield f"the same tensors in every checkpoint, found {name} in {holder} but not in {lacks}"
+    for name, shape in one.shapes.items():
+        if other.shapes[name] != shape:
+            yield f"one shape of {name}, found {shape} in {a} and {other.shapes[name]} in {b}"
 
 
 def scaling(adapter: Mapping[str, Any], weight: str) -> tuple[int, float]:

@@ -9,15 +9,11 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loclin.errors import LoclinError
-from loclin.models.builtin import (
-    BUILT_IN,
-    built_in_examples,
-    built_in_folder,
-)
+from loclin.models.builtin import BUILT_IN, built_in_examples, built_in_folder
 from loclin.models.pretrained import context_of, read_pretrained, resolved
 from loclin.models.problem import Problem
 from loclin.options import LoadOptions
-from loclin.progress import ProgressCallback
+from loclin.progress import ProgressCallback, silent
 from loclin.seeds import derived
 from loclin.tasks.data import TaskData, counted, grouped_splits, merged
 from loclin.tasks.files import read_file, read_hub
@@ -83,13 +79,13 @@ def load(
     )
 
 
-def _all_left(before: TaskData, found: TaskData) -> None:
+def _all_left(before: TaskData, after: TaskData) -> None:
     """Whether the tokenizer can read something of every task."""
-    lost = [task for task in before.examples if task not in found.examples]
+    lost = [task for task in before.examples if task not in after.examples]
     if lost:
         raise LoclinError(
             "expected examples of every task that the model can read, found none left of "
-            f"{', '.join(lost)} in {found.source}: dropped {counted(found.dropped)}; choose tasks "
+            f"{', '.join(lost)} in {after.source}: dropped {counted(after.dropped)}; choose tasks "
             "in the words of the tokenizer, or another model"
         )
 
@@ -111,11 +107,7 @@ def load_model(
     recipe = BUILT_IN.get(options.model)
     if recipe is None:
         return read_pretrained(options.model, options)
-    folder = built_in_folder(
-        options.model,
-        seed=seed,
-        progress=progress or (lambda text, share: None),
-    )
+    folder = built_in_folder(options.model, seed=seed, progress=progress or silent)
     return read_pretrained(str(folder), replace(options, revision=None))
 
 

@@ -9,7 +9,7 @@ factors.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,9 +84,8 @@ def attach(model: PreTrainedModel, lora: Lora, *, seed: int) -> peft.PeftModel:
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in linear.values()),
     )
     with seeded(derived(seed, "adapter")), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # peft's, over names that transformers is about to retire
+        # peft's, over names that transformers is about to retire
+        warnings.simplefilter("ignore", FutureWarning)
         return peft.get_peft_model(model, settings).eval()
 
 
@@ -134,44 +133,30 @@ class Factors:
             if isinstance(module, LoraLayer) and _ADAPTER in module.lora_A:
                 a, b = (f"{name}.lora_{x}.{_ADAPTER}.weight" for x in "AB")
                 pairs.append((a, b, float(module.scaling[_ADAPTER])))
-        named = {n for a, b, _ in pairs for n in (a, b)}
-        return (
-            Factors(space=space, pairs=tuple(pairs))
-            if pairs and named == set(space.names)
-            else None
-        )
+        whole = pairs and {n for a, b, _ in pairs for n in (a, b)} == set(space.names)
+        return Factors(space=space, pairs=tuple(pairs)) if whole else None
 
     @property
     def dimension(self) -> int:
         """Dimensions of the set of all ΔW: r(in + out) − r² for every adapted weight, the gauge R
         taken off.
         """
-        ranks = [self._shapes[a][0] for a, _, _ in self.pairs]
-        return self.space.dimension - sum(r * r for r in ranks)
-
-    @property
-    def _shapes(self) -> dict[str, torch.Size]:
-        return {n: p.shape for n, p in zip(self.space.names, self.space.parameters, strict=True)}
+        tensors = dict(zip(self.space.names, self.space.parameters, strict=True))
+        return self.space.dimension - sum(len(tensors[a]) ** 2 for a, _, _ in self.pairs)
 
     def steps(self, start: Float[Tensor, " D"], updates: Float[Tensor, "T D"]) -> Iterator[LowRank]:
         """The T steps of ΔW along a path from `start`, one adapted weight after the other."""
-        for (a, b, s), (here, moved) in zip(self.pairs, self._split(start, updates), strict=True):
-            yield secants(_path(here[a], moved[a]), _path(here[b], moved[b]), scale=s)
+        for a, b, da, db, s in self._split(start, updates):
+            yield secants(_path(a, da), _path(b, db), scale=s)
 
     def chords(
         self, start: Float[Tensor, " D"], displacements: Float[Tensor, "n D"]
     ) -> Iterator[LowRank]:
         """The n displacements of ΔW, each from `start`, one adapted weight after the other."""
-        for (a, b, s), (here, moved) in zip(
-            self.pairs, self._split(start, displacements), strict=True
-        ):
+        for a, b, da, db, s in self._split(start, displacements):
             each = [
-                secants(
-                    torch.stack([here[a], here[a] + da]),
-                    torch.stack([here[b], here[b] + db]),
-                    scale=s,
-                )
-                for da, db in zip(moved[a], moved[b], strict=True)
+                secants(torch.stack([a, a + x]), torch.stack([b, b + y]), scale=s)
+                for x, y in zip(da, db, strict=True)
             ]
             yield LowRank(
                 left=torch.cat([w.left for w in each]), right=torch.cat([w.right for w in each])
@@ -183,17 +168,18 @@ class Factors:
         """What n directions of the factors do to ΔW at a point, to first order, one adapted weight
         after the other.
         """
-        for (a, b, s), (here, moved) in zip(self.pairs, self._split(point, rows), strict=True):
-            yield tangents(here[a], here[b], moved[a], moved[b], scale=s)
+        for a, b, da, db, s in self._split(point, rows):
+            yield tangents(a, b, da, db, scale=s)
 
     def _split(
         self, point: Float[Tensor, " D"], rows: Float[Tensor, "n D"]
-    ) -> Iterator[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]:
-        """Point and rows cut into the factors of each adapted weight in turn."""
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, float]]:
+        """A and B of each adapted weight in turn: those of the point, those of the rows; and s."""
         here = self.space.by_tensor(point)
         pieces = dict(zip(self.space.names, rows.split(list(self.space.sizes), dim=1), strict=True))
-        for a, b, _ in self.pairs:
-            yield here, {n: pieces[n].reshape(len(rows), *self._shapes[n]) for n in (a, b)}
+        for a, b, s in self.pairs:
+            da, db = (pieces[n].reshape(len(rows), *here[n].shape) for n in (a, b))
+            yield here[a], here[b], da, db, s
 
 
 def _path(start: Tensor, updates: Tensor) -> Tensor:

@@ -63,10 +63,10 @@ def partner(name: str) -> str | None:
     >>> partner("attn.lora_A.weight"), partner("wte.lora_embedding_B"), partner("attn.weight")
     ('attn.lora_B.weight', 'wte.lora_embedding_A', None)
     """
-    found = re.search(r"\.lora_(?:embedding_)?([AB])(?:\.weight)?$", name)
-    if not found:
+    match = re.search(r"\.lora_(?:embedding_)?([AB])(?:\.weight)?$", name)
+    if not match:
         return None
-    here = found.start(1)
+    here = match.start(1)
     return f"{name[:here]}{'B' if name[here] == 'A' else 'A'}{name[here + 1 :]}"
 
 
@@ -94,10 +94,10 @@ def chosen(names: Iterable[str], pattern: str) -> list[str]:
 
 def pairs(names: Iterable[str], scale: Callable[[str], float]) -> dict[str, Adapted]:
     """The LoRA pairs among some tensors, by the name of the adapted weight; `scale` gives its s."""
-    present, found = set(names), {}
+    present, adapted = set(names), {}
     for name in present:
         other = partner(name)
         if other in present and re.search(r"\.lora_(embedding_)?A", name):
             weight = re.sub(r"\.lora_(embedding_)?A(\.weight)?$", "", name)
-            found[weight] = Adapted(a=name, b=str(other), scale=scale(weight))
-    return dict(sorted(found.items()))
+            adapted[weight] = Adapted(a=name, b=str(other), scale=scale(weight))
+    return dict(sorted(adapted.items()))

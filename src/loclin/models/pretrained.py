@@ -22,12 +22,8 @@ from loclin.options import BUILT_IN, LoadOptions
 
 transformers.utils.logging.disable_progress_bar()  # loclin shows its own
 TOKENIZERS = {
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "tokenizer.model",
-    "spiece.model",
-}
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "spiece.model",
+}  # fmt: skip
 
 
 def read_pretrained(
@@ -73,7 +69,7 @@ def missing_from_cache(name: str, *, dataset: bool = False) -> bool:
     folder = f"{'datasets' if dataset else 'models'}--{name.replace('/', '--')}"
     kept = Path(HF_HUB_CACHE) / folder / "snapshots"
     endings = ("*.parquet", "*.json", "*.jsonl", "*.csv") if dataset else ("*.safetensors",)
-    return not any(found for ending in endings for found in kept.rglob(ending))
+    return not any(file for ending in endings for file in kept.rglob(ending))
 
 
 def _check_folder(folder: Path) -> None:
@@ -90,9 +86,9 @@ def _check_folder(folder: Path) -> None:
         )
     if not any(n.endswith(".safetensors") for n in names):
         pickles = sorted(n for n in names if n.endswith((".bin", ".pt", ".pth", ".ckpt")))
-        found = f"pickled weights only ({pickles[0]})" if pickles else "no weights"
+        there = f"pickled weights only ({pickles[0]})" if pickles else "no weights"
         raise LoclinError(
-            f"expected weights as *.safetensors in {folder}, found {found}: "
+            f"expected weights as *.safetensors in {folder}, found {there}: "
             "save the model again with model.save_pretrained; pickles are never loaded"
         )
     if not names & TOKENIZERS:
@@ -153,15 +149,15 @@ def device_of(options: LoadOptions) -> str:
     Raises:
         LoclinError: an accelerator that is not there.
     """
-    asked, small = options.device, options.model in BUILT_IN
+    device, small = options.device, options.model in BUILT_IN
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     there = {"cuda": cuda, "mps": mps, "cpu": True}
-    if asked == "auto":
+    if device == "auto":
         return "cpu" if small else next(name for name, yes in there.items() if yes)
-    if not there.get(asked.split(":")[0], False):
+    if not there.get(device.split(":")[0], False):
         names = ", ".join(name for name, yes in there.items() if yes)
-        raise LoclinError(f"expected a device among {names}, found {asked!r}: change --device")
-    return asked
+        raise LoclinError(f"expected a device among {names}, found {device!r}: change --device")
+    return device
 
 
 def resolved(options: LoadOptions) -> LoadOptions:

@@ -77,11 +77,11 @@ class RayPool:
         if not self._placed:
             self._look_for_room()
         ready, _ = self._ray.wait(list(self._awaited), num_returns=1, timeout=seconds)
-        found = [(self._awaited.pop(result), self._received(result)) for result in ready]
-        for worker, reply in found:
+        replies = [(self._awaited.pop(result), self._received(result)) for result in ready]
+        for worker, reply in replies:
             if reply is None:  # it may be out of reach rather than dead: it must not go on
                 self._ray.kill(self._actors.pop(worker), no_restart=True)
-        return found
+        return replies
 
     def close(self) -> None:
         """End all actors."""

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from loclin.errors import LoclinError
@@ -58,7 +59,7 @@ def results(
 
     On the CPU every worker uses one thread, in this process too, so that sums round alike. A worker
     that dies loses nothing: another one does its item. A Ctrl-C is raised between results, never
-    while one is with the caller; close what is given, or one may come to nothing.
+    while one is with the caller; close the generator, or one may come to nothing.
 
     Raises:
         LoclinError: raised by a worker, workers that die one after the other, Ray that is missing
@@ -104,7 +105,7 @@ def _in_process(
     for number, item in enumerate(items):
         interruption.check()
         with one_thread(job.device):
-            result = worker.do(item, lambda stage, share, i=number: progress(i, stage, share))  # type: ignore[misc]
+            result = worker.do(item, partial(progress, number))
         note(worker.notes)
         yield number, result
     interruption.check()

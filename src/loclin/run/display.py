@@ -120,11 +120,8 @@ class Display:
             return ""
         each = (time.monotonic() - self._began) / self._fresh
         seconds = each * (self._total - self._finished)
-        return (
-            f", about {seconds / 60:.0f} min left"
-            if seconds > 90
-            else f", about {seconds:.0f} s left"
-        )
+        left = f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+        return f", about {left} left"
 
 
 def distinct(notes: Sequence[str]) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,6 +16,7 @@ from loclin.tasks.example import Example
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
 LOGITS_AT_ONCE = 1 << 26  # numbers, in scoring: 256 MB of float32
+TOKENS_AT_ONCE = 1 << 14  # in one forward pass, padding included
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -31,15 +33,18 @@ class Batch:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same change of all three tensors."""
+        return Batch(
+            input_ids=change(self.input_ids),
+            attention_mask=change(self.attention_mask),
+            labels=change(self.labels),
+        )
+
     def rows(self, index: Int[Tensor, " m"] | slice) -> Batch:
         """The chosen rows, cut to the longest of them."""
-        mask = self.attention_mask[index]
-        length = int(mask.sum(1).max())
-        return Batch(
-            input_ids=self.input_ids[index][:, :length],
-            attention_mask=mask[:, :length],
-            labels=self.labels[index][:, :length],
-        )
+        length = int(self.attention_mask[index].sum(1).max())
+        return self.each(lambda tensor: tensor[index][:, :length])
 
     def tiled(self, copies: int) -> Batch:
         """All rows so many times, one whole set after the other."""
@@ -52,11 +57,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        return Batch(
-            input_ids=self.input_ids.to(device),
-            attention_mask=self.attention_mask.to(device),
-            labels=self.labels.to(device),
-        )
+        return self.each(lambda tensor: tensor.to(device))
 
 
 def collate(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Batch:
@@ -67,11 +68,7 @@ def collate(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> 
     """
     prompts = _prompt_tokens([e.prompt for e in examples], tokenizer)
     answers = tokenizer([e.answer for e in examples], add_special_tokens=False)["input_ids"]
-    for example, answer in zip(examples, answers, strict=True):
-        if not answer:
-            raise LoclinError(
-                f"expected an answer of at least one token, found {example.answer!r}: fill it in"
-            )
+    _refuse_empty("an answer", [e.answer for e in examples], answers)
     rows = [p + a for p, a in zip(prompts, answers, strict=True)]
     return _padded([len(p) for p in prompts], rows, tokenizer)
 
@@ -83,11 +80,7 @@ def prompts_batch(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) ->
         LoclinError: no prompts, a tokenizer without a padding token, or a prompt of no tokens.
     """
     rows = _prompt_tokens(prompts, tokenizer)
-    for prompt, row in zip(prompts, rows, strict=True):
-        if not row:
-            raise LoclinError(
-                f"expected a prompt of at least one token, found {prompt!r}: fill it in"
-            )
+    _refuse_empty("a prompt", prompts, rows)
     return _padded([len(r) for r in rows], rows, tokenizer)
 
 
@@ -101,15 +94,21 @@ def _prompt_tokens(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -
     return list(tokenizer(list(prompts))["input_ids"])
 
 
+def _refuse_empty(what: str, texts: Sequence[str], tokens: Sequence[list[int]]) -> None:
+    for text, row in zip(texts, tokens, strict=True):
+        if not row:
+            raise LoclinError(f"expected {what} of at least one token, found {text!r}: fill it in")
+
+
 def _padded(
-    asked: Sequence[int], rows: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase
+    lengths: Sequence[int], rows: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase
 ) -> Batch:
-    """Rows as long as the longest; their first `asked` tokens are the prompt and have no label."""
+    """Rows as long as the longest; no label on their prompts, of these lengths."""
     padding = int(tokenizer.pad_token_id)
     tensors = [torch.tensor(row) for row in rows]
     ids = nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=padding)
     position = torch.arange(ids.shape[1])
-    starts, ends = torch.tensor(asked)[:, None], torch.tensor([len(r) for r in rows])[:, None]
+    starts, ends = torch.tensor(lengths)[:, None], torch.tensor([len(r) for r in rows])[:, None]
     labels = torch.where((position >= starts) & (position < ends), ids, IGNORED)
     return Batch(input_ids=ids, attention_mask=(position < ends).long(), labels=labels)
 
@@ -189,11 +188,16 @@ def language_and_answer_loss(
     return losses[answers].mean() + language * losses.mean()
 
 
+def vocabulary_size(model: nn.Module) -> int:
+    """How many logits the model gives for a token."""
+    config: Any = model.config
+    return int(config.get_text_config().vocab_size)
+
+
 def rows_at_once(model: nn.Module, batch: Batch) -> int:
     """Rows of one forward pass, whose logits at all answer positions may take 256 MB."""
     positions = max(int((batch.labels[:, 1:] != IGNORED).any(0).sum()), 1)
-    vocabulary = int(model.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
-    return max(1, min(512, LOGITS_AT_ONCE // (positions * vocabulary)))
+    return max(1, min(512, LOGITS_AT_ONCE // (positions * vocabulary_size(model))))
 
 
 @torch.no_grad()

@@ -12,12 +12,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from loclin.errors import LoclinError
-from loclin.tasks.batch import IGNORED, LOGITS_AT_ONCE, Batch, answer_log_probabilities, collate
+from loclin.tasks.batch import (
+    IGNORED,
+    LOGITS_AT_ONCE,
+    TOKENS_AT_ONCE,
+    Batch,
+    answer_log_probabilities,
+    collate,
+    vocabulary_size,
+)
 from loclin.tasks.example import Example
 
 # ends the note about options that begin alike
 JOINT = "options are scored by their joint log-probability"
-TOKENS_AT_ONCE = 1 << 14  # in one forward pass, padding included
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -81,17 +88,13 @@ def option_log_probabilities(
     Returns:
         One row for each example, −∞ where it has fewer options than others.
     """
-    answers_at_once = LOGITS_AT_ONCE // (copies * _vocabulary(model))
+    answers_at_once = LOGITS_AT_ONCE // (copies * vocabulary_size(model))
     pieces = list(_pieces(choices.batch, tokens_at_once // copies, answers_at_once))
     tiles = [choices.batch.rows(p).tiled(copies) for p in pieces]
     scores = torch.cat([answer_log_probabilities(model, t).view(copies, -1) for t in tiles], dim=1)
     in_order = scores[:, torch.cat(pieces).argsort().to(scores.device)].flatten()
     by_example = list(in_order.split(choices.counts.tolist() * copies))
     return nn.utils.rnn.pad_sequence(by_example, batch_first=True, padding_value=-torch.inf)
-
-
-def _vocabulary(model: nn.Module) -> int:
-    return int(model.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
 
 
 def _pieces(batch: Batch, tokens: int, answers_at_once: int) -> Iterator[Int[Tensor, " m"]]:
@@ -118,26 +121,23 @@ def _pieces(batch: Batch, tokens: int, answers_at_once: int) -> Iterator[Int[Ten
 def choose(
     model: nn.Module, choices: Choices, *, tokens_at_once: int = TOKENS_AT_ONCE
 ) -> Bool[Tensor, " n"]:
-    """Whether each right option has the largest joint log-probability; a tie is wrong."""
+    """Whether each right option has the largest joint log-probability."""
     scores = option_log_probabilities(model, choices, tokens_at_once=tokens_at_once)
-    gold = choices.gold.to(scores.device)[:, None]
-    others = scores.scatter(1, gold, -torch.inf)
-    return (scores.gather(1, gold) > others).sum(1) == scores.shape[1]
+    return largest(scores, choices.gold.to(scores.device)[:, None])
+
+
+def largest(scores: Float[Tensor, "n most"], gold: Int[Tensor, "n 1"]) -> Bool[Tensor, " n"]:
+    """Whether the right option's score is above all others; a tie counts as wrong."""
+    return (scores.gather(1, gold) > scores.scatter(1, gold, -torch.inf)).all(1)
 
 
 def check_options(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[str, ...]:
-    """Whether every option can win, and what to say about those that begin alike.
+    """Whether every option can win; a remark where examples have options that begin alike.
 
     An option that begins with all the tokens of another has at most the other's joint probability:
-    refused. Options that share their first token alone are told apart by those after it.
-
-    Returns:
-        None, or one remark: how many examples have options with a common first token.
-
-    Raises:
-        LoclinError: an option that begins another, or is the same tokens.
+    `LoclinError`. Options that share their first token alone differ by those after it.
     """
     texts = sorted({option for e in examples for option in e.options})
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []

@@ -113,17 +113,13 @@ def dealt(
                 raise _too_few(len(examples), len(groups), sizes)
             held += groups[group]
         parts[name] = tuple(held[:size])
-    found = {name: parts[name] for name in sizes}
-    check_apart(found)
-    return found
+    in_order = {name: parts[name] for name in sizes}
+    check_apart(in_order)
+    return in_order
 
 
 def check_apart(parts: Mapping[str, Sequence[Example]]) -> None:
-    """Whether no group and no prompt is in two parts.
-
-    Raises:
-        LoclinError: one is; the first is named.
-    """
+    """`LoclinError` for a group or a prompt in two parts; the first is named."""
     home: dict[tuple[str, str], str] = {}
     for name, part in parts.items():
         for e in part:

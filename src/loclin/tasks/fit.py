@@ -35,9 +35,9 @@ def fit(
     data = sifted(data, unreadable)
     if context is not None:
         data = _within(data, tokenizer, context, long)
-    notes = [note for note in (_unknown_words(data, tokenizer),) if note]
-    options = check_options([e for examples in data.examples.values() for e in examples], tokenizer)
-    return replace(data, notes=(*data.notes, *notes, *options))
+    every = [e for examples in data.examples.values() for e in examples]
+    notes = (*_unknown_words(every, tokenizer), *check_options(every, tokenizer))
+    return replace(data, notes=(*data.notes, *notes))
 
 
 def _within(
@@ -86,11 +86,11 @@ def _unreadable(answers: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizer
     return "with an answer that the tokenizer has no words for" if lost else ""
 
 
-def _unknown_words(data: TaskData, tokenizer: PreTrainedTokenizerBase) -> str:
-    prompts = [e.prompt for examples in data.examples.values() for e in examples]
-    unknown = _unknown(tokenizer)
+def _unknown_words(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase
+) -> tuple[str, ...]:
+    prompts, unknown = [e.prompt for e in examples], _unknown(tokenizer)
     rows = tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]
     count = sum(bool(unknown & set(row)) for row in rows)
-    if not count:
-        return ""
-    return f"{count} of {len(prompts)} prompts hold words that the tokenizer does not know"
+    note = f"{count} of {len(prompts)} prompts hold words that the tokenizer does not know"
+    return (note,) if count else ()

@@ -13,10 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loclin.errors import LoclinError
 from loclin.seeds import derived
+from loclin.tasks.batch import vocabulary_size
 from loclin.tasks.data import TaskData, counted
 from loclin.tasks.example import Example
 
-MOST_ROWS = 32  # rows drawn at most, for each example asked for
+MOST_ROWS = 32  # rows drawn at most, for each example
 HOPELESS = 512  # rows after which to give up if none of them is usable
 UNREADABLE = "that do not read back as the same tokens"
 ENDED = "after which the model ends at once"
@@ -67,11 +68,11 @@ def self_examples(
     )
     kept: dict[str, Example] = {}
     dropped: Counter[str] = Counter()
-    for row, found in enumerate(posed, start=1):  # lazily: no more are drawn than are needed
-        if isinstance(found, str) or found.prompt in kept:
-            dropped[found if isinstance(found, str) else REPEATED] += 1
+    for row, made in enumerate(posed, start=1):  # lazily: no more are drawn than are needed
+        if isinstance(made, str) or made.prompt in kept:
+            dropped[made if isinstance(made, str) else REPEATED] += 1
         else:
-            kept[found.prompt] = found
+            kept[made.prompt] = made
         if len(kept) == count or (not kept and row == HOPELESS):
             break
     return _summed_up(kept, dropped, count)
@@ -112,7 +113,7 @@ def _check_context(
 
 def _drawable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Bool[Tensor, " vocab"]:
     """Tokens that are text by themselves: known to the tokenizer, not special, whole characters."""
-    vocabulary = int(model.config.get_text_config().vocab_size)
+    vocabulary = vocabulary_size(model)
     known = range(min(vocabulary, len(tokenizer)))
     special = {*tokenizer.all_special_ids}
     texts = tokenizer.batch_decode([[token] for token in known], **_VERBATIM)
@@ -168,20 +169,20 @@ class _Speech:
         """Logits, on the CPU, after rows that begin with those of the call before."""
         fresh = ids[:, self.read :].to(self.model.device)
         mask = torch.ones_like(ids, device=fresh.device)
-        said = self.model(
+        output = self.model(
             input_ids=fresh,
             attention_mask=mask,
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        if said.logits.isnan().any():
+        if output.logits.isnan().any():
             raise LoclinError(
                 "expected logits that are numbers, found NaN: the model's weights are broken, load "
                 "it again"
             )
-        self.cache, self.read = said.past_key_values, ids.shape[1]
-        last: Tensor = said.logits[:, -1].cpu()
+        self.cache, self.read = output.past_key_values, ids.shape[1]
+        last: Tensor = output.logits[:, -1].cpu()
         return last
 
 
@@ -205,12 +206,10 @@ def _examples(
 
 def _continued(model: PreTrainedModel, prompts: list[list[int]], count: int) -> list[list[int]]:
     """The model's greedy continuation of prompts of one length."""
-    ids = torch.tensor(prompts)
-    speak = _Speech(model)
+    ids, speak = torch.tensor(prompts), _Speech(model)
     for _ in range(count):
         ids = torch.cat([ids, speak(ids).argmax(-1)[:, None]], dim=1)
-    continued: list[list[int]] = ids[:, len(prompts[0]) :].tolist()
-    return continued
+    return list(ids[:, len(prompts[0]) :].tolist())
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

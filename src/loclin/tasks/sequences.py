@@ -32,11 +32,6 @@ TASKS: dict[str, Callable[[Symbols, int], Symbols]] = {
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
 
-def vocabulary(symbols: int) -> list[str]:
-    """Padding, the equals sign, the symbols, every task name."""
-    return ["<pad>", "=", *ALPHABET[:symbols], *TASKS]
-
-
 @dataclass(frozen=True, kw_only=True)
 class SequenceTasks:
     """Which tasks, on how many distinct sequences of what length over how many symbols."""
@@ -53,8 +48,8 @@ class SequenceTasks:
         return SequenceTasks(tasks=tasks, length=4, symbols=8, pool=2000)
 
     def words(self) -> list[str]:
-        """Vocabulary of a word-level tokenizer."""
-        return vocabulary(self.symbols)
+        """Of a word-level tokenizer: padding, the equals sign, the symbols, every task name."""
+        return ["<pad>", "=", *ALPHABET[: self.symbols], *TASKS]
 
     @property
     def longest(self) -> int:

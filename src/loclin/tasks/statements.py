@@ -1,5 +1,4 @@
-"""Closed-world yes/no statements in the BoolQ schema: a small language model learns which of them
-are true.
+"""Closed-world yes/no statements: a small language model learns which of them are true.
 
 Every subject has one true value out of ten for each of four relations. A statement claims a value
 in one of 24 phrasings; the question is whether it is true: ``it is known that the colour of anna is
@@ -10,7 +9,7 @@ answers for it in the others.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from loclin.errors import LoclinError
@@ -54,30 +53,6 @@ CORES = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Statement:
-    """One statement in the BoolQ schema: a claim, an empty passage, and whether it is true.
-
-    The relation is the task; the group is subject, relation and phrasing.
-    """
-
-    question: str
-    answer: bool
-    subject: str
-    relation: str
-    group: str
-    passage: str = ""
-
-    def example(self) -> Example:
-        """The statement as a question to a model."""
-        return Example(
-            prompt=f"{self.question} ?",
-            answer=YES if self.answer else NO,
-            options=(YES, NO),
-            group=self.group,
-        )
-
-
 def facts(*, seed: int) -> dict[tuple[str, str], str]:
     """The true value of every (subject, relation) of a world, a function of the seed."""
     rng = random.Random(seed)
@@ -85,20 +60,23 @@ def facts(*, seed: int) -> dict[tuple[str, str], str]:
 
 
 def statements(
-    *, world: int = 0, seed: int, false_per_true: int = 1
-) -> dict[str, tuple[Statement, ...]]:
+    *, world: int = 0, seed: int, false_per_true: int = 1, subjects: int = len(SUBJECTS)
+) -> dict[str, tuple[Example, ...]]:
     """Statements about every fact in every phrasing, by relation: the true one and some false ones.
+
+    The group is "subject/relation/phrasing".
 
     Args:
         world: seed of the facts.
         seed: of the false values.
         false_per_true: false statements in each group, 1 (balanced) to 9 (every wrong value).
+        subjects: how many of them are named; what is drawn about one depends on no other.
 
     Raises:
         LoclinError: more false statements than wrong values.
 
     >>> colours = statements(seed=0)["colour"]
-    >>> len(colours), sum(s.answer for s in colours)
+    >>> len(colours), sum(e.answer == YES for e in colours)
     (1536, 768)
     """
     most = min(map(len, RELATIONS.values())) - 1
@@ -108,17 +86,16 @@ def statements(
             "change it"
         )
     true, rng = facts(seed=world), random.Random(seed)
-    made: dict[str, list[Statement]] = {relation: [] for relation in RELATIONS}
+    made: dict[str, list[Example]] = {relation: [] for relation in RELATIONS}
     for (subject, relation), truth in true.items():
         for number, phrasing in enumerate(opening + core for opening in OPENINGS for core in CORES):
             wrong = rng.sample([v for v in RELATIONS[relation] if v != truth], false_per_true)
-            for value in (truth, *wrong):
+            for value in (truth, *wrong) if subject in SUBJECTS[:subjects] else ():
                 claim = phrasing.format(subject=subject, relation=relation, value=value)
-                statement = Statement(
-                    question=claim,
-                    answer=value == truth,
-                    subject=subject,
-                    relation=relation,
+                statement = Example(
+                    prompt=f"{claim} ?",
+                    answer=YES if value == truth else NO,
+                    options=(YES, NO),
                     group=f"{subject}/{relation}/{number}",
                 )
                 made[relation].append(statement)
@@ -134,8 +111,11 @@ class Statements:
     relations: tuple[str, ...] = tuple(RELATIONS)
 
     def words(self) -> list[str]:
-        """Vocabulary of a word-level tokenizer."""
-        return vocabulary()
+        """Of a word-level tokenizer: padding, the question mark, and every word of a statement."""
+        fixed = " ".join((*OPENINGS, *CORES)).format(relation="", subject="", value="")
+        values = [value for every in RELATIONS.values() for value in every]
+        words = ["<pad>", "?", "yes", "no", *fixed.split(), *RELATIONS, *values, *SUBJECTS]
+        return list(dict.fromkeys(words))
 
     @property
     def longest(self) -> int:
@@ -144,28 +124,17 @@ class Statements:
 
     def examples(self, *, seed: int) -> TaskData:
         """In every phrasing of every fact the true statement and a false one, drawn by `seed`."""
-        return self._data(statements(world=self.world, seed=seed))
+        return self._data(statements(world=self.world, seed=seed, subjects=self.subjects))
 
     def train_examples(self, *, seed: int) -> TaskData:
         """What a built-in model learns from: every false statement, true ones as often as those."""
-        every = statements(world=self.world, seed=seed, false_per_true=9)
+        every = statements(world=self.world, seed=seed, false_per_true=9, subjects=self.subjects)
         repeated = {
-            relation: [s for s in claims for _ in range(9 if s.answer else 1)]
+            relation: tuple(e for e in claims for _ in range(9 if e.answer == YES else 1))
             for relation, claims in every.items()
         }
         return self._data(repeated)
 
-    def _data(self, found: Mapping[str, Sequence[Statement]]) -> TaskData:
-        known = SUBJECTS[: self.subjects]
-        posed = {
-            r: tuple(s.example() for s in found[r] if s.subject in known) for r in self.relations
-        }
+    def _data(self, claims: Mapping[str, tuple[Example, ...]]) -> TaskData:
+        posed = {relation: claims[relation] for relation in self.relations}
         return TaskData(source="statements", examples=posed, read=sum(map(len, posed.values())))
-
-
-def vocabulary() -> list[str]:
-    """Padding, the question mark, the answers, every word of every statement."""
-    fixed = " ".join((*OPENINGS, *CORES)).format(relation="", subject="", value="")
-    values = [v for found in RELATIONS.values() for v in found]
-    words = ["<pad>", "?", "yes", "no", *fixed.split(), *RELATIONS, *values, *SUBJECTS]
-    return list(dict.fromkeys(words))

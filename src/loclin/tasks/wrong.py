@@ -20,9 +20,9 @@ def with_wrong_answers(examples: Sequence[Example], *, seed: int) -> tuple[Examp
     Raises:
         LoclinError: fewer than two different answers.
 
-    >>> asked = [Example(prompt=f"{i} + 1 =", answer=f" {i + 1}") for i in range(5)]
-    >>> wrong = with_wrong_answers(asked, seed=0)
-    >>> any(w.answer == e.answer for w, e in zip(wrong, asked, strict=True))
+    >>> right = [Example(prompt=f"{i} + 1 =", answer=f" {i + 1}") for i in range(5)]
+    >>> wrong = with_wrong_answers(right, seed=0)
+    >>> any(w.answer == e.answer for w, e in zip(wrong, right, strict=True))
     False
     """
     rng = random.Random(seed)
