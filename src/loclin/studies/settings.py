@@ -8,13 +8,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from loclin.errors import LoclinError
-from loclin.options import BUILT_IN, SEQUENCE_MODELS, LoadOptions
+from loclin.options import BUILT_IN, LoadOptions
 
 Profile = Literal["smoke", "standard", "paper"]
 P = TypeVar("P", bound="RunSettings")
@@ -22,14 +22,6 @@ M = TypeVar("M", bound="ModelSettings")
 T = TypeVar("T", bound="StudySettings")
 S = TypeVar("S", bound="DamageSettings")
 R = TypeVar("R", bound="TrainBackSettings")
-#: The paper's own models and data, in the order of its tables.
-PAPER = (
-    ("distilgpt2", "sequences"),
-    ("gpt2", "sequences"),
-    ("distilgpt2", "google/boolq"),
-    ("gpt2", "google/boolq"),
-    ("Qwen/Qwen2.5-0.5B", "google/boolq"),
-)
 #: Settings that say where and how fast, not what: records that differ in these alone are the same.
 NOT_IN_RECORD = ("out", "workers", "ray", "profile")
 
@@ -365,52 +357,3 @@ def check_within(settings: Any, names: Sequence[str], most: int, letter: str, re
                 f"expected {option} from 1 to {letter} = {most}, found {list(values)}: change "
                 f"--{option} or {remedy}"
             )
-
-
-def named(profile: Profile, model: str | None) -> str:
-    """The model of a profile: the built-in sequence model (small for smoke) unless one is named."""
-    return model or ("sequences-small" if profile == "smoke" else "sequences")
-
-
-def by_lora(settings: S) -> S:
-    """The defaults of models trained by LoRA: everything but the built-in sequence models."""
-    settings = replace(settings, space="lora", ranks=(2, 4, 8), teach_steps=100, batch=16)
-    return replace(settings, seeds=8 if settings.model in BUILT_IN else 6, models_per_claim=4)
-
-
-def recovering_by_lora(settings: R) -> R:
-    """The same, with the recovery's."""
-    return replace(by_lora(settings), steps=100, lr_factors=(1.0, 0.5), sgd_lr=3e-2)
-
-
-def quick(settings: S) -> S:
-    """The defaults of the smoke profile: few runs, little teaching."""
-    damage_lr = settings.damage_lr if settings.model in SEQUENCE_MODELS else 3e-3
-    settings = replace(settings, seeds=3, models_per_claim=3)
-    return replace(settings, teach_steps=100, damage_lr=damage_lr)
-
-
-def exhaustive(settings: S) -> S:
-    """The defaults of the paper profile: as many runs as the bootstrap wants, on 12 models."""
-    return replace(settings, seeds=24, models_per_claim=12)
-
-
-def recovering_quickly(settings: R) -> R:
-    """The same, with a short recovery."""
-    return replace(quick(settings), steps=50, sgd_lr=3e-2, adamw_lr=1e-3)
-
-
-def built_in_models(profile: Profile) -> tuple[str, str]:
-    """What `loclin reproduce` runs a study on: one model on all weights, one by LoRA."""
-    return named(profile, None), "statements-small" if profile == "smoke" else "statements"
-
-
-def studied(preset: Callable[[Profile, str], S], profile: Profile) -> tuple[S, ...]:
-    """A study's settings for all that `loclin reproduce` runs it on; with "paper" the paper's own
-    models and data too.
-    """
-    built_in = tuple(preset(profile, model) for model in built_in_models(profile))
-    if profile != "paper":
-        return built_in
-    paper = (replace(preset(profile, model), data=(data,)) for model, data in PAPER)
-    return (*built_in, *paper)

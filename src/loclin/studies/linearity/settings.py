@@ -8,17 +8,14 @@ from typing import Any, ClassVar, Literal
 
 from loclin.errors import LoclinError
 from loclin.options import BUILT_IN, SEQUENCE_MODELS
-from loclin.studies.settings import (
-    Profile,
-    TrainBackSettings,
-    check_counts,
-    check_within,
+from loclin.studies.presets import (
     exhaustive,
     named,
     recovering_by_lora,
     recovering_quickly,
     studied,
 )
+from loclin.studies.settings import Profile, TrainBackSettings, check_counts, check_within
 
 
 @dataclass(frozen=True, kw_only=True)

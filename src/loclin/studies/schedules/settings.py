@@ -11,20 +11,10 @@ from loclin.errors import LoclinError
 from loclin.options import BUILT_IN, SEQUENCE_MODELS
 from loclin.schedules.names import SEQUENTIAL, SIMULTANEOUS
 from loclin.schedules.options import ComparisonOptions
+from loclin.studies.presets import PAPER, built_in_models, by_lora, exhaustive, named, quick
 from loclin.studies.schedules import names as n
 from loclin.studies.schedules.names import KINDS
-from loclin.studies.settings import (
-    PAPER,
-    DamageSettings,
-    Profile,
-    built_in_models,
-    by_lora,
-    check_counts,
-    check_rates,
-    exhaustive,
-    named,
-    quick,
-)
+from loclin.studies.settings import DamageSettings, Profile, check_counts, check_rates
 
 OptimiserName = Literal["adamw", "sgd"]
 

@@ -8,17 +8,8 @@ from typing import ClassVar
 
 from loclin.errors import LoclinError
 from loclin.options import SEQUENCE_MODELS
-from loclin.studies.settings import (
-    DamageSettings,
-    Profile,
-    by_lora,
-    check_counts,
-    check_sketch,
-    exhaustive,
-    named,
-    quick,
-    studied,
-)
+from loclin.studies.presets import by_lora, exhaustive, named, quick, studied
+from loclin.studies.settings import DamageSettings, Profile, check_counts, check_sketch
 
 
 @dataclass(frozen=True, kw_only=True)
