@@ -63,6 +63,19 @@ def test_every_figure_and_schedule_of_pairs_is_there(part: Part) -> None:
     ]
 
 
+def test_a_grid_that_is_best_at_its_end_is_named(part: Part) -> None:
+    rows = whole(TINY, part.rows)
+    for best, named in ((0.1, True), (0.25, False), (0.5, True)):
+        planted = [
+            replace(r, value=float(r.context["strength"] == best))
+            if r.quantity == "strength_worst_score"
+            else r
+            for r in rows
+        ]
+        sentence = f"Replay is best at the end of its grid ({best}): beyond it may be a better"
+        assert (sentence in lines(sections(TINY, planted))) == named
+
+
 @pytest.fixture(scope="module")
 def users(folder: dict[str, str], files: tuple[str, str]) -> tuple[SchedulesSettings, list[Row]]:
     settings = own(folder["qwen2"], files, seeds=1, schedules=("raw sum", "sequential"))

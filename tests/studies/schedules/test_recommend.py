@@ -175,6 +175,26 @@ def test_what_is_better_than_the_recommended_one_is_said() -> None:
     assert by.low > 0.09
 
 
+def test_pilots_that_are_alike_are_a_sign_test_and_no_certainty() -> None:
+    alike = {"joint mixed": np.full(6, 0.9), "PCGrad": np.full(6, 0.8)}
+    (row,) = by_schedule(ranked(alike), "worst_score_difference").values()
+    assert row.p == 2 * 0.5**6
+    row, _ = recommended(alike, {"joint mixed": np.zeros(6), "PCGrad": np.ones(6)})
+    assert (row.context["schedule"], row.p) == ("joint mixed", 0.5**6)
+    few = {name: values[:3] for name, values in alike.items()}  # too few for any p
+    assert recommended(few)[0].value == 0.0
+    assert recommended(few, start=0.89)[0].value is None  # what they gained may be chance
+
+
+def test_runs_of_one_model_are_one_unit_of_the_ranking() -> None:
+    scores = drawn({"joint mixed": 0.8, "PCGrad": 0.6}, seed=0, runs=12)
+    rows = ranking_rows(rows_of(scores), HERE, 6)
+    (row,) = by_schedule(rows, "worst_score_difference").values()
+    less = (scores["PCGrad"] - scores["joint mixed"]).reshape(2, 6).mean(0)
+    assert row.n == 6
+    assert row.p == pytest.approx(stats.ttest_1samp(less, 0).pvalue)
+
+
 def test_where_nothing_was_learned_nothing_is_recommended() -> None:
     still = {"joint mixed": np.zeros(5), "PCGrad": np.zeros(5)}
     for scores, start in ((still, 0.0), (drawn(dict.fromkeys(still, 0.5), seed=6), 0.5)):

@@ -13,8 +13,8 @@ from loclin.studies.spectrum.settings import SpectrumSettings, preset
 
 @pytest.fixture(scope="package")
 def tiny() -> SpectrumSettings:
-    sizes = {"seeds": 1, "counts": (4, 8), "ks": (1, 2), "k": 2, "overlap_gradients": 3}
-    return replace(preset("smoke"), task="swap", gradient_batch=4, **sizes).checked()  # type: ignore[arg-type]
+    small = replace(preset("smoke"), task="swap", gradient_batch=4, overlap_gradients=3)
+    return replace(small, seeds=1, counts=(4, 8), ks=(1, 2), k=2).checked()
 
 
 @pytest.fixture(scope="package")

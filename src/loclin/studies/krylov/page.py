@@ -7,10 +7,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from loclin.report.figures import Curve, curve, draw_curves, select
 from loclin.report.section import Section, text_of
 from loclin.report.words import estimate_text, number
-from loclin.run.rows import Row
+from loclin.run.rows import Row, by_run
 from loclin.studies.krylov.names import (
     EIGENVECTORS,
     FALLBACK,
@@ -178,12 +180,12 @@ def _model(rows: Sequence[Row], k: int) -> Section:
 
 
 def _model_lines(rows: Sequence[Row], k: int) -> list[str]:
-    premise, converged = _of_runs(rows, "bound_premise"), _of_runs(rows, "converged_bound")
-    known = [v for v in converged if v is not None]
+    premise, converged = by_run(rows, "bound_premise"), by_run(rows, "converged_bound")
+    known = converged[~np.isnan(converged)].tolist()
     says = f", where at k = {k} it leaves at most {number(max(known))} of d" if known else ""
     lines = [
         "The bound needs a spectrum within [0, 2/η]; as far as Ritz values and the largest "
-        f"eigenvalue tell, it was there in {int(sum(v or 0.0 for v in premise))} of {len(premise)} "
+        f"eigenvalue tell, it was there in {int(premise.sum())} of {len(premise)} "
         "runs. It is about gradient descent on one quadratic: minibatch noise and a changing "
         "Hessian are outside it, so the measured share may lie above.",
         "The bound for a descent that has converged needs H positive definite; no Ritz value was "
@@ -204,13 +206,9 @@ def _model_lines(rows: Sequence[Row], k: int) -> list[str]:
     return lines
 
 
-def _of_runs(rows: Sequence[Row], quantity: str) -> list[float | None]:
-    return [r.value for r in rows if r.quantity == quantity and "run" in r.context]
-
-
 def _curvature(rows: Sequence[Row], settings: Mapping[str, Any]) -> Section:
-    k, lowest = settings["k"], _of_runs(rows, "lowest_ritz_value")
-    negative = sum(1 for v in lowest if v is not None and v < 0)
+    k, lowest = settings["k"], by_run(rows, "lowest_ritz_value")
+    negative = int((lowest < 0).sum())
     fallback = (
         "Hessian-vector products were made by finite differences of gradients, a fallback that is "
         "not exact."

@@ -43,7 +43,7 @@ class WorstTasks:
     @property
     def better(self) -> Float[np.ndarray, "pairs S"]:
         """Of both orders the one that ended better, which flatters it."""
-        return np.max([*self.orders.values()], axis=0)
+        return np.asarray(np.max([*self.orders.values()], axis=0))
 
     def order_less(self) -> dict[str, Values]:
         """The better order's less that of every simultaneous schedule, and of their median."""

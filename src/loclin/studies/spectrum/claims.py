@@ -7,8 +7,8 @@ random vectors with these norms: what decides is scaled to unit length.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,19 +17,13 @@ from jaxtyping import Float
 from loclin.run.rows import Claim, Row, by_run
 from loclin.stats import Estimate, Scale, over_models
 from loclin.studies.names import POINTS
-from loclin.studies.spectrum.names import (
-    ISOTROPIC,
-    MEASURED,
-    OWN,
-    PER_TENSOR,
-    UNIT,
-)
+from loclin.studies.spectrum.names import ISOTROPIC, MEASURED, OWN, PER_TENSOR, UNIT
 from loclin.studies.spectrum.settings import SpectrumSettings
 from loclin.studies.verdict import Mean, Rule, decided, setting, undecided
 
 MOST = 0.5  # "well under": half
-#: Doubling n multiplies the rank of isotropic vectors by 2, of vectors of fixed rank by 1.
-SATURATED = math.sqrt(2)
+#: The rank grows as this power of n: 1 for isotropic vectors, 0 for those of fixed rank.
+SATURATED = 0.5
 Values = Float[np.ndarray, " S"]
 
 
@@ -67,22 +61,19 @@ def low_rank_gradients(settings: SpectrumSettings, rows: Sequence[Row], point: s
         "gradients, all scaled to unit length",
         null="1: vectors of unit length that share nothing, or nothing but their norms by tensor",
         rule=f"supported: the ratio to isotropic vectors below {MOST}, so that to vectors with the "
-        "same norms by tensor, and the growth per doubling of n below √2; refuted: the first above "
-        f"{MOST}, or the growth above √2; means on a log scale",
+        "same norms by tensor, and the growth per doubling of n below √2 (as n^½); refuted: the "
+        f"first above {MOST}, or the growth above √2; means on a log scale",
         note=f"growth per doubling {mean(growth)} (isotropic vectors: {mean(control)}); ratio to "
         f"vectors with the same norms by tensor {mean(strict)}; not scaled, against isotropic "
-        f"vectors of the same norms, ratio {matched} and growth {matched_growth}: where "
-        "a few gradients carry the energy, both are of low rank; the top "
+        f"vectors of the same norms, ratio {matched} and growth {matched_growth} (where a few "
+        "gradients carry the energy, random vectors with their norms are of low rank too); the top "
         f"{k} directions of half of them hold {mean(energy, 'logit')} of the energy of the other "
         "half",
     )
-    held = (
-        ("ratio to isotropic vectors", ratio, MOST, True),
-        ("ratio to vectors with the same norms by tensor", strict, MOST, False),
-        ("growth per doubling of n", growth, SATURATED, True),
-    )
-    conditions = tuple(
-        Mean(name=name, values=v, threshold=at, below=True, scale="log", refutes=refutes)
-        for name, v, at, refutes in held
+    well_under = Mean(name="ratio", values=ratio, threshold=MOST, below=True, scale="log")
+    conditions = (
+        well_under,
+        replace(well_under, name="ratio by tensor", values=strict, refutes=False),
+        Mean(name="power of n", values=np.log2(growth), threshold=SATURATED, below=True),
     )
     return Rule(claim=claim, conditions=conditions, models=settings.models)
