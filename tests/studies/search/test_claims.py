@@ -232,7 +232,7 @@ def whole(rng: np.random.Generator, run: int, luck: float) -> list:
     rows += space_rows(rng, run, lambda law: law)
     rows += candidate_rows(rng, run, "candidate_alignment", 0.55)
     rows += [row("candidate_overlap", rng.uniform(), run=run, candidate=i) for i in range(100)]
-    return rows + votes_of(0.5, 0.5, 0.5, 0.66, level=0.02)(rng, run, luck)
+    return rows + votes_of(0.5, 0.5, 0.5, 0.7, level=0.02)(rng, run, luck)
 
 
 @BOTH
