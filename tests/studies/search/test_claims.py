@@ -13,6 +13,7 @@ import pytest
 
 from loclin.studies.search import claims
 from loclin.studies.search.claims_settings import SearchClaimsSettings
+from loclin.studies.search.names import MODEL, RANDOM_VOTE, SAMPLED_VOTE, VOTE
 from loclin.studies.verdict import Rule, decided
 from tests.properties import assert_rarely_decided
 from tests.studies.search.planted_claims import (
@@ -177,11 +178,11 @@ def test_gain_that_does_not_follow_alignment_refutes() -> None:
 def votes_of(single: float, model: float, samples: float, vote: float, *, level: float) -> World:
     """Scores of the ways to answer; a model's own level is added to all of them."""
     scores = {
-        ("vote of the best", 1): single,
-        ("the model", 1): model,
-        ("vote of samples", 10): samples,
-        ("vote of the best", 10): vote,
-        ("vote without selection", 10): single,
+        (VOTE, 1): single,
+        (MODEL, 1): model,
+        (SAMPLED_VOTE, 10): samples,
+        (VOTE, 10): vote,
+        (RANDOM_VOTE, 10): single,
         ("any of them (oracle)", SETTINGS.tested): 0.99,
     }
     return lambda rng, run, luck: vote_rows(

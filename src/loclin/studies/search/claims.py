@@ -22,6 +22,7 @@ from loclin.stats import (
 )
 from loclin.studies.search import claims_names as names
 from loclin.studies.search.claims_settings import SearchClaimsSettings
+from loclin.studies.search.names import MODEL, RANDOM_VOTE, SAMPLED_VOTE, VOTE
 from loclin.studies.search.relations import correlation, permuted_correlations
 from loclin.studies.verdict import Condition, Drawn, Mean, Rule, Within, decided, setting, undecided
 
@@ -324,14 +325,13 @@ def ensembles_help(settings: SearchClaimsSettings, rows: Sequence[Row]) -> Rule:
     def scores(condition: str, votes: int) -> Values:
         return by_run(rows, "table_score", arm=condition, votes=votes)
 
-    vote = scores(names.BEST, k)
+    vote = scores(VOTE, k)
 
     def above(condition: str, votes: int) -> Values:
         return np.asarray(np.round(vote - scores(condition, votes), DIGITS))
 
     single, model, samples, unselected = (
-        above(*way)
-        for way in ((names.BEST, 1), (names.MODEL, 1), (names.SAMPLES, k), (names.UNSELECTED, k))
+        above(*way) for way in ((VOTE, 1), (MODEL, 1), (SAMPLED_VOTE, k), (RANDOM_VOTE, k))
     )
     texts = [_text(settings, values) for values in (model, samples, unselected)]
     own, oracle = (
