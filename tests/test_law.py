@@ -268,6 +268,46 @@ def test_what_makes_no_sense_is_refused(bad: dict[str, float], message: str) -> 
         law.best_of_n_gain(**(QUADRATIC | {"n": 10, "sigma": 0.1} | bad))
 
 
+# the second-order form
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("n", [10, 64])
+def test_the_second_order_form_holds_to_the_edge(name: str, n: int) -> None:
+    """Within 5 % of the slope's gain at the edge, where the first form is 20 to 60 % off."""
+    spectrum, g = SPECTRA[name], flat_start(300)
+    slope, bend = candidates(spectrum, g, n=n, trials=4000, seed=n)
+    frobenius, known = float(np.linalg.norm(spectrum)), facts(spectrum, g)
+    more = {"frobenius": frobenius, "cube": float((spectrum**3).sum())}
+    for share in (0.25, 0.5, 1.0):
+        sigma = share * law.valid_up_to(gradient=1.0, frobenius=frobenius)
+        gain, scale = best(slope, bend, sigma).mean(), sigma * law.expected_maximum(n)
+        second = law.second_order_gain(**known, **more, n=n, sigma=sigma)
+        assert abs(second - gain) < 0.05 * scale
+    first = law.best_of_n_gain(**known, n=n, sigma=sigma)
+    assert 0.2 * scale < abs(first - gain) < 0.6 * scale
+
+
+def test_the_second_order_form_fails_for_spiky_curvature_at_large_n() -> None:
+    """One eigenvalue carries all of ‖H‖_F: the gain is bounded, the form is not."""
+    spectrum, g = np.eye(50)[0], np.eye(50)[1]
+    slope, bend = candidates(spectrum, g, n=1000, trials=300, seed=1)
+    sigma = law.valid_up_to(gradient=1.0, frobenius=1.0)
+    known = facts(spectrum, g) | {"frobenius": 1.0, "cube": 1.0, "n": 1000, "sigma": sigma}
+    gain = best(slope, bend, sigma).mean()
+    assert abs(law.second_order_gain(**known) - gain) > 0.1 * sigma * law.expected_maximum(1000)
+
+
+def test_to_first_order_both_forms_agree() -> None:
+    more = {"frobenius": 3.0, "cube": 5.0, "n": 50, "sigma": 1e-4}
+    first = law.best_of_n_gain(**QUADRATIC, n=50, sigma=1e-4)
+    assert math.isclose(law.second_order_gain(**QUADRATIC, **more), first, rel_tol=1e-6)
+    none = {"gradient": 0.0, "along": 0.0, "frobenius": 0.0, "cube": 0.0, "n": 50, "sigma": 0.1}
+    assert math.isclose(law.second_order_gain(trace=2.0, **none), -0.01)
+    with pytest.raises(LoclinError, match="expected tr H³ that is finite, found nan"):
+        law.second_order_gain(**QUADRATIC, **(more | {"cube": math.nan}))
+
+
 # the best σ
 
 

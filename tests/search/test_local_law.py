@@ -14,7 +14,7 @@ from loclin import law
 from loclin.models import Problem
 from loclin.models.evaluation import EvalSet
 from loclin.parameters import ParameterSpace
-from loclin.search.local_law import Coordinates, LocalLaw, second_order
+from loclin.search.local_law import CUBES, Coordinates, LocalLaw, second_order
 from loclin.search.noise import Noise
 
 
@@ -49,6 +49,34 @@ def test_all_coordinates_are_seen_by_probes() -> None:
     assert seen.frobenius == pytest.approx(dense.frobenius, rel=0.1)
 
 
+def test_the_cubed_trace_takes_a_second_product_of_the_first_probes() -> None:
+    """tr H³ without bias over seeds, by four products more."""
+    module, h = nn.Linear(4, 3).double(), symmetric(15, 0) / 4 + torch.eye(15).double()
+    space, g, products = ParameterSpace(module), torch.ones(15).double(), list[Tensor]()
+
+    def product(v: Tensor) -> Tensor:
+        products.append(v)
+        return h @ v
+
+    found = [
+        LocalLaw.by_probes(product, g, 6, seed=seed, noise=space.noise).cube for seed in range(400)
+    ]
+    assert len(products) == 400 * (6 + 1 + CUBES)
+    cube = float((h @ h @ h).trace())
+    assert np.mean(found) == pytest.approx(cube, abs=4 * np.std(found) / math.sqrt(len(found)))
+    assert LocalLaw.of_matrix(g.numpy(), h.numpy()).cube == pytest.approx(cube)
+
+
+def test_what_was_not_measured_has_no_second_order() -> None:
+    known = LocalLaw(gradient=1.0, trace=2.0, along=0.5, frobenius=1.0, cube=0.3)
+    assert known.second_order_gain(10, 0.1) == law.second_order_gain(
+        gradient=1.0, trace=2.0, along=0.5, frobenius=1.0, cube=0.3, n=10, sigma=0.1
+    )
+    assert math.isnan(replace(known, cube=math.nan).second_order_gain(10, 0.1))
+    assert math.isnan(replace(known, frobenius=math.nan).second_order_gain(10, 0.1))
+    assert known.linear_gain(10, 0.1) == pytest.approx(0.1 * law.expected_maximum(10))
+
+
 def test_tied_noise_sees_everything_folded_over_the_tensors() -> None:
     space = ParameterSpace(
         nn.Linear(4, 3).double()
@@ -70,6 +98,8 @@ def test_the_reference_is_the_best_sigma_up_to_the_validity_edge() -> None:
     many = LocalLaw(gradient=1.0, trace=100.0, along=0.0, frobenius=10.0)
     assert many.reference(20) == pytest.approx(0.018675, rel=1e-3)
     assert many.in_domain(20, many.reference(20))
+    assert many.domain(20) == many.reference(20)
+    assert flat.domain(20) == 0.25 * flat.edge
     assert not many.in_domain(20, 1.1 * many.reference(20))
     assert flat.in_domain(20, 0.25 * flat.reference(20))
     assert not flat.in_domain(20, 0.26 * flat.reference(20))

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,8 +37,8 @@ RAGGED = [("the cat", " sat on the mat"), ("do cats purr? yes, they do.", " (A)"
 GROUP = [*candidates(2, [0.05], seed=0, antithetic=True), *candidates(2, [0.2], seed=1)]
 
 
-def adapted(problem: Problem, **more: object) -> Problem:
-    model = attach(copy.deepcopy(problem.model), Lora(rank=2, **more), seed=0)  # type: ignore[arg-type]
+def adapted(problem: Problem, **more: Any) -> Problem:
+    model = attach(copy.deepcopy(problem.model), Lora(rank=2, **more), seed=0)
     return replace(problem, model=model)
 
 
@@ -76,10 +77,10 @@ def test_every_family_is_stacked(
     families: dict[str, PreTrainedModel],
     tokenizers: dict[str, PreTrainedTokenizerBase],
 ) -> None:
-    asked = [Example(prompt=p, answer=a) for p, a in RAGGED]
+    ragged = [Example(prompt=p, answer=a) for p, a in RAGGED]
     problem = adapted(Problem(model=families[family], tokenizer=tokenizers[family], examples={}))
     problem.model.double()
-    eval_set = EvalSet.of(problem, asked)
+    eval_set = EvalSet.of(problem, ragged)
     with perturbed(problem) as around:
         assert stacks(around, eval_set)
         found = score_stacked(around, eval_set, GROUP)
@@ -173,14 +174,20 @@ def test_workers_and_resuming_do_not_matter_and_groups_are_kept(
     trained: Problem, tmp_path: Path
 ) -> None:
     """A half group in the ledger is scored whole again, and its first half kept."""
-    asked = {"n": 6, "sigmas": [0.02, 0.1], "seed": 3, "antithetic": True, "group": 5}
+    request: dict[str, Any] = {
+        "n": 6,
+        "sigmas": [0.02, 0.1],
+        "seed": 3,
+        "antithetic": True,
+        "group": 5,
+    }
     spec = SearchSpec(
         options=options(), space="lora", lora=Lora(rank=2), examples=examples(trained, "damage", 2)
     )
     scorer, path = spec.build(), tmp_path / "ledger.jsonl"
     assert scorer.stacks
     assert scorer.fingerprint["stacked"] is True
-    whole = random_search(scorer, **asked, ledger=path)  # type: ignore[arg-type]
+    whole = random_search(scorer, **request, ledger=path)
     drawn = candidates(6, [0.02, 0.1], seed=3, antithetic=True)
     assert alike(whole.outcomes, score(scorer.perturbed, scorer.eval_set, drawn))
     lines = path.read_text().splitlines(keepends=True)
@@ -193,10 +200,10 @@ def test_workers_and_resuming_do_not_matter_and_groups_are_kept(
         return plain(item)
 
     scorer.do = counted  # type: ignore[method-assign, assignment]
-    assert same(random_search(scorer, **asked, ledger=path).outcomes, whole.outcomes)  # type: ignore[arg-type]
+    assert same(random_search(scorer, **request, ledger=path).outcomes, whole.outcomes)
     assert groups == [drawn[5:10], drawn[10:]]
     assert same(ledger.read(path)[1], whole.outcomes)
-    two = random_search(scorer, **asked, spec=spec, place=Place(workers=2))  # type: ignore[arg-type]
+    two = random_search(scorer, **request, spec=spec, place=Place(workers=2))
     assert same(two.outcomes, whole.outcomes)
     with pytest.raises(LoclinError, match=r"another search \(group is 5 there, 4 here\)"):
-        random_search(scorer, **{**asked, "group": 4}, ledger=path)  # type: ignore[arg-type]
+        random_search(scorer, **{**request, "group": 4}, ledger=path)

@@ -58,7 +58,7 @@ def law_rows(
 
     def errors(c: np.ndarray, scatter: np.ndarray, factor: float, over: str) -> list[Row]:
         law = 1 - c * trace
-        found = factor * gain(1 - c) + scatter * rng.standard_normal(len(c))
+        found = factor * gain(1 - c) + np.abs(scatter) * rng.standard_normal(len(c))
         return [
             row("law_error", np.abs(found - law).mean(), over=over, **here),
             row("linear_error", np.abs(found - 1).mean(), over=over, **here),

@@ -18,9 +18,14 @@ def test_every_profile_can_be_run(profile: Profile) -> None:
     assert preset(profile, "distilgpt2").curvature_chunk < preset(profile).curvature_chunk
 
 
-def test_six_runs_hold_1200_candidates_for_figure_3() -> None:
+def test_all_runs_hold_1200_candidates_for_figure_3() -> None:
     for settings in reproduced("standard"):
         assert settings.seeds * settings.candidates >= 1200
+
+
+def test_models_are_the_units_of_every_profile() -> None:
+    units = {p: [(s.seeds, s.models) for s in reproduced(p)[:2]] for p in ("standard", "paper")}
+    assert units == {"standard": [(12, 6), (8, 4)], "paper": [(24, 12), (24, 12)]}
 
 
 @pytest.mark.parametrize(
@@ -48,7 +53,7 @@ def test_six_runs_hold_1200_candidates_for_figure_3() -> None:
         ({"temperature": 0.0}, "expected a temperature above 0"),
         ({"noises": ("gaussian",)}, "expected noises beside gaussian, each once"),
         ({"probes": 1}, "at least 2 probes for an interval, found 1: raise --probes"),
-        ({"gradients": 2}, "expected at least k = 3 gradients, found 2: raise --gradients"),
+        ({"gradients": 5}, "expected at least 2 k = 6 gradients, found 5: raise --gradients"),
         ({"k": 13}, r"expected k from 1 to T = 12, found \[13\]: change --k or raise --steps"),
         ({"halfway_every": 0}, "expected halfway-every of at least 1, found 0: change --halfway-"),
         (

@@ -3,9 +3,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loclin.search.ensemble import best_of
+from loclin.studies.search import claims_names as names
 from loclin.studies.search.claims_settings import SearchClaimsSettings
-from loclin.studies.search.law_rows import bend, chance_error
+from loclin.studies.search.law_rows import PREDICTIONS, bend
 from tests.studies.search.claims_small import value
 
 
@@ -16,14 +16,10 @@ def test_errors_are_means_over_the_domain_and_over_kinds_of_spaces(
     rows = list(request.getfixturevalue(kind).rows)
     here: dict[str, Any] = {"point": "damaged", "noise": "gaussian"}
 
-    def off(quantity: str, **context: Any) -> float:
-        (found,) = (
-            r
-            for r in rows
-            if r.quantity == quantity and {**here, **context}.items() <= r.context.items()
-        )
-        assert found.value is not None
-        return found.value / (found.null or 1.0) - 1
+    def off(predicted: str | None, **context: Any) -> float:
+        gain = value(rows, "gain_per_slope", **here, **context)
+        expected = value(rows, predicted, **here, **context) if predicted else 1.0
+        return abs(gain - expected)
 
     domain = [
         r.context["size"]
@@ -33,35 +29,33 @@ def test_errors_are_means_over_the_domain_and_over_kinds_of_spaces(
     assert 0.05 in domain
     assert 1.0 not in domain
     subspaces_ = {r.context["space"] for r in rows if r.quantity == "signal_density"}
-    for quantity, mean in (("gain_ratio", "law_error"), ("gain_per_slope", "linear_error")):
-        sizes = [abs(off(quantity, space="all", size=size)) for size in domain]
+    end = {"at": names.DOMAIN_END}
+    for mean, predicted in PREDICTIONS.items():
+        sizes = [off(predicted, space="all", size=size) for size in domain]
         assert value(rows, mean, point="damaged", over="sizes") == pytest.approx(np.mean(sizes))
-        many = np.mean([abs(off(quantity, space=space, size=0.2)) for space in subspaces_])
-        kinds = [
-            many,
-            *(abs(off(quantity, space=space, size=0.2)) for space in ("all", "largest tensor")),
-        ]
-        assert value(rows, mean, point="damaged", over="spaces") == pytest.approx(np.mean(kinds))
+        many = np.mean([off(predicted, space=space, **end) for space in subspaces_])
+        alone = [off(predicted, space=space, **end) for space in ("all", "largest tensor")]
+        expected = np.mean([many, *alone])
+        assert value(rows, mean, point="damaged", over="spaces") == pytest.approx(expected)
+    largest = value(rows, "gain_per_slope", **here, space="all", size=domain[-1])
+    assert value(rows, "gain_per_slope", **here, space="all", **end) == largest
+    signed = [value(rows, "gain_ratio", **here, space="all", size=s) - 1 for s in domain]
+    bias = value(rows, "law_bias", point="damaged", over="sizes")
+    assert bias == pytest.approx(np.mean(signed))
     planes = {
         r.context["plane"]: r
         for r in rows
         if r.quantity == "overlap_correlation" and r.context["point"] == "damaged"
     }
     assert list(planes) == ["static plane", "gradients at θ_D", "random"]
-    told = [
+    predicted = [
         r.null
         for r in rows
         if r.quantity == "overlap_correlation"
         and r.context["point"] == "damaged"
         and r.context["of"] == "loss"
     ]
-    assert all(t is not None and abs(t) < 1 for t in told)
-
-
-def test_the_chance_error_is_that_of_fresh_searches() -> None:
-    rng = np.random.default_rng(5)
-    found = np.array([best_of(rng.standard_normal(60), [10])[0] for _ in range(2000)])
-    assert chance_error(10, 60) == pytest.approx(np.abs(found / 1.5388 - 1).mean(), rel=0.1)
+    assert all(r is not None and abs(r) < 1 for r in predicted)
 
 
 def test_the_bend_is_where_a_quadratic_bends() -> None:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from loclin.studies.search import claims_names as names
+from loclin.studies.search.names import MODEL, RANDOM_VOTE, SAMPLED_VOTE, VOTE
 from loclin.studies.search.point import Gains
 from loclin.studies.search.votes import chosen_size
 
@@ -28,11 +29,11 @@ def test_the_table_is_a_ladder_with_an_oracle_above(
     rows = list(request.getfixturevalue(kind).rows)
     table = {(r.context["arm"], r.context["votes"]): r for r in rows if r.quantity == "table_score"}
     assert set(table) == {
-        (names.MODEL, 1),
-        *((name, k) for name in (names.BEST, names.UNSELECTED, names.SAMPLES) for k in (1, 3)),
+        (MODEL, 1),
+        *((name, k) for name in (VOTE, RANDOM_VOTE, SAMPLED_VOTE) for k in (1, 3)),
         *((names.ORACLE, k) for k in (1, 2, 4)),
     }
-    assert table[names.MODEL, 1].p == 1
+    assert table[MODEL, 1].p == 1
     oracle = [table[names.ORACLE, k].value or 0.0 for k in (1, 2, 4)]
     assert oracle == sorted(oracle)
-    assert {r.null for r in table.values()} == {table[names.MODEL, 1].value}
+    assert {r.null for r in table.values()} == {table[MODEL, 1].value}

@@ -22,6 +22,7 @@ from loclin.stats import (
 )
 from loclin.studies.search import claims_names as names
 from loclin.studies.search.claims_settings import SearchClaimsSettings
+from loclin.studies.search.names import MODEL, RANDOM_VOTE, SAMPLED_VOTE, VOTE
 from loclin.studies.search.relations import correlation, permuted_correlations
 from loclin.studies.verdict import Condition, Drawn, Mean, Rule, Within, decided, setting, undecided
 
@@ -73,6 +74,12 @@ def _text(
     return otherwise if e is None else str(e)
 
 
+_SPACES = (
+    ", over σ and over spaces, each at the end of its domain (means of the kinds: all, largest "
+    "tensor, k dimensions)"
+)
+
+
 def best_of_n_law(settings: SearchClaimsSettings, rows: Sequence[Row], point: str) -> Rule:
     """The best of N gains as the law says, over the σ of its domain and, at θ_D, over spaces: more
     nearly than the slope alone, and without a bias that matters.
@@ -87,8 +94,9 @@ def best_of_n_law(settings: SearchClaimsSettings, rows: Sequence[Row], point: st
             for q in ("law_error", "linear_error", "second_order_error", "law_bias")
         )
         better.append(law - slope)
-        name = f"error of the law less that of the slope, {where}"
-        conditions.append(Mean(name=name, values=law - slope, threshold=0.0, below=True))
+        name = f"error of the law less that of the slope, {where}"  # probes may put it above 0
+        difference = Mean(name=name, values=law - slope, threshold=0.0, below=True, refutes=False)
+        conditions.append(difference)
         name = f"gain/law − 1, {where}"
         conditions.append(Within(name=name, values=bias, low=-MARGIN, high=MARGIN))
         of_law, alone, of_second, signed = (_text(settings, v) for v in (law, slope, second, bias))
@@ -120,9 +128,8 @@ def best_of_n_law(settings: SearchClaimsSettings, rows: Sequence[Row], point: st
         rule="domain: σ up to a quarter of √2‖g‖/‖H‖_F and up to σ*; gains less what the luck of "
         "the candidates adds to the slope's part (a control variate); supported: the law's error "
         f"less the slope's below 0, paired by run, and gain/law − 1 within ±{MARGIN} (equivalence)"
-        f"{', over σ and over spaces, each at the end of its domain' if len(overs) > 1 else ''} "
-        "(means of the kinds: all, largest tensor, k dimensions); refuted: the law's error above "
-        f"the slope's, or gain/law − 1 beyond ±{MARGIN}",
+        f"{_SPACES if len(overs) > 1 else ''}; refuted: gain/law − 1 beyond ±{MARGIN} (an error "
+        "above the slope's may be that of the probes behind tr H)",
         note="; ".join([*notes, _edge_note(settings, rows, point)]),
     )
 
@@ -324,14 +331,13 @@ def ensembles_help(settings: SearchClaimsSettings, rows: Sequence[Row]) -> Rule:
     def scores(condition: str, votes: int) -> Values:
         return by_run(rows, "table_score", arm=condition, votes=votes)
 
-    vote = scores(names.BEST, k)
+    vote = scores(VOTE, k)
 
     def above(condition: str, votes: int) -> Values:
         return np.asarray(np.round(vote - scores(condition, votes), DIGITS))
 
     single, model, samples, unselected = (
-        above(*way)
-        for way in ((names.BEST, 1), (names.MODEL, 1), (names.SAMPLES, k), (names.UNSELECTED, k))
+        above(*way) for way in ((VOTE, 1), (MODEL, 1), (SAMPLED_VOTE, k), (RANDOM_VOTE, k))
     )
     texts = [_text(settings, values) for values in (model, samples, unselected)]
     own, oracle = (

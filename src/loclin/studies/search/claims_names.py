@@ -17,6 +17,5 @@ OVER_SIZES, OVER_SPACES, OVER_ALL = "sizes", "spaces", "sizes up to the referenc
 #: Kinds of noise that are treated apart.
 GAUSSIAN, TIED = "gaussian", "tied"
 
-#: Ways to answer the test examples, in the context as "arm".
-MODEL, BEST, UNSELECTED = "the model", "vote of the best", "vote without selection"
-SAMPLES, ORACLE = "vote of samples", "any of them (oracle)"
+#: A way to answer the test examples, in the context as "arm"; the others are those of `names`.
+ORACLE = "any of them (oracle)"

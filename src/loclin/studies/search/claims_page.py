@@ -22,6 +22,7 @@ from loclin.report.section import Section, text_of
 from loclin.report.words import estimate_text, number
 from loclin.run.rows import Row
 from loclin.studies.search import claims_names as names
+from loclin.studies.search.names import MODEL, RANDOM_VOTE, SAMPLED_VOTE, VOTE
 
 GAIN = "gain (nats per answer token)"
 SIGMA = "σ over the reference σ"
@@ -340,11 +341,11 @@ def _table(rows: Sequence[Row], settings: Settings) -> Section:
     several, text = settings["votes"][1:], partial(text_of, rows)
     tested = sorted({r.context["votes"] for r in select(rows, "table_score", arm=names.ORACLE)})
     conditions = [
-        (names.MODEL, names.MODEL, 1),
-        ("the best candidate", names.BEST, 1),
-        *((f"vote of the {k} best", names.BEST, k) for k in several),
-        *((f"vote of {k} drawn without selection", names.UNSELECTED, k) for k in several),
-        *((f"vote of {k} samples of the model", names.SAMPLES, k) for k in several),
+        (MODEL, MODEL, 1),
+        ("the best candidate", VOTE, 1),
+        *((f"vote of the {k} best", VOTE, k) for k in several),
+        *((f"vote of {k} drawn without selection", RANDOM_VOTE, k) for k in several),
+        *((f"vote of {k} samples of the model", SAMPLED_VOTE, k) for k in several),
         *((f"any of {k} (oracle)", names.ORACLE, k) for k in tested[-2:]),
     ]
     scores = [

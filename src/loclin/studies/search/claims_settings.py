@@ -30,10 +30,11 @@ class SearchClaimsSettings(TrainBackSettings):
 
     A task is destroyed and trained half back. At both points candidates θ + σz are scored on fixed
     examples whose gradient and Hessian are measured too. The gain of the best of N is held against
-    the law over N and σ, over spaces and kinds of noise; the gain of every candidate against its
-    alignment with the recovery gradient and its overlap with the static plane; the gain inside
-    subspaces against their signal density; and votes of the best, on test examples that selected
-    nothing, against the best one, the model itself and the model sampled as often.
+    the law and its slope alone, over N and σ, over spaces and kinds of noise; the gain of every
+    candidate against its alignment with the recovery gradient and its overlap with the static
+    plane; the gain inside subspaces, each at its own best σ, against the law's there; and votes of
+    the best, on test examples that selected nothing, against the best one, the model itself and the
+    model sampled as often.
 
     Every σ is relative to the reference σ of the point: where the law expects the most of the
     largest N, but at most where the curvature's fluctuation is as large as the slope.

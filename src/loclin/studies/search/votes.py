@@ -18,7 +18,8 @@ from loclin.search.noise import Noise
 from loclin.search.scoring import best_first
 from loclin.seeds import derived
 from loclin.stats import mcnemar
-from loclin.studies.search.claims_names import BEST, MODEL, ORACLE, SAMPLES, UNSELECTED
+from loclin.studies.search.claims_names import ORACLE
+from loclin.studies.search.names import MODEL, RANDOM_VOTE, SAMPLED_VOTE, VOTE
 from loclin.studies.search.point import Gains, PointContext, gains
 from loclin.tasks.example import Example
 
@@ -80,7 +81,8 @@ def table_rows(
         eval_set = EvalSet.of(problem, test, at_once=here.eval_set.at_once)
         every = gains(perturbed, eval_set, tested)
         winner = gains(perturbed, eval_set, order[:1])
-    conditions, members = [(MODEL, 1, base)], {BEST: best, UNSELECTED: unselected, SAMPLES: drawn}
+    conditions = [(MODEL, 1, base)]
+    members = {VOTE: best, RANDOM_VOTE: unselected, SAMPLED_VOTE: drawn}
     for k in settings.votes:
         conditions += [(name, k, voted(ballots[:k], wanted)) for name, ballots in members.items()]
     for name, ballots in (members | {MODEL: [own]}).items():
