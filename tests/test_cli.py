@@ -146,7 +146,7 @@ def test_the_record_is_complete(finished: Path) -> None:
         run["sessions"][0]
     )
     claims = json.loads((finished / "claims.json").read_text())
-    assert len(claims) == 9
+    assert len(claims) == 11
     assert all(
         c["rule"] and c["verdict"] in ("supported", "refuted", "inconclusive") for c in claims
     )
