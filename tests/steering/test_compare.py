@@ -19,6 +19,8 @@ from loclin.steering.compare import (
     disattenuated,
     random_directions,
     reliability,
+    shrunk_covariance,
+    whitening,
     without,
     without_outliers,
 )
@@ -199,3 +201,36 @@ def test_labels_that_a_gradient_batch_does_not_know_give_uniform_p_values() -> N
         # Ranks are few: spread each evenly over its step.
         ps.append(permutation_p(found[0], found[1:]) - rng.uniform() / 10)
     assert_follows(np.array(ps), stats.uniform())
+
+
+def test_whitened_activations_vary_alike_and_a_dominant_axis_is_one_among_many() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.tensor([30.0, *[1.0] * 7])
+    h = torch.randn(1, 2000, 8, generator=generator) * scale
+    white = whitening(h)[0]
+    spread = torch.linalg.eigvalsh((h[0].double() @ white).T.cov())
+    assert torch.allclose(spread, torch.ones_like(spread), atol=0.3)
+    # both vectors lie along the axis, and in whitened activations at right angles
+    a, b = scale.clone(), scale * torch.tensor([1.0, *[-1.0, 1.0] * 3, 1.0])
+    before, after = cosines(a, b), cosines(white @ a.double(), white @ b.double())
+    assert float(before) > 0.98
+    assert abs(float(after)) < 0.5
+
+
+def test_shrinkage_is_that_of_ledoit_and_wolf() -> None:
+    """Against the sum over prompts, written out."""
+    h = torch.randn(12, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = h - h.mean(0)
+    s = x.T @ x / 12
+    target = s.trace() / 5 * torch.eye(5, dtype=torch.float64)
+    noise = sum(float((torch.outer(row, row) - s).square().sum()) for row in x) / 12**2
+    share = min(1.0, noise / float((s - target).square().sum()))
+    assert 0 < share < 1
+    assert torch.allclose(shrunk_covariance(h), (1 - share) * s + share * target)
+
+
+def test_whitening_needs_prompts_that_differ() -> None:
+    with pytest.raises(LoclinError, match="two prompts or more, found 1"):
+        whitening(torch.ones(2, 1, 3))
+    with pytest.raises(LoclinError, match="activations that vary over prompts"):
+        whitening(torch.ones(2, 4, 3))

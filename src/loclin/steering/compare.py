@@ -145,3 +145,49 @@ def _unit(vectors: Float[Tensor, "*a d"], which: str) -> Float[Tensor, "*a d"]:
             "has no angle"
         )
     return exact / lengths
+
+
+def whitening(h: Float[Tensor, "L n d"]) -> Float[Tensor, "L d d"]:
+    """Σ^(−1/2) of the activations at every layer: in whitened ones all directions vary alike, and
+    no dominant axis carries a cosine alone (measures §13).
+
+    Σ is the covariance over prompts, shrunk towards (tr Σ/d)·I by Ledoit and Wolf's formula ("A
+    well-conditioned estimator for large-dimensional covariance matrices", 2004).
+
+    Raises:
+        LoclinError: fewer than two prompts, or activations that are all alike.
+    """
+    if h.shape[1] < 2:
+        raise LoclinError(f"expected two prompts or more, found {h.shape[1]}: give more examples")
+    return torch.stack([_inverse_root(shrunk_covariance(each)) for each in h.double()])
+
+
+def shrunk_covariance(h: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:
+    """(1−ρ)S + ρ·(tr S/d)·I, with S the covariance and ρ = min(1, b²/δ²), b² the mean over prompts
+    of ‖xxᵀ − S‖²/n and δ² = ‖S − (tr S/d)·I‖² (Ledoit and Wolf 2004).
+
+    >>> shrunk_covariance(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+    tensor([[1., 0.],
+            [0., 0.]])
+    """
+    n, d = h.shape
+    x = h - h.mean(0)
+    s = x.T @ x / n
+    target = s.trace() / d * torch.eye(d, dtype=h.dtype)
+    away = (s - target).square().sum()
+    noise = (x.square().sum(1).square().sum() / n - s.square().sum()) / n
+    share = (noise / away).clamp(0, 1) if away > 0 else torch.ones_like(away)
+    shrunk: Tensor = (1 - share) * s + share * target
+    return shrunk
+
+
+def _inverse_root(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
+    values, axes = torch.linalg.eigh(covariance)
+    if not values[-1] > 0:
+        raise LoclinError(
+            "expected activations that vary over prompts, found none that do: give other examples"
+        )
+    # what varies in no prompt at all weighs as the least that round-off lets vary
+    root = values.clamp(min=1e-12 * float(values[-1])).rsqrt()
+    found: Tensor = axes * root @ axes.T
+    return found
