@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -89,7 +89,8 @@ def neutral_text(
             "more neutral text"
         )
     device, answers = next(model.parameters()).device, tuple(answers)
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[operator, union-attr]
+    config: Any = model.config
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if file is not None:
         longest = tokens if context is None else min(tokens, context)
         read = _passages(file, tokenizer, count=count, tokens=longest, seed=seed)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -229,7 +229,8 @@ def pieces(
 
     A single row always passes. With `rows_at_once`, at most so many rows whatever their length.
     """
-    vocabulary = int(model.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
+    config: Any = model.config
+    vocabulary = int(config.get_text_config().vocab_size)
     lengths = batch.attention_mask.sum(1).tolist()
     piece: list[int] = []
     ends: set[int] = set()

@@ -164,8 +164,10 @@ class SteeringVector:
                 finite.
         """
         self.check()
-        one = isinstance(length, int | float)
-        lengths = dict.fromkeys(self.layers, float(length)) if one else dict(length)  # type: ignore[arg-type]
+        by_block = isinstance(length, Mapping)
+        lengths = (
+            dict(length) if isinstance(length, Mapping) else dict.fromkeys(self.layers, length)
+        )
         for layer in self.layers:
             if not 0 < lengths.get(layer, 0.0) < math.inf:
                 raise LoclinError(
@@ -176,7 +178,7 @@ class SteeringVector:
             n: (v.double() * (lengths[n] / v.double().norm())).float()
             for n, v in self.directions.items()
         }
-        words = f"length {length:g}" if one else "a length of its own at every block"
+        words = "a length of its own at every block" if by_block else f"length {length:g}"
         return replace(self, directions=scaled, norm=words)
 
     def at(self, layers: Sequence[int]) -> SteeringVector:
