@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from loclin.steering.effect import layer_slopes, logit_differences
+from loclin.steering.effect import adding, layer_slopes, logit_differences
 from loclin.studies.steering.responses import random_vectors, responses
 from tests.planted import LinearModel, truth_world
 
@@ -27,9 +27,8 @@ def test_slopes_on_a_linear_model_are_those_of_its_matrices() -> None:
     )
     for layer in range(3):
         assert np.allclose(found[layer], expected[layer])
-    response = responses(
-        model, prompts, {"v": {1: 0.7 * a}}, (2.0, -1.0, 0.0, 1.0), path=None, progress=quiet
-    )["v"]
+    change = {"v": adding(model, {1: 0.7 * a})}
+    response = responses(model, prompts, change, (2.0, -1.0, 0.0, 1.0), progress=quiet)["v"]
     assert response.strengths == (-1.0, 0.0, 1.0, 2.0)
     assert np.allclose(response.slopes, expected[1])
     assert np.allclose(
@@ -41,20 +40,18 @@ def test_slopes_on_a_linear_model_are_those_of_its_matrices() -> None:
 def test_several_layers_are_added_to_together() -> None:
     model, prompts, a = truth_world(layers=3, width=8, facts=6, seed=0)
     first, _, last = factors(model, a)
-    found = responses(
-        model, prompts, {"v": {0: a, 2: -a}}, (-1.0, 0.0, 1.0), path=None, progress=quiet
-    )["v"]
+    change = {"v": adding(model, {0: a, 2: -a})}
+    found = responses(model, prompts, change, (-1.0, 0.0, 1.0), progress=quiet)["v"]
     assert np.allclose(found.slopes, 2 * (first - last))
 
 
 def test_slopes_leave_out_strengths_beyond_one() -> None:
     model, prompts, a = truth_world(layers=2, width=8, facts=6, seed=0)
-    near = responses(model, prompts, {"v": {0: a}}, (-1.0, 0.0, 1.0), path=None, progress=quiet)[
-        "v"
-    ]
-    far = responses(
-        model, prompts, {"v": {0: a}}, (-50.0, -1.0, 0.0, 1.0, 9.0), path=None, progress=quiet
-    )["v"]
+    change = {"v": adding(model, {0: a})}
+    near, far = (
+        responses(model, prompts, change, strengths, progress=quiet)["v"]
+        for strengths in ((-1.0, 0.0, 1.0), (-50.0, -1.0, 0.0, 1.0, 9.0))
+    )
     assert np.allclose(near.slopes, far.slopes)
 
 

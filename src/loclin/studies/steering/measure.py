@@ -187,13 +187,16 @@ def _effects(
 ) -> list[Row]:
     """What the vectors do on the test part, once, beside random directions."""
     settings, test = ctx.settings, ctx.splits.test
-    many = partial(responses, ctx.model, test, path=settings.layers_path)
-    found = many(vectors, settings.strengths, progress=ctx.stage("steering the test prompts"))
+    many = partial(responses, ctx.model, test)
+    put = partial(adding, ctx.model, path=settings.layers_path)
+    progress = ctx.stage("steering the test prompts")
+    changes = {route: put(by_layer) for route, by_layer in vectors.items()}
+    found = many(changes, settings.strengths, progress=progress)
     width = next(iter(vectors[settings.route].values())).numel()
     drawn = random_vectors(lengths, width, count=settings.band, seed=settings.seed)
     near = [s for s in settings.strengths if abs(s) <= LINEAR]
     progress = ctx.stage("steering at random")
-    band = many({str(i): v for i, v in enumerate(drawn)}, near, progress=progress)
+    band = many({str(i): put(v) for i, v in enumerate(drawn)}, near, progress=progress)
     over = partial(over_examples, groups=test.groups, seed=settings.seed)
     return list(make_rows.response_rows(found, list(band.values()), over))
 

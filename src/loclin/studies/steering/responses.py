@@ -8,25 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from loclin.seeds import derived
-from loclin.steering.effect import ByLayer, Response, adding, logit_differences, response
+from loclin.steering.effect import Change, Response, logit_differences, response
 from loclin.steering.prompts import PromptSet
 
 
 def responses(
     model: nn.Module,
     prompts: PromptSet,
-    vectors: Mapping[str, ByLayer],
+    changes: Mapping[str, Change],
     strengths: Sequence[float],
     *,
-    path: str | None,
     progress: Callable[[float], None],
 ) -> dict[str, Response]:
-    """The response to every vector by its name; the model as it is is measured once."""
+    """The response to every change by its name; the model as it is is measured once."""
     before, found = logit_differences(model, prompts), {}
-    for i, (name, by_layer) in enumerate(vectors.items()):
-        change = adding(model, by_layer, path=path)
+    for i, (name, change) in enumerate(changes.items()):
         found[name] = response(model, prompts, change, strengths, before=before)
-        progress((i + 1) / len(vectors))
+        progress((i + 1) / len(changes))
     return found
 
 
