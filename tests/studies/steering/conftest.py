@@ -11,15 +11,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loclin.models import Problem
 from loclin.progress import silent
-from loclin.run.rows import Row
+from loclin.run.rows import Part, Row
 from loclin.studies.steering.claims_context import SteeringContext, make_context
-from loclin.studies.steering.claims_measure import measure_rows
+from loclin.studies.steering.claims_measure import measured
 from loclin.studies.steering.claims_settings import preset
 from loclin.studies.steering.claims_vectors import Vectors, make_vectors
 from loclin.tasks.example import Example
 
 SMALL: dict[str, Any] = {
     "seeds": 2,
+    "models_per_claim": 1,
     "labels": 24,
     "gradient": 12,
     "shift": 12,
@@ -56,12 +57,17 @@ def vectors(ctx: SteeringContext) -> Vectors:
 
 
 @pytest.fixture(scope="session")
-def rows(ctx: SteeringContext) -> Iterator[list[Row]]:
+def part(ctx: SteeringContext) -> Iterator[Part]:
     """Of run 0; the model is afterwards what it was, bit for bit."""
     before = bits(ctx.model)
-    yield measure_rows(ctx)
+    yield measured(ctx)
     after = bits(ctx.model)
     assert all(torch.equal(before[n], after[n]) for n in before)
+
+
+@pytest.fixture(scope="session")
+def rows(part: Part) -> list[Row]:
+    return list(part.rows)
 
 
 @pytest.fixture(scope="session")
@@ -76,4 +82,4 @@ def paired_rows(
     )
     examples = {"test": {"pairs": pool}}
     problem = Problem(model=families["llama"], tokenizer=tokenizers["llama"], examples=examples)
-    return measure_rows(make_context(problem, PAIRED, 0, silent))
+    return list(measured(make_context(problem, PAIRED, 0, silent)).rows)

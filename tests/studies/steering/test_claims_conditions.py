@@ -7,10 +7,10 @@ import torch
 from loclin.steering.effect import logit_differences, response
 from loclin.studies.steering import claims_names as names
 from loclin.studies.steering.claims_conditions import (
-    choose_layer,
+    choose_layers,
     size_of_step,
     stepping,
-    vectors_at_layer,
+    vectors_at,
 )
 from loclin.studies.steering.claims_context import SteeringContext
 from loclin.studies.steering.claims_vectors import Vectors, shifts
@@ -21,20 +21,19 @@ def test_vectors_are_as_long_as_caa_and_the_parts_of_e1_add_up(
     ctx: SteeringContext, vectors: Vectors
 ) -> None:
     planted = replace(vectors, search=vectors.caa * 3)
-    found, random = vectors_at_layer(replace(ctx, chosen=1), planted)
+    found = vectors_at(ctx, planted, 1)
     length, parts = float(vectors.caa[1].norm()), (names.E1_ALONG, names.E1_ACROSS)
-    for vector in [*(x for n, x in found.items() if n not in parts), *random]:
+    for vector in (x for n, x in found.items() if n not in parts):
         assert float(vector.norm()) == pytest.approx(length, rel=1e-5)
     assert torch.allclose(found[parts[0]] + found[parts[1]], found["E1"], atol=1e-5)
     assert abs(float(found[parts[1]] @ found[names.CAA])) < 1e-4 * length**2
     assert torch.allclose(found[names.SEARCH], found[names.CAA], atol=1e-5)
-    assert len(random) == TINY.random_vectors
 
 
 def test_the_weight_step_shifts_as_much_as_caa_is_long_and_is_undone(
     ctx: SteeringContext, vectors: Vectors
 ) -> None:
-    size = size_of_step(replace(ctx, chosen=1), vectors)
+    size = size_of_step(ctx, vectors, 1)
     assert size is not None
     fixed = vectors.steps["fixed"]
     moved = shifts(ctx, {"fixed": fixed}, ctx.parts["shift"], size=size)["E1"]
@@ -55,12 +54,15 @@ def test_the_weight_step_shifts_as_much_as_caa_is_long_and_is_undone(
     assert all(torch.equal(before[n], p) for n, p in ctx.model.named_parameters())
 
 
-def test_the_layer_is_chosen_among_the_later_ones(ctx: SteeringContext, vectors: Vectors) -> None:
-    chosen, slopes = choose_layer(ctx, vectors.caa)
-    late = ctx.layers[len(ctx.layers) // 2 :]
-    assert chosen == max(late, key=lambda layer: slopes[layer].value or 0.0)
-    # turned round at the last layer, CAA moves answers the other way there, and is still not chosen
-    # at an early one
+def test_blocks_are_chosen_in_the_median_third_and_in_the_later_half(
+    ctx: SteeringContext, vectors: Vectors
+) -> None:
+    chosen, rows = choose_layers(ctx, vectors.caa)
+    assert chosen == {names.MIDDLE: 0, names.CHOSEN: 1}
+    assert [(r.quantity, r.value) for r in rows[:2]] == [("layer", 0.0), ("layer", 1.0)]
+    assert [r.context["layer"] for r in rows if r.quantity == "choice_slope"] == [0, 1]
+    # turned round at the last block, CAA moves answers the other way there, and an early one is
+    # still not chosen for the late one
     turned = vectors.caa.clone()
     turned[-1] *= -1
-    assert choose_layer(ctx, turned)[0] in late
+    assert choose_layers(ctx, turned)[0] == chosen

@@ -52,9 +52,11 @@ def test_too_few_examples_say_how_many_are_needed_for_so_many_runs(count: int, s
         Example(prompt=str(i), answer=" yes", options=(" yes", " no"), group=str(i // size))
         for i in range(count)
     ]
-    needed = rf"expected 136 examples for 2 runs of 68 each \(labels 24, .*found {count} in"
+    needed = (
+        rf"expected 136 examples for 2 runs of 68 each on one model \(labels 24, .*found {count} in"
+    )
     with pytest.raises(LoclinError, match=needed):
-        divided(pool, TINY)
+        divided(pool, TINY, seed=0)
 
 
 def test_a_part_of_one_class_is_refused_by_name(speaking: Problem) -> None:
@@ -81,12 +83,27 @@ def test_cosines_and_places() -> None:
     b = torch.tensor([[6.0, 8.0], [1.0, 0.0], [-2.0, 0.0]])
     assert cosine(a, b).tolist()[::2] == pytest.approx([1.0, -1.0])
     assert cosine(a, a)[1].isnan()
-    found = places(np.array([[0.1, 0.5, 0.2, 0.4], [0.9, 0.0, 0.0, 0.2]]), 2)
-    assert {k: v.tolist() for k, v in found.items()} == {
-        "chosen": [0.2, 0.0],
-        "late": pytest.approx([0.3, 0.1]),
-        "highest": [0.5, 0.9],
-    }
+    values = np.array([[0.1, 0.5, 0.2, 0.4], [0.9, 0.0, 0.0, 0.2]])
+    late = np.arctanh(values[:, 2:]).mean(1)
+    for scale, expected in (("plain", [0.3, 0.1]), ("fisher", np.tanh(late))):
+        found = places(values, {"middle": 1, "chosen": 2}, scale)  # type: ignore[arg-type]
+        assert found.pop("late") == pytest.approx(expected)
+        assert {k: v.tolist() for k, v in found.items()} == {
+            "middle": [0.5, 0.0],
+            "chosen": [0.2, 0.0],
+            "highest": [0.5, 0.9],
+        }
+
+
+def test_runs_on_one_model_share_its_seed_and_divide_its_examples(speaking: Problem) -> None:
+    settings = replace(TINY, seeds=4, models_per_claim=2)
+    every = [make_context(speaking, settings, run, silent) for run in range(4)]
+    assert [c.model_seed for c in every] == [0, 1, 0, 1]
+    assert len({c.seed for c in every}) == 4
+    first, third = ({e.prompt for p in PARTS for e in every[r].parts[p].examples} for r in (0, 2))
+    assert not first & third
+    own = replace(TINY, model="gpt2", data=("mine.jsonl",), seeds=4)
+    assert (own.models, {own.of_model(run) for run in range(4)}) == (1, {0})
 
 
 def test_answers_that_are_due_are_no_damage(ctx: SteeringContext) -> None:

@@ -54,22 +54,27 @@ def test_labels_that_say_nothing_have_a_uniform_p(ctx: SteeringContext, vectors:
     assert stats.kstest(found, "uniform").pvalue > 1e-3
 
 
-def test_directions_and_tokens_are_those_of_every_run_and_permutations_are_not(
+def test_directions_and_tokens_are_those_of_the_model_and_permutations_are_not(
     ctx: SteeringContext, vectors: Vectors
 ) -> None:
-    other = replace(ctx, run=1, seed=99)
+    other, elsewhere = replace(ctx, run=1, seed=99), replace(ctx, model_seed=7)
     for loss, of, nulls in (
         (None, {"E1", "E2", "E3"}, {names.WHOLE}),
-        ("fixed", {"E1"}, {names.BY_TENSOR, names.BEYOND}),
-        ("gold", {"E2", "E3"}, {names.BY_TENSOR, names.BEYOND}),
+        ("fixed", {"E1"}, {names.BY_TENSOR, names.BEYOND, names.IN_WHITENED}),
+        ("gold", {"E2", "E3"}, {names.BY_TENSOR, names.BEYOND, names.IN_WHITENED}),
     ):
-        one, two = (random_weights(c, vectors, loss) for c in (ctx, other))
+        one, two, apart = (
+            random_weights(c, vectors, loss)  # type: ignore[arg-type]
+            for c in (ctx, other, elsewhere)
+        )
         assert one.keys() == {(each, null) for each in of for null in nulls}
         for key, draws in one.items():
             assert np.array_equal(draws, two[key])
+            assert not np.allclose(draws, apart[key])
             assert draws.shape == (2 * TINY.directions, len(ctx.layers))
             assert np.array_equal(draws[TINY.directions :], -draws[: TINY.directions])
     assert other_tokens(ctx) == other_tokens(other)
+    assert other_tokens(ctx) != other_tokens(elsewhere)
     assert not np.array_equal(relabelled(ctx, vectors)["E2"], relabelled(other, vectors)["E2"])
 
 

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from loclin.report.section import text_of
@@ -17,9 +19,10 @@ def test_the_page_holds_what_the_rows_do(kind: str, request: pytest.FixtureReque
     shown = page.sections(every, vars(TINY))
     drawn = [d.name for s in shown for d in s.figures]
     assert drawn == [n for n in FIGURES if kind == "rows" or n != "beyond-e3"]
-    assert all("nan" not in line for s in shown for line in s.sees)
+    assert not any(re.search(r"\bnan\b", line) for s in shown for line in s.sees)
     tables = {t.header[0] or "angles": t for s in shown for t in s.tables}
     assert tables.keys() == {"angles", "of", "condition"}
+    assert sum(t.header[0] == "condition" for s in shown for t in s.tables) == 2
     for table in tables.values():
         assert all(len(row) == len(table.header) and "nan" not in row for row in table.rows)
     angles = {row[0]: dict(zip(tables["angles"].header, row, strict=True)) for row in
@@ -28,11 +31,21 @@ def test_the_page_holds_what_the_rows_do(kind: str, request: pytest.FixtureReque
         ("cosine with CAA", "cosine_at", {"removed": names.NOTHING}),
         (names.REMOVED[names.READOUT], "cosine_at", {"removed": names.READOUT}),
         ("97.5 % of random steps without the readout", "null_at", {"null": names.BEYOND}),
+        (
+            "there, in whitened activations",
+            "cosine_at",
+            {"removed": names.WHITENED, "at": names.MIDDLE},
+        ),
+        ("share of runs and blocks whose reliability is not above 0", "unreliable", {}),
         ("ceiling of the cosine by both reliabilities", "ceiling_at", {}),
     ):
-        assert angles[label]["E1"] == text_of(every, quantity, of="E1", at="late", **context)
+        assert angles[label]["E1"] == text_of(
+            every, quantity, **{"of": "E1", "at": "late", **context}
+        )
     assert ("E2" in tables["angles"].header) == (kind == "rows")
     conditions = {row[0]: row[2] for row in tables["condition"].rows}
-    assert conditions[names.STEP] == text_of(every, "slope_ratio", condition=names.STEP)
+    late = {"condition": names.STEP, "at": names.CHOSEN}
+    assert conditions[names.STEP] == text_of(every, "slope_ratio", **late)
+    assert any("CAA with permuted labels stay below" in line for s in shown for line in s.sees)
     text = " ".join(line for s in shown for line in s.sees)
     assert ("E3 is not defined" in text) == (kind == "paired_rows")

@@ -16,10 +16,15 @@ def test_every_profile_can_be_run(profile: Any) -> None:
     assert every[0].entry == f"steering-statements{'-small' if profile == 'smoke' else ''}"
 
 
-def test_the_nulls_of_a_study_are_large_enough_for_holm() -> None:
-    standard = preset("standard")
-    fewest = min(2 * standard.directions, standard.relabelings, standard.chance, 2 * 97)
-    assert 5 / (fewest + 1) < 0.05
+def test_runs_models_and_nulls_of_the_profiles() -> None:
+    standard, paper, smoke = (preset(profile) for profile in ("standard", "paper", "smoke"))  # type: ignore[arg-type]
+    assert [(s.runs, s.models) for s in (smoke, standard, paper)] == [(3, 3), (8, 4), (24, 12)]
+    assert [standard.model_seed(run) for run in range(8)] == [0, 1, 2, 3] * 2
+    assert all(standard.model_seed(run) == standard.of_model(run) for run in range(8))
+    own = preset("standard", "gpt2")
+    assert (own.runs, own.models) == (6, 1)
+    # Holm over five claims in both directions, draws of one model
+    assert 10 / (2 * min(own.directions, own.tokens) + 1) < 0.05
 
 
 @pytest.mark.parametrize(

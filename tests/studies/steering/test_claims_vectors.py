@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import torch
 from transformers import PreTrainedModel
 
 from loclin.activations.capture import activations
 from loclin.studies.steering.claims_context import SteeringContext, cosine
-from loclin.studies.steering.claims_vectors import Vectors, estimands, without_embeddings
+from loclin.studies.steering.claims_vectors import Vectors, estimands, whitened, without_embeddings
 
 
 def test_the_estimands_are_those_of_the_brief(ctx: SteeringContext, vectors: Vectors) -> None:
@@ -29,7 +31,7 @@ def test_the_estimands_are_those_of_the_brief(ctx: SteeringContext, vectors: Vec
     for of, vector in expected.items():
         assert cosine(vectors.shifts[of], vector).min() > 0.999
         assert torch.allclose(vectors.shifts[of].norm(dim=-1), vector.norm(dim=-1), rtol=1e-2)
-    assert estimands({"fixed": after["fixed"]}, None).keys() == {"E1"}
+    assert estimands({"fixed": after["fixed"]}, replace(read, labels=None)).keys() == {"E1"}
 
 
 def test_frozen_embeddings_stay_where_they_are(
@@ -45,3 +47,17 @@ def test_frozen_embeddings_stay_where_they_are(
     gone = set(names) - set(without_embeddings(llama, names).split(","))
     assert gone == {"model.embed_tokens.weight", "lm_head.weight"} & set(names)
     assert without_embeddings(ctx.model, ["transformer.wte.weight"]) == ""
+
+
+def test_whitened_vectors_see_every_direction_vary_alike(
+    ctx: SteeringContext, vectors: Vectors
+) -> None:
+    read = [
+        activations(ctx.model, ctx.parts[p].batch, layers=ctx.layers) for p in ("labels", "shift")
+    ]
+    h = whitened(torch.cat(read, dim=1).transpose(0, 1), vectors).transpose(0, 1).double()
+    spread = torch.linalg.eigvalsh(torch.stack([x.T.cov() for x in h]))
+    # as far as so few prompts say: before, the largest is hundreds of times the mean
+    assert (spread.max(1).values < 2.5).all()
+    one = whitened(vectors.caa, vectors)
+    assert torch.allclose(one[1], vectors.white[1] @ vectors.caa[1], atol=1e-5)

@@ -1,290 +1,250 @@
 """The claims that the steering study decides, by rules written here before any run (measures §13,
 §14).
 
-Every rule needs an interval over runs clear of its threshold and a p-value below 0.05 after Holm's
-correction over the study's claims. Where several things have to hold, p is the largest of theirs
-(intersection-union test).
+At the last block every vector's effect is its readout: "steers as well" is decided at a block of
+the median third, beyond the readout and in whitened activations; the late blocks, which the paper
+speaks of, stand beside it. Where several things have to hold, p is the largest of theirs.
 
-Null draws are means over runs, as the estimates are. Random weight directions and unrelated tokens
-are the same in every run: the runs share one model, and a mean over directions drawn anew in each
-would be too narrow a null.
+Null draws are means over units, as the estimates are. Random weight directions and unrelated tokens
+are the same in all runs on one model: a mean over directions drawn anew in each would be too narrow
+a null. Those of different models are independent, and so are permuted labels of different runs.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
-from jaxtyping import Float
-
-from loclin.run.rows import Claim, Row, by_run
-from loclin.stats import Estimate, equivalence, mean_above, over_runs, permutation_p
+from loclin.run.rows import Claim, Row
+from loclin.stats import Estimate
 from loclin.steering.estimands import Estimand
 from loclin.studies.steering import claims_names as names
+from loclin.studies.steering.claims_found import Found, Values, whole
+from loclin.studies.steering.claims_notes import (
+    beyond_readout,
+    by_layer,
+    chosen_layers,
+    effects_beside,
+    form,
+    labels_say,
+    readout_alone,
+    why_not,
+    without,
+)
 from loclin.studies.steering.claims_settings import SteeringClaimsSettings as Settings
-from loclin.studies.verdict import LEVEL, adjusted, figures, setting, verdict
+from loclin.studies.verdict import Condition, Drawn, Mean, Rule, Within, decided, setting, undecided
 
 ALONG = 0.2  # a cosine, or a share of CAA's effect, below which a claim is refuted
 AGREE = 0.5  # a mean cosine from which two routes "agree"
-#: What every interval of the study is over.
-RUNS = (
-    "runs are parts of the examples of one model that share no group (for statements: facts may be "
-    "shared, in other phrasings)"
-)
-
-Values = Float[np.ndarray, " S"]
+BUILT_IN_UNITS = "units are models; runs on one are parts of its examples"
+OWN_UNITS = "one model: units are its runs, parts of the examples that share no group"
 
 
 def decide(settings: Settings, rows: Sequence[Row]) -> list[Claim]:
-    """All claims, p-values adjusted over them."""
-    steps = [gradient_step_steers(settings, rows, of) for of in names.ESTIMANDS]
-    return adjusted([*steps, two_routes_agree(settings, rows), search_steers(settings, rows)])
+    """All claims, adjusted over both directions of all of them."""
+    found = Found.of(rows, settings.models)
+    steps = [gradient_step_steers(settings, found, of) for of in names.ESTIMANDS]
+    return decided([*steps, two_routes_agree(settings, found), search_steers(settings, found)])
 
 
-def gradient_step_steers(settings: Settings, rows: Sequence[Row], of: Estimand) -> Claim:
-    """The shift by a gradient step lies along CAA, more than chance gives, and steers as well."""
-    second, (least, most) = names.SECOND_NULL[of], names.SIMILAR
-    cosine, e = _cosine(rows, of), _estimate(_cosine(rows, of))
-    ratio, at_kl = (by_run(rows, name, condition=of) for name in ("slope_ratio", "kl_ratio"))
+def gradient_step_steers(settings: Settings, found: Found, of: Estimand) -> Rule:
+    """The shift by a gradient step lies along CAA, more than the readout and chance give, and
+    steers as well.
+    """
+    least, most = names.SIMILAR
+    estimate = found.estimate(found.cosine(of, names.MIDDLE))
     claim = _claim(
-        e,
+        settings,
+        estimate,
         id="gradient-step-steers",
         statement="One gradient step on the loss of an answer shifts activations along the vector "
-        "from labels, and steers as well.",
-        setting=setting(settings, f"{of}: {names.ESTIMANDS[of]}, layer chosen apart"),
-        paper="cosine ≈ 0.58, similar effect (Fig. 7); not said which estimand",
-        measured="cos(Δh, CAA) at the chosen layer, Δh by a step forward and back, η = "
-        f"{settings.eta:g}; CAA in its {_form(rows)} form",
-        null=f"{ALONG:g}; random weight directions matched tensor by tensor, both ways; {second}",
-        rule="layer: largest effect of CAA on examples of its own, later half of the blocks; "
-        f"supported: lower limit above {ALONG:g}, above both nulls, and the effect over CAA's, at "
-        f"equal length and at equal KL, equivalent within {least:g} to {most:g} (two one-sided "
-        f"t-tests on the log ratio); refuted: upper limit below {ALONG:g}, or the interval of the "
-        "ratio at equal length wholly outside these",
+        "from labels, beyond what the readout gives, and steers as well.",
+        setting=setting(settings, of),
+        paper="cosine ≈ 0.58 at late layers, similar effect (Fig. 7); not said which estimand",
+        measured=f"cos(Δh, CAA) at the middle block, {of}: {names.ESTIMANDS[of]}, by a step "
+        f"forward and back, η = {settings.eta:g}; CAA in its {form(found)} form",
+        null=f"{ALONG:g}; random weight directions matched tensor by tensor, both ways; CAA of "
+        f"permuted labels{'; unrelated tokens' if of == 'E1' else ''}",
+        rule="blocks: largest effect of CAA on examples of its own, the middle one in the median "
+        "third, the late one in the later half; supported: at the middle one the cosine, that "
+        "without both answers' mean gradients of log p (the readout) and that in whitened "
+        f"activations are above {ALONG:g}, each above its null, and the effect over CAA's, at "
+        f"equal length and at equal KL, is within {least:g} to {most:g} (two one-sided t-tests on "
+        f"the log ratio); and at the late one the cosine is above {ALONG:g} and its null; refuted: "
+        f"one of the cosines, but for the whitened, is below {ALONG:g}, or a ratio outside",
+        note="; ".join(_steps_note(found, of)) if estimate else why_not(found, of),
     )
-    if e is None:
-        return replace(claim, note=_why_not(rows, of))
-    p = {
-        f"cosine above {ALONG:g}": mean_above(cosine, ALONG),
-        names.BY_TENSOR: _above_draws(rows, e.value, of, names.BY_TENSOR, "chosen"),
-        second: _above_draws(rows, e.value, of, second, "chosen"),
-        "equivalence at equal length": _similar(ratio),
-        "at equal KL": _similar(at_kl),
-    }
-    share = _estimate(ratio)
-    other = share is not None and (share.high < least or share.low > most)
-    layers, here = _layers(rows), {"of": of, "at": "chosen"}
-    return _decided(
-        claim,
-        max(p.values()),
-        e.low > ALONG and max(p.values()) < LEVEL,
-        e.high < ALONG or other,
-        f"slope over CAA's {share or 'not defined (CAA does not steer)'} at equal length, "
-        f"{_text(at_kl)} at equal KL",
-        _named(p),
-        *_unlearnt(rows, of),
-        _chosen_layers(rows),
-        _beyond(rows, of, "chosen"),
-        f"late layers: {_by_layer(rows, of, layers[len(layers) // 2 :], 'layer {} ')}",
-        *_without(rows, of, "chosen"),
-        f"disattenuated {_mean(rows, 'disattenuated_at', **here)}",
-        "97.5 % of CAA with permuted labels "
-        f"{_mean(rows, 'null_at', null=names.CAA_RELABELLED, **here)} (the axis between the "
-        "classes stays in the activations)",
-    )
+    conditions = step_conditions(found, of) if estimate else ()
+    return Rule(claim=claim, conditions=conditions, models=settings.models)
 
 
-def two_routes_agree(settings: Settings, rows: Sequence[Row]) -> Claim:
-    """Weights without labels (E1) and labels without weights (CAA) agree over the late layers."""
-    cosine, e = _cosine(rows, "E1", at="late"), _estimate(_cosine(rows, "E1", at="late"))
+def two_routes_agree(settings: Settings, found: Found) -> Rule:
+    """Weights without labels (E1) and labels without weights (CAA) agree over the late blocks."""
+    estimate = found.estimate(found.cosine("E1", names.LATE))
     claim = _claim(
-        e,
+        settings,
+        estimate,
         id="two-routes-agree",
         statement="Two routes, a gradient step towards one answer and labels without weights, give "
         "one direction.",
-        setting=setting(settings, "E1 against CAA, late layers, disjoint examples"),
+        setting=setting(settings, "E1 and CAA, late blocks"),
         paper="aligned at late layers (Fig. 8)",
-        measured=f"cos(Δh, CAA), mean over the later half of the blocks, η = {settings.eta:g}; CAA "
-        f"in its {_form(rows)} form",
+        measured="cos(Δh, CAA) of disjoint examples, mean over the later half of the blocks, η = "
+        f"{settings.eta:g}; CAA in its {form(found)} form",
         null=f"{AGREE:g}; random weight directions matched tensor by tensor, both ways; unrelated "
-        "tokens; neither is a step that raises the answer's probability and nothing else, which "
-        "the note holds it against",
-        rule=f"supported: lower limit above {AGREE:g}, and above the same mean of both nulls; "
-        f"refuted: upper limit below {AGREE:g}",
+        "tokens; CAA of permuted labels; none is a step that raises the answer's probability and "
+        "nothing else, which the note holds it against",
+        rule=f"supported: above {AGREE:g}, and above the same mean of every null; refuted: below "
+        f"{AGREE:g}",
+        note="; ".join(_routes_note(found)) if estimate else why_not(found, "E1"),
     )
-    if e is None:
-        return replace(claim, note=_why_not(rows, "E1"))
-    both, highest = (names.BY_TENSOR, names.TOKENS), _cosine(rows, "E1", at="highest")
-    nulls = {null: _above_draws(rows, e.value, "E1", null, "late") for null in both}
-    corrected = _above_draws(rows, float(np.mean(highest)), "E1", names.BY_TENSOR, "highest")
-    late = {"of": "E1", "at": "late"}
-    return _decided(
-        claim,
-        max(mean_above(cosine, AGREE), *nulls.values()),
-        e.low > AGREE,
-        e.high < AGREE,
-        _beyond(rows, "E1", "late"),
-        f"the logit gradient itself {_text(_cosine(rows, names.LOGITS, at='late'))}",
-        f"layer by layer {_by_layer(rows, 'E1', _layers(rows), '{}: ')}",
-        f"largest over layers {_text(highest)}, p {corrected:.2g} against the largest of random "
-        "directions",
-        _named(nulls),
-        f"ceiling by reliability {_mean(rows, 'ceiling_at', **late)}, disattenuated "
-        f"{_mean(rows, 'disattenuated_at', **late)}",
-        *_without(rows, "E1", "late"),
-    )
+    conditions = route_conditions(found) if estimate else ()
+    return Rule(claim=claim, conditions=conditions, models=settings.models)
 
 
-def search_steers(settings: Settings, rows: Sequence[Row]) -> Claim:
+def search_steers(settings: Settings, found: Found) -> Rule:
     """The best of many random weight steps shift activations along a direction that steers."""
-    ratio = by_run(rows, "slope_ratio", condition=names.SEARCH)
-    e, winners = _estimate(ratio), settings.winners
+    estimate, winners = found.estimate(_search_ratio(found), "plain"), settings.winners
     claim = _claim(
-        e,
+        settings,
+        estimate,
         id="search-steers",
         statement="The best of many random weight steps shift activations along a direction that "
         "steers.",
-        setting=setting(settings, f"{winners} best of {settings.candidates}, layer chosen apart"),
+        setting=setting(settings, f"{winners} best of {settings.candidates}"),
         paper="steers (Fig. 9)",
         measured="slope of the search vector's effect over that of CAA, at equal length, at the "
-        "chosen layer",
-        null=f"{ALONG:g}; {winners} steps with scores permuted, {settings.chance} draws",
-        rule="steps are scored, read and tested on three disjoint parts; against the null slopes "
-        f"are of strengths −1 and 1; supported: lower limit above {ALONG:g}, and above the null; "
-        f"refuted: upper limit below {ALONG:g}",
+        "middle block",
+        null=f"{ALONG:g}; {winners} steps with scores permuted, {settings.chance} draws a run",
+        rule="steps are scored, read and tested on three disjoint parts; the middle block is "
+        "chosen apart; against the null slopes are of strengths −1 and 1; supported: above "
+        f"{ALONG:g}, and above the null; refuted: below {ALONG:g}; means are of plain ratios, "
+        "which may be below 0",
+        note="; ".join(_search_note(found))
+        if estimate
+        else "CAA does not steer: there is no effect to compare with",
     )
-    if e is None:
-        return replace(claim, note="CAA does not steer: there is no effect to compare with")
-    observed = float(np.mean(by_run(rows, "ends_ratio", condition=names.SEARCH)))
-    p = {
-        f"ratio above {ALONG:g}": mean_above(ratio, ALONG),
-        "permuted scores": permutation_p(observed, _draws(rows, "chance_ratio")),
-    }
-    with_step = _mean(rows, "cosine_with_step_at", of=names.SEARCH, at="chosen")
-    return _decided(
-        claim,
-        max(p.values()),
-        e.low > ALONG,
-        e.high < ALONG,
-        _named(p),
-        f"at equal KL {_mean(rows, 'kl_ratio', condition=names.SEARCH)}",
-        f"cosine with CAA {_text(_cosine(rows, names.SEARCH))}, with E1 {with_step}",
-        _chosen_layers(rows),
+    conditions = search_conditions(found) if estimate else ()
+    return Rule(claim=claim, conditions=conditions, models=settings.models)
+
+
+def _claim(settings: Settings, estimate: Estimate | None, *, rule: str, **words: str) -> Claim:
+    units = BUILT_IN_UNITS if settings.models > 1 else OWN_UNITS
+    return undecided(estimate, rule=f"{rule}; {units}", **words)
+
+
+def step_conditions(found: Found, of: Estimand) -> tuple[Condition, ...]:
+    """What has to hold of a gradient step's shift: cosines, and effects."""
+    tokens, middle, (least, most) = of == "E1", names.MIDDLE, names.SIMILAR
+    beyond = found.cosine(of, middle, names.READOUT)
+    white = found.cosine(of, middle, names.WHITENED)
+    effects = (
+        Within(
+            name=f"effect over CAA's at {when}",
+            values=whole(found.values(quantity, condition=of, at=middle)),
+            low=least,
+            high=most,
+            scale="log",
+        )
+        for when, quantity in (("equal length", "slope_ratio"), ("equal KL", "kl_ratio"))
+    )
+    return (
+        _cosine_above("middle cosine", found.cosine(of, middle)),
+        *_above_nulls(found, of, middle, tokens=tokens),
+        _cosine_above("beyond the readout", beyond),
+        found.drawn("beyond the readout, random steps", beyond, of, names.BEYOND, middle),
+        # whitening makes the noise of both vectors larger: a low cosine there refutes nothing
+        _cosine_above("whitened", white, refutes=False),
+        found.drawn("whitened, random steps", white, of, names.IN_WHITENED, middle),
+        _cosine_above("late cosine", found.cosine(of, names.CHOSEN)),
+        *_above_nulls(found, of, names.CHOSEN, tokens=tokens),
+        *effects,
     )
 
 
-def _claim(e: Estimate | None, *, rule: str, **words: str) -> Claim:
-    """A claim that is not decided yet."""
-    measured: dict[str, Any] = {**words, **figures(e)}
-    return Claim(p=None, p_holm=None, rule=f"{rule}; {RUNS}", verdict="not run", **measured)
+def route_conditions(found: Found) -> tuple[Condition, ...]:
+    """What has to hold of two routes."""
+    cosine = found.cosine("E1", names.LATE)
+    above = Mean(name=f"cosine above {AGREE:g}", values=cosine, threshold=AGREE, scale="fisher")
+    return (above, *_above_nulls(found, "E1", names.LATE, tokens=True))
 
 
-def _decided(claim: Claim, p: float, supported: bool, refuted: bool, *notes: str) -> Claim:
-    return replace(claim, p=p, verdict=verdict(supported, refuted), note="; ".join(notes))
+def search_conditions(found: Found) -> tuple[Condition, ...]:
+    """What has to hold of the search vector."""
+    ratio = whole(_search_ratio(found))
+    above = Mean(name=f"ratio above {ALONG:g}", values=ratio, threshold=ALONG)
+    return (above, Drawn(name="permuted scores", value=_above_chance(found)))
 
 
-def _cosine(rows: Sequence[Row], of: str, removed: str = "", at: str = "chosen") -> Values:
-    return by_run(rows, "cosine_at", of=of, removed=removed or names.NOTHING, at=at)
+def _search_ratio(found: Found) -> Values:
+    return found.values("slope_ratio", condition=names.SEARCH, at=names.MIDDLE)
 
 
-def _named(p: Mapping[str, float]) -> str:
-    return "p: " + ", ".join(f"{name} {value:.2g}" for name, value in p.items())
+def _cosine_above(name: str, values: Values, *, refutes: bool = True) -> Mean:
+    name = f"{name} above {ALONG:g}"
+    return Mean(name=name, values=values, threshold=ALONG, scale="fisher", refutes=refutes)
 
 
-def _by_layer(rows: Sequence[Row], of: str, layers: Sequence[int], label: str) -> str:
-    found = {n: by_run(rows, "cosine", of=of, removed=names.NOTHING, layer=n) for n in layers}
-    return ", ".join(label.format(n) + _text(values) for n, values in found.items())
+def _above_nulls(found: Found, of: Estimand, at: str, *, tokens: bool) -> list[Drawn]:
+    nulls = [names.BY_TENSOR, names.CAA_RELABELLED, *([names.TOKENS] if tokens else [])]
+    observed = found.cosine(of, at)
+    return [found.drawn(f"{at}: {null}", observed, of, null, at) for null in nulls]
 
 
-def _without(rows: Sequence[Row], of: str, at: str) -> list[str]:
-    """The cosine without what could make one by itself."""
+def _above_chance(found: Found) -> float:
+    observed = found.values("ends_ratio", condition=names.SEARCH)
+    return found.above(observed, found.draws("chance_ratio"), scale="plain")
+
+
+def _named(conditions: Sequence[Condition], models: int) -> str:
+    return "p: " + ", ".join(f"{c.name} {c.p(models):.2g}" for c in conditions)
+
+
+def _steps_note(found: Found, of: Estimand) -> list[str]:
+    middle, late = names.MIDDLE, names.CHOSEN
     return [
-        f"{label} {_text(_cosine(rows, of, name, at))}" for name, label in names.REMOVED.items()
+        f"beyond the readout {found.text(found.cosine(of, middle, names.READOUT))}",
+        f"whitened {found.text(found.cosine(of, middle, names.WHITENED))}",
+        f"effect over CAA's {effects_beside(found, of, middle)}",
+        _named(step_conditions(found, of), found.models),
+        labels_say(found, of, middle),
+        f"late block: cosine {found.text(found.cosine(of, late))}, beyond the readout "
+        f"{found.text(found.cosine(of, late, names.READOUT))}, effect over CAA's "
+        f"{effects_beside(found, of, late)}, where the readout alone would give "
+        f"{readout_alone(found, of)}",
+        chosen_layers(found),
+        f"all blocks: {by_layer(found, of)}",
+        *without(found, of, middle),
+        f"disattenuated {found.mean('disattenuated_at', 'plain', of=of, at=middle)}",
     ]
 
 
-def _unlearnt(rows: Sequence[Row], of: Estimand) -> list[str]:
-    """What the draws of permuted labels are, where they are a null."""
-    if names.SECOND_NULL[of] != names.RELABELLED:
-        return []
-    middle = _mean(rows, "null_median", of=of, null=names.RELABELLED, at="chosen")
-    unlearns = "a step towards permuted labels un-learns the answers, median cosine"
-    return [f"{unlearns} {middle}: no chance level"]
+def _routes_note(found: Found) -> list[str]:
+    late = names.LATE
+    highest = found.cosine("E1", names.HIGHEST)
+    corrected = found.drawn("", highest, "E1", names.BY_TENSOR, names.HIGHEST).value
+    return [
+        beyond_readout(found, "E1", late),
+        f"the logit gradient itself {found.text(found.cosine(names.LOGITS, late))}",
+        f"all blocks: {by_layer(found, 'E1')}",
+        f"largest over blocks {found.text(highest)}, p {corrected:.2g} against the largest of "
+        "random directions",
+        _named(route_conditions(found), found.models),
+        labels_say(found, "E1", late),
+        f"ceiling by reliability {found.mean('ceiling_at', of='E1', at=late)}, disattenuated "
+        f"{found.mean('disattenuated_at', 'plain', of='E1', at=late)}",
+        *without(found, "E1", late),
+    ]
 
 
-def _beyond(rows: Sequence[Row], of: str, at: str) -> str:
-    """What is left of a cosine without the readout, and how much random steps have left."""
-    e = _estimate(_cosine(rows, of, names.READOUT, at))
-    if e is None:
-        return "beyond the readout not defined"
-    p = _above_draws(rows, e.value, of, names.BEYOND, at)
-    level = _mean(rows, "null_at", of=of, null=names.BEYOND, at=at)
-    return (
-        f"beyond the readout, which the verdict does not ask: {e}, p {p:.2g} against random "
-        f"directions (97.5 % of them {level})"
-    )
-
-
-def _similar(ratio: Values) -> float:
-    """p of "the effects are not similar": 1 where some run's ratio has no logarithm."""
-    if np.isnan(ratio).any() or (ratio <= 0).any():
-        return 1.0
-    return equivalence(np.log(ratio), *map(math.log, names.SIMILAR)).p
-
-
-def _above_draws(rows: Sequence[Row], observed: float, of: str, null: str, at: str) -> float:
-    """p of a mean over runs against null draws of it; 1 where nothing was drawn."""
-    return permutation_p(observed, _draws(rows, "null_draw", of=of, null=null, at=at))
-
-
-def _draws(rows: Sequence[Row], quantity: str, **context: str) -> Float[np.ndarray, " m"]:
-    """Draw i averaged over runs; NaN, which no observation is above, where a run has none."""
-    found: dict[int, list[float]] = {}
-    for row in rows:
-        here = row.context
-        if row.quantity == quantity and "run" in here and context.items() <= here.items():
-            value = math.nan if row.value is None else row.value
-            found.setdefault(here["draw"], []).append(value)
-    return np.array([np.mean(values) for _, values in sorted(found.items())])
-
-
-def _estimate(values: Values) -> Estimate | None:
-    return None if not len(values) or np.isnan(values).all() else over_runs(values)
-
-
-def _text(values: Values) -> str:
-    return str(_estimate(values) or "not defined")
-
-
-def _mean(rows: Sequence[Row], quantity: str, **context: str) -> str:
-    """Over runs with its interval, where it is defined in some run."""
-    return _text(by_run(rows, quantity, **context))
-
-
-def _layers(rows: Sequence[Row]) -> list[int]:
-    cosines = (r.context for r in rows if r.quantity == "cosine")
-    return sorted({c["layer"] for c in cosines if c["removed"] == names.NOTHING})
-
-
-def _chosen_layers(rows: Sequence[Row]) -> str:
-    """The layers chosen, and in how many runs each."""
-    chosen = by_run(rows, "layer")
-    counts = zip(*np.unique(chosen, return_counts=True), strict=True)
-    found = ", ".join(f"{int(layer)} ({n} of {len(chosen)} runs)" for layer, n in counts)
-    return f"chosen layers {found}"
-
-
-def _form(rows: Sequence[Row]) -> str:
-    """Of CAA: what there is depends on the data."""
-    return "class" if (by_run(rows, "class_form") == 1).all() else "paired"
-
-
-def _why_not(rows: Sequence[Row], of: Estimand) -> str:
-    if _form(rows) == "class":
-        return "not measured"
-    if of == "E2":
-        return "the right answer counts as + in every example: E2 is E1"
-    return "examples have no classes"
+def _search_note(found: Found) -> list[str]:
+    here = {"condition": names.SEARCH}
+    late = found.mean("slope_ratio", "plain", **here, at=names.CHOSEN)
+    kl = found.mean("kl_ratio", "plain", **here, at=names.MIDDLE)
+    step = found.mean("cosine_with_step_at", of=names.SEARCH, at=names.MIDDLE)
+    ends = found.mean("ends_ratio", "plain", **here)
+    return [
+        f"p: permuted scores {_above_chance(found):.2g} (by strengths −1 and 1 {ends})",
+        f"at equal KL {kl}, at the late block {late}",
+        f"cosine with CAA {found.text(found.cosine(names.SEARCH, names.MIDDLE))}, with E1 {step}",
+        chosen_layers(found),
+    ]

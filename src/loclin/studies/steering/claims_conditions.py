@@ -4,12 +4,12 @@ and the weight step itself: the conditions that effects are compared under.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -22,33 +22,40 @@ from loclin.steering.effect import (
     anti_steerable,
     dose_response,
     layer_slopes,
-    logit_differences,
-    response,
     slopes,
 )
 from loclin.steering.gradient import shift
 from loclin.steering.neutral import at_equal_damage, damage
 from loclin.studies.steering import claims_names as names
-from loclin.studies.steering.claims_context import Layered, SteeringContext
+from loclin.studies.steering.claims_context import Layered, SteeringContext, late, middle
 from loclin.studies.steering.claims_vectors import Vectors
+from loclin.studies.steering.responses import random_vectors, responses
 
 BISECTIONS = 40  # of a step's size: a thousandth is reached long before
+#: Keys of the record: slope of every prompt, and its change at the strength of equal KL.
+SLOPES, AT_KL = "slopes", "changes-at-kl"
+
+Arrays = dict[str, np.ndarray]
+#: Makes a row of one place from a quantity, a value and more context.
+Here = Callable[..., Row]
 
 
-def choose_layer(ctx: SteeringContext, caa: Layered) -> tuple[int, list[Row]]:
-    """The later layer at which CAA moves answers most, by examples that decide nothing else; and
-    its slope at every layer.
+def choose_layers(ctx: SteeringContext, caa: Layered) -> tuple[dict[str, int], list[Row]]:
+    """The blocks at which CAA moves answers most, in the median third and in the later half, by
+    examples that decide nothing else; and its slope at every block.
     """
     by_prompt = layer_slopes(
         ctx.model,
         ctx.parts["choose"],
         dict(zip(ctx.layers, caa, strict=True)),
         path=ctx.settings.layers_path,
-        progress=lambda share: ctx.progress("choosing the layer", share),
+        progress=lambda share: ctx.progress("choosing the layers", share),
     )
     found = [float(by_prompt[layer].mean()) for layer in ctx.layers]
-    late = ctx.layers[len(ctx.layers) // 2 :]
-    return max(late, key=lambda n: found[n]), ctx.by_layer("choice_slope", np.array(found))
+    among = {names.MIDDLE: middle(ctx.layers), names.CHOSEN: late(ctx.layers)}
+    chosen = {place: max(layers, key=lambda n: found[n]) for place, layers in among.items()}
+    rows = [ctx.row("layer", float(layer), at=place) for place, layer in chosen.items()]
+    return chosen, [*rows, *ctx.by_layer("choice_slope", np.array(found))]
 
 
 def stepping(ctx: SteeringContext, direction: Float[Tensor, " D"], size: float) -> Change:
@@ -64,33 +71,29 @@ def stepping(ctx: SteeringContext, direction: Float[Tensor, " D"], size: float) 
     return step
 
 
-def vectors_at_layer(ctx: SteeringContext, v: Vectors) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Every vector at the chosen layer, as long as CAA is there; and random ones.
+def vectors_at(ctx: SteeringContext, v: Vectors, layer: int) -> dict[str, Tensor]:
+    """Every vector at one block, as long as CAA is there.
 
     The parts of E1's shift along CAA and across it are those of the vector of that length: they add
     up to it.
     """
-    caa = v.caa[ctx.chosen].double()
+    caa = v.caa[layer].double()
     length = caa.norm()
     paired = {names.PAIRED: v.paired} if ctx.class_form else {}
     every = {names.CAA: v.caa, **paired, **v.shifts, names.LOGITS: v.logits, names.SEARCH: v.search}
-    found = {name: x[ctx.chosen].double() for name, x in every.items()}
+    found = {name: x[layer].double() for name, x in every.items()}
     found = {name: x * (length / x.norm()) for name, x in found.items()}
     along = (found["E1"] @ caa) / length**2 * caa
     found |= {names.E1_ALONG: along, names.E1_ACROSS: found["E1"] - along}
-    rng = np.random.default_rng(derived(ctx.settings.seed, "random vectors"))
-    drawn = rng.standard_normal((ctx.settings.random_vectors, len(caa)))
-    random = [torch.from_numpy(z / np.linalg.norm(z)) * length for z in drawn]
-    kind = v.caa.dtype
-    return {name: x.to(kind) for name, x in found.items()}, [x.to(kind) for x in random]
+    return {name: x.to(v.caa.dtype) for name, x in found.items()}
 
 
-def size_of_step(ctx: SteeringContext, v: Vectors) -> float | None:
-    """η at which E1's step shifts the chosen layer by as much as CAA is long, to a thousandth; None
-    where none up to 1 does.
+def size_of_step(ctx: SteeringContext, v: Vectors, layer: int) -> float | None:
+    """η at which E1's step shifts a block by as much as CAA is long, to a thousandth; None where
+    none up to 1 does.
     """
-    length, batch = float(v.caa[ctx.chosen].double().norm()), ctx.parts["shift"].batch
-    at = {**ctx.read, "layers": [ctx.chosen], "origin": v.origin[[ctx.chosen]]}
+    length, batch = float(v.caa[layer].double().norm()), ctx.parts["shift"].batch
+    at = {**ctx.read, "layers": [layer], "origin": v.origin[[layer]]}
 
     def moved(size: float) -> float:
         found = shift(ctx.model, ctx.space, v.steps["fixed"], batch, size=size, **at)
@@ -102,95 +105,158 @@ def size_of_step(ctx: SteeringContext, v: Vectors) -> float | None:
         if high > 1:
             return None
     for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if moved(middle) < length else (low, middle)
+        between = (low + high) / 2
+        low, high = (between, high) if moved(between) < length else (low, between)
         if high - low < 1e-3 * high:
             break
     return (low + high) / 2
 
 
-def condition_rows(ctx: SteeringContext, v: Vectors) -> Iterator[Row]:
-    """Dose response, slopes, damage and equal damage under every condition; no ratio to CAA where
-    CAA does not steer.
+def effects(ctx: SteeringContext, v: Vectors) -> tuple[list[Row], Arrays]:
+    """What every condition does at the middle block and at the late one, as rows; and by prompt
+    (`SLOPES`, `AT_KL`).
     """
-    test, size = ctx.parts["test"], size_of_step(ctx, v)
-    vectors, random = vectors_at_layer(ctx, v)
-    changes = {name: _adding(ctx, x) for name, x in vectors.items()}
+    rows: list[Row] = []
+    arrays: Arrays = {}
+    for place in (names.MIDDLE, names.CHOSEN):
+        found, by_prompt = _effects_at(ctx, v, place)
+        rows += found
+        arrays |= by_prompt
+    return rows, arrays
+
+
+def _effects_at(ctx: SteeringContext, v: Vectors, place: str) -> tuple[list[Row], Arrays]:
+    """Dose response, slopes, damage and equal damage under every condition; no ratio to CAA where
+    CAA does not steer. What chance vectors do is seen at the middle block alone.
+    """
+    layer, test = ctx.chosen[place], ctx.parts["test"]
+    size, changes = size_of_step(ctx, v, layer), {}
+    for name, vector in vectors_at(ctx, v, layer).items():
+        changes[name] = _adding(ctx, layer, vector)
     if size is not None:
         changes[names.STEP] = stepping(ctx, v.steps["fixed"], size)
-    yield ctx.row("step_size", size)
-    before = logit_differences(ctx.model, test)
-    yield ctx.row("logit_difference", float(before.mean()))
-    found: list[Response] = []
-    for change in (every := [*changes.values(), *(_adding(ctx, x) for x in random)]):
-        ctx.progress("steering", len(found) / len(every))
-        found.append(response(ctx.model, test, change, ctx.settings.strengths, before=before))
-    # what the model says by itself is no effect
-    means = np.stack([each.changes.mean(1) for each in found])
-    slope = np.array([each.slopes.mean() for each in found])
-    share = [anti_steerable(each.slopes) for each in found]
-    named, unit, count = dict(zip(changes, found, strict=False)), float(slope[0]), len(changes)
-    for i, name in enumerate(changes):
-        yield from _effect_rows(ctx, name, means[i], float(slope[i]), unit)
-        yield ctx.row("anti_steerable", share[i], condition=name)
+    lengths, width = {layer: float(v.caa[layer].norm())}, v.caa.shape[-1]
+    seed, count = derived(ctx.settings.seed, "random vectors"), ctx.settings.random_vectors
+    drawn = random_vectors(lengths, width, count=count, seed=seed)
+    random = {str(i): _adding(ctx, layer, each[layer]) for i, each in enumerate(drawn)}
+    found = responses(
+        ctx.model,
+        test,
+        {**changes, **random},
+        ctx.settings.strengths,
+        progress=lambda share: ctx.progress("steering", share),
+    )
+    here = partial(_place_row, ctx, place)
+    rows = [here("step_size", size)]
     if size is None:
-        yield ctx.row("slope_ratio", None, condition=names.STEP)
-    for name, q in names.RANDOM.items():
-        at, there = np.quantile(means[count:], q, axis=0), float(np.quantile(slope[count:], q))
-        yield from _effect_rows(ctx, name, at, there, unit)
-    yield ctx.row("anti_steerable", float(np.median(share[count:])), condition=names.MEDIAN)
-    yield from _damage_rows(ctx, changes, float(before.mean()))
-    yield from _chance_rows(ctx, v, named[names.SEARCH], unit)
+        rows.append(here("slope_ratio", None, condition=names.STEP))
+    rows += _response_rows(here, {name: found[name] for name in changes})
+    rows += _random_rows(here, [found[name] for name in random], _slope(found[names.CAA]))
+    before = _before(found[names.CAA])
+    damaged, at_kl = _damage_rows(ctx, here, changes, before)
+    rows += damaged
+    if place == names.MIDDLE:
+        rows.append(ctx.row("logit_difference", float(before.mean())))
+        rows += _chance_rows(ctx, v, found[names.SEARCH], _slope(found[names.CAA]))
+    slopes_of = {f"{SLOPES}/{place}/{name}": found[name].slopes for name in changes}
+    return rows, {**slopes_of, **{f"{AT_KL}/{place}/{name}": x for name, x in at_kl.items()}}
 
 
-def _adding(ctx: SteeringContext, vector: Float[Tensor, " d"]) -> Change:
-    return adding(ctx.model, {ctx.chosen: vector}, path=ctx.settings.layers_path)
+def _adding(ctx: SteeringContext, layer: int, vector: Float[Tensor, " d"]) -> Change:
+    return adding(ctx.model, {layer: vector}, path=ctx.settings.layers_path)
+
+
+def _place_row(
+    ctx: SteeringContext, place: str, quantity: str, value: float | None, **context: Any
+) -> Row:
+    return ctx.row(quantity, value, **context, at=place)
+
+
+def _slope(found: Response) -> float:
+    return float(found.slopes.mean())
+
+
+def _before(found: Response) -> Float[np.ndarray, " n"]:
+    """Of the model as it is."""
+    before: np.ndarray = found.differences[found.strengths.index(0.0)]
+    return before
 
 
 def _ratio(value: float | None, unit: float | None) -> float | None:
     return value / unit if value is not None and unit is not None and unit > 0 else None
 
 
+def _response_rows(here: Here, found: Mapping[str, Response]) -> Iterator[Row]:
+    """Of every condition; what the model says by itself is no effect."""
+    unit = _slope(found[names.CAA])
+    for name, each in found.items():
+        yield from _effect_rows(here, name, each.strengths, each.changes.mean(1))
+        yield here("slope", _slope(each), condition=name)
+        yield here("slope_ratio", _ratio(_slope(each), unit), condition=name)
+        yield here("anti_steerable", anti_steerable(each.slopes), condition=name)
+
+
+def _random_rows(here: Here, found: Sequence[Response], unit: float) -> Iterator[Row]:
+    """Quantiles of what random directions do."""
+    means = np.stack([each.changes.mean(1) for each in found])
+    slope = np.array([_slope(each) for each in found])
+    for name, q in names.RANDOM.items():
+        there = float(np.quantile(slope, q))
+        yield from _effect_rows(here, name, found[0].strengths, np.quantile(means, q, axis=0))
+        yield here("slope", there, condition=name)
+        yield here("slope_ratio", _ratio(there, unit), condition=name)
+    share = float(np.median([anti_steerable(each.slopes) for each in found]))
+    yield here("anti_steerable", share, condition=names.MEDIAN)
+
+
 def _effect_rows(
-    ctx: SteeringContext, name: str, means: Float[np.ndarray, " a"], slope: float, unit: float
+    here: Here, name: str, strengths: Sequence[float], means: Float[np.ndarray, " a"]
 ) -> Iterator[Row]:
-    for strength, value in zip(sorted(ctx.settings.strengths), means, strict=True):
-        yield ctx.row("response", float(value), condition=name, strength=strength)
-    yield from ctx.rows({"slope": slope, "slope_ratio": _ratio(slope, unit)}, condition=name)
+    for strength, value in zip(strengths, means, strict=True):
+        yield here("response", float(value), condition=name, strength=strength)
 
 
 def _damage_rows(
-    ctx: SteeringContext, changes: Mapping[str, Change], before: float
-) -> Iterator[Row]:
+    ctx: SteeringContext,
+    here: Here,
+    changes: Mapping[str, Change],
+    before: Float[np.ndarray, " n"],
+) -> tuple[list[Row], Arrays]:
     """KL and perplexity on neutral text at strength 1; and the change of the answers at the
-    strength > 0 of equal KL.
+    strength > 0 of equal KL, of every prompt where there is one.
     """
-    unit, test = None, ctx.parts["test"]
+    unit, test, rows = None, ctx.parts["test"], list[Row]()
+    at_kl: Arrays = {}
     for i, (name, change) in enumerate(changes.items()):
         ctx.progress("measuring damage", i / len(changes))
         done = damage(ctx.model, ctx.neutral, partial(change, 1.0))
-        seen = {"kl": float(done.kl.mean()), "perplexity": done.perplexity}
-        yield from ctx.rows(seen, condition=name)
+        rows.append(here("kl", float(done.kl.mean()), condition=name))
+        rows.append(here("perplexity", done.perplexity, condition=name))
         if name == names.CAA:
-            yield ctx.row("perplexity", done.perplexity_before, condition=names.MODEL)
+            rows.append(here("perplexity", done.perplexity_before, condition=names.MODEL))
         there = at_equal_damage(ctx.model, test, ctx.neutral, change, ctx.settings.kl)
-        effect = float(there[1].mean()) - before if there else None
+        if there:
+            at_kl[name] = there[1] - before
+        effect = float(at_kl[name].mean()) if there else None
         unit = effect if name == names.CAA else unit
-        at_kl = {"strength_at_kl": there and there[0], "effect_at_kl": effect}
-        yield from ctx.rows({**at_kl, "kl_ratio": _ratio(effect, unit)}, condition=name)
+        found = {"strength_at_kl": there and there[0], "effect_at_kl": effect}
+        for quantity, value in {**found, "kl_ratio": _ratio(effect, unit)}.items():
+            rows.append(here(quantity, value, condition=name))
+    return rows, at_kl
 
 
 def _chance_rows(ctx: SteeringContext, v: Vectors, own: Response, unit: float) -> Iterator[Row]:
-    """Slopes over CAA's of as many random steps drawn without regard to their scores, as long as
-    CAA, by strengths −1 and 1 alone; and the search vector's own, measured the same way.
+    """Slopes over CAA's, at the middle block, of as many random steps drawn without regard to their
+    scores, as long as CAA, by strengths −1 and 1 alone; and the search vector's own, measured the
+    same way.
     """
-    ends = (1.0, -1.0)
-    rows = own.differences[[own.strengths.index(strength) for strength in ends]]
-    slope = float(slopes(rows, ends).mean())
+    ends, layer = (1.0, -1.0), ctx.chosen[names.MIDDLE]
+    at_ends = own.differences[[own.strengths.index(strength) for strength in ends]]
+    slope = float(slopes(at_ends, ends).mean())
     yield ctx.row("ends_ratio", _ratio(slope, unit), condition=names.SEARCH)
-    length, drawn = float(v.caa[ctx.chosen].norm()), v.chance[:, ctx.chosen]
+    length, drawn = float(v.caa[layer].norm()), v.chance[:, layer]
     for i, vector in enumerate(drawn):
         ctx.progress("steering by chance", i / len(drawn))
-        change = _adding(ctx, vector * (length / vector.norm()))
+        change = _adding(ctx, layer, vector * (length / vector.norm()))
         plus, minus = dose_response(ctx.model, ctx.parts["test"], change, ends).mean(1)
         yield ctx.row("chance_ratio", _ratio(float(plus - minus) / 2, unit), draw=i)

@@ -1,13 +1,13 @@
 """What a run works with: the model as it is, and five parts of the examples that it shares with no
-other run.
+other run on that model.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,9 +24,11 @@ from loclin.progress import ProgressCallback
 from loclin.run.rows import Row, finite
 from loclin.search.splits import askable, learned
 from loclin.seeds import derived
+from loclin.stats import Scale, on_scale, unscaled
 from loclin.steering.averages import space_of
 from loclin.steering.neutral import Neutral, neutral_text
 from loclin.steering.prompts import PromptSet, prompt_set
+from loclin.studies.steering import claims_names as names
 from loclin.studies.steering.claims_settings import SteeringClaimsSettings
 from loclin.studies.steering.names import PARTS
 from loclin.studies.steering.splits import split_prompts
@@ -44,8 +46,10 @@ class SteeringContext:
         space: the weights that step.
         parts: the examples of this run by what they serve (`PARTS`).
         neutral: text to see damage on.
-        layers, chosen: all blocks; the one at which claims are decided, once it is chosen.
+        layers: all blocks.
+        chosen: the blocks at which claims are decided, by place, once they are chosen.
         seed: of everything random in this run alone.
+        model_seed: of what all runs on its model share.
     """
 
     settings: SteeringClaimsSettings
@@ -55,8 +59,9 @@ class SteeringContext:
     parts: Mapping[str, PromptSet]
     neutral: Neutral
     layers: tuple[int, ...]
-    chosen: int = -1
+    chosen: Mapping[str, int] = field(default_factory=dict)
     seed: int
+    model_seed: int
     progress: ProgressCallback
 
     @property
@@ -89,7 +94,8 @@ class SteeringContext:
 
     def at_places(self, quantity: str, values: Values, **context: Any) -> list[Row]:
         """A row for each of the `places` that claims are decided at."""
-        found = places(np.asarray(values, dtype=float)[None], self.chosen)
+        scale = cast(Scale, self.settings.scales.get(quantity, "plain"))
+        found = places(np.asarray(values, dtype=float)[None], self.chosen, scale)
         return [self.row(quantity, float(v[0]), **context, at=at) for at, v in found.items()]
 
     def both(self, quantity: str, values: Values, **context: Any) -> list[Row]:
@@ -98,12 +104,31 @@ class SteeringContext:
         return [*self.by_layer(quantity, values, **context), *at]
 
 
-def places(values: Float[np.ndarray, "m L"], chosen: int) -> dict[str, Float[np.ndarray, " m"]]:
-    """Of every draw the value at the chosen layer, the mean over the later half of the layers, and
-    the largest.
+def middle(layers: Sequence[int]) -> Sequence[int]:
+    """The median third of the blocks, never the last of several: there a vector's effect is its
+    readout and nothing else (measures §13).
+
+    >>> [list(middle(range(count))) for count in (1, 2, 4, 12)]
+    [[0], [0], [1, 2], [4, 5, 6, 7]]
     """
-    half = values.shape[1] // 2
-    return {"chosen": values[:, chosen], "late": values[:, half:].mean(1), "highest": values.max(1)}
+    third = len(layers) // 3
+    return layers[third : len(layers) - max(1, third)] or layers[:1]
+
+
+def late(layers: Sequence[int]) -> Sequence[int]:
+    """The later half."""
+    return layers[len(layers) // 2 :]
+
+
+def places(
+    values: Float[np.ndarray, "m L"], chosen: Mapping[str, int], scale: Scale = "fisher"
+) -> dict[str, Float[np.ndarray, " m"]]:
+    """Of every draw the values at the chosen blocks, the mean over the later half of them on a
+    scale, and the largest.
+    """
+    half = on_scale(values[:, values.shape[1] // 2 :], scale)
+    found = {place: values[:, layer] for place, layer in chosen.items()}
+    return {**found, names.LATE: unscaled(half.mean(1), scale), names.HIGHEST: values.max(1)}
 
 
 def cosine(a: Float[Tensor, "*a d"], b: Float[Tensor, "*b d"]) -> Float[Tensor, "*c"]:
@@ -117,19 +142,20 @@ def cosine(a: Float[Tensor, "*a d"], b: Float[Tensor, "*b d"]) -> Float[Tensor, 
 def make_context(
     problem: Problem, settings: SteeringClaimsSettings, run: int, progress: ProgressCallback
 ) -> SteeringContext:
-    """Divide the examples; which of them a run gets depends on the settings alone.
+    """Divide the examples of the run's model; which of them a run gets depends on the settings
+    alone.
 
     Raises:
         LoclinError: too few examples, and how many are needed; options that are not told apart by
             one token.
     """
     tokenizer, device = problem.tokenizer, problem.model.device
-    seed = derived(settings.seed + run, "steering study")
+    seed, model = derived(settings.seed + run, "steering study"), settings.of_model(run)
     # all tasks together, without what a built-in model was trained or chosen on
     without = learned(settings.model, settings.data)
     every = askable(problem.examples, task=None, without=without)
     positive = prompt_set(every, tokenizer, positive=settings.positive, device="cpu").positive
-    examples = divided(every, settings)[run]
+    examples = divided(every, settings, seed=model)[run // settings.models]
     parts = {p: split_prompts(p, examples[p], tokenizer, positive, device) for p in PARTS}
     neutral = neutral_text(
         problem.model,
@@ -149,24 +175,26 @@ def make_context(
         neutral=neutral,
         layers=tuple(range(len(blocks(problem.model, settings.layers_path)))),
         seed=seed,
+        model_seed=model,
         progress=progress,
     )
 
 
 def divided(
-    every: Sequence[Example], settings: SteeringClaimsSettings
+    every: Sequence[Example], settings: SteeringClaimsSettings, *, seed: int
 ) -> list[dict[str, tuple[Example, ...]]]:
-    """The parts of every run; no group is in two parts, of one run or of two."""
-    runs, sizes = range(settings.seeds), settings.sizes
+    """The parts of every run on one model; no group is in two parts, of one run or of two."""
+    runs, sizes = range(-(-settings.seeds // settings.models)), settings.sizes
     every_size = {f"{run}/{part}": size for run in runs for part, size in sizes.items()}
     try:
-        found = dealt(every, every_size, seed=settings.seed, purpose="steering study")
+        found = dealt(every, every_size, seed=seed, purpose="steering study")
     except LoclinError as error:
         if "examples for" not in str(error):
             raise
         needed, groups = sum(sizes.values()), len({e.group or e.prompt for e in every})
         raise LoclinError(
-            f"expected {needed * len(runs)} examples for {len(runs)} runs of {needed} each "
+            f"expected {needed * len(runs)} examples for {len(runs)} runs of {needed} each on "
+            f"one model "
             f"({', '.join(f'{name} {size}' for name, size in sizes.items())}), found {len(every)} "
             f"in {groups} groups: give more data, fewer --seeds, or smaller parts (--labels, "
             "--gradient, --shift, --choose, --test)"

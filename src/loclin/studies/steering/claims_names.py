@@ -9,20 +9,25 @@ from collections.abc import Mapping
 from loclin.steering.estimands import Estimand
 
 #: Nulls of a cosine: random weight directions with the gradient's norm as a whole or in every
-#: tensor, and the latter against what is left without the readout; steps to other tokens; permuted
-#: labels of the gradient batch, and of the examples behind CAA; random steps of a search.
+#: tensor, and the latter against what is left without the readout, and in whitened activations;
+#: steps to other tokens; permuted labels of the gradient batch, and of the examples behind CAA;
+#: random steps of a search.
 WHOLE, BY_TENSOR = "weights as a whole", "weights by tensor"
 BEYOND = "weights by tensor, without the readout"
+IN_WHITENED = "weights by tensor, in whitened activations"
 TOKENS, SCORES = "unrelated tokens", "permuted scores"
 RELABELLED, CAA_RELABELLED = "permuted labels", "permuted labels of CAA"
 
-#: The estimands of a step's shift (measures §13), and the second null of each.
+#: Where claims are decided: the blocks chosen apart in the median third of the blocks, and in the
+#: later half; the mean over that half; the largest over all blocks.
+MIDDLE, CHOSEN, LATE, HIGHEST = "middle", "chosen", "late", "highest"
+
+#: The estimands of a step's shift (measures §13).
 ESTIMANDS: Mapping[Estimand, str] = {
     "E1": "mean shift, loss −log p(fixed answer)",
     "E2": "mean shift, loss of the gold answers",
     "E3": "class contrast of the shift, loss of the gold answers",
 }
-SECOND_NULL: Mapping[Estimand, str] = {"E1": TOKENS, "E2": RELABELLED, "E3": RELABELLED}
 
 #: Other vectors, and conditions under which answers are measured.
 CAA, PAIRED, LOGITS, SEARCH = "CAA", "paired CAA", "logit gradient", "search"
@@ -36,10 +41,12 @@ LOW, MEDIAN, HIGH = RANDOM
 SIMILAR = (0.8, 1.25)
 #: What is taken out of both vectors before their cosine, and how that is said.
 NOTHING, READOUT, COMMON, OUTLIERS = "nothing", "readout", "common mean", "outliers"
+WHITENED = "unequal variances"
 REMOVED: Mapping[str, str] = {
     LOGITS: "without the logit gradient g",
     READOUT: "without both answers' gradients of log p (the readout)",
     COMMON: "without the common mean activation",
+    WHITENED: "in whitened activations",
     OUTLIERS: "without the largest coordinates",
 }
 

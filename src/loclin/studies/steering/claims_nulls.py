@@ -5,7 +5,7 @@ unrelated answer tokens.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -16,32 +16,31 @@ from loclin.run.rows import Row
 from loclin.search.splits import askable
 from loclin.seeds import derived
 from loclin.stats import permutation_p
-from loclin.steering.averages import loss_of
 from loclin.steering.compare import both_ways, random_directions, without
 from loclin.steering.gradient import shift, step_direction
 from loclin.studies.steering import claims_names as names
 from loclin.studies.steering.claims_context import Layered, SteeringContext, cosine, places
-from loclin.studies.steering.claims_vectors import Vectors, estimands, shifts
+from loclin.studies.steering.claims_vectors import Loss, Vectors, estimands, shifts, whitened
 
 #: Nulls whose draws the claims need, and where.
 KEPT = {
-    ("E1", names.BY_TENSOR): ("chosen", "late", "highest"),
-    ("E1", names.TOKENS): ("chosen", "late"),
-    ("E2", names.BY_TENSOR): ("chosen",),
-    ("E3", names.BY_TENSOR): ("chosen",),
-    ("E2", names.RELABELLED): ("chosen",),
-    ("E3", names.RELABELLED): ("chosen",),
-    **{(of, names.BEYOND): ("chosen", "late") for of in ("E1", "E2", "E3")},
+    **{(of, names.BY_TENSOR): (names.MIDDLE, names.CHOSEN) for of in ("E2", "E3")},
+    **{(of, names.CAA_RELABELLED): (names.MIDDLE, names.CHOSEN) for of in ("E2", "E3")},
+    **{(of, names.IN_WHITENED): (names.MIDDLE,) for of in ("E1", "E2", "E3")},
+    **{(of, names.BEYOND): (names.MIDDLE,) for of in ("E2", "E3")},
+    ("E1", names.BEYOND): (names.MIDDLE, names.LATE),
+    ("E1", names.BY_TENSOR): (names.MIDDLE, names.CHOSEN, names.LATE, names.HIGHEST),
+    ("E1", names.TOKENS): (names.MIDDLE, names.CHOSEN, names.LATE),
+    ("E1", names.CAA_RELABELLED): (names.MIDDLE, names.CHOSEN, names.LATE),
 }
 
 Draws = Float[np.ndarray, "m L"]
+#: Cosines with CAA, by null.
+Angles = Mapping[str, Float[Tensor, " L"]]
 
 
-def null_rows(ctx: SteeringContext, v: Vectors) -> Iterator[Row]:
-    """Every null of every estimand: bands, p-values, and the draws that claims are decided by."""
-    observed = {of: cosine(vector, v.caa) for of, vector in v.shifts.items()}
-    rest = without(v.caa, *v.answers)
-    beyond = {of: cosine(without(x, *v.answers), rest) for of, x in v.shifts.items()}
+def null_draws(ctx: SteeringContext, v: Vectors) -> dict[tuple[str, str], Draws]:
+    """Cosines under every null, by estimand and null."""
     drawn = random_weights(ctx, v)
     for loss in v.steps:
         drawn |= random_weights(ctx, v, loss)
@@ -49,10 +48,28 @@ def null_rows(ctx: SteeringContext, v: Vectors) -> Iterator[Row]:
     if ctx.class_form:
         drawn |= {(of, names.RELABELLED): draws for of, draws in relabelled(ctx, v).items()}
     drawn |= {(of, names.CAA_RELABELLED): draws for of, draws in caa_relabelled(ctx, v).items()}
+    return drawn
+
+
+def null_rows(
+    ctx: SteeringContext, v: Vectors, drawn: Mapping[tuple[str, str], Draws]
+) -> Iterator[Row]:
+    """Every null of every estimand: bands, p-values, and the draws that claims are decided by."""
+    observed = {of: _angles(vector, v) for of, vector in v.shifts.items()}
     for (of, null), draws in drawn.items():
-        real = (beyond if null == names.BEYOND else observed)[of].numpy()
+        real = observed[of].get(null, observed[of][names.BY_TENSOR]).numpy()
         yield from _rows(ctx, of, null, real, draws)
     yield ctx.row("isotropic_cosine", v.caa.shape[-1] ** -0.5)
+
+
+def _angles(moved: Layered, v: Vectors) -> Angles:
+    """A shift and CAA as they are, without the readout, and in whitened activations."""
+    pairs = {
+        names.BY_TENSOR: (moved, v.caa),
+        names.BEYOND: [without(x, *v.answers) for x in (moved, v.caa)],
+        names.IN_WHITENED: [whitened(x, v) for x in (moved, v.caa)],
+    }
+    return {null: cosine(*pair) for null, pair in pairs.items()}
 
 
 def _rows(
@@ -73,38 +90,36 @@ def _rows(
 
 
 def random_weights(
-    ctx: SteeringContext, v: Vectors, loss: str | None = None
+    ctx: SteeringContext, v: Vectors, loss: Loss | None = None
 ) -> dict[tuple[str, str], Draws]:
     """Cosines with CAA of the shift along random weight directions, by estimand and null, each both
     ways.
 
     With a loss, of its estimands alone, the tensors with the norms of its gradient, and each cosine
-    also without the readout. `mirror_cosine` says how nearly a step back is the mirror image. The
-    directions are the same in every run; claims.py says why.
+    also without the readout and in whitened activations. The directions are the same in all runs on
+    one model, and others on another; claims.py says why.
     """
     like, kind = (v.steps[loss], "tensor") if loss else (None, "all")
-    seed, count = derived(ctx.settings.seed, "random weights", kind), ctx.settings.directions
-    rest, found = without(v.caa, *v.answers), defaultdict[tuple[str, str], list[Tensor]](list)
+    seed, count = derived(ctx.model_seed, "random weights", kind), ctx.settings.directions
+    found = defaultdict[tuple[str, str], list[Tensor]](list)
     for i, direction in enumerate(random_directions(ctx.space, count, seed=seed, like=like)):
-        for of, moved in _moved(ctx, v, direction).items():
-            if loss not in (None, loss_of(of)):  # type: ignore[arg-type]
-                continue
-            found[of, names.BY_TENSOR if loss else names.WHOLE].append(cosine(moved, v.caa))
-            if loss:
-                found[of, names.BEYOND].append(cosine(without(moved, *v.answers), rest))
+        for of, moved in _moved(ctx, v, direction, loss).items():
+            angles = _angles(moved, v) if loss else {names.WHOLE: cosine(moved, v.caa)}
+            for null, values in angles.items():
+                found[of, null].append(values)
         ctx.progress("stepping at random", (i + 1) / count)
     return {key: both_ways(cosines) for key, cosines in found.items()}
 
 
 def unrelated_tokens(ctx: SteeringContext, v: Vectors) -> Draws:
     """The same for E1's step towards, and away from, other tokens than the two of the answer; the
-    same ones in every run.
+    same ones in all runs on one model.
     """
     prompts, rows, tokens = ctx.parts["gradient"], [], other_tokens(ctx)
     for token in tokens:
         every = torch.full_like(prompts.toward, token)
         direction = step_direction(ctx.model, ctx.space, prompts, loss=every)
-        rows.append(cosine(_moved(ctx, v, direction)["E1"], v.caa))
+        rows.append(cosine(_moved(ctx, v, direction, "fixed")["E1"], v.caa))
         ctx.progress("stepping to unrelated tokens", len(rows) / len(tokens))
     return both_ways(rows)
 
@@ -116,7 +131,7 @@ def other_tokens(ctx: SteeringContext) -> list[int]:
     options = sorted({o for e in examples for o in (e.answer, *e.options)})
     answers = {t for ids in tokenizer(options, add_special_tokens=False)["input_ids"] for t in ids}
     allowed = {*range(len(tokenizer))} - answers - {*tokenizer.all_special_ids}
-    seed = derived(ctx.settings.seed, "unrelated tokens")
+    seed = derived(ctx.model_seed, "unrelated tokens")
     return sorted(allowed, key=lambda t: derived(seed, t))[: ctx.settings.tokens]
 
 
@@ -160,10 +175,13 @@ def caa_weights(
     return np.asarray(drawn / labels.sum() - ~drawn / (~labels).sum())
 
 
-def _moved(ctx: SteeringContext, v: Vectors, direction: Float[Tensor, " D"]) -> dict[str, Layered]:
-    """The shift by one weight direction, read as a step on either loss would be."""
+def _moved(
+    ctx: SteeringContext, v: Vectors, direction: Float[Tensor, " D"], loss: Loss | None
+) -> dict[str, Layered]:
+    """The shift by one weight direction, read as a step on a loss would be, or on either."""
     read, size = ctx.parts["shift"], ctx.settings.eta
     found = shift(
         ctx.model, ctx.space, direction, read.batch, size=size, origin=v.origin, **ctx.read
     )
-    return estimands({"fixed": found, "gold": found}, read.labels)
+    losses: tuple[Loss, ...] = (loss,) if loss else ("fixed", "gold")
+    return estimands(dict.fromkeys(losses, found), read)

@@ -89,11 +89,31 @@ def _layers(rows: Sequence[Row], settings: Mapping[str, Any]) -> Section:
         ],
         sees=[
             *([] if _class_form(rows) else [PAIRED_FORM]),
-            "Permuted labels of CAA are no null of the step: the axis between the classes stays in "
-            "the activations. Where it is most of their variance, CAA of permuted labels lies "
-            "along it too, with either sign.",
+            *(_labels_say(rows, of) for of in shown),
         ],
         tables=[_angle_table(rows, eta), _null_table(rows)],
+    )
+
+
+def _labels_say(rows: Sequence[Row], of: str) -> str:
+    """Whether CAA of permuted labels lies along the shift as well as CAA does."""
+    here = {"of": of, "at": names.MIDDLE}
+    cosine, level = (
+        found[0].value if found else None
+        for found in (
+            select(rows, "cosine_at", **PLAIN, **here),
+            select(rows, "null_at", null=names.CAA_RELABELLED, **here),
+        )
+    )
+    if cosine is None or level is None:
+        return f"{of} has no cosine with CAA at the middle block."
+    reached = f"97.5 % of CAA with permuted labels stay below {number(level)}"
+    if cosine > level:
+        return f"{of} at the middle block: cosine {number(cosine)}, and {reached}."
+    return (
+        f"{of} at the middle block: cosine {number(cosine)}, but {reached}: labels give the sign "
+        "alone, and a dominant axis of the activations, which is there whatever the labels, gives "
+        "the size."
     )
 
 
@@ -102,11 +122,17 @@ def _class_form(rows: Sequence[Row]) -> bool:
 
 
 def _angle_table(rows: Sequence[Row], eta: float) -> Table:
-    """Everything measured over the late layers, of every vector."""
+    """What was measured over the late layers and at the middle block, of every vector."""
+    middle = {"at": names.MIDDLE}
     quantities: dict[str, tuple[str, dict[str, Any]]] = {
         "cosine with CAA": ("cosine_at", PLAIN),
-        "at the chosen layer": ("cosine_at", {**PLAIN, "at": "chosen"}),
-        "at the best layer of each run": ("cosine_at", {**PLAIN, "at": "highest"}),
+        "at the late block": ("cosine_at", {**PLAIN, "at": names.CHOSEN}),
+        "at the best block of each run": ("cosine_at", {**PLAIN, "at": names.HIGHEST}),
+        "at the middle block": ("cosine_at", {**PLAIN, **middle}),
+        "there, without the readout": ("cosine_at", {"removed": names.READOUT, **middle}),
+        "97.5 % of random steps there": ("null_at", {"null": names.BEYOND, **middle}),
+        "there, in whitened activations": ("cosine_at", {"removed": names.WHITENED, **middle}),
+        "97.5 % of random steps in these": ("null_at", {"null": names.IN_WHITENED, **middle}),
         **{label: ("cosine_at", {"removed": removed}) for removed, label in names.REMOVED.items()},
         "97.5 % of random steps without the readout": ("null_at", {"null": names.BEYOND}),
         "cosine with g": ("cosine_with_logits_at", {}),
@@ -117,6 +143,7 @@ def _angle_table(rows: Sequence[Row], eta: float) -> Table:
         "reliability": ("reliability_at", {}),
         "ceiling of the cosine by both reliabilities": ("ceiling_at", {}),
         "cosine over its ceiling": ("disattenuated_at", {}),
+        "share of runs and blocks whose reliability is not above 0": ("unreliable", {}),
     }
     frozen = [names.frozen(of) for of in names.ESTIMANDS]
     every = [*names.ESTIMANDS, *frozen, names.PAIRED, names.LOGITS, names.SEARCH]
@@ -129,7 +156,9 @@ def _angle_table(rows: Sequence[Row], eta: float) -> Table:
         caption="Over the late layers, where nothing else is said. "
         + "; ".join(f"{of}: {what}" for of, what in names.ESTIMANDS.items())
         + f", by half the difference of a step forward and back at η = {eta:g}. Reliability: of "
-        "halves of the examples, for a step of both of its parts.",
+        "halves of the examples, for a step of both of its parts; a cosine over its ceiling has no "
+        "value where it is not above 0, which the last row counts. Cosines are averaged on "
+        "Fisher's scale.",
         header=("", *shown),
         rows=body,
     )
@@ -185,7 +214,9 @@ def _beyond(rows: Sequence[Row], settings: Mapping[str, Any]) -> Section:
             "Where the cosine without the readout lies above that of 97.5 % of random steps (see "
             "the table), a step and CAA share something that is not along the mean gradients of "
             "the answers' log-probabilities. Where it lies below, their agreement adds nothing to "
-            "the readout: a step that raises an answer's probability has to go there.",
+            "the readout: a step that raises an answer's probability has to go there. At the last "
+            "block a vector's effect is its readout and nothing else; claims are decided at a "
+            "middle block too.",
         ],
     )
 
@@ -208,8 +239,7 @@ def _routes(rows: Sequence[Row], settings: Mapping[str, Any]) -> Section:
         title="Do two independent routes give one direction?",
         question=f"One route sees weights and {without}, the other labels and no weights, on "
         "examples that share no group (of the built-in statements: they share facts, in other "
-        "phrasings). Runs are parts of the examples of one model: intervals say nothing of other "
-        "models.",
+        "phrasings).",
         figures=[_draw("two-routes", figure, "Two independent routes", curves, "cosine")],
         sees=[],
     )
@@ -228,11 +258,13 @@ def _search(rows: Sequence[Row], settings: Mapping[str, Any]) -> Section:
     )
     gain = partial(text_of, rows, "search_gain")
     effect = partial(text_of, rows, condition=names.SEARCH)
+    at_middle = partial(effect, at=names.MIDDLE)
     lines = [
         f"The best {settings['winners']} of {settings['candidates']} random steps raise log p(+) "
         f"by {gain(among='winners')} nats where they are scored, all by {gain(among='all')}.",
-        f"Their vector moves the answers to the test prompts {effect('slope_ratio')} times as much "
-        f"as CAA at equal length, {effect('kl_ratio')} times at equal KL.",
+        "At the middle block their vector moves the answers to the test prompts "
+        f"{at_middle('slope_ratio')} times as much as CAA at equal length, "
+        f"{at_middle('kl_ratio')} times at equal KL.",
     ]
     if chance := [r.value for r in select(rows, "chance_ratio") if r.value is not None]:
         low, high = np.quantile(chance, [0.025, 0.975])

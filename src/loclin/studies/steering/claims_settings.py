@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -26,18 +27,40 @@ class SteeringClaimsSettings(SteeringSettings, StudySettings):
     added to activations at one layer, in both directions, at equal length and at equal damage
     (measures §13).
 
-    The model is taken as it is: nothing is trained or destroyed. Independent runs are disjoint
-    parts of the examples: intervals are over prompts and gradient batches, given the model.
+    The model is taken as it is: nothing is trained or destroyed. The built-in models are several,
+    pretrained independently, and intervals are over them; runs on one model are disjoint parts of
+    its examples. Of a model of your own intervals are over these parts, given the model.
     """
 
     study: ClassVar[str] = "steering"
     kind: ClassVar[str] = "steering"
+    scales: ClassVar[Mapping[str, str]] = {
+        **{
+            f"{quantity}{at}": "fisher"
+            for quantity in (
+                "cosine",
+                "cosine_with_logits",
+                "cosine_with_step",
+                "reliability",
+                "ceiling",
+                "null",
+                "null_cosine",
+            )
+            for at in ("", "_at")
+        },
+        **dict.fromkeys(("eta_cosine", "mirror_cosine", "null_median"), "fisher"),
+        "anti_steerable": "score",
+    }
 
     model: str = "statements"
     """statements (460k parameters), built in, or its small twin statements-small; a folder; or a
     hub id such as distilgpt2."""
-    seeds: int = 6
-    """Independent runs, each with examples of its own."""
+    seeds: int = 8
+    """Runs, each with examples of its own."""
+    models_per_claim: int = 4
+    """Independently pretrained models, of a built-in one: run r is on the r-th of them, in turn.
+    They are the units of every interval; with one model (any of your own) its runs are, and a claim
+    is about that model."""
 
     gradient: int = 64
     shift: int = 64
@@ -45,11 +68,13 @@ class SteeringClaimsSettings(SteeringSettings, StudySettings):
 
     etas: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1)
     """Every η at which the shift is read, both ways; --eta has to be among them."""
-    directions: int = 100
-    """Random weight directions of every kind, each stepped along both ways."""
-    relabelings: int = 100
-    """Permutations of the labels of the gradient batch, one gradient step each."""
-    permutations: int = 999
+    directions: int = 120
+    """Random weight directions of every kind, each stepped along both ways; the same ones in all
+    runs on one model."""
+    relabelings: int = 20
+    """Permutations of the labels of the gradient batch, one gradient step each: they only
+    illustrate."""
+    permutations: int = 199
     """Permutations of the labels behind the vector from labels."""
     tokens: int = 120
     """Unrelated answer tokens, one gradient step each, taken both ways; at most as many as the
@@ -73,6 +98,10 @@ class SteeringClaimsSettings(SteeringSettings, StudySettings):
     """Passages of neutral text."""
     neutral_tokens: int = 24
     """Tokens of a passage, at most."""
+
+    def of_model(self, run: int) -> int:
+        """Seed of what all runs on one model share: the model, its examples, random directions."""
+        return self.seed + run % self.models
 
     def checked(self) -> SteeringClaimsSettings:
         """These settings, if they can be run; raises as `RunSettings.checked` does."""
@@ -104,13 +133,16 @@ def preset(profile: Profile, model: str | None = None) -> SteeringClaimsSettings
     """
     named = model or ("statements-small" if profile == "smoke" else "statements")
     settings = SteeringClaimsSettings(model=named, profile=profile)
-    if profile == "paper" and named in BUILT_IN:
-        return replace(settings, seeds=8)  # as many as its examples allow
+    if named not in BUILT_IN:
+        settings = replace(settings, seeds=6)
+    elif profile == "paper":
+        settings = replace(settings, seeds=24, models_per_claim=12)
     if profile != "smoke":
         return settings
-    fewer: dict[str, Any] = {"seeds": 3, "etas": (1e-4, 1e-3, 1e-2, 1e-1), "neutral_rows": 24}
+    fewer: dict[str, Any] = {"seeds": 3, "models_per_claim": 3, "neutral_rows": 24}
+    fewer |= {"etas": (1e-4, 1e-3, 1e-2, 1e-1), "relabelings": 10, "permutations": 99}
     fewer |= {"labels": 64, "gradient": 32, "shift": 32, "choose": 24, "test": 40}
-    fewer |= {"directions": 20, "relabelings": 20, "permutations": 99, "tokens": 20, "chance": 20}
+    fewer |= {"directions": 20, "tokens": 20, "chance": 20}
     fewer |= {"candidates": 40, "winners": 8, "random_vectors": 8}
     return replace(settings, **fewer)
 

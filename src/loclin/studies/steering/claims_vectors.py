@@ -4,11 +4,13 @@ search; and the angles between them by layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -17,8 +19,15 @@ from loclin.activations.capture import activations
 from loclin.parameters import ParameterSpace
 from loclin.run.rows import Row
 from loclin.seeds import derived
-from loclin.steering.compare import disattenuated, reliability, without, without_outliers
-from loclin.steering.contrast import class_contrast, paired_differences
+from loclin.steering.averages import Averaged, estimated_by, labels_averaged, loss_of
+from loclin.steering.compare import (
+    disattenuated,
+    reliability,
+    whitening,
+    without,
+    without_outliers,
+)
+from loclin.steering.contrast import paired_differences
 from loclin.steering.gradient import centred_shift, shift, shift_per_size, step_direction
 from loclin.steering.prompts import PromptSet
 from loclin.steering.readout import answer_gradient, logit_gradient
@@ -26,7 +35,8 @@ from loclin.steering.search import chance_vectors, perturbed_shifts, winners_vec
 from loclin.studies.steering import claims_names as names
 from loclin.studies.steering.claims_context import Layered, SteeringContext, cosine, halves
 
-Steps = Mapping[str, Float[Tensor, " D"]]
+Loss = Literal["fixed", "gold"]
+Steps = Mapping[Loss, Float[Tensor, " D"]]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -42,6 +52,7 @@ class Vectors:
         read: activations of the labels part (class form) or differences of the answers there
             (paired form): their contrast is CAA.
         origin: activations of the shift part before any step.
+        white: what whitens activations, of the prompts of both of these parts.
         steps, shifts: weight directions by loss; shifts by estimand, at the η that decides.
         search: mean shift of the best random steps, scored on the gradient part.
         chance: the same of as many steps drawn without regard to their scores.
@@ -54,6 +65,7 @@ class Vectors:
     answers: tuple[Layered, ...]
     read: Float[Tensor, "L n d"]
     origin: Float[Tensor, "L m d"]
+    white: Float[Tensor, "L d d"]
     steps: Steps
     shifts: Mapping[str, Layered]
     search: Layered
@@ -61,23 +73,18 @@ class Vectors:
     gains: Float[np.ndarray, " N"]
 
 
-def from_labels(
-    ctx: SteeringContext, prompts: PromptSet
-) -> tuple[Layered, Layered, Float[Tensor, "L n d"]]:
-    """CAA in the form of the data, in the paired form, and what the first is a contrast of."""
-    each = paired_differences(ctx.model, prompts, **ctx.read)
-    if prompts.labels is None:
-        return each.mean(1), each.mean(1), each
-    h = activations(ctx.model, prompts.batch, **ctx.read)
-    return class_contrast(h, prompts.labels), each.mean(1), h
+def from_labels(ctx: SteeringContext, prompts: PromptSet) -> Averaged:
+    """What CAA, in the form of the data, is an average of."""
+    return labels_averaged(ctx.model, prompts, form="auto", **ctx.read)
 
 
 def make_vectors(ctx: SteeringContext) -> Vectors:
     """All of them, none longer or shorter than it is found."""
     settings, model, parts = ctx.settings, ctx.model, ctx.parts
     labelled = parts["labels"]
-    caa, paired, read = from_labels(ctx, labelled)
-    losses = ("fixed", "gold") if ctx.class_form else ("fixed",)
+    caa, paired = from_labels(ctx, labelled), paired_differences(model, labelled, **ctx.read)
+    before = [activations(model, parts[p].batch, **ctx.read) for p in ("labels", "shift")]
+    losses: tuple[Loss, ...] = ("fixed", "gold") if ctx.class_form else ("fixed",)
     steps = directions(ctx, ctx.space, parts["gradient"], losses)
     found = perturbed_shifts(
         model,
@@ -92,15 +99,16 @@ def make_vectors(ctx: SteeringContext) -> Vectors:
     )
     seed, winners = derived(ctx.seed, "chance vectors"), settings.winners
     return Vectors(
-        caa=caa,
-        paired=paired,
+        caa=caa.direction(),
+        paired=paired.mean(1),
         logits=logit_gradient(model, labelled, **ctx.read),
         answers=tuple(
             answer_gradient(model, labelled, tokens=tokens, **ctx.read)
             for tokens in (labelled.toward, labelled.away)
         ),
-        read=read,
-        origin=activations(model, parts["shift"].batch, **ctx.read),
+        read=caa.each,
+        origin=before[1],
+        white=whitening(torch.cat(before, dim=1)).to(caa.each),
         steps=steps,
         shifts=shifts(ctx, steps, parts["shift"]),
         search=winners_vector(found, winners),
@@ -110,10 +118,10 @@ def make_vectors(ctx: SteeringContext) -> Vectors:
 
 
 def directions(
-    ctx: SteeringContext, space: ParameterSpace, prompts: PromptSet, losses: Sequence[str]
+    ctx: SteeringContext, space: ParameterSpace, prompts: PromptSet, losses: Iterable[Loss]
 ) -> Steps:
     """Of one gradient step, by loss."""
-    return {loss: step_direction(ctx.model, space, prompts, loss=loss) for loss in losses}  # type: ignore[arg-type]
+    return {loss: step_direction(ctx.model, space, prompts, loss=loss) for loss in losses}
 
 
 def shifts(
@@ -129,7 +137,8 @@ def shifts(
 
     With a size, that of one step; of size 0, the limit of shift over size.
     """
-    model, batch, moved, found = ctx.model, prompts.batch, space or ctx.space, {}
+    model, batch, moved = ctx.model, prompts.batch, space or ctx.space
+    found: dict[Loss, Tensor] = {}
     for loss, step in steps.items():
         if size is None:
             eta = ctx.settings.eta
@@ -138,17 +147,24 @@ def shifts(
             found[loss] = shift_per_size(model, moved, step, batch, **ctx.read)
         else:
             found[loss] = shift(model, moved, step, batch, size=size, origin=origin, **ctx.read)
-    return estimands(found, prompts.labels)
+    return estimands(found, prompts)
 
 
 def estimands(
-    shifts: Mapping[str, Float[Tensor, "L n d"]], labels: Bool[np.ndarray, " n"] | None
+    shifts: Mapping[Loss, Float[Tensor, "L n d"]], prompts: PromptSet
 ) -> dict[str, Layered]:
     """E1, E2 and E3 of the shifts by loss; without classes E1, which E2 is there."""
-    found: dict[str, Layered] = {"E1": shifts["fixed"].mean(1)} if "fixed" in shifts else {}
-    if labels is not None and "gold" in shifts:
-        found |= {"E2": shifts["gold"].mean(1), "E3": class_contrast(shifts["gold"], labels)}
+    found: dict[str, Layered] = {}
+    for of in names.ESTIMANDS:
+        moved = shifts.get(loss_of(of))
+        if moved is not None and (of == "E1" or prompts.labels is not None):
+            found[of] = estimated_by(moved, prompts, of).direction()
     return found
+
+
+def whitened(vector: Float[Tensor, "*a L d"], v: Vectors) -> Float[Tensor, "*a L d"]:
+    """In whitened activations."""
+    return torch.einsum("lde,...le->...ld", v.white, vector.to(v.white))
 
 
 def angle_rows(ctx: SteeringContext, v: Vectors) -> Iterator[Row]:
@@ -166,6 +182,7 @@ def angle_rows(ctx: SteeringContext, v: Vectors) -> Iterator[Row]:
             names.NOTHING: pair,
             names.COMMON: [without(x, common) for x in pair],
             names.OUTLIERS: [without_outliers(x, v.origin, count) for x in pair],
+            names.WHITENED: [whitened(x, v) for x in pair],
         }
         if of != names.LOGITS:
             pairs[names.LOGITS] = [without(x, v.logits) for x in pair]
@@ -190,11 +207,12 @@ def search_rows(ctx: SteeringContext, v: Vectors) -> Iterator[Row]:
 
 def reliability_rows(ctx: SteeringContext, v: Vectors) -> Iterator[Row]:
     """How well each vector agrees with itself from halves of the labels; of gradient AND shift."""
-    labels = reliability(*(from_labels(ctx, half)[0] for half in halves(ctx.parts["labels"])))
+    of_halves = (from_labels(ctx, half).direction() for half in halves(ctx.parts["labels"]))
+    labels = reliability(*of_halves)
     yield from ctx.both("reliability", labels, of=names.CAA)
     parts = zip(halves(ctx.parts["gradient"]), halves(ctx.parts["shift"]), strict=True)
     one, other = (
-        shifts(ctx, directions(ctx, ctx.space, step, list(v.steps)), read) for step, read in parts
+        shifts(ctx, directions(ctx, ctx.space, step, v.steps), read) for step, read in parts
     )
     for of, vector in v.shifts.items():
         own = reliability(one[of], other[of])
@@ -202,6 +220,7 @@ def reliability_rows(ctx: SteeringContext, v: Vectors) -> Iterator[Row]:
         yield from ctx.both("ceiling", (own * labels).sqrt(), of=of)
         corrected = disattenuated(cosine(vector, v.caa).to(own), own, labels)
         yield from ctx.both("disattenuated", corrected, of=of)
+        yield from ctx.at_places("unreliable", (own * labels == 0).double(), of=of)
 
 
 def size_rows(ctx: SteeringContext, v: Vectors) -> Iterator[Row]:
@@ -229,7 +248,7 @@ def frozen_rows(ctx: SteeringContext, v: Vectors) -> Iterator[Row]:
     if not pattern:
         return
     space = ParameterSpace(ctx.model, pattern)
-    steps = directions(ctx, space, ctx.parts["gradient"], list(v.steps))
+    steps = directions(ctx, space, ctx.parts["gradient"], v.steps)
     for of, vector in shifts(ctx, steps, ctx.parts["shift"], space=space).items():
         yield from ctx.both(
             "cosine", cosine(vector, v.caa), of=names.frozen(of), removed=names.NOTHING
