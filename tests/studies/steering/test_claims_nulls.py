@@ -4,10 +4,12 @@ import numpy as np
 import torch
 from scipy import stats
 
+from loclin.run.rows import Part, Row
 from loclin.stats import permutation_p
 from loclin.steering.contrast import class_contrast
 from loclin.studies.steering import claims_names as names
 from loclin.studies.steering.claims_context import SteeringContext, cosine
+from loclin.studies.steering.claims_found import Found
 from loclin.studies.steering.claims_nulls import (
     caa_relabelled,
     caa_weights,
@@ -85,3 +87,21 @@ def test_unrelated_tokens_are_no_answers(ctx: SteeringContext, vectors: Vectors)
     assert len(every) == len(tokenizer) - 3
     assert not said & {"yes", "no", tokenizer.pad_token}
     assert unrelated_tokens(ctx, vectors).shape == (2 * TINY.tokens, len(ctx.layers))
+
+
+def test_rows_keep_one_way_of_draws_that_go_both_and_the_other_is_put_back(
+    ctx: SteeringContext, rows: list[Row], part: Part
+) -> None:
+    found = Found.of(rows, 1)
+    middle = int(found.values("layer", at=names.MIDDLE)[0])
+    for null, count in ((names.BY_TENSOR, TINY.directions), (names.TOKENS, TINY.tokens)):
+        here = {"of": "E1", "null": null}
+        kept = found.draws("null_draw", **here, at=names.MIDDLE)[0]
+        every = part.arrays[f"draws/E1/{null}/0"][:, middle]
+        assert np.allclose(np.concatenate([kept, -kept]), every, atol=1e-6)
+        assert len(kept) == count
+        largest = np.array([np.sort(np.abs(every))[-3]])  # beside the largest, one draw is above
+        p = found.drawn("", largest + 1e-6, "E1", null, names.MIDDLE).value
+        assert p == 2 / (2 * count + 1)
+    highest = found.draws("null_draw", of="E1", null=names.BY_TENSOR, at=names.HIGHEST)
+    assert highest.shape == (1, 2 * TINY.directions)

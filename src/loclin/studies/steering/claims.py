@@ -203,7 +203,6 @@ def _steps_note(found: Found, of: Estimand) -> list[str]:
     middle, late = names.MIDDLE, names.CHOSEN
     return [
         f"beyond the readout {found.text(found.cosine(of, middle, names.READOUT))}",
-        f"whitened {found.text(found.cosine(of, middle, names.WHITENED))}",
         f"effect over CAA's {effects_beside(found, of, middle)}",
         _named(step_conditions(found, of), found.models),
         labels_say(found, of, middle),

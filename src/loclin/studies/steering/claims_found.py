@@ -94,6 +94,8 @@ class Found:
         same in all runs on one model, whose means are drawn.
         """
         every = self.draws("null_draw", of=of, null=null, at=at)
+        if null in names.BOTH_WAYS and at != names.HIGHEST:
+            every = np.concatenate([every, -every], axis=1)
         p = self.above(observed, every, shared=null != names.CAA_RELABELLED)
         return Drawn(name=name, value=p)
 

@@ -17,6 +17,8 @@ BEYOND = "weights by tensor, without the readout"
 IN_WHITENED = "weights by tensor, in whitened activations"
 TOKENS, SCORES = "unrelated tokens", "permuted scores"
 RELABELLED, CAA_RELABELLED = "permuted labels", "permuted labels of CAA"
+#: Steps that are taken both ways: rows keep draws of one way, but for the largest over blocks.
+BOTH_WAYS = (BY_TENSOR, BEYOND, IN_WHITENED, TOKENS)
 
 #: Where claims are decided: the blocks chosen apart in the median third of the blocks, and in the
 #: later half; the mean over that half; the largest over all blocks.

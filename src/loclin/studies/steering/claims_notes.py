@@ -70,10 +70,11 @@ def by_layer(found: Found, of: str) -> str:
 
 
 def without(found: Found, of: str, at: str) -> list[str]:
-    """The cosine without what could make one by itself."""
+    """The cosine without what could make one by itself, but for the readout, which stands apart."""
     return [
         f"{label} {found.text(found.cosine(of, at, removed))}"
         for removed, label in names.REMOVED.items()
+        if removed != names.READOUT
     ]
 
 

@@ -85,7 +85,9 @@ def _rows(
         level, middle = float(np.quantile(values, 0.975)), float(np.median(values))
         p = permutation_p(float(real[at][0]), values)
         yield from ctx.rows({"null_at": level, "null_median": middle, "null_p": p}, **here)
-        for i, value in enumerate(values if at in KEPT.get((of, null), ()) else ()):
+        one_way = null in names.BOTH_WAYS and at != names.HIGHEST
+        kept = values[: len(values) // 2] if one_way else values
+        for i, value in enumerate(kept if at in KEPT.get((of, null), ()) else ()):
             yield ctx.row("null_draw", float(value), **here, draw=i)
 
 

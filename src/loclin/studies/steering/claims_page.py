@@ -151,7 +151,8 @@ def _angle_table(rows: Sequence[Row], eta: float) -> Table:
     shown, body = [*(of for of in every if of in there), names.CAA], []
     for label, (quantity, more) in quantities.items():
         context = {"at": "late", **more}
-        body.append([label, *(text_of(rows, quantity, of=of, **context) for of in shown)])
+        text = mean_text if quantity == "unreliable" else text_of
+        body.append([label, *(text(rows, quantity, of=of, **context) for of in shown)])
     return Table(
         caption="Over the late layers, where nothing else is said. "
         + "; ".join(f"{of}: {what}" for of, what in names.ESTIMANDS.items())

@@ -133,8 +133,9 @@ def _table(rows: Sequence[Row], settings: Mapping[str, Any], place: str) -> Tabl
     block = {names.MIDDLE: "At the middle block.", names.CHOSEN: "At the late block."}[place]
     return Table(
         caption=f"{block} Slope: change of the logit difference for a vector as long as CAA, over "
-        "strengths up to 1 either way. Anti-steerable: share of prompts with a slope below 0. KL "
-        "and perplexity on neutral text at strength 1 (perplexity of the model as it is: "
+        "strengths up to 1 either way. Anti-steerable: share of prompts with a slope below 0, of "
+        "which none counts as 0.005. KL and perplexity on neutral text at strength 1 (perplexity "
+        "of the model as it is: "
         f"{mean_text(rows, 'perplexity', condition=names.MODEL, at=place)}); equal KL: "
         f"{settings['kl']:g} nats a token.",
         header=("condition", *columns),
