@@ -123,7 +123,7 @@ def second_order_gain(
 
     >>> known = {"gradient": 1.0, "trace": 0.0, "along": 0.0, "cube": 0.0, "n": 10, "sigma": 1.0}
     >>> round(second_order_gain(frobenius=math.sqrt(2), **known), 4)  # √2 m_N
-    2.1762
+    2.1761
     """
     _check(gradient=gradient, trace=trace, along=along, frobenius=frobenius, cube=cube, sigma=sigma)
     spread = math.hypot(sigma * gradient, sigma**2 * frobenius / math.sqrt(2))  # s

@@ -139,13 +139,13 @@ def error_rows(
 
 def _searches(rows: Sequence[Row]) -> list[tuple[Mapping[str, Any], dict[str, float]]]:
     """Every search with gaussian noise: its context, and its ratios by quantity."""
-    found: dict[tuple[Any, ...], tuple[Mapping[str, Any], dict[str, float]]] = {}
+    searches: dict[tuple[Any, ...], tuple[Mapping[str, Any], dict[str, float]]] = {}
     for row in rows:
         if row.context.get("noise") == names.GAUSSIAN and "best_of" not in row.context:
             key = tuple(row.context.get(k) for k in ("space", "size", "at"))
             value = math.nan if row.value is None else row.value
-            found.setdefault(key, (row.context, {}))[1][row.quantity] = value
-    return list(found.values())
+            searches.setdefault(key, (row.context, {}))[1][row.quantity] = value
+    return list(searches.values())
 
 
 def edge_rows(

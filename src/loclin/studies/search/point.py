@@ -63,11 +63,11 @@ class Gains:
         `along`, whose expectation is m_n: a control variate, which biases nothing, whatever the
         loss (Glasserman, Monte Carlo Methods in Financial Engineering, 2004, section 4.1).
         """
-        found = best_of(self.loss, ns)
+        observed = best_of(self.loss, ns)
         if self.along is None:
-            return found
+            return observed
         luck = best_of(self.along, ns) - [law.expected_maximum(n) for n in ns]
-        return np.asarray(found - self.slope * luck)
+        return np.asarray(observed - self.slope * luck)
 
 
 def gains(perturbed: Perturbed, eval_set: EvalSet, drawn: Sequence[Candidate]) -> Gains:

@@ -132,11 +132,11 @@ def space_rows(here: PointContext, spaces: Sequence[SearchSpace]) -> Iterator[Ro
         here.keep_law(where)
         yield here.row("dimension", float(where.dimension), space=where.name)
         end = where.law.domain(n)
-        found = here.search(where, settings.inside, end, at=names.DOMAIN_END)
-        yield from ratio_rows(here, found, where, end, at=names.DOMAIN_END)
+        scored = here.search(where, settings.inside, end, at=names.DOMAIN_END)
+        yield from ratio_rows(here, scored, where, end, at=names.DOMAIN_END)
         if where.basis is None:
             continue
-        yield from _best_rows(here, where, found)
+        yield from _best_rows(here, where, scored)
         density = law.signal_density(where.law.gradient**2, where.dimension)
         linear = law.subspace_linear_gain(radius=radius, n=n, density=density)
         sigma, count = radius / math.sqrt(where.dimension), max(n, settings.inside // 2)
@@ -158,9 +158,9 @@ def _best_rows(here: PointContext, where: SearchSpace, domain: Gains) -> Iterato
     same = sigma == where.law.domain(n)
     if same:
         here.keep_gains(where, domain, at=names.BEST_SIGMA)
-    found = domain if same else here.search(where, inside, sigma, at=names.BEST_SIGMA)
+    scored = domain if same else here.search(where, inside, sigma, at=names.BEST_SIGMA)
     formula = law.subspace_best_gain(energy=where.law.gradient**2, n=n, trace=where.law.trace)
-    yield here.row("best_gain", found.best_of(n), space=where.name)
+    yield here.row("best_gain", scored.best_of(n), space=where.name)
     yield here.row("best_gain_law", where.law.gain(n, sigma), space=where.name)
     yield here.row("best_gain_formula", formula, space=where.name)
 

@@ -45,11 +45,11 @@ def coded(
     [[0, 1], [-1, 0], [1, 1]]
     """
     numbers = [{right: 0, "": -1} for right in wanted]
-    found = [
+    codes = [
         [known.setdefault(a, len(known) - 1) for a, known in zip(answers, numbers, strict=True)]
         for answers in ballots
     ]
-    return np.array(found, dtype=np.int32)
+    return np.array(codes, dtype=np.int32)
 
 
 def table_rows(
