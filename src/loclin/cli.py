@@ -78,7 +78,7 @@ class Reproduce:
     """
 
     profile: Profile = "standard"
-    """smoke: a few minutes, wide intervals. standard: 16 minutes on two cores. paper: the paper's
+    """smoke: a few minutes, wide intervals. standard: minutes on two cores. paper: the paper's
     own models too, hours."""
     studies: tuple[str, ...] = tuple(STUDIES)
     """Which studies."""

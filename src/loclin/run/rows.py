@@ -25,7 +25,7 @@ class Row:
         quantity: what was measured, by its name in measures.md.
         value: the number; None where it is not defined.
         low, high: 95 % interval; None for a single run, whose spread nobody knows.
-        n: independent runs behind the value.
+        n: units behind the value: models, or runs where there is one model.
         null: what the value would be if nothing were there, where a null belongs to it.
         p: p-value against that null.
         unit: "" for pure numbers and shares.

@@ -92,7 +92,7 @@ KINDS: dict[str, Study] = {
     ),
 }
 
-#: The studies that decide claims, in the order of a report, and the kind that decides them.
+#: The studies of `loclin reproduce`, in the order of a report, and the kind that it runs.
 STUDIES: dict[str, str] = {
     "recovery": "recovery",
     "spectrum": "spectrum",

@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import TypeVar
 
 from loclin.options import BUILT_IN, SEQUENCE_MODELS
-from loclin.studies.settings import DamageSettings, Profile, TrainBackSettings
+from loclin.studies.settings import DamageSettings, Profile, StudySettings, TrainBackSettings
 
 S = TypeVar("S", bound=DamageSettings)
 R = TypeVar("R", bound=TrainBackSettings)
+T = TypeVar("T", bound=StudySettings)
 #: The paper's own models and data, in the order of its tables.
 PAPER = (
     ("distilgpt2", "sequences"),
@@ -44,7 +45,7 @@ def quick(settings: S) -> S:
     return replace(settings, teach_steps=100, damage_lr=damage_lr)
 
 
-def exhaustive(settings: S) -> S:
+def exhaustive(settings: T) -> T:
     """The defaults of the paper profile: as many runs as the bootstrap wants, on 12 models."""
     return replace(settings, seeds=24, models_per_claim=12)
 

@@ -9,6 +9,7 @@ the run, and the claim is about that model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,17 @@ import numpy as np
 from scipy import optimize, stats
 
 from loclin.run.rows import Claim, finite
-from loclin.stats import Estimate, Numbers, Scale, by_model, holm, mean_above, on_scale, unscaled
+from loclin.stats import (
+    Estimate,
+    Numbers,
+    Scale,
+    by_model,
+    holm,
+    mean_above,
+    mean_within,
+    on_scale,
+    unscaled,
+)
 from loclin.studies.settings import StudySettings
 
 LEVEL, POWER = 0.05, 0.8
@@ -46,17 +57,17 @@ class Mean:
 
     def p(self, models: int, factor: float = 1.0) -> float:
         """One-sided p of Student's t."""
-        return self._above(models, self.threshold * factor, self.below)
+        return self._above(models, _times(self.threshold, factor, self.scale), self.below)
 
     def against(self, models: int, factor: float = 1.0) -> float | None:
         """The same of the other side."""
         at = self.threshold if self.refuted_at is None else self.refuted_at
-        return self._above(models, at * factor, not self.below) if self.refutes else None
+        at = _times(at, factor, self.scale)
+        return self._above(models, at, not self.below) if self.refutes else None
 
-    def _above(self, models: int, threshold: float, below: bool) -> float:
+    def _above(self, models: int, at: float, below: bool) -> float:
         sign = -1.0 if below else 1.0
-        units, at = by_model(self.values, models, self.scale), on_scale(threshold, self.scale)
-        return mean_above(sign * units, sign * float(at))
+        return mean_above(sign * by_model(self.values, models, self.scale), sign * at)
 
     def least(self, models: int) -> str:
         """The threshold and as many standard errors as the power of Student's t asks for."""
@@ -91,7 +102,7 @@ class Within:
     def p(self, models: int, factor: float = 1.0) -> float:
         """The larger p of the two tests."""
         units, (low, high) = self._placed(models, factor)
-        return max(mean_above(units, low), mean_above(-units, -high))
+        return mean_within(units, low, high)
 
     def against(self, models: int, factor: float = 1.0) -> float | None:
         """Beyond either margin (Bonferroni)."""
@@ -170,6 +181,7 @@ class Rule:
 
 def decided(rules: Sequence[Rule]) -> list[Claim]:
     """The claims with their verdicts, adjusted over both directions of all of them."""
+    rules = [replace(r, claim=replace(r.claim, unit=_unit(r.models))) for r in rules]
     tests = {i: t for i, rule in enumerate(rules) if (t := rule.tests()) is not None}
     adjusted = _adjusted(tests)
     return [
@@ -208,12 +220,15 @@ def _decided(rule: Rule, i: int, tests: Tests, after: tuple[float, float | None]
         p_against=against,
         p_against_holm=after[1],
         verdict=word,
-        unit="model" if rule.models > 1 else "run on one model",
         least_effect=weakest.least(rule.models),
         agree=_agreeing(rule, word),
         halved=_verdict(*moved[0]),
         doubled=_verdict(*moved[1]),
     )
+
+
+def _unit(models: int) -> str:
+    return "model" if models > 1 else "run on one model"
 
 
 def _agreeing(rule: Rule, word: str) -> str:
@@ -224,6 +239,14 @@ def _agreeing(rule: Rule, word: str) -> str:
     holding = int(np.all(sides, axis=0).sum())
     count = len(sides[0])
     return f"{count - holding if word == 'refuted' else holding} of {count}"
+
+
+def _times(threshold: float, factor: float, scale: Scale) -> float:
+    """A threshold of another size, on its scale: a share of `factor` times the odds, a correlation
+    of as many times the z.
+    """
+    at = float(on_scale(threshold, scale))
+    return at * factor if scale in ("plain", "fisher") else at + math.log(factor)
 
 
 def _reach(units: np.ndarray) -> float | None:

@@ -52,8 +52,8 @@ def _captures(rows: Sequence[Row], settings: Mapping[str, Any]) -> Section:
         figures.append(
             draw_curves(
                 f"krylov-capture-{o}",
-                f"Share of the displacement d in bases of size k, {label}, mean over runs with 95 "
-                "% band.",
+                f"Share of the displacement d in bases of size k, {label}, mean over models with "
+                "95 % band.",
                 _curves(rows, "basis_capture", **of),
                 over="k",
                 labels=("dimensions k", "capture of d"),
@@ -216,7 +216,7 @@ def _curvature(rows: Sequence[Row], settings: Mapping[str, Any]) -> Section:
     figure = draw_curves(
         "krylov-spectrum",
         "The largest Hessian eigenvalues at θ_D and the Ritz values of the Krylov space, in order, "
-        "mean over runs with 95 % band.",
+        "mean over models with 95 % band.",
         [
             curve(rows, "eigenvalue", "largest eigenvalues", 1),
             curve(rows, "ritz_value", "Ritz values of the Krylov space", 0),
@@ -238,7 +238,7 @@ def _curvature(rows: Sequence[Row], settings: Mapping[str, Any]) -> Section:
             f"{text_of(rows, 'lowest_ritz_value')}, negative in {negative} of {len(lowest)} runs; "
             f"gradient of norm {text_of(rows, 'gradient_norm')}.",
             f"Trace {text_of(rows, 'trace')} and Frobenius norm {text_of(rows, 'frobenius_norm')}, "
-            f"each from {settings['probes']} random probes a run (the intervals are over runs; "
+            f"each from {settings['probes']} random probes a run (the intervals are over models; "
             "those of single runs, over probes, are in the record).",
             *([fallback] if settings.get("products") == FALLBACK else []),
         ],

@@ -14,14 +14,15 @@ from loclin.stats import Estimate, over_models
 from loclin.studies.linearity.names import BOTH, GRADIENT, MATCHED, RECOVERY, SIDES, TASK
 from loclin.studies.linearity.settings import LinearitySettings
 from loclin.studies.names import OPTIMISERS, POINTS
-from loclin.studies.verdict import setting, undecided
+from loclin.studies.verdict import Rule, decided, setting, undecided
 
 Values = Float[np.ndarray, " S"]
 
 
 def decide(settings: LinearitySettings, rows: Sequence[Row]) -> list[Claim]:
     """The window at both points."""
-    return [window(settings, rows, point) for point in POINTS]
+    claims = [window(settings, rows, point) for point in POINTS]
+    return decided([Rule(claim=claim, models=settings.models) for claim in claims])
 
 
 def window(settings: LinearitySettings, rows: Sequence[Row], point: str) -> Claim:
@@ -60,7 +61,6 @@ def window(settings: LinearitySettings, rows: Sequence[Row], point: str) -> Clai
         rule="none: it could not fail; the radius is the number to use",
         verdict="measurement",
         note="; ".join(notes),
-        unit="model" if models > 1 else "run on one model",
     )
 
 

@@ -50,7 +50,7 @@ class LinearitySettings(TrainBackSettings):
     window_examples: int = 128
     """Examples of the test split whose loss is followed."""
     tolerances: tuple[float, ...] = (0.1, 0.5)
-    """τ, relative errors at which a window ends; the first is that of the claims."""
+    """τ, relative errors at which a window ends; the first is that of the reported window."""
     smallest: float = 1e-6
     """The smallest step ε."""
     largest: float = 1.0
@@ -90,7 +90,7 @@ class LinearitySettings(TrainBackSettings):
 
     @property
     def tolerance(self) -> float:
-        """The τ that decides."""
+        """The τ of the reported window."""
         return self.tolerances[0]
 
     @property

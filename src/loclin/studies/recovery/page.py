@@ -41,7 +41,7 @@ def _course(rows: Sequence[Row], steps: int) -> Section:
         curve(rows, "score", label, i, optimiser=o, **back)
         for i, (o, label) in enumerate(OPTIMISERS.items())
     ]
-    caption = "Score on the destroyed task against recovery steps, mean over runs with 95 % band."
+    caption = "Score on the destroyed task against recovery steps, mean over models with 95 % band."
     labels, title = ("recovery step t", "score"), "The task comes back"
     figure = draw_curves("recovery-course", caption, curves, over="t", labels=labels, title=title)
     runs = [r for r in rows if r.quantity == "score" and "run" in r.context]

@@ -69,7 +69,7 @@ class View:
         """Curves over gradients taken, or over α."""
         return draw_curves(
             f"schedules-{name}-{self.optimiser}".replace("+", "-"),
-            f"{title}{self.label}: {labels[1]} against {labels[0]}, mean over runs, 95 % bands.",
+            f"{title}{self.label}: {labels[1]} against {labels[0]}, mean over models, 95 % bands.",
             curves,
             over="evaluations" if labels[0] == BUDGET else "alpha",
             labels=labels,

@@ -107,13 +107,10 @@ def _labels_say(rows: Sequence[Row], of: str) -> str:
     )
     if cosine is None or level is None:
         return f"{of} has no cosine with CAA at the middle block."
-    reached = f"97.5 % of CAA with permuted labels stay below {number(level)}"
-    if cosine > level:
-        return f"{of} at the middle block: cosine {number(cosine)}, and {reached}."
     return (
-        f"{of} at the middle block: cosine {number(cosine)}, but {reached}: labels give the sign "
-        "alone, and a dominant axis of the activations, which is there whatever the labels, gives "
-        "the size."
+        f"{of} at the middle block: cosine {number(cosine)}; 97.5 % of CAA with permuted labels "
+        f"stay below {number(level)}. Where that is no less, labels give the sign alone, and a "
+        "dominant axis of the activations gives the size: the claim's note says which."
     )
 
 
@@ -177,7 +174,7 @@ def _null_table(rows: Sequence[Row]) -> Table:
             cosine = text_of(rows, "cosine", of=of, layer=layer, **PLAIN)
             body.append([of, str(layer), cosine, *(found(null=null) for null in kinds)])
     return Table(
-        caption="Cosine with CAA and 97.5 % of the draws of every null, mean over runs: random "
+        caption="Cosine with CAA and 97.5 % of the draws of every null, mean over models: random "
         "weight directions of the gradient's norm as a whole and tensor by tensor, steps to "
         "unrelated tokens (all these both ways), permuted labels of the gradient batch (no chance "
         "level: such a step un-learns the answers), permuted labels of CAA.",

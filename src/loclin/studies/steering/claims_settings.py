@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from loclin.errors import LoclinError
 from loclin.options import BUILT_IN
+from loclin.studies.presets import exhaustive
 from loclin.studies.settings import Profile, StudySettings, check_counts
 from loclin.studies.steering.names import PARTS
 from loclin.studies.steering.options import SteeringSettings
@@ -136,7 +137,7 @@ def preset(profile: Profile, model: str | None = None) -> SteeringClaimsSettings
     if named not in BUILT_IN:
         settings = replace(settings, seeds=6)
     elif profile == "paper":
-        settings = replace(settings, seeds=24, models_per_claim=12)
+        settings = exhaustive(settings)
     if profile != "smoke":
         return settings
     fewer: dict[str, Any] = {"seeds": 3, "models_per_claim": 3, "neutral_rows": 24}
