@@ -46,6 +46,11 @@ def test_tasks_are_crossed_with_models() -> None:
     assert [model for model, _ in runs] == [*range(6)] * 2
     assert len(set(runs)) == 12
     assert {task for _, task in runs} == {0, 1, 2, 3}
+    lora = replace(preset("standard", "statements"), seeds=8, models_per_claim=4)
+    for turn, choices in (({"rounds": 2}, 3), ({"models": 2}, 2)):  # ranks, learning rates
+        taken = [lora.turn(r, choices, **turn) for r in range(8)]
+        assert all(taken[m] != taken[m + 4] for m in range(4))
+        assert set(taken) == set(range(choices))
     own = preset("standard", "some/model")
     assert own.models == 1
     assert [own.turn(r, 3) for r in range(4)] == [0, 1, 2, 0]
@@ -65,7 +70,7 @@ def test_lora_is_measured_in_the_weights_first() -> None:
     assert RecoverySettings().spaces == ("weights",)
     assert lora.spaces == ("weights", "factors")
     assert replace(lora, store="sketch").spaces == ("factors",)
-    assert [lora.learning_rates(r)["sgd"] / lora.sgd_lr for r in range(3)] == [1.0, 0.5, 1.0]
+    assert [lora.learning_rates(r)["sgd"] / lora.sgd_lr for r in range(3)] == [1.0, 1.0, 0.5]
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def make_context(
 def adapted(problem: Problem, settings: DamageSettings, run: int) -> tuple[Problem, ParameterSpace]:
     """The problem with a run's adapter attached, if it has one, and the trained coordinates."""
     lora = Lora(
-        rank=settings.ranks[run % len(settings.ranks)],
+        rank=settings.ranks[settings.turn(run, len(settings.ranks), rounds=2)],
         alpha=settings.alpha,
         targets=settings.targets,
         dropout=settings.dropout,

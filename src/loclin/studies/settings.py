@@ -175,11 +175,17 @@ class StudySettings(ModelSettings):
         """
         return self.seed + (run % self.models if self.model in BUILT_IN else run)
 
-    def turn(self, run: int, choices: int) -> int:
-        """Which of some tasks a run takes: in turn, and another one when its model's turn comes
-        again, so that tasks are crossed with models (measures §14).
+    def turn(self, run: int, choices: int, *, models: int = 1, rounds: int = 1) -> int:
+        """Which of some tasks (or ranks, or learning rates) a run takes: in turn, and another one
+        when its model's turn comes again, so that they are crossed with models (measures §14).
+
+        Args:
+            run: the run.
+            choices: how many there are.
+            models: how many models in a row take the same one.
+            rounds: by how many the choice moves when all models have had their turn.
         """
-        return (run % self.models + run // self.models) % choices
+        return (run % self.models // models + rounds * (run // self.models)) % choices
 
     @property
     def run_folder(self) -> Path:
@@ -201,7 +207,7 @@ class DamageSettings(StudySettings):
     """The same, of a task that is destroyed (measures §1)."""
 
     ranks: tuple[int, ...] = (8,)
-    """LoRA rank; run r takes the r-th, in turn."""
+    """LoRA ranks; runs take them in turn, crossed with models."""
     alpha: int | None = None
     """LoRA alpha, the adapter's scale being alpha/rank; twice the rank by default."""
     targets: str = "all-linear"
@@ -273,7 +279,7 @@ class TrainBackSettings(DamageSettings):
     adamw_lr: float = 3e-4
     """Learning rate of AdamW recovery, without weight decay."""
     lr_factors: tuple[float, ...] = (1.0,)
-    """Factors on both recovery learning rates; run r takes the r-th, in turn."""
+    """Factors on both recovery learning rates; runs take them in turn, crossed with models."""
 
     def checked(self: R) -> R:
         """These settings, if they can be run; raises as `RunSettings.checked` does."""
@@ -289,7 +295,7 @@ class TrainBackSettings(DamageSettings):
 
     def learning_rates(self, run: int = 0) -> dict[str, float]:
         """Learning rate by optimiser of one run, in the order of the report."""
-        factor = self.lr_factors[run % len(self.lr_factors)]
+        factor = self.lr_factors[self.turn(run, len(self.lr_factors), models=2)]
         return {"sgd": self.sgd_lr * factor, "adamw": self.adamw_lr * factor}
 
 
