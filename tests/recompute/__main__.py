@@ -7,6 +7,7 @@ with 1 where one is missing or differs by more than a billionth.
 """
 
 import json
+import math
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -38,8 +39,15 @@ def _difference(claim: dict, again: dict[tuple[str, str], tuple[float, float, fl
     for (name, setting), values in again.items():
         if name == claim["id"] and claim["setting"].endswith(setting):
             pairs = zip(recorded, values, strict=True)
-            return max(abs(a - b) for a, b in pairs if a is not None)
+            return max(_gap(a, b) for a, b in pairs)
     return float("inf")
+
+
+def _gap(recorded: float | None, again: float) -> float:
+    """A limit that is not recorded is not finite; NaN is never equal."""
+    if recorded is None:
+        return 0.0 if not math.isfinite(again) else math.inf
+    return abs(recorded - again) if math.isfinite(again) else math.inf
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def test_every_condition_has_to_hold_and_one_that_fails_refutes() -> None:
     high, low = Mean(name="a", values=means(0.8), threshold=0.5), means(-0.3)
     assert decided([rule(high)])[0].verdict == "supported"
     both = decided([rule(high, Mean(name="b", values=low, threshold=0.0))])[0]
-    assert both.verdict == "refuted"
+    assert (both.verdict, both.agree) == ("refuted", "8 of 8")
     assert both.p == mean_above(low, 0.0)
     assert both.p_against == pytest.approx(2 * mean_above(-low, 0.0))  # Bonferroni over the two
     spared = decided([rule(high, Mean(name="b", values=low, threshold=0.0, refutes=False))])[0]
@@ -90,6 +90,10 @@ def test_the_least_effect_is_found_in_four_of_five_studies() -> None:
     drawn = rng.normal(float(effect), spread, (4000, 6))
     power = np.mean([mean_above(study, 0.5) < LEVEL / 2 for study in drawn])
     assert power == pytest.approx(0.8, abs=0.03)
+    family = decided([rule(Mean(name="share", values=values, threshold=0.5))] * 3)[0]
+    drawn += float(family.least_effect.partition(": ")[2]) - float(effect)
+    power = np.mean([mean_above(study, 0.5) < LEVEL / 6 for study in drawn])
+    assert power == pytest.approx(0.8, abs=0.03)  # at Holm's first step of six tests
 
 
 def test_a_margin_that_equal_means_would_lie_within() -> None:
@@ -110,6 +114,11 @@ def test_a_margin_that_equal_means_would_lie_within() -> None:
 def test_thresholds_of_half_and_twice_the_size() -> None:
     claim = decided([rule(Mean(name="a", values=means(0.6), threshold=0.5))])[0]
     assert (claim.halved, claim.verdict, claim.doubled) == ("supported", "supported", "refuted")
+    share = Mean(name="a", values=means(0.6), threshold=0.5, scale="logit")
+    claim = decided([rule(share)])[0]
+    assert (claim.halved, claim.doubled) == ("supported", "refuted")  # 1/3 and 2/3
+    claim = decided([rule(Mean(name="a", values=means(0.6), threshold=0.0))])[0]
+    assert (claim.halved, claim.doubled) == ("", "")  # there is nothing to halve
     ratio = Within(name="r", values=means(1.2), low=0.8, high=1.25, scale="log")
     claim = decided([rule(ratio)])[0]
     assert (claim.halved, claim.doubled) == ("refuted", "supported")
@@ -120,9 +129,20 @@ def test_a_mean_below_is_a_mean_above_the_other_way_round() -> None:
     above = Mean(name="a", values=1 - means(0.2), threshold=0.5, scale="logit")
     assert below.p(1) == pytest.approx(above.p(1))
     assert below.against(1) == pytest.approx(above.against(1))
-    assert float(below.least(1).split(": ")[1]) == pytest.approx(
-        1 - float(above.least(1).split(": ")[1]), abs=2e-3
+    assert float(below.least(1, 0.025).split(": ")[1]) == pytest.approx(
+        1 - float(above.least(1, 0.025).split(": ")[1]), abs=2e-3
     )
+
+
+def test_units_that_agree_are_those_beyond_what_refutes() -> None:
+    values = np.array([-0.09, -0.08, -0.09, -0.085, -0.08, 0.01, np.nan])
+    claim = decided([rule(Mean(name="a", values=values, threshold=0.02, refuted_at=-0.02))])[0]
+    assert (claim.verdict, claim.agree) == ("refuted", "5 of 6")
+
+
+def test_an_effect_of_the_other_sign_is_not_similar() -> None:
+    ratio = Within(name="r", values=means(-1.0, 4), low=0.8, high=1.25, scale="log")
+    assert decided([rule(ratio)])[0].verdict == "refuted"
 
 
 def test_refuting_may_need_another_threshold() -> None:

@@ -86,8 +86,10 @@ class Claim:
         note: further numbers that the verdict rests on.
         unit: what n counts: models, or runs on one model.
         p_against, p_against_holm: the same of the other direction: below 0.05 it is refuted.
-        least_effect: the smallest effect that would have been supported with 80 % power.
-        halved, doubled: the verdict with thresholds and margins of half and of twice the size.
+        least_effect: the smallest effect that would have been supported with 80 % power, at the
+            strictest level of Holm's correction.
+        halved, doubled: the verdict with thresholds and margins of half and of twice the size; ""
+            where all are 0.
         agree: how many units lie on the verdict's side.
     """
 

@@ -69,18 +69,21 @@ class Mean:
         sign = -1.0 if below else 1.0
         return mean_above(sign * by_model(self.values, models, self.scale), sign * at)
 
-    def least(self, models: int) -> str:
+    def least(self, models: int, level: float) -> str:
         """The threshold and as many standard errors as the power of Student's t asks for."""
-        reach = _reach(by_model(self.values, models, self.scale))
+        reach = _reach(by_model(self.values, models, self.scale), level)
         if reach is None:
             return ""
         at = float(on_scale(self.threshold, self.scale)) + (-reach if self.below else reach)
         return f"{self.name}: {float(unscaled(at, self.scale)):.3g}"
 
-    def side(self, models: int) -> np.ndarray | None:
-        """By the units' means."""
-        units, at = by_model(self.values, models, self.scale), on_scale(self.threshold, self.scale)
-        return np.asarray(units < at if self.below else units > at)
+    def side(self, models: int, *, against: bool = False) -> np.ndarray:
+        """By the units' means: which are on the claim's side, or on the one that refutes."""
+        units, at = by_model(self.values, models, self.scale), self.threshold
+        if against and self.refuted_at is not None:
+            at = self.refuted_at
+        low, line = self.below != against, on_scale(at, self.scale)
+        return np.asarray(units < line if low else units > line)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -105,8 +108,12 @@ class Within:
         return mean_within(units, low, high)
 
     def against(self, models: int, factor: float = 1.0) -> float | None:
-        """Beyond either margin (Bonferroni)."""
+        """Beyond either margin (Bonferroni); ratios that may be below 0 have no logarithm, and are
+        taken as they are.
+        """
         units, (low, high) = self._placed(models, factor)
+        if self.scale == "log" and np.nanmin(self.values, initial=1.0) <= 0:
+            units, low, high = by_model(self.values, models), math.exp(low), math.exp(high)
         return min(1.0, 2 * min(mean_above(units, high), mean_above(-units, -low)))
 
     def _placed(self, models: int, factor: float) -> tuple[np.ndarray, np.ndarray]:
@@ -114,20 +121,21 @@ class Within:
             np.array([self.low, self.high]), self.scale
         )
 
-    def least(self, models: int) -> str:
+    def least(self, models: int, level: float) -> str:
         """The smallest margin that equal means would have been shown to lie within."""
         units = by_model(self.values, models, self.scale)
         units = units[~np.isnan(units)]
         if len(units) < 2 or not (error := units.std(ddof=1) / np.sqrt(len(units))):
             return ""
         freedom = len(units) - 1
-        reach = stats.t.ppf(1 - LEVEL / 2, freedom) + stats.t.ppf((1 + POWER) / 2, freedom)
+        reach = stats.t.ppf(1 - level, freedom) + stats.t.ppf((1 + POWER) / 2, freedom)
         return f"{self.name}: a margin of {float(unscaled(reach * error, self.scale)):.3g}"
 
-    def side(self, models: int) -> np.ndarray | None:
-        """Units within the margins."""
+    def side(self, models: int, *, against: bool = False) -> np.ndarray:
+        """Units within the margins, or beyond."""
         units, (low, high) = self._placed(models, 1.0)
-        return np.asarray((units > low) & (units < high))
+        inside = (units > low) & (units < high)
+        return np.asarray(~inside & ~np.isnan(units) if against else inside)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,18 +154,11 @@ class Drawn:
         """As drawn, where the other direction refutes."""
         return self.other
 
-    def least(self, models: int) -> str:
-        """Nobody knows."""
-        return ""
-
-    def side(self, models: int) -> np.ndarray | None:
-        """Draws know no units."""
-        return None
-
 
 #: What has to hold. `p` is of "it does not hold", `against` of "it is not the other way round"
 #: (None where that would refute nothing), `least` the smallest effect that 80 % of such studies
-#: would support, `side` which units lie on its side. A factor on thresholds asks how firm it is.
+#: would support at a level, `side` which units lie on its side, or on the other one (draws know no
+#: units). A factor on thresholds asks how firm it is.
 Condition = Mean | Within | Drawn
 
 
@@ -210,9 +211,10 @@ def _verdict(p: float, against: float | None) -> str:
 
 def _decided(rule: Rule, i: int, tests: Tests, after: tuple[float, float | None]) -> Claim:
     p, against = tests[i]
-    moved = [_adjusted({**tests, i: rule.tests(f) or tests[i]})[i] for f in (0.5, 2.0)]
-    weakest = max(rule.conditions, key=lambda c: c.p(rule.models))
-    word = _verdict(*after)
+    word, count = _verdict(*after), sum(1 + (b is not None) for _, b in tests.values())
+    halved, doubled = (_moved(rule, i, tests, factor) for factor in (0.5, 2.0))
+    tested = [c for c in rule.conditions if not isinstance(c, Drawn)]
+    weakest = max(tested, key=lambda c: c.p(rule.models), default=None)
     return replace(
         rule.claim,
         p=p,
@@ -220,11 +222,19 @@ def _decided(rule: Rule, i: int, tests: Tests, after: tuple[float, float | None]
         p_against=against,
         p_against_holm=after[1],
         verdict=word,
-        least_effect=weakest.least(rule.models),
+        least_effect=weakest.least(rule.models, LEVEL / count) if weakest else "",
         agree=_agreeing(rule, word),
-        halved=_verdict(*moved[0]),
-        doubled=_verdict(*moved[1]),
+        halved=halved,
+        doubled=doubled,
     )
+
+
+def _moved(rule: Rule, i: int, tests: Tests, factor: float) -> str:
+    """The verdict with thresholds of another size; "" where none of them is other than 0."""
+    moved = rule.tests(factor)
+    if moved is None or moved == tests[i]:
+        return ""
+    return _verdict(*_adjusted({**tests, i: moved})[i])
 
 
 def _unit(models: int) -> str:
@@ -232,13 +242,18 @@ def _unit(models: int) -> str:
 
 
 def _agreeing(rule: Rule, word: str) -> str:
-    """How many units lie on the side of every condition, or of one that refutes not."""
-    sides = [s for c in rule.conditions if (s := c.side(rule.models)) is not None]
-    if not sides:
+    """How many units lie on the side of every condition; where it is refuted, how many lie beyond
+    in the condition that refutes it. Of those where it is defined.
+    """
+    tested = [c for c in rule.conditions if not isinstance(c, Drawn)]
+    refuting = {i: p for i, c in enumerate(tested) if (p := c.against(rule.models)) is not None}
+    if not tested or (word == "refuted" and not refuting):
         return ""
-    holding = int(np.all(sides, axis=0).sum())
-    count = len(sides[0])
-    return f"{count - holding if word == 'refuted' else holding} of {count}"
+    if word == "refuted":
+        tested = [tested[min(refuting, key=lambda i: refuting[i])]]
+    sides = [c.side(rule.models, against=word == "refuted") for c in tested]
+    known = ~np.isnan([by_model(c.values, rule.models) for c in tested]).any(axis=0)
+    return f"{int(np.all(sides, axis=0)[known].sum())} of {int(known.sum())}"
 
 
 def _times(threshold: float, factor: float, scale: Scale) -> float:
@@ -249,16 +264,16 @@ def _times(threshold: float, factor: float, scale: Scale) -> float:
     return at * factor if scale in ("plain", "fisher") else at + math.log(factor)
 
 
-def _reach(units: np.ndarray) -> float | None:
+def _reach(units: np.ndarray, level: float) -> float | None:
     """How far above a threshold a mean has to lie for 80 % of studies with these units' spread to
-    find it there, one-sided at half the level: both directions are tested.
+    find it there, one-sided at a level.
     """
     units = units[~np.isnan(units)]
     n = len(units)
     if n < 2 or not (error := float(units.std(ddof=1) / np.sqrt(n))):
         return None
-    beyond = stats.t.ppf(1 - LEVEL / 2, n - 1)
-    away = optimize.brentq(lambda x: stats.nct.sf(beyond, n - 1, x) - POWER, 0.0, beyond + 20.0)
+    beyond = stats.t.ppf(1 - level, n - 1)
+    away = optimize.brentq(lambda x: stats.nct.sf(beyond, n - 1, x) - POWER, 0.0, 3 * beyond + 20)
     return float(away) * error
 
 

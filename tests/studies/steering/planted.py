@@ -23,6 +23,7 @@ TESTED = {
     **{(names.NOTHING, at): (names.BY_TENSOR, names.TOKENS, names.CAA_RELABELLED) for at in PLACES},
     (names.READOUT, names.MIDDLE): (names.BEYOND,),
     (names.WHITENED, names.MIDDLE): (names.IN_WHITENED,),
+    (names.READOUT, names.LATE): (names.BEYOND,),
 }
 #: As of `Found.numbers`.
 Numbers = dict[Any, dict[tuple[int, int], float]]

@@ -120,6 +120,8 @@ def test_a_true_shift_of_vectors_is_supported_and_readout_alone_is_not() -> None
     # CAA is the readout and another direction, the step goes along the readout alone
     readout = Layer(labels=(0.0, 4.0, 2.0, 0.0), step=(0.0, 2.0, 0.0, 0.0))
     assert shares(readout.numbers, STEPS, STUDIES)["supported"] <= ALLOWED
+    routes = shares(readout.numbers, by(claims.route_conditions), STUDIES)
+    assert routes["supported"] <= ALLOWED
 
 
 #: Labels and a step that share no more than a way along an axis of large variance.
@@ -153,6 +155,8 @@ def test_labels_that_give_the_sign_alone_are_named() -> None:
     [
         (Planted(cosines={LATE: 0.8}), "supported"),
         (Planted(cosines={LATE: 0.2}), "refuted"),
+        (Planted(cosines={(names.READOUT, names.LATE): -0.2}), "refuted"),
+        (Planted(cosines={(names.READOUT, names.LATE): ALONG}, null=0.02), ""),
         (Planted(cosines={LATE: claims.AGREE}, null=0.02), ""),
         (Planted(cosines={LATE: claims.AGREE}, null=0.02, between=0.3, within=0.02), ""),
         (Planted(chance=names.BY_TENSOR, null=0.9), ""),

@@ -105,13 +105,13 @@ def static_bases_miss(settings: RecoverySettings, rows: Sequence[Row], optimiser
     claim = undecided(
         gaps[nearest] if nearest else None,
         id="static-bases-miss",
-        statement="Confined to any basis fixed beforehand, training regains less than within the "
-        "first updates.",
+        statement=f"Confined to any of {len(STATIC)} bases fixed beforehand, training regains less "
+        "than within the first updates.",
         setting=setting(settings, OPTIMISERS[optimiser]),
         paper="misses (Fig. 1, 3b)",
         measured=f"score regained within the first {k} updates less that within the nearest of "
         f"{len(STATIC)} fixed bases of {k} ({nearest}), as a share of what unconfined training "
-        "regains",
+        "regains; the interval is of that basis, and knows nothing of the choice",
         null=f"{MARGIN}: a fixed basis that regains as much as the prefix, within the margin",
         rule=f"supported: every fixed basis is behind by more than {MARGIN}; refuted: one is not "
         f"(times {len(STATIC)})",
@@ -219,8 +219,12 @@ def prefix_beyond_drift(settings: RecoverySettings, rows: Sequence[Row], optimis
         measured=f"capture(Q_k, f_k) in {settings.spaces[0]}, k = {settings.k} of T = "
         f"{settings.steps}, less that of a constant drift with the run's own norms",
         null="0: constant drift and white noise through the optimiser, with the run's own norms",
-        rule=f"supported: above {BEYOND}, the basis is special; refuted: below −{BEYOND}, the "
-        "direction turns" + ("" if len(drifts) == 1 else "; in each case for both drifts"),
+        rule=f"supported: above {BEYOND}; refuted: below −{BEYOND}"
+        + ("" if len(drifts) == 1 else "; in each case for both drifts")
+        + ". The drift's share of a step is one for all steps: more may mean that the basis is "
+        "special, or that signal fades below the noise along the way"
+        + ("" if len(drifts) == 1 else ", or a slow turn that momentum hides")
+        + "; less that the direction turns, or that signal grows",
         note=f"future-only capture {over_models(future, settings.models, 'logit')}; "
         + "; ".join(f"less the {d} {e}" for d, e in excess.items())
         + f"; {memory}",
@@ -338,14 +342,14 @@ def prefix_predicts_over_runs(settings: RecoverySettings, rows: Sequence[Row]) -
     claim = undecided(
         e,
         id="prefix-predicts-recovery",
-        statement="Models whose first updates hold more of the way regain more when confined to "
-        "them.",
+        statement="Models (runs, where there is one model) whose first updates hold more of the "
+        "way regain more when confined to them.",
         setting=setting(settings, "over runs"),
         paper="positive relation (Fig. 2)",
-        measured=f"Spearman's ρ over models of capture of {displacement(settings)} by the first "
+        measured=f"Spearman's ρ over units of capture of {displacement(settings)} by the first "
         f"{k} updates and score regained within them, mean over optimisers",
-        null="0: scores exchanged among models",
-        rule="supported: above what exchanged scores give; refuted: below; five models are needed",
+        null="0: scores exchanged among units",
+        rule="supported: above what exchanged scores give; refuted: below; five units are needed",
         note=f"{captures.shape[1]} units of {settings.runs} runs over ranks {ranks}, learning "
         f"rates × {list(settings.lr_factors)}",
     )

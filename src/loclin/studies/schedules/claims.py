@@ -155,7 +155,8 @@ def sequential_last(settings: SchedulesSettings, rows: Sequence[Row], optimiser:
         each[lowest],
         **words,
         measured=f"score of the worse task, better sequential order less {lowest}, the lowest of "
-        f"{len(each)} simultaneous schedules, {_measured(settings)}",
+        f"{len(each)} simultaneous schedules, {_measured(settings)}; the interval is of that one, "
+        "and knows nothing of the choice",
         note=f"less the median one {median}; {scores}; the task trained first ends at "
         f"{over_models(_trained_first(settings, rows, optimiser), models, 'score')}",
     )
@@ -214,7 +215,7 @@ def simultaneous_differ_little(
         **words,
         measured=f"score of the worse task, {widest[0]} less {widest[1]}, the widest of "
         f"{len(each)} mean differences between {len(every)} simultaneous schedules, "
-        f"{_measured(settings)}",
+        f"{_measured(settings)}; the interval is of that one, and knows nothing of the choice",
         note=f"mean of the schedules {over_models(every.mean(0), models, 'score')}, above the "
         f"start by {over_models(gained, models)}; best less worst of a run, which noise widens, "
         f"{over_models(np.ptp(every, axis=0), models)}",

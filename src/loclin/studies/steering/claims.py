@@ -91,10 +91,10 @@ def two_routes_agree(settings: Settings, found: Found) -> Rule:
         measured="cos(Δh, CAA) of disjoint examples, mean over the later half of the blocks, η = "
         f"{settings.eta:g}; CAA in its {form(found)} form",
         null=f"{AGREE:g}; random weight directions matched tensor by tensor, both ways; unrelated "
-        "tokens; CAA of permuted labels; none is a step that raises the answer's probability and "
-        "nothing else, which the note holds it against",
-        rule=f"supported: above {AGREE:g}, and above the same mean of every null; refuted: below "
-        f"{AGREE:g}",
+        f"tokens; CAA of permuted labels; beyond the readout {ALONG:g}, and random directions",
+        rule=f"supported: above {AGREE:g}, and above the same mean of every null; and without both "
+        f"answers' mean gradients of log p (the readout) above {ALONG:g} and its null; refuted: "
+        f"below {AGREE:g}, or beyond the readout below {ALONG:g}",
         note="; ".join(_routes_note(found)) if estimate else why_not(found, "E1"),
     )
     conditions = route_conditions(found) if estimate else ()
@@ -162,10 +162,15 @@ def step_conditions(found: Found, of: Estimand) -> tuple[Condition, ...]:
 
 
 def route_conditions(found: Found) -> tuple[Condition, ...]:
-    """What has to hold of two routes."""
-    cosine = found.cosine("E1", names.LATE)
-    above = Mean(name=f"cosine above {AGREE:g}", values=cosine, threshold=AGREE, scale="fisher")
-    return (above, *_above_nulls(found, "E1", names.LATE, tokens=True))
+    """What has to hold of two routes: the readout alone gives a cosine, and has none beyond it."""
+    cosine, late = found.cosine("E1", names.LATE), names.LATE
+    beyond = found.cosine("E1", late, names.READOUT)
+    return (
+        Mean(name=f"cosine above {AGREE:g}", values=cosine, threshold=AGREE, scale="fisher"),
+        *_above_nulls(found, "E1", late, tokens=True),
+        _cosine_above("beyond the readout", beyond),
+        found.drawn("beyond the readout, random steps", beyond, "E1", names.BEYOND, late),
+    )
 
 
 def search_conditions(found: Found) -> tuple[Condition, ...]:
