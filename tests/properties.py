@@ -1,15 +1,14 @@
 """Theory as named properties, used across the tests."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
 
-from loclin.run.rows import Claim, Row
-from loclin.studies.verdict import confirmed
+from loclin.run.rows import Row
+from loclin.studies.verdict import Rule, decided
 
 World = Callable[[np.random.Generator, int], list[Row]]
 
@@ -43,21 +42,24 @@ def assert_within_error(draws: np.ndarray, expected: float) -> None:
     assert abs(draws.mean() - expected) < 4 * draws.std(ddof=1) / np.sqrt(len(draws))
 
 
-def share_supported(
-    world: World, rule: Callable[[list[Row]], Claim], draws: int, runs: int = 6, family: int = 1
-) -> float:
-    """How often a rule supports its claim over independent studies of a planted world.
+def verdict_shares(
+    world: World, rule: Callable[[list[Row]], Rule], draws: int, runs: int = 6, family: int = 1
+) -> dict[str, float]:
+    """How often each verdict is given over independent studies of a planted world.
 
-    Before Holm's correction, or with the strictest that a family of so many claims can bring.
+    The rule is decided alone (both directions after Holm), or with the strictest correction that a
+    family of so many claims can bring: claims beside it whose p in either direction is as small.
     """
     verdicts = []
     for study in range(draws):
         rng = np.random.default_rng([study, 7])
-        claim = rule([row for run in range(runs) for row in world(rng, run)])
-        verdicts.append(
-            confirmed(
-                replace(claim, p_holm=None if claim.p is None else min(1.0, family * claim.p))
-            ).verdict
-            == "supported"
-        )
-    return float(np.mean(verdicts))
+        decides = rule([row for run in range(runs) for row in world(rng, run)])
+        verdicts.append(decided([decides] * family)[0].verdict)
+    return {name: float(np.mean([v == name for v in verdicts])) for name in sorted({*verdicts})}
+
+
+def assert_rarely_decided(shares: Mapping[str, float], draws: int, level: float = 0.05) -> None:
+    """On a planted null both verdicts are rare: at most the level, and its Monte-Carlo error."""
+    most = level + 2 * float(np.sqrt(level * (1 - level) / draws))
+    assert shares.get("supported", 0.0) <= most, shares
+    assert shares.get("refuted", 0.0) <= most, shares

@@ -5,6 +5,11 @@ from typing import Any
 
 from loclin.run.rows import Row
 
+#: The words of a claim that is about nothing.
+WORDS = dict.fromkeys(
+    ("id", "statement", "setting", "paper", "measured", "null", "rule"), "straight"
+)
+
 
 def values(rows: Sequence[Row], quantity: str, column: str = "value", **context: Any) -> list[Any]:
     """A column of every row of a quantity whose context holds this, in order."""

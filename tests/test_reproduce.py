@@ -55,11 +55,13 @@ def test_every_study_is_asked_of_a_model_of_ones_own(ran: list[Any], tmp_path: P
     data.write_text("{}")
     out = str(tmp_path / "out")
     model = ["--model", "statements-small", "--data", str(data), "--seeds", "2", "--ray", "auto"]
+    model += ["--seed", "7", "--models-per-claim", "2"]
     cli.main(["reproduce", "--profile", "smoke", *model, "--out", out])
     assert [s.study for s in ran] == list(STUDIES)
     for settings in ran:
         assert (settings.model, settings.data) == ("statements-small", (str(data),))
         assert (settings.seeds, settings.profile, settings.ray) == (2, "smoke", "auto")
+        assert (settings.seed, settings.models_per_claim) == (7, 2)
 
 
 def test_the_paper_profile_lists_what_is_missing_before_anything_starts(

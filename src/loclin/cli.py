@@ -88,7 +88,12 @@ class Reproduce:
     """What they are asked: JSON Lines files, hub data sets, sequences, statements, or self. A
     built-in model brings its own."""
     seeds: int | None = None
-    """Independent runs of each study; the profile decides by default."""
+    """Runs of each study; the profile decides by default."""
+    models_per_claim: int | None = None
+    """Independently pretrained models behind a claim, which its runs take in turn; the profile
+    decides by default."""
+    seed: int = 0
+    """Of everything random; another one is another study of the same claims."""
     workers: int = 0
     """Runs side by side on the CPU; 0 takes every core. The record does not depend on it."""
     ray: str | None = None
@@ -257,9 +262,9 @@ def _reproduce(asked: Reproduce) -> None:
 
 def _shared(settings: Any, asked: Reproduce) -> Any:
     """Settings with what was asked of all studies."""
-    more: dict[str, Any] = {"workers": asked.workers, "ray": asked.ray, "profile": asked.profile}
-    more |= {"seeds": asked.seeds} if asked.seeds is not None else {}
-    more |= {"data": asked.data} if asked.data else {}
+    names = ("workers", "ray", "profile", "seed", "seeds", "models_per_claim", "data")
+    every = {name: getattr(asked, name) for name in names}
+    more = {name: value for name, value in every.items() if value not in (None, ())}
     known = {f.name for f in fields(settings)}
     return replace(settings, **{k: v for k, v in more.items() if k in known})
 

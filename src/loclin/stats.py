@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy import stats
+from scipy import special, stats
 
 from loclin.errors import LoclinError
 
@@ -19,6 +20,16 @@ DRAWS = 10_000
 
 Numbers = Sequence[float | int] | np.ndarray
 Conditions = Float[np.ndarray, "conditions S"]
+#: On which scale means are taken: shares by their logit (scores of some hundred examples not beyond
+#: half an example), correlations and cosines by Fisher's z, ratios by their logarithm.
+Scale = Literal["plain", "logit", "score", "fisher", "log"]
+_SCALES: dict[Scale, tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]] = {
+    "plain": (np.asarray, np.asarray),
+    "logit": (lambda x: special.logit(np.clip(x, 1e-9, 1 - 1e-9)), special.expit),
+    "score": (lambda x: special.logit(np.clip(x, 5e-3, 1 - 5e-3)), special.expit),
+    "fisher": (lambda x: np.arctanh(np.clip(x, -0.999, 0.999)), np.tanh),
+    "log": (lambda x: np.log(np.maximum(x, 1e-12)), np.exp),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +50,52 @@ class Estimate:
         return Estimate(value=value, low=value - half, high=value + half, n=n)
 
 
-def over_runs(values: Numbers, *, seed: int = 0) -> Estimate:
-    """Mean over independent runs: Student t below 20 of them, percentile bootstrap from there on.
+def on_scale(values: Numbers | float, scale: Scale) -> np.ndarray:
+    """Values on a scale on which their spread is even (measures §14).
 
-    Values are one per run, never correlated points of one run; NaN (not defined in that run) is
-    left out. The bootstrap's percentiles are at Φ(−√(n/(n−1)) t_{0.975, n−1}): the plain ones cover
+    >>> on_scale([0.5, 0.0], "score").round(2), on_scale(1.0, "log")
+    (array([ 0.  , -5.29]), array(0.))
+    """
+    return np.asarray(_SCALES[scale][0](np.asarray(values, dtype=float)))
+
+
+def unscaled(values: np.ndarray | float, scale: Scale) -> np.ndarray:
+    """Back from a scale."""
+    return np.asarray(_SCALES[scale][1](values))
+
+
+def by_model(values: Numbers, models: int, scale: Scale = "plain") -> np.ndarray:
+    """The units of a claim, on a scale: means of the runs of every model, run r being one of model
+    r mod `models`; with one model, its runs (measures §14).
+
+    >>> by_model([1.0, 2.0, 3.0, float("nan")], 2)
+    array([2., 2.])
+    """
+    found = on_scale(values, scale)
+    if models < 2:
+        return found
+    groups = [_defined(found[m::models]) for m in range(models)]
+    return np.array([g.mean() if len(g) else math.nan for g in groups])
+
+
+def over_models(values: Numbers, models: int, scale: Scale = "plain") -> Estimate:
+    """`over_runs` of the models' means on a scale, and back: no interval leaves the scale's range.
+
+    Raises `LoclinError` as `over_runs` does.
+
+    >>> print(over_models([0.9, 0.99, 0.96], 1, "logit"))
+    0.964 [0.731, 0.996]
+    """
+    e = over_runs(by_model(values, models, scale))
+    value, low, high = unscaled(np.array([e.value, e.low, e.high]), scale).tolist()
+    return replace(e, value=value, low=low, high=high) if e.n > 1 else replace(e, value=value)
+
+
+def over_runs(values: Numbers, *, seed: int = 0) -> Estimate:
+    """Mean over independent units: Student t below 20 of them, percentile bootstrap from there on.
+
+    Values are one per unit, never correlated points of one; NaN (not defined there) is left out.
+    The bootstrap's percentiles are at Φ(−√(n/(n−1)) t_{0.975, n−1}): the plain ones cover
     93 % at n = 24 (Hesterberg, "What teachers should know about the bootstrap", 2015, section 4.1).
     Raises `LoclinError` where no value is defined.
 
@@ -146,12 +198,18 @@ def mcnemar(a: Bool[np.ndarray, " n"], b: Bool[np.ndarray, " m"]) -> float:
 
 
 def mean_above(values: Numbers, threshold: float) -> float:
-    """One-sided p of "the mean over runs is at most the threshold" by Student's t."""
+    """One-sided p of "the mean over units is at most the threshold" by Student's t.
+
+    Units that are alike up to round-off have no spread: the sign test's 2^−n there.
+
+    >>> mean_above([1.0, 1.0, 1.0], 0.0)
+    0.125
+    """
     defined = _defined(values)
     if len(defined) < 2:
         return 1.0
-    if np.ptp(defined) <= 1e-12 * np.abs(defined).max():  # alike up to round-off
-        return 0.0 if defined[0] > threshold else 1.0
+    if np.ptp(defined) <= 1e-12 * np.abs(defined).max():
+        return 0.5 ** len(defined) if defined[0] > threshold else 1.0
     return float(stats.ttest_1samp(defined, threshold, alternative="greater").pvalue)
 
 
@@ -234,15 +292,16 @@ def rank_correlation(x: Numbers, y: Numbers) -> float:
 def permuted_rank_correlations(
     groups: Sequence[tuple[np.ndarray, np.ndarray]], *, draws: int, seed: int
 ) -> Float[np.ndarray, " draws"]:
-    """Null draws of the mean of Spearman's ρ over runs, whose (x, y) are not constant: y is
-    shuffled inside each run.
+    """Null draws of the mean of Spearman's ρ over runs, whose (x, y) are not constant.
+
+    y is shuffled alike in every run: what stands at one place (a type of basis) is the same thing
+    in all of them, and does not become independent by being measured again (measures §14). Draws
+    are raised by 1e-12, so that round-off puts none that equals what was observed below it.
     """
-    rng = np.random.default_rng(seed)
-    total = np.zeros(draws)
-    for x, y in groups:
-        a, b = stats.zscore(stats.rankdata(x)), stats.zscore(stats.rankdata(y))
-        total += rng.permuted(np.tile(b, (draws, 1)), axis=1) @ a / len(a)
-    return total / len(groups)
+    rng, count = np.random.default_rng(seed), len(groups[0][0])
+    orders = rng.permuted(np.tile(np.arange(count), (draws, 1)), axis=1)
+    ranks = [[stats.zscore(stats.rankdata(side)) for side in pair] for pair in groups]
+    return np.asarray(np.mean([b[orders] @ a / count for a, b in ranks], axis=0) + 1e-12)
 
 
 def mean_rank_correlation(x: Conditions, y: Conditions) -> float:

@@ -12,24 +12,26 @@ from loclin.report.section import Section, Table
 from loclin.report.terminal import print_record
 from loclin.run.record import Record
 from loclin.run.rows import Claim, Row
+from tests.rows import WORDS
 
 ATTACK = "<script>alert(1)</script>"
 ROWS = [Row(quantity="q", value=0.25 * k, low=0.0, high=1.0, context={"k": k}) for k in (1, 2, 3)]
 CLAIM = Claim(
-    id="straight",
-    statement="The line is straight.",
-    setting="toy",
-    paper="1",
-    measured="slope",
+    **WORDS | {"rule": "above 0"},
     value=0.5,
     low=0.25,
     high=0.75,
     n=3,
-    null="0",
-    p=0.01,
-    p_holm=0.02,
-    rule="lower limit above 0",
-    verdict="supported",
+    unit="model",
+    p=0.9,
+    p_holm=1.0,
+    p_against=0.0123,
+    p_against_holm=0.0246,
+    verdict="refuted",
+    least_effect="slope: 0.61",
+    halved="inconclusive",
+    doubled="refuted",
+    agree="2 of 3",
 )
 
 
@@ -78,6 +80,9 @@ def test_a_page_holds_claims_figures_tables_sentences_and_what_is_to_come(folder
     assert (folder / "figures" / "toy-model" / "line.svg").exists()
     markdown = (folder / "report.md").read_text()
     assert "| straight |" in markdown
+    assert "0.025 | **refuted**" in markdown  # p after Holm of the verdict's direction
+    for text in ("n = 3 models", "against it 0.012, after Holm 0.025", "2 of 3 models", "0.61"):
+        assert text in page
     assert "| 2 | 0.5 | long |" in markdown
 
 
@@ -100,7 +105,7 @@ def test_the_terminal_shows_claims_and_brief_sections_with_brief_columns(
 ) -> None:
     print_record(folder, lambda kind: sections)
     shown = capsys.readouterr().out
-    assert "supported" in shown
+    assert "refuted" in shown
     assert "Is it straight?" in shown
     assert "It rises." in shown
     assert "long" not in shown

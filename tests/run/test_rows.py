@@ -3,7 +3,7 @@ import math
 import numpy as np
 
 from loclin.run.rows import Row, by_run, estimated, finite, summaries
-from loclin.stats import Estimate, over_runs
+from loclin.stats import Estimate, over_models, over_runs
 
 
 def row(run: int, value: float | None, **context: object) -> Row:
@@ -32,6 +32,19 @@ def test_a_summary_is_over_runs_and_rows_of_one_run_count_once() -> None:
     )
     assert summary.context == {"k": 3}
     assert math.isclose(summary.null or 0, 0.1)
+
+
+def test_runs_of_one_model_are_one_unit_of_a_summary_on_its_scale() -> None:
+    rows = [row(r, v) for r, v in enumerate((0.9, 0.8, 0.99, 0.7))]
+    (summary,) = summaries(rows, 2, {"q": "logit"})
+    expected = over_models([0.9, 0.8, 0.99, 0.7], 2, "logit")
+    assert (summary.value, summary.low, summary.high, summary.n) == (
+        expected.value,
+        expected.low,
+        expected.high,
+        2,
+    )
+    assert 0 < expected.low < expected.high < 1
 
 
 def test_conditions_are_kept_apart_and_undefined_ones_have_no_value() -> None:

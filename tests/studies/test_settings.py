@@ -39,6 +39,20 @@ def test_defaults_depend_on_the_model() -> None:
     assert preset("standard", "sequences-of-mine").space == "lora"
 
 
+def test_tasks_are_crossed_with_models() -> None:
+    """Every model destroys another task when its turn comes again (measures §14)."""
+    settings = replace(preset("standard"), seeds=12, models_per_claim=6)
+    runs = [(settings.model_seed(r), settings.turn(r, 4)) for r in range(12)]
+    assert [model for model, _ in runs] == [*range(6)] * 2
+    assert len(set(runs)) == 12
+    assert {task for _, task in runs} == {0, 1, 2, 3}
+    own = preset("standard", "some/model")
+    assert own.models == 1
+    assert [own.turn(r, 3) for r in range(4)] == [0, 1, 2, 0]
+    assert [own.model_seed(r) for r in range(3)] == [0, 1, 2]  # its data are divided anew
+    assert replace(settings, seeds=2).models == 2
+
+
 def test_the_name_in_a_record_tells_model_data_and_space_apart() -> None:
     settings = replace(preset("smoke", "Qwen/Qwen2.5-0.5B"), data=("/tmp/my data.jsonl",))
     assert settings.entry == "recovery-Qwen2.5-0.5B-my-data-lora"

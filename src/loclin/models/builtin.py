@@ -30,10 +30,6 @@ from loclin.tasks.sequences import SequenceTasks
 from loclin.tasks.statements import Statements
 from loclin.training import minibatches, train
 
-#: For a model that other runs wait for. Fixed, whatever the cores: sums of other numbers of threads
-#: round differently.
-THREADS = 2
-
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -49,7 +45,6 @@ class Recipe:
             for half as many steps at half the learning rate, the tasks below shown three times as
             often, `rounds` times at most.
         hard: tasks shown three times as often from the beginning.
-        shared: whether independent runs share one model, or have one each.
         version: raised when the code that reads a recipe changes its meaning.
     """
 
@@ -65,7 +60,6 @@ class Recipe:
     reach: float = 0.99
     rounds: int = 5
     hard: tuple[str, ...] = ()
-    shared: bool = False
     version: int = 2
 
     def hash(self, seed: int) -> str:
@@ -98,7 +92,6 @@ BUILT_IN: dict[str, Recipe] = {
         learning_rate=4e-3,
         language=0.3,
         reach=0.85,
-        shared=True,
     ),
     "statements-small": Recipe(
         data=Statements(subjects=12, relations=("colour", "town")),
@@ -109,7 +102,6 @@ BUILT_IN: dict[str, Recipe] = {
         learning_rate=4e-3,
         language=0.3,
         reach=0.9,
-        shared=True,
     ),
 }
 
@@ -124,7 +116,7 @@ def built_in_folder(name: str, *, seed: int, progress: ProgressCallback) -> Path
 
     def write(folder: Path) -> None:
         before = torch.get_num_threads()
-        torch.set_num_threads(THREADS if recipe.shared else 1)
+        torch.set_num_threads(1)  # whatever the cores: other sums round differently
         try:
             model, tokenizer = _trained(recipe, seed, progress)
         finally:

@@ -11,7 +11,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from loclin.errors import LoclinError
 from loclin.models.builtin import (
     BUILT_IN,
-    Recipe,
     built_in_examples,
     built_in_folder,
 )
@@ -49,7 +48,7 @@ def load(
         data: the name of a built-in model for its data, "self" (the model's own samples), JSON
             Lines files, or data sets of the hub. By default a built-in model's own.
         seed: of the splits, and of a built-in model's data and training; another seed is an
-            independent model, except that "statements" is one model, whatever the seed.
+            independent model.
         shares: of the groups in each split, where the data are not a built-in model's.
         progress: called with a description and the share done while a model is trained.
 
@@ -67,7 +66,7 @@ def load(
     source = BUILT_IN.get(names[0] if len(names) == 1 else "" if names else options.model)
     read = {name: _read(name, options) for name in names if not source and name != "self"}
     network, tokenizer = load_model(options, seed=seed, progress=progress)
-    divided = _own_seed(source, seed) if source else derived(seed, "splits")
+    divided = seed if source else derived(seed, "splits")
     if source:
         tasks = built_in_examples(source, divided)
     else:
@@ -114,14 +113,10 @@ def load_model(
         return read_pretrained(options.model, options)
     folder = built_in_folder(
         options.model,
-        seed=_own_seed(recipe, seed),
+        seed=seed,
         progress=progress or (lambda text, share: None),
     )
     return read_pretrained(str(folder), replace(options, revision=None))
-
-
-def _own_seed(recipe: Recipe, seed: int) -> int:
-    return 0 if recipe.shared else seed
 
 
 def _read(name: str, options: LoadOptions) -> TaskData:

@@ -17,7 +17,13 @@ from loclin.report.words import estimate_text, p_text
 from loclin.run.record import Record
 from loclin.run.rows import Claim
 
-COLOURS = {"supported": "green", "refuted": "red", "inconclusive": "yellow", "not run": "dim"}
+COLOURS = {
+    "supported": "green",
+    "refuted": "red",
+    "inconclusive": "yellow",
+    "measurement": "cyan",
+    "not run": "dim",
+}
 
 
 def print_record(folder: Path, sections: Callable[[str], Sections]) -> None:
@@ -65,7 +71,7 @@ def _verdicts(claims: Sequence[Claim]) -> Grid:
         grid.add_column(heading, no_wrap=whole, overflow="fold", min_width=least.get(heading))
     for claim in claims:
         measured = estimate_text(claim.value, claim.low, claim.high)
-        cells = (claim.id, claim.setting, measured, p_text(claim.p_holm))
+        cells = (claim.id, claim.setting, measured, p_text(claim.p_of_verdict))
         verdict = Text(claim.verdict, style=COLOURS[claim.verdict])
         grid.add_row(*map(Text, cells), verdict)
     return grid

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 if TYPE_CHECKING:
-    from loclin.stats import Estimate
+    from loclin.stats import Estimate, Scale
 
 #: Context that names a run rather than a condition: summaries are over these.
 OF_A_RUN = ("run", "task", "on")
@@ -76,12 +76,19 @@ class Claim:
         setting: where it was tested (model, optimiser).
         paper: the paper's value.
         measured: what `value`, `low` and `high` are.
-        value, low, high, n: the estimate over n independent runs.
+        value, low, high, n: the estimate over n independent units.
         null: what it is held against.
-        p, p_holm: p-value, and adjusted by Holm over all claims of the study.
+        p, p_holm: p-value of "not so", and adjusted by Holm over both directions of all claims of
+            the study.
         rule: the rule, written before the run.
-        verdict: "supported", "refuted", "inconclusive" or "not run".
+        verdict: "supported", "refuted", "inconclusive", "not run", or "measurement": what cannot
+            fail for any smooth loss is not decided.
         note: further numbers that the verdict rests on.
+        unit: what n counts: models, or runs on one model.
+        p_against, p_against_holm: the same of the other direction: below 0.05 it is refuted.
+        least_effect: the smallest effect that would have been supported with 80 % power.
+        halved, doubled: the verdict with thresholds and margins of half and of twice the size.
+        agree: how many units lie on the verdict's side.
     """
 
     id: str
@@ -99,6 +106,18 @@ class Claim:
     rule: str
     verdict: str
     note: str = ""
+    unit: str = ""
+    p_against: float | None = None
+    p_against_holm: float | None = None
+    least_effect: str = ""
+    halved: str = ""
+    doubled: str = ""
+    agree: str = ""
+
+    @property
+    def p_of_verdict(self) -> float | None:
+        """p after Holm of the direction that the verdict takes."""
+        return self.p_against_holm if self.verdict == "refuted" else self.p_holm
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -132,36 +151,48 @@ def by_run(
     return np.array([np.nan if found[run] is None else found[run] for run in sorted(found)])
 
 
-def summaries(rows: Sequence[Row]) -> list[Row]:
-    """One row per quantity and condition: the mean over runs with its interval, and its mean null.
+def summaries(
+    rows: Sequence[Row], models: int = 1, scales: Mapping[str, Scale] | None = None
+) -> list[Row]:
+    """One row per quantity and condition: the mean over units with its interval, and its mean null.
 
-    Rows on several tasks of one run (`on`) are averaged first: they are not independent.
+    Rows on several tasks of one run (`on`) are averaged first, then the runs of one model: they are
+    not independent (measures §14).
+
+    Args:
+        rows: of all runs.
+        models: how many models the runs share, in turn; with one, the runs are the units.
+        scales: of quantities that are not plain numbers.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         key = (row.quantity, *((k, v) for k, v in row.context.items() if k not in OF_A_RUN))
         groups.setdefault(key, []).append(row)
-    return [_summary(group) for group in groups.values()]
+    scales = scales or {}
+    return [_summary(g, models, scales.get(g[0].quantity, "plain")) for g in groups.values()]
 
 
-def _summary(group: list[Row]) -> Row:
-    from loclin.stats import over_runs  # scipy waits: `loclin --help` does not need it
+def _summary(group: list[Row], models: int, scale: Scale) -> Row:
+    from loclin.stats import over_models  # scipy waits: `loclin --help` does not need it
 
     first = group[0]
     context = {k: v for k, v in first.context.items() if k not in OF_A_RUN}
-    values, nulls = _means(group, "value"), _means(group, "null")
+    runs, values = zip(*_means(group, "value").items(), strict=True)
+    nulls = list(_means(group, "null").values())
     null = None if all(np.isnan(nulls)) else float(np.nanmean(nulls))
     row = replace(first, value=None, low=None, high=None, n=0, null=null, p=None, context=context)
     if all(np.isnan(values)):
         return row
-    e = over_runs(values)
+    placed = np.full(max(runs) + 1 if models > 1 else len(runs), np.nan)
+    placed[list(runs) if models > 1 else slice(None)] = values
+    e = over_models(placed, models, scale)
     return replace(row, value=e.value, low=e.low, high=e.high, n=e.n)
 
 
-def _means(group: list[Row], column: str) -> list[float]:
+def _means(group: list[Row], column: str) -> dict[Any, float]:
     """One mean per run."""
     runs: dict[Any, list[float]] = {}
     for row in group:
         value = getattr(row, column)
         runs.setdefault(row.context.get("run"), []).append(np.nan if value is None else value)
-    return [float(np.mean(v)) for v in runs.values()]
+    return {run: float(np.mean(v)) for run, v in runs.items()}

@@ -277,7 +277,7 @@ def _finish(
     claims: list[Claim] = []
     with interruptions() as interruption:
         rules = import_module(study.claims) if study.claims else None
-        more = [] if settings.in_process else summaries(rows)
+        more = [] if settings.in_process else summaries(rows, settings.models, settings.scales)
         more += rules.conclude(settings, rows) if hasattr(rules, "conclude") and rules else []
         arrays = {k: v for part in parts for k, v in part.arrays.items()}
         record.write_results(settings.entry, rows + more, arrays)

@@ -116,7 +116,7 @@ def make_context(
             be taught.
     """
     seed = derived(settings.seed + run, "recovery study")
-    problem = load(settings, seed=settings.seed + run, progress=progress)
+    problem = load(settings, seed=settings.model_seed(run), progress=progress)
     lora = Lora(
         rank=settings.ranks[run % len(settings.ranks)],
         alpha=settings.alpha,
@@ -130,7 +130,8 @@ def make_context(
         raise LoclinError(
             f"unknown task {settings.task!r}: expected each, or one of {', '.join(tasks)}"
         )
-    index = run % len(tasks) if settings.task == "each" else tasks.index(settings.task)
+    each = settings.task == "each"
+    index = settings.turn(run, len(tasks)) if each else tasks.index(settings.task)
     check_sizes(requirements, problem, tasks[index])
     _check_room(requirements, space)
     ctx = RunContext(

@@ -30,7 +30,8 @@ TRAINS = (
 )  # fmt: skip
 #: Settings that no point depends on: how many runs there are, where they go, how updates are kept.
 NO_MATTER = (
-    "seeds", "out", "profile", "workers", "ray", "device", "device_map", "store", "sketch_size",
+    "seeds", "models_per_claim", "out", "profile", "workers", "ray", "device", "device_map",
+    "store", "sketch_size",
 )  # fmt: skip
 
 

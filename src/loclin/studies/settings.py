@@ -8,13 +8,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from loclin.errors import LoclinError
-from loclin.options import SEQUENCE_MODELS, LoadOptions
+from loclin.options import BUILT_IN, SEQUENCE_MODELS, LoadOptions
 
 Profile = Literal["smoke", "standard", "paper"]
 P = TypeVar("P", bound="RunSettings")
@@ -154,17 +154,40 @@ class StudySettings(ModelSettings):
     model: str = "sequences"
     """sequences (150k parameters) or statements (460k), both built in, as are their small twins
     sequences-small and statements-small; a folder; or a hub id such as distilgpt2."""
-    seeds: int = 6
-    """Independent runs: each has its own adapter (or pretraining, for sequences), damage and
-    recovery seeds."""
+    seeds: int = 12
+    """Runs: each has adapter, damage and recovery seeds of its own."""
+    models_per_claim: int = 6
+    """Independently pretrained models, of a built-in one: run r is on the r-th of them, in turn.
+    They are the units of every interval; with one model (any of your own) its runs are, and a claim
+    is about that model."""
     profile: Profile = "standard"
     """Where the defaults come from: smoke (a few minutes), standard (minutes on two cores), paper
     (hours)."""
+
+    #: On which scale the mean of a quantity is taken; plain where none stands.
+    scales: ClassVar[Mapping[str, str]] = {}
 
     @property
     def runs(self) -> int:
         """One for each seed."""
         return self.seeds
+
+    @property
+    def models(self) -> int:
+        """How many models the runs share, in turn."""
+        return min(self.models_per_claim, self.seeds) if self.model in BUILT_IN else 1
+
+    def model_seed(self, run: int) -> int:
+        """Of a run's model, its data and their splits; data that no recipe divides are divided anew
+        in every run.
+        """
+        return self.seed + (run % self.models if self.model in BUILT_IN else run)
+
+    def turn(self, run: int, choices: int) -> int:
+        """Which of some tasks a run takes: in turn, and another one when its model's turn comes
+        again, so that tasks are crossed with models (measures §14).
+        """
+        return (run % self.models + run // self.models) % choices
 
     @property
     def run_folder(self) -> Path:
@@ -177,6 +200,7 @@ class StudySettings(ModelSettings):
             raise LoclinError(
                 f"expected at least one seed, found {self.seeds}: give --seeds 5 or more"
             )
+        check_counts(self, ("models_per_claim",))
         return super().checked()
 
 
@@ -350,7 +374,8 @@ def named(profile: Profile, model: str | None) -> str:
 
 def by_lora(settings: S) -> S:
     """The defaults of models trained by LoRA: everything but the built-in sequence models."""
-    return replace(settings, space="lora", ranks=(2, 4, 8), teach_steps=100, batch=16)
+    settings = replace(settings, space="lora", ranks=(2, 4, 8), teach_steps=100, batch=16)
+    return replace(settings, seeds=8 if settings.model in BUILT_IN else 6, models_per_claim=4)
 
 
 def recovering_by_lora(settings: R) -> R:
@@ -361,7 +386,13 @@ def recovering_by_lora(settings: R) -> R:
 def quick(settings: S) -> S:
     """The defaults of the smoke profile: few runs, little teaching."""
     damage_lr = settings.damage_lr if settings.model in SEQUENCE_MODELS else 3e-3
-    return replace(settings, seeds=3, teach_steps=100, damage_lr=damage_lr)
+    settings = replace(settings, seeds=3, models_per_claim=3)
+    return replace(settings, teach_steps=100, damage_lr=damage_lr)
+
+
+def exhaustive(settings: S) -> S:
+    """The defaults of the paper profile: as many runs as the bootstrap wants, on 12 models."""
+    return replace(settings, seeds=24, models_per_claim=12)
 
 
 def recovering_quickly(settings: R) -> R:

@@ -1,35 +1,242 @@
-"""From a measured estimate to a verdict: what the claims of all studies have in common (measures
-§14).
+"""From numbers of every run to a verdict: what the rules of all studies share (measures §14).
 
-Every rule needs both an interval clear of its threshold and a p-value below 0.05 after Holm's
-correction over all claims of one study on one model.
+A rule is a list of conditions that all have to hold. Its p is the largest of theirs (intersection
+-union test); p against it is the smallest of those that can refute it, times their number
+(Bonferroni). Holm's correction is over both directions of all claims of one study on one model. The
+unit is an independently pretrained model, whose runs are averaged first; where there is one model,
+the run, and the claim is about that model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import optimize, stats
 
 from loclin.run.rows import Claim, finite
-from loclin.stats import Estimate, holm
+from loclin.stats import Estimate, Numbers, Scale, by_model, holm, mean_above, on_scale, unscaled
 from loclin.studies.settings import StudySettings
 
-LEVEL = 0.05
+LEVEL, POWER = 0.05, 0.8
 
 
-def adjusted(claims: Sequence[Claim]) -> list[Claim]:
-    """The claims with p-values adjusted over all of them; supports that do not survive are taken
-    back.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Mean:
+    """The mean over units lies above a threshold (or below it), by Student's t.
+
+    Attributes:
+        name: what is said to hold.
+        values: one for every run, in order; NaN where it is not defined.
+        threshold: that it lies above.
+        below: or below.
+        scale: on which means are taken.
+        refutes: whether a mean on the other side refutes the claim.
+        refuted_at: the threshold beyond which it does, where it is another one.
     """
-    tested = {i: c.p for i, c in enumerate(claims) if c.p is not None}
-    by_claim = dict(zip(tested, holm(list(tested.values())), strict=True))
-    return [confirmed(replace(c, p_holm=by_claim.get(i))) for i, c in enumerate(claims)]
+
+    name: str
+    values: Numbers
+    threshold: float
+    below: bool = False
+    scale: Scale = "plain"
+    refutes: bool = True
+    refuted_at: float | None = None
+
+    def p(self, models: int, factor: float = 1.0) -> float:
+        """One-sided p of Student's t."""
+        return self._above(models, self.threshold * factor, self.below)
+
+    def against(self, models: int, factor: float = 1.0) -> float | None:
+        """The same of the other side."""
+        at = self.threshold if self.refuted_at is None else self.refuted_at
+        return self._above(models, at * factor, not self.below) if self.refutes else None
+
+    def _above(self, models: int, threshold: float, below: bool) -> float:
+        sign = -1.0 if below else 1.0
+        units, at = by_model(self.values, models, self.scale), on_scale(threshold, self.scale)
+        return mean_above(sign * units, sign * float(at))
+
+    def least(self, models: int) -> str:
+        """The threshold and as many standard errors as the power of Student's t asks for."""
+        reach = _reach(by_model(self.values, models, self.scale))
+        if reach is None:
+            return ""
+        at = float(on_scale(self.threshold, self.scale)) + (-reach if self.below else reach)
+        return f"{self.name}: {float(unscaled(at, self.scale)):.3g}"
+
+    def side(self, models: int) -> np.ndarray | None:
+        """By the units' means."""
+        units, at = by_model(self.values, models, self.scale), on_scale(self.threshold, self.scale)
+        return np.asarray(units < at if self.below else units > at)
 
 
-def confirmed(claim: Claim) -> Claim:
-    """A support that does not survive the correction is no support."""
-    lost = claim.verdict == "supported" and (claim.p_holm is None or claim.p_holm >= LEVEL)
-    return replace(claim, verdict="inconclusive") if lost else claim
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Within:
+    """The mean over units lies within margins set beforehand, by two one-sided t-tests (Schuirmann
+    1987); a mean beyond one of them refutes.
+
+    Attributes:
+        name, values, scale: as of `Mean`.
+        low, high: the margins, around 0, or around 1 on the log scale.
+    """
+
+    name: str
+    values: Numbers
+    low: float
+    high: float
+    scale: Scale = "plain"
+
+    def p(self, models: int, factor: float = 1.0) -> float:
+        """The larger p of the two tests."""
+        units, (low, high) = self._placed(models, factor)
+        return max(mean_above(units, low), mean_above(-units, -high))
+
+    def against(self, models: int, factor: float = 1.0) -> float | None:
+        """Beyond either margin (Bonferroni)."""
+        units, (low, high) = self._placed(models, factor)
+        return min(1.0, 2 * min(mean_above(units, high), mean_above(-units, -low)))
+
+    def _placed(self, models: int, factor: float) -> tuple[np.ndarray, np.ndarray]:
+        return by_model(self.values, models, self.scale), factor * on_scale(
+            np.array([self.low, self.high]), self.scale
+        )
+
+    def least(self, models: int) -> str:
+        """The smallest margin that equal means would have been shown to lie within."""
+        units = by_model(self.values, models, self.scale)
+        units = units[~np.isnan(units)]
+        if len(units) < 2 or not (error := units.std(ddof=1) / np.sqrt(len(units))):
+            return ""
+        freedom = len(units) - 1
+        reach = stats.t.ppf(1 - LEVEL / 2, freedom) + stats.t.ppf((1 + POWER) / 2, freedom)
+        return f"{self.name}: a margin of {float(unscaled(reach * error, self.scale)):.3g}"
+
+    def side(self, models: int) -> np.ndarray | None:
+        """Units within the margins."""
+        units, (low, high) = self._placed(models, 1.0)
+        return np.asarray((units > low) & (units < high))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """What was observed exceeds draws from a null, by (b+1)/(m+1)."""
+
+    name: str
+    value: float
+    other: float | None = None
+
+    def p(self, models: int, factor: float = 1.0) -> float:
+        """As drawn."""
+        return self.value
+
+    def against(self, models: int, factor: float = 1.0) -> float | None:
+        """As drawn, where the other direction refutes."""
+        return self.other
+
+    def least(self, models: int) -> str:
+        """Nobody knows."""
+        return ""
+
+    def side(self, models: int) -> np.ndarray | None:
+        """Draws know no units."""
+        return None
+
+
+#: What has to hold. `p` is of "it does not hold", `against` of "it is not the other way round"
+#: (None where that would refute nothing), `least` the smallest effect that 80 % of such studies
+#: would support, `side` which units lie on its side. A factor on thresholds asks how firm it is.
+Condition = Mean | Within | Drawn
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Rule:
+    """A claim that is not decided yet, and what has to hold; nothing where it cannot be decided."""
+
+    claim: Claim
+    conditions: tuple[Condition, ...] = ()
+    models: int = 1
+
+    def tests(self, factor: float = 1.0) -> tuple[float, float | None] | None:
+        """p for the claim and against it."""
+        if not self.conditions:
+            return None
+        found = [c.against(self.models, factor) for c in self.conditions]
+        refuting = [p for p in found if p is not None]
+        against = min(1.0, len(refuting) * min(refuting)) if refuting else None
+        return max(c.p(self.models, factor) for c in self.conditions), against
+
+
+def decided(rules: Sequence[Rule]) -> list[Claim]:
+    """The claims with their verdicts, adjusted over both directions of all of them."""
+    tests = {i: t for i, rule in enumerate(rules) if (t := rule.tests()) is not None}
+    adjusted = _adjusted(tests)
+    return [
+        _decided(r, i, tests, adjusted[i]) if i in tests else r.claim for i, r in enumerate(rules)
+    ]
+
+
+Tests = Mapping[int, tuple[float, float | None]]
+
+
+def _adjusted(tests: Tests) -> dict[int, tuple[float, float | None]]:
+    """Holm over supported and refuted alike."""
+    every = [
+        (i, side, p) for i, both in tests.items() for side, p in enumerate(both) if p is not None
+    ]
+    after = holm([p for *_, p in every])
+    by_test = {(i, side): p for (i, side, _), p in zip(every, after, strict=True)}
+    return {i: (by_test[i, 0], by_test.get((i, 1))) for i in tests}
+
+
+def _verdict(p: float, against: float | None) -> str:
+    if p < LEVEL:
+        return "supported"
+    return "refuted" if against is not None and against < LEVEL else "inconclusive"
+
+
+def _decided(rule: Rule, i: int, tests: Tests, after: tuple[float, float | None]) -> Claim:
+    p, against = tests[i]
+    moved = [_adjusted({**tests, i: rule.tests(f) or tests[i]})[i] for f in (0.5, 2.0)]
+    weakest = max(rule.conditions, key=lambda c: c.p(rule.models))
+    word = _verdict(*after)
+    return replace(
+        rule.claim,
+        p=p,
+        p_holm=after[0],
+        p_against=against,
+        p_against_holm=after[1],
+        verdict=word,
+        unit="model" if rule.models > 1 else "run on one model",
+        least_effect=weakest.least(rule.models),
+        agree=_agreeing(rule, word),
+        halved=_verdict(*moved[0]),
+        doubled=_verdict(*moved[1]),
+    )
+
+
+def _agreeing(rule: Rule, word: str) -> str:
+    """How many units lie on the side of every condition, or of one that refutes not."""
+    sides = [s for c in rule.conditions if (s := c.side(rule.models)) is not None]
+    if not sides:
+        return ""
+    holding = int(np.all(sides, axis=0).sum())
+    count = len(sides[0])
+    return f"{count - holding if word == 'refuted' else holding} of {count}"
+
+
+def _reach(units: np.ndarray) -> float | None:
+    """How far above a threshold a mean has to lie for 80 % of studies with these units' spread to
+    find it there, one-sided at half the level: both directions are tested.
+    """
+    units = units[~np.isnan(units)]
+    n = len(units)
+    if n < 2 or not (error := float(units.std(ddof=1) / np.sqrt(n))):
+        return None
+    beyond = stats.t.ppf(1 - LEVEL / 2, n - 1)
+    away = optimize.brentq(lambda x: stats.nct.sf(beyond, n - 1, x) - POWER, 0.0, beyond + 20.0)
+    return float(away) * error
 
 
 def setting(settings: StudySettings, of: str) -> str:
@@ -38,14 +245,15 @@ def setting(settings: StudySettings, of: str) -> str:
     return ", ".join([settings.model, *settings.data, *lora, of])
 
 
-def verdict(supported: bool, refuted: bool) -> str:
-    """The verdict of a rule whose two conditions exclude each other."""
-    return "supported" if supported else "refuted" if refuted else "inconclusive"
-
-
 def figures(estimate: Estimate | None) -> dict[str, float | int | None]:
     """An estimate as the fields of a claim; nothing where it is not defined."""
     if estimate is None:
         return {"value": None, "low": None, "high": None, "n": 0}
     low, high = finite(estimate.low), finite(estimate.high)
     return {"value": estimate.value, "low": low, "high": high, "n": estimate.n}
+
+
+def undecided(estimate: Estimate | None, **words: str) -> Claim:
+    """A claim before its rule is applied: "measurement" or "not run" where it stays so."""
+    fields = {"p": None, "p_holm": None, "verdict": "not run", **figures(estimate), **words}
+    return Claim(**fields)  # type: ignore[arg-type]
