@@ -73,7 +73,10 @@ def load(
         tasks = merged([read.get(n) or _samples(network, tokenizer, seed) for n in names])
     if names:  # a built-in model can read its own data
         before = tasks
-        tasks = fit(tasks, tokenizer, context=context_of(network), long=options.long)
+        rows = network.get_input_embeddings().weight.shape[0]
+        tasks = fit(
+            tasks, tokenizer, context=context_of(network), vocabulary=rows, long=options.long
+        )
         _all_left(before, tasks)
     return Problem(
         model=network,

@@ -33,6 +33,7 @@ from loclin.studies.steering.responses import random_vectors, responses
 from loclin.studies.steering.settings import SteerSettings
 from loclin.studies.steering.splits import split_examples
 from loclin.tasks.choices import JOINT
+from loclin.tasks.tokens import text_tokens
 
 VECTOR = "vector.safetensors"  # in the run folder
 SHOWN = 3  # test prompts whose steered texts stand on the page
@@ -240,7 +241,7 @@ def _texts(ctx: SteerContext, vector: SteeringVector) -> list[Generation]:
     ctx.stage("writing examples")
     made: list[Generation] = []
     for e in ctx.splits.test.examples if tokens else ():
-        left = tokens if context is None else context - len(tokenizer(e.prompt)["input_ids"])
+        left = tokens if context is None else context - len(text_tokens([e.prompt], tokenizer)[0])
         if (room := min(tokens, left)) >= 1 and len(made) < SHOWN * len(strengths):
             made += generations(ctx.model, tokenizer, vector, [e.prompt], strengths, tokens=room)
     return made

@@ -1,0 +1,57 @@
+"""The rows of tokens that a model reads: those of the whole text, cut into prompt and answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
+
+from transformers import PreTrainedTokenizerBase
+
+from loclin.tasks.example import Example
+
+
+def special_tokens_around(
+    tokenizer: PreTrainedTokenizerBase, text: str
+) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and after a text that has tokens of its own."""
+    bare = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    whole = list(tokenizer(text, verbose=False)["input_ids"])
+    starts = range(len(whole) - len(bare) + 1)
+    start = next((i for i in starts if whole[i : i + len(bare)] == bare), 0)
+    return whole[:start], whole[start + len(bare) :]
+
+
+def text_tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Tokens of whole texts: special tokens once, before the text, and none after it.
+
+    A text that begins with the tokenizer's special tokens, as chat templates write them, gets no
+    second ones. An end token that the tokenizer puts after a text is left out: an answer follows.
+    """
+    if not texts:
+        return []
+    rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    probe = next((text for text, row in zip(texts, rows, strict=True) if row), texts[0])
+    first, _ = special_tokens_around(tokenizer, probe)
+    return [list(r) if r[: len(first)] == first else [*first, *r] for r in rows]
+
+
+def continuations(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[list[int], dict[str, list[int]]]]:
+    """For every example the tokens of its prompt, and those that follow with the answer and with
+    each option.
+
+    A text is tokenised as a whole, since tokens can reach over the border and what begins a text
+    can get a space of its own. The prompt's are the longest beginning that the prompt alone and
+    the prompt with each of its options share, so that options are compared after the same tokens.
+    """
+    several = [(e.prompt, *(e.prompt + text for text in (e.answer, *e.options))) for e in examples]
+    distinct = list(dict.fromkeys(text for texts in several for text in texts))
+    rows = dict(zip(distinct, text_tokens(distinct, tokenizer), strict=True))
+    made = []
+    for e, texts in zip(examples, several, strict=True):
+        columns = zip(*(rows[text] for text in texts), strict=False)
+        prompt = [c[0] for c in takewhile(lambda column: len({*column}) == 1, columns)]
+        after = [rows[text][len(prompt) :] for text in texts[1:]]
+        made.append((prompt, dict(zip((e.answer, *e.options), after, strict=True))))
+    return made
