@@ -211,6 +211,14 @@ def exact_match(
     return torch.cat(right)
 
 
-def accuracy(model: nn.Module, batch: Batch) -> float:
-    """Share of rows whose answer is matched exactly."""
-    return float(exact_match(model, batch).float().mean())
+def other_answers(examples: Sequence[Example]) -> tuple[list[Example], Int[Tensor, " m"]]:
+    """Every other right answer (`Example.also`) as the answer of an example, and whose it is."""
+    made = [(i, replace(e, answer=a, also=())) for i, e in enumerate(examples) for a in e.also]
+    return [e for _, e in made], torch.tensor([i for i, _ in made], dtype=torch.long)
+
+
+def either(
+    right: Bool[Tensor, "*sets n"], others: Bool[Tensor, "*sets m"], owners: Int[Tensor, " m"]
+) -> Bool[Tensor, "*sets n"]:
+    """Whether an example's answer or one of its others is matched."""
+    return right.int().index_add(-1, owners.to(right.device), others.int()) > 0

@@ -18,12 +18,14 @@ class Example:
         answer: with its own leading space (" yes" and "yes" are different tokens).
         options: to choose from, the right one among them; empty for free answers.
         group: what no two splits share (a passage, an input sequence); "" means the prompt.
+        also: other free answers that are right too; what is trained on is `answer`.
     """
 
     prompt: str
     answer: str
     options: tuple[str, ...] = ()
     group: str = ""
+    also: tuple[str, ...] = ()
 
 
 def _rank(group: str, seed: int) -> bytes:

@@ -123,7 +123,9 @@ def _notes(ctx: SteerContext) -> list[str]:
     sizes = ", ".join(f"{size} {name}" for name, size in ctx.settings.sizes.items())
     positive = ctx.splits.test.positive
     plus = "the right answer of each example" if positive is None else repr(positive)
+    alike = ctx.problem.one_answer(ctx.splits.test.examples)
     return [
+        *([alike] if alike else []),
         *read_notes(ctx.problem.notes),
         f"the examples are divided into {sizes}; no group in two of them",
         f"+ is towards {plus}, at the token in which the two options differ",
