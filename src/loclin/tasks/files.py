@@ -12,6 +12,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ def read_folder(
     files = sorted(p for p in Path(path).iterdir() if p.suffix.lower() in DATA_FILES)
     if not files or any(re.split(r"[-_.]", p.stem)[0] in SPLITS for p in files):
         return read_hub(str(path), template=template, columns=columns)
-    return merged([read_file(p, template=template, columns=columns) for p in files])
+    data = merged([read_file(p, template=template, columns=columns) for p in files])
+    return replace(data, source=str(path))
 
 
 def _records(path: Path) -> Iterator[Record]:
@@ -94,7 +96,7 @@ def _table(path: Path) -> Iterator[Record]:
     rows = csv.reader(io.StringIO(text), delimiter=mark, strict=True)
     try:
         full = (row for row in rows if "".join(row).strip())
-        names = [name.strip() for name in next(full)]
+        names = [name.strip() for name in next(full, [])]
         if len(set(names)) < len(names):
             raise LoclinError(
                 f"expected columns of different names, found {listed(names)} in {path}: rename one"

@@ -106,7 +106,7 @@ def task_data(
         )
     if first[0].classes:
         made = {name: _with_classes(es, name, source) for name, es in made.items()}
-    note = f"{worked} answers are the number after {WORKED}, without the working before it"
+    note = f"{worked} answers are the number after {WORKED}, right after the prompt: no working"
     examples = {name: tuple(es) for name, es in made.items()}
     notes = (note,) if worked else ()
     return cleaned(TaskData(source=source, examples=examples, read=read, notes=notes, turns=turns))

@@ -7,6 +7,7 @@ from itertools import takewhile
 
 from transformers import PreTrainedTokenizerBase
 
+from loclin.errors import LoclinError
 from loclin.tasks.example import Example
 
 
@@ -14,8 +15,7 @@ def special_tokens_around(
     tokenizer: PreTrainedTokenizerBase, text: str
 ) -> tuple[list[int], list[int]]:
     """What the tokenizer puts before and after a text that has tokens of its own."""
-    bare = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-    whole = list(tokenizer(text, verbose=False)["input_ids"])
+    (bare,), (whole,) = (_ids([text], tokenizer, special=special) for special in (False, True))
     starts = range(len(whole) - len(bare) + 1)
     start = next((i for i in starts if whole[i : i + len(bare)] == bare), 0)
     return whole[:start], whole[start + len(bare) :]
@@ -29,10 +29,24 @@ def text_tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> lis
     """
     if not texts:
         return []
-    rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    rows = _ids(texts, tokenizer, special=False)
     probe = next((text for text, row in zip(texts, rows, strict=True) if row), texts[0])
     first, _ = special_tokens_around(tokenizer, probe)
-    return [list(r) if r[: len(first)] == first else [*first, *r] for r in rows]
+    return [r if r[: len(first)] == first else [*first, *r] for r in rows]
+
+
+def _ids(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, special: bool
+) -> list[list[int]]:
+    try:
+        rows = tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
+    except Exception as error:  # tokenizers raise plain ones, for example without an unknown token
+        first = " ".join(str(error).split())[:120]
+        raise LoclinError(
+            f"expected a tokenizer that reads every text, found {type(error).__name__} ({first}): "
+            "save the tokenizer again, or take other data"
+        ) from error
+    return [list(row) for row in rows]
 
 
 def continuations(
