@@ -36,8 +36,7 @@ class LoadOptions:
     built-in model brings its own."""
     fields: tuple[str, ...] = ()
     """Names of the data's own columns, where they are others: prompt=text answer=target. With
-    label=COLUMN and no options, the labels of all records are the options; options=A,B,C takes
-    several columns."""
+    label=COLUMN and no options, the labels of all records are the options."""
     group: str | None = None
     """Column of what no two splits may share, such as a city or a passage."""
     template: str | None = None
@@ -104,6 +103,14 @@ class LoadOptions:
         """`LoclinError` for a system prompt that would go nowhere."""
         if self.system is not None and not self.chat:
             raise LoclinError("expected --chat with --system, found none: add --chat")
+
+
+def data_files(name: str | Path) -> list[Path]:
+    """The file of this name, or the files of records in the folder of this name."""
+    path = Path(name)
+    inside = path.iterdir() if path.is_dir() else ()
+    files = sorted(p for p in inside if p.suffix.lower() in DATA_FILES)
+    return [path] if path.is_file() else files
 
 
 def _check_there(name: str, what: str, near: Sequence[str]) -> None:

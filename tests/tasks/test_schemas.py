@@ -20,6 +20,7 @@ def examples(*rows: dict[str, Any], template: str | None = None) -> tuple[Exampl
     return read(*rows, template=template).examples["pool"]
 
 
+ANSWERS = [{"prompt": "a", "answer": "b"}, {"prompt": "c", "answer": "d"}]
 OPTIONS = ["blue", "red"]
 SKY = {"prompt": "The sky is", "options": OPTIONS, "label": 0}
 BLOOD = {"prompt": "Blood is", "options": OPTIONS, "label": "red"}
@@ -120,15 +121,14 @@ def test_questions_have_an_answer_a_number_or_several_answers() -> None:
 
 
 def test_columns_may_have_other_names() -> None:
-    row = {"q": "1 + 1 =", "A": "2", "B": 3, "key": "B", "city": "Rome"}
-    columns = {"prompt": "q", "options": "A,B", "label": "key", "group": "city"}
-    made = read(
-        row, row | {"q": "2 =", "key": "A"}, row | {"q": "3 =", "key": "1"}, columns=columns
-    )
+    row = {"q": "1 + 1 =", "choices": ["2", "3"], "key": 1, "city": "Rome"}
+    columns = {"prompt": "q", "options": "choices", "label": "key", "group": "city"}
+    made = read(row, row | {"q": "2 =", "key": 0}, columns=columns)
     assert made.examples["pool"][0] == Example(
         prompt="1 + 1 =", answer=" 3", options=(" 2", " 3"), group="Rome"
     )
-    assert [e.answer for e in made.examples["pool"]] == [" 3", " 2", " 3"]
+    named = read(*ANSWERS, columns={"label": "answer"}).examples["pool"]
+    assert [e.options for e in named] == [(" b", " d")] * 2
     assert read({"text": "a", "to": "b"}, columns={"prompt": "text", "answer": "to"}).kept == 1
     with pytest.raises(LoclinError, match="a field 'town' for 'group', found the fields 'q'"):
         read(row, columns=columns | {"group": "town"})

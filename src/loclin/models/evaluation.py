@@ -21,7 +21,7 @@ from loclin.tasks.batch import (
     other_answers,
     rows_at_once,
 )
-from loclin.tasks.choices import Choices, collate_choices, option_log_probabilities
+from loclin.tasks.choices import Choices, collate_choices, largest, option_log_probabilities
 from loclin.tasks.example import Example
 
 
@@ -136,7 +136,7 @@ class EvalSet:
         assert self.choices is not None
         scores = option_log_probabilities(self.problem.model, self.choices, copies=copies)
         gold = self.choices.gold.repeat(copies)[:, None]
-        return -scores.gather(1, gold)[:, 0].double(), _largest(scores, gold)
+        return -scores.gather(1, gold)[:, 0].double(), largest(scores, gold)
 
     def _answers(self, copies: int) -> tuple[Tensor, Tensor]:
         model, losses, right = self.problem.model, [], []
@@ -154,7 +154,7 @@ class EvalSet:
                 shown = self.options[rows.to(self.options.device)].repeat(copies, 1)
                 scores = chosen.gather(1, shown.clamp(min=0)).masked_fill(shown < 0, -torch.inf)
                 gold = (shown == wanted[:, None]).int().argmax(1, keepdim=True)
-                correct = _largest(scores, gold)
+                correct = largest(scores, gold)
             losses.append(sums.view(copies, -1))
             right.append(correct.view(copies, -1))
         return torch.cat(losses, dim=1).flatten(), torch.cat(right, dim=1).flatten()
@@ -167,8 +167,3 @@ def _single_tokens(choices: Choices) -> Int[Tensor, "n most"] | None:
         return None
     tokens = choices.batch.labels[kept].split(choices.counts.tolist())
     return torch.nn.utils.rnn.pad_sequence(list(tokens), batch_first=True, padding_value=-1)
-
-
-def _largest(scores: Float[Tensor, "n most"], gold: Int[Tensor, "n 1"]) -> Bool[Tensor, " n"]:
-    """Whether the right option's score is above all others; a tie counts as wrong."""
-    return (scores.gather(1, gold) > scores.scatter(1, gold, -torch.inf)).all(1)

@@ -270,7 +270,7 @@ def _two_options(examples: Sequence[Example]) -> None:
         if len(set(e.options)) != 2 or len(e.options) != 2:
             raise LoclinError(
                 f"expected examples of two options, found {len(set(e.options))} for the answer "
-                f"{e.answer!r}: steering compares two"
+                f"{e.answer!r}: steering compares two; give records options, or --fields label=..."
             )
         if e.answer not in e.options:
             raise LoclinError(

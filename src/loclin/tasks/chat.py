@@ -29,10 +29,9 @@ def turns_of(record: Record) -> tuple[Turns, str]:
             "a list of turns in 'messages'", shown(turns), "give each a role and content"
         )
     read = []
-    for turn in turns:
-        where = replace(record, fields=turn)
-        role = where.text("role") or where.text("from")
-        content = where.text("content") or where.text("value")
+    for turn in (replace(record, fields=fields) for fields in turns):
+        role = turn.text("role") or turn.text("from")
+        content = turn.text("content") or turn.text("value")
         read.append({"role": ROLES.get(role, role), "content": content})
     last = max((i for i, turn in enumerate(read) if turn["role"] == "assistant"), default=None)
     if last is None:
@@ -57,10 +56,7 @@ def chat_prompt(
 ) -> str:
     """A conversation up to where the assistant's answer begins, as the chat template writes it.
 
-    Args:
-        tokenizer: with a chat template.
-        turns: the conversation so far.
-        system: the first turn, where the conversation has none of the system's.
+    `system` says the first turn, where the conversation has none of the system's.
 
     Raises:
         LoclinError: no template, or one that refuses the conversation.
@@ -81,11 +77,8 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, turns: Turns, *, ends: bool) -
             "or take a model that was trained to chat"
         )
     try:
-        return str(
-            tokenizer.apply_chat_template(
-                list(turns), tokenize=False, add_generation_prompt=ends, date_string=DAY
-            )
-        )
+        how = {"tokenize": False, "add_generation_prompt": ends, "date_string": DAY}
+        return str(tokenizer.apply_chat_template(list(turns), **how))
     except Exception as error:  # a template is a program of its own, and raises what it likes
         first = " ".join(str(error).split())[:120]
         roles = ", ".join(turn["role"] for turn in turns)

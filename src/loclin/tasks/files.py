@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from loclin.errors import LoclinError
-from loclin.options import BUILT_IN, DATA_FILES
+from loclin.options import BUILT_IN, data_files
 from loclin.tasks.data import TaskData, merged
 from loclin.tasks.records import Record, listed, shown
 from loclin.tasks.schemas import task_data
@@ -64,7 +64,7 @@ def read_folder(
     Raises:
         LoclinError: one task in two files, or what `read_file` or `read_hub` refuses.
     """
-    files = sorted(p for p in Path(path).iterdir() if p.suffix.lower() in DATA_FILES)
+    files = data_files(path)
     if not files or any(re.split(r"[-_.]", p.stem)[0] in SPLITS for p in files):
         return read_hub(str(path), template=template, columns=columns)
     data = merged([read_file(p, template=template, columns=columns) for p in files])

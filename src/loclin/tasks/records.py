@@ -72,31 +72,19 @@ class Record:
 
 
 def renamed(record: Record, columns: Mapping[str, str]) -> Record:
-    """The record with fields under the names that the schemas have for them.
-
-    Several columns, separated by commas, become the list of `options`; a label that is the name of
-    one of them is its index.
+    """The record with columns of it under the names that the schemas have for them.
 
     Raises:
         LoclinError: the record has no such column.
 
-    >>> row = Record(where="line 2", fields={"q": "1 + 1 =", "A": "2", "B": "3", "key": "B"})
-    >>> made = renamed(row, {"prompt": "q", "options": "A,B", "label": "key"}).fields
-    >>> made["prompt"], made["options"], made["label"]
-    ('1 + 1 =', ['2', '3'], 1)
+    >>> renamed(Record(where="", fields={"q": "1 + 1 ="}), {"prompt": "q"}).text("prompt")
+    '1 + 1 ='
     """
-    several = columns["options"].split(",") if "," in columns.get("options", "") else []
-    single = {n: c for n, c in columns.items() if n != "options" or not several}
-    for name, column in [*single.items(), *(("options", c) for c in several)]:
+    for name, column in columns.items():
         if column not in record.fields:
             have = f"the fields {listed(record.fields)}"
             raise record.error(f"a field {column!r} for {name!r}", have, "change --fields")
-    made = record.with_fields(**{name: record.fields[c] for name, c in single.items()})
-    if not several:
-        return made
-    label = made.fields.get("label")
-    index = several.index(label) if label in several else label
-    return made.with_fields(options=[record.printed(c) for c in several], label=index)
+    return record.with_fields(**{name: record.fields[c] for name, c in columns.items()})
 
 
 def shown(value: object) -> str:

@@ -69,8 +69,7 @@ def task_data(
     and "yes" are different tokens).
 
     Args:
-        records: all of one schema.
-        source: their name in messages.
+        records, source: all of one schema; their name in messages.
         task: of records that name none.
         template: the prompt (`parse_template`); the schema's own by default.
         columns: for fields of a schema, the name that the records have for each (`renamed`).
@@ -85,15 +84,12 @@ def task_data(
     turns: dict[str, Turns] = {}
     read = worked = 0
     for record in (renamed(r, columns or {}) for r in records):
-        schema = recognised(record, templated=form is not None)
+        schema = recognised(record, templated=form is not None, named=columns or ())
         first = first or (schema, record)
         if schema is not first[0]:
             expected = f"fields of the {first[0].name} schema as in {first[1].where}"
-            raise record.error(
-                expected,
-                f"those of the {schema.name} schema",
-                "keep the schemas in files of their own",
-            )
+            other = f"those of the {schema.name} schema"
+            raise record.error(expected, other, "keep the schemas in files of their own")
         example = _example(record, schema, form)
         made.setdefault(record.name("task") or task, []).append(example)
         if schema is CHAT and form is None:
@@ -106,8 +102,8 @@ def task_data(
         )
     if first[0].classes:
         made = {name: _with_classes(es, name, source) for name, es in made.items()}
-    note = f"{worked} answers are the number after {WORKED}, right after the prompt: no working"
     examples = {name: tuple(es) for name, es in made.items()}
+    note = f"{worked} answers are the number after {WORKED}, right after the prompt: no working"
     notes = (note,) if worked else ()
     return cleaned(TaskData(source=source, examples=examples, read=read, notes=notes, turns=turns))
 
@@ -123,24 +119,24 @@ def _with_classes(examples: Sequence[Example], task: str, source: str) -> list[E
     return [replace(e, options=tuple(_following(e.prompt, o) for o in labels)) for e in examples]
 
 
-def recognised(record: Record, *, templated: bool = False) -> Schema:
+def recognised(record: Record, *, templated: bool = False, named: Iterable[str] = ()) -> Schema:
     """The first schema all of whose fields the record has; a template takes the place of `prompt`.
+    Schemas with all fields that were named come first.
 
     Raises:
         LoclinError: there is none.
     """
-    for schema in SCHEMAS:
+    wanted = {*named} - {"task", "group"}
+    schemas = sorted(SCHEMAS, key=lambda schema: not wanted <= {*schema.fields})
+    for schema in schemas:
         if all(name in record.fields for name in schema.fields):
             return schema
-    for schema in SCHEMAS if templated else ():
+    for schema in schemas if templated else ():
         if all(name in record.fields for name in schema.fields if name != "prompt"):
             return schema
     known = "; ".join(", ".join(schema.fields) for schema in SCHEMAS)
-    raise record.error(
-        f"the fields of a known schema ({known})",
-        listed(record.fields),
-        "rename the fields, or name them by --fields",
-    )
+    remedy = "rename the fields, or name them by --fields"
+    raise record.error(f"the fields of a known schema ({known})", listed(record.fields), remedy)
 
 
 def _example(record: Record, schema: Schema, form: Template | None) -> Example:
@@ -224,8 +220,6 @@ def _labelled_options(record: Record) -> tuple[Sequence[str], tuple[str, ...]]:
         for option in options:
             if option.strip() == label.strip():
                 return [option], options
-        if label.strip().isdecimal():  # of a CSV file
-            return _labelled_options(record.with_fields(label=int(label)))
         raise record.error(
             f"a label among the options {listed(options)}", shown(label), "change the label"
         )

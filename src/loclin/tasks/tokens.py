@@ -52,20 +52,21 @@ def _ids(
 def continuations(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase
 ) -> list[tuple[list[int], dict[str, list[int]]]]:
-    """For every example the tokens of its prompt, and those that follow with the answer and with
-    each option.
+    """For every example the tokens of its prompt, and those that follow with each answer or option.
 
     A text is tokenised as a whole, since tokens can reach over the border and what begins a text
     can get a space of its own. The prompt's are the longest beginning that the prompt alone and
     the prompt with each of its options share, so that options are compared after the same tokens.
     """
-    several = [(e.prompt, *(e.prompt + text for text in (e.answer, *e.options))) for e in examples]
-    distinct = list(dict.fromkeys(text for texts in several for text in texts))
+    spelled = [(e.answer, *e.options, *e.also) for e in examples]
+    pairs = list(zip(examples, spelled, strict=True))
+    distinct = [t for e, texts in pairs for t in (e.prompt, *(e.prompt + text for text in texts))]
+    distinct = list(dict.fromkeys(distinct))
     rows = dict(zip(distinct, text_tokens(distinct, tokenizer), strict=True))
     made = []
-    for e, texts in zip(examples, several, strict=True):
-        columns = zip(*(rows[text] for text in texts), strict=False)
+    for e, texts in pairs:
+        whole = {text: rows[e.prompt + text] for text in texts}
+        columns = zip(rows[e.prompt], *whole.values(), strict=False)
         prompt = [c[0] for c in takewhile(lambda column: len({*column}) == 1, columns)]
-        after = [rows[text][len(prompt) :] for text in texts[1:]]
-        made.append((prompt, dict(zip((e.answer, *e.options), after, strict=True))))
+        made.append((prompt, {text: row[len(prompt) :] for text, row in whole.items()}))
     return made
