@@ -272,8 +272,8 @@ def _reproduce(asked: Reproduce) -> None:
 
 def _shared(settings: Any, asked: Reproduce) -> Any:
     """Settings with what was asked of all studies."""
-    names = ("workers", "ray", "profile", "seed", "seeds", "models_per_claim")
-    names += ("data", "fields", "group", "template", "chat", "system")
+    names = ["workers", "ray", "profile", "seed", "seeds", "models_per_claim", "data"]
+    names += ["fields", "group", "template", "chat", "system"]
     every = {name: getattr(asked, name) for name in names}
     more = {name: value for name, value in every.items() if value not in (None, ())}
     known = {f.name for f in fields(settings)}

@@ -123,8 +123,8 @@ def prompt_set(
     Args:
         examples: each with two options, its answer one of them.
         tokenizer: of the model.
-        positive: the option that counts as +. By default " yes", where every example has it;
-            without one the right answer counts as +, the paired form.
+        positive: the option that counts as +. By default " yes", or "yes" (after a line break, in a
+            chat), where every example has it; without one the right answer does, the paired form.
         device: of the model.
 
     Raises:
@@ -133,7 +133,8 @@ def prompt_set(
             one token; one class alone; a prompt of no tokens.
     """
     _two_options(examples)
-    named = positive or (YES if all(YES in e.options for e in examples) else None)
+    usual = (yes for yes in (YES, YES.strip()) if all(yes in e.options for e in examples))
+    named = positive or next(usual, None)
     if named is not None and positive is None and len({frozenset(e.options) for e in examples}) > 1:
         named = None
     if named is not None:
