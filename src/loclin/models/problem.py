@@ -102,10 +102,7 @@ class Problem:
         answers = {e.options[place] for e, place in zip(some, places, strict=True)}
         if len(answers) > 1:
             return ""
-        return (
-            f"the model answers {answers.pop()!r} to all {len(some)} examples: its score says how "
-            "often that is right, not what it knows"
-        )
+        return f"the model answers {answers.pop()!r} to all {len(some)} examples"
 
 
 @contextmanager
