@@ -87,6 +87,16 @@ class Reproduce:
     data: tuple[str, ...] = ()
     """What they are asked: JSON Lines files, hub data sets, sequences, statements, or self. A
     built-in model brings its own."""
+    fields: tuple[str, ...] = ()
+    """Names of the data's own columns, where they are others: prompt=text answer=target."""
+    group: str | None = None
+    """Column of what no two splits may share."""
+    template: str | None = None
+    """Prompt made from a record's fields: "{passage}\\nQuestion: {question}?\\nAnswer:"."""
+    chat: bool = False
+    """Put prompts into the tokenizer's chat template."""
+    system: str | None = None
+    """What the system says first, with --chat."""
     seeds: int | None = None
     """Runs of each study; the profile decides by default."""
     models_per_claim: int | None = None
@@ -262,7 +272,8 @@ def _reproduce(asked: Reproduce) -> None:
 
 def _shared(settings: Any, asked: Reproduce) -> Any:
     """Settings with what was asked of all studies."""
-    names = ("workers", "ray", "profile", "seed", "seeds", "models_per_claim", "data")
+    names = ["workers", "ray", "profile", "seed", "seeds", "models_per_claim", "data"]
+    names += ["fields", "group", "template", "chat", "system"]
     every = {name: getattr(asked, name) for name in names}
     more = {name: value for name, value in every.items() if value not in (None, ())}
     known = {f.name for f in fields(settings)}

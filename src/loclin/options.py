@@ -4,8 +4,9 @@ every command. Imports nothing heavy, so that `--help` is quick.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,12 @@ from loclin.errors import LoclinError
 Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 SEQUENCE_MODELS = ("sequences", "sequences-small")
 BUILT_IN = (*SEQUENCE_MODELS, "statements", "statements-small")  # the recipes need torch
+#: Endings of files that data are read from, and the fields that --fields can name columns for.
+DATA_FILES = (".jsonl", ".json", ".csv", ".tsv")
+FIELDS = (
+    *("prompt", "answer", "options", "label", "question", "passage", "statement", "messages"),
+    *("task", "group"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +31,20 @@ class LoadOptions:
     """sequences (150k parameters) or statements (460k), both built in, as are their small twins
     sequences-small and statements-small; a folder; or a hub id such as distilgpt2."""
     data: tuple[str, ...] = ()
-    """What the model is asked: JSON Lines files or hub data sets (google/boolq), one or several;
-    sequences or statements; or self, the model's own samples. A built-in model brings its own."""
+    """What the model is asked: JSON Lines or CSV files, folders of them, or hub data sets
+    (google/boolq), one or several; sequences or statements; or self, the model's own samples. A
+    built-in model brings its own."""
+    fields: tuple[str, ...] = ()
+    """Names of the data's own columns, where they are others: prompt=text answer=target. With
+    label=COLUMN and no options, the labels of all records are the options."""
+    group: str | None = None
+    """Column of what no two splits may share, such as a city or a passage."""
     template: str | None = None
     """Prompt made from a record's fields: "{passage}\\nQuestion: {question}?\\nAnswer:"."""
+    chat: bool = False
+    """Put prompts into the tokenizer's chat template, as what the user says."""
+    system: str | None = None
+    """What the system says first, with --chat."""
     long: Literal["drop", "fail"] = "drop"
     """What happens to prompts longer than the model's context."""
     revision: str | None = None
@@ -42,21 +59,71 @@ class LoadOptions:
     trust_remote_code: bool = False
     """Run code that comes with a model. Read it first."""
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """For fields of a record, the name that the data have for each."""
+        pairs = (pair.partition("=")[::2] for pair in self.fields)
+        return dict(pairs) | ({"group": self.group} if self.group else {})
+
     def check_loading(self) -> None:
-        """Whether there are data, and every file is there.
+        """Whether there are a model and data, and every file is there.
 
         Raises:
             LoclinError: what was expected, what was found, what to do.
         """
+        near = get_close_matches(self.model, BUILT_IN, n=1)
+        meant = f"; or did you mean the built-in --model {near[0]}?" if near else ""
         if self.model not in BUILT_IN and not self.data:
-            near = get_close_matches(self.model, BUILT_IN, n=1)
             raise LoclinError(
                 f"expected --data with the model {self.model!r}, found none: give a JSON Lines "
-                "file, sequences, or self"
-                + (f"; or did you mean the built-in --model {near[0]}?" if near else "")
+                f"file, sequences, or self{meant}"
             )
+        if self.model not in BUILT_IN:
+            _check_there(self.model, "model", near)
         for name in self.data:
-            if name.endswith((".jsonl", ".json")) and not Path(name).exists():
+            if name.endswith(DATA_FILES) and not Path(name).exists():
                 raise LoclinError(
                     f"expected a file of task data, found nothing at {name}: check the path"
                 )
+            _check_there(name, "data", ())
+        for pair, (name, column) in zip(self.fields, self.columns.items(), strict=False):
+            if name not in FIELDS or not column:
+                raise LoclinError(
+                    f"expected FIELD=COLUMN with a field among {', '.join(FIELDS)}, found "
+                    f"{pair!r}: change --fields"
+                )
+        self.check_chat()
+        if self.chat and "self" in self.data:
+            raise LoclinError(
+                "expected data with questions for --chat, found self, the model's own samples: "
+                "leave --chat out"
+            )
+
+    def check_chat(self) -> None:
+        """`LoclinError` for a system prompt that would go nowhere."""
+        if self.system is not None and not self.chat:
+            raise LoclinError("expected --chat with --system, found none: add --chat")
+
+
+def data_files(name: str | Path) -> list[Path]:
+    """The file of this name, or the files of records in the folder of this name."""
+    path = Path(name)
+    inside = path.iterdir() if path.is_dir() else ()
+    files = sorted(p for p in inside if p.suffix.lower() in DATA_FILES)
+    return [path] if path.is_file() else files
+
+
+def _check_there(name: str, what: str, near: Sequence[str]) -> None:
+    """Whether a name can be of the hub, where it is no path that is there: a misspelled one would
+    be looked for there for a minute.
+    """
+    folder, _, rest = name.partition("/")
+    if Path(name).exists():
+        return
+    if near and not rest and SequenceMatcher(None, name, near[0]).ratio() > 0.8:
+        raise LoclinError(
+            f"expected a built-in model, a folder or a hub id, found {name!r}: did you mean "
+            f"{near[0]}?"
+        )
+    if rest and (Path(folder or "/").is_dir() or rest.count("/")):
+        raise LoclinError(f"expected a {what} folder, found nothing at {name}: check the path")

@@ -1,5 +1,6 @@
 """An EvalSet against the same numbers by the plain functions."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,9 @@ import torch
 from loclin.errors import LoclinError
 from loclin.models import Problem
 from loclin.models.evaluation import EvalSet
+from loclin.search.answering import answers
 from loclin.tasks.batch import answer_loss
+from loclin.tasks.wrong import with_wrong_answers
 
 
 @pytest.mark.parametrize("name", ["trained", "speaking"])
@@ -61,3 +64,36 @@ def test_fewer_groups_than_folds_are_refused(trained: Problem) -> None:
         match="one group of examples for each of 5 folds, found 3: give more data or lower",
     ):
         EvalSet.of(trained, few, folds=5)
+
+
+def test_any_of_several_right_answers_counts(trained: Problem) -> None:
+    """The loss is of the first; the score of one is that of the other spelled first."""
+    right = list(trained.examples["test"]["copy"][:6])
+    wrong = with_wrong_answers(right, seed=0)
+    pairs = enumerate(zip(wrong, right, strict=True))
+    several = [replace(w, also=(e.answer,) if i % 2 else ()) for i, (w, e) in pairs]
+    plain, both = EvalSet.of(trained, wrong), EvalSet.of(trained, several)
+    losses, correct = both.answers()
+    assert torch.equal(losses, plain.answers()[0])
+    assert not plain.answers()[1].any()
+    assert correct.tolist() == [False, True] * 3
+    assert both.answers(copies=2)[1].tolist() == [False, True] * 6
+    problem = replace(trained, examples={"test": {"copy": tuple(several)}})
+    assert problem.score("test", "copy") == 0.5
+    spoken = answers(problem, several)
+    assert [s == e.answer for s, e in zip(spoken, several, strict=True)] == [False, True] * 3
+
+
+def test_one_answer_to_everything_is_noticed(speaking: Problem) -> None:
+    examples = speaking.examples["test"]["colour"][:20]
+    assert len({e.answer for e in examples}) == 2
+    assert speaking.one_answer(examples) == ""
+    head = speaking.model.get_output_embeddings()
+    yes = speaking.tokenizer(" yes", add_special_tokens=False)["input_ids"][0]
+    biased = copy.deepcopy(speaking.model)
+    biased.get_output_embeddings().register_forward_hook(
+        lambda module, given, logits: logits + 1e3 * torch.eye(head.out_features)[yes]
+    )
+    problem = replace(speaking, model=biased)
+    assert problem.one_answer(examples).startswith("the model answers ' yes' to all 20 examples")
+    assert problem.one_answer([e for e in examples if e.answer == " no"]) == ""

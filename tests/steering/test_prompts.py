@@ -89,6 +89,17 @@ def test_a_common_beginning_goes_to_the_prompt(
     assert torch.equal(named.gold, asked.gold)
 
 
+def test_yes_after_a_line_break_has_no_space(tokenizers: Tokenizers) -> None:
+    broken = [
+        replace(e, prompt=e.prompt + "\n", answer=e.answer.strip(), options=("yes", "no"))
+        for e in CLASSES
+    ]
+    found = prompt_set(broken, tokenizers["llama"], device="cpu")
+    assert (found.form, found.positive) == ("class", "yes")
+    assert found.labels is not None
+    assert found.labels.tolist() == [True, False, True, False, True]
+
+
 def test_yes_beside_other_options_is_the_paired_form(tokenizers: Tokenizers) -> None:
     mixed = [CLASSES[0], Example(prompt="x", answer=" (", options=(" yes", " ("))]
     asked = prompt_set(mixed, tokenizers["gpt2"], device="cpu")

@@ -115,8 +115,17 @@ def test_what_cannot_be_collated_is_refused(trained: Problem) -> None:
         prompts_batch([], trained.tokenizer)
     with pytest.raises(LoclinError, match="prompt of at least one token, found ''"):
         prompts_batch(["copy a =", ""], trained.tokenizer)
+
+
+def test_padding_is_a_token_of_every_embedding(trained: Problem) -> None:
+    """A padding token that was added to the tokenizer alone is no row of the embedding."""
+    longer = PreTrainedTokenizerFast(
+        tokenizer_object=trained.tokenizer.backend_tokenizer, unk_token="<pad>"
+    )
+    longer.add_special_tokens({"pad_token": "[PAD]"})
+    assert longer.pad_token_id == len(trained.tokenizer)
+    batch, plain = collate(RAGGED, longer), collate(RAGGED, trained.tokenizer)
+    assert torch.equal(batch.input_ids, plain.input_ids)
+    assert exact_match(trained.model, batch).tolist() == exact_match(trained.model, plain).tolist()
     bare = PreTrainedTokenizerFast(tokenizer_object=trained.tokenizer.backend_tokenizer)
-    with pytest.raises(LoclinError, match="padding token"):
-        collate(RAGGED, bare)
-    with pytest.raises(LoclinError, match="padding token"):
-        prompts_batch(["copy a ="], bare)
+    assert torch.equal(collate(RAGGED, bare).input_ids, plain.input_ids)

@@ -64,6 +64,13 @@ def test_too_few_examples_are_told_with_sizes_that_fit() -> None:
     )
     assert set(fitting) == set(SIZES)
     dealt(POOL[:80], fitting, seed=0)
+    large = [Example(prompt=f"{i} =", answer=" x", group=str(i // 40)) for i in range(120)]
+    with pytest.raises(
+        LoclinError, match=r"3 groups: .* such as --labels 40 --shift 25 --test 32$"
+    ):
+        dealt(large, SIZES, seed=0)  # two groups for a part of more than forty
+    with pytest.raises(LoclinError, match=r"in 2 groups: give more data$"):
+        dealt(large[:80], SIZES, seed=0)
     with pytest.raises(LoclinError, match="expected 9 examples for all, found 4 in 1 groups"):
         dealt(POOL[:4], {"all": 9}, seed=0)
 

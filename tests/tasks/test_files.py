@@ -1,4 +1,5 @@
 import json
+import random
 import re
 import sys
 from pathlib import Path
@@ -7,7 +8,9 @@ from typing import Any
 import pytest
 
 from loclin.errors import LoclinError
-from loclin.tasks.files import read_file, read_hub
+from loclin.tasks.data import TaskData
+from loclin.tasks.files import read_file, read_folder, read_hub
+from tests.tasks.test_tokens import damaged
 
 ROWS = [
     {"question": "do cats purr", "passage": "Cats purr.", "answer": True},
@@ -65,6 +68,12 @@ def test_a_template_reaches_the_records(tmp_path: Path) -> None:
             r"found broken JSON \(Expecting ':' delimiter\) in .*bad.jsonl line 2",
         ),
         (b"hello", r"broken JSON \(Expecting value\) in .* line 1"),
+        (b"statement,label\nCats purr.,1\n", r"found what looks like a table .*: name it bad.csv"),
+        (b"text\tlabel\nCats purr.\t1\n", "found what looks like a table .* or bad.tsv"),
+        (b'{\n "prompt": "a",\n "answer": "b"\n}', "an object over several lines .* a list"),
+        (b"PAR1\x15\x04", "found a Parquet file at .*bad.jsonl: save it as"),
+        (b"\x1f\x8b\x08", "found a gzip archive"),
+        ("{}".encode("utf-16"), "found UTF-16 text"),
         (
             b'{"prompt": "a", "answer": "b"}\n3',
             "a JSON object, found 3 in .*bad.jsonl line 2: write every record",
@@ -94,6 +103,88 @@ def test_a_file_that_cannot_be_read_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+TRUTH = 'statement,label,city\n"Rome, of Italy, is a city.",1,Rome\nRome is a river.,0,Rome\n'
+
+
+def test_tables_are_read_with_their_columns(tmp_path: Path) -> None:
+    """Commas, semicolons or tabs; cells in quotes; a column that groups."""
+    (tmp_path / "truth.csv").write_text("\ufeff" + TRUTH)
+    data = read_file(tmp_path / "truth.csv", columns={"group": "city"})
+    prompts = [
+        f"Statement: {text}\nQuestion: Is the statement true?\nAnswer:"
+        for text in ("Rome, of Italy, is a city.", "Rome is a river.")
+    ]
+    assert [e.prompt for e in data.examples["truth"]] == prompts
+    assert [e.answer for e in data.examples["truth"]] == [" yes", " no"]
+    assert {e.group for e in data.examples["truth"]} == {"Rome"}
+    for name, mark in (("half.csv", ";"), ("tabs.csv", "\t"), ("tabs.tsv", "\t")):
+        (tmp_path / name).write_text(f"text{mark}target\n\n1, 2{mark}3\n,{mark}\n")
+        made = read_file(tmp_path / name, columns={"prompt": "text", "answer": "target"})
+        ((e,),) = made.examples.values()
+        assert (e.prompt, e.answer, made.read) == ("1, 2", " 3", 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("a,a\n1,2\n", "columns of different names, found 'a', 'a' in .*bad.csv"),
+        ("a,b\n1,2,3\n", "2 cells as in the first line, found 3 in .*bad.csv line 2"),
+        ('a,b\n"1,2\n3,4\n', "rows of a table, found unexpected end of data in .* line 3"),
+        ("a,b\n1,2\n", "found 'a', 'b' in .*bad.csv line 2: rename the fields, or name"),
+        ("a,b\n", "at least one record"),
+        (",\n", "at least one record"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_refused_in_one_line(
+    tmp_path: Path, content: str, line: str
+) -> None:
+    (tmp_path / "bad.csv").write_text(content)
+    with pytest.raises(LoclinError, match=line):
+        read_file(tmp_path / "bad.csv")
+
+
+def test_a_folder_of_arrays_and_tables_is_a_task_for_each_file(tmp_path: Path) -> None:
+    (tmp_path / "cats.json").write_text(json.dumps(ROWS))
+    (tmp_path / "truth.csv").write_text(TRUTH)
+    (tmp_path / "notes.txt").write_text("nothing")
+    data = read_folder(tmp_path)
+    assert data.summary() == f"{tmp_path}: 4 read, 4 kept in 2 tasks (cats 2, truth 2)"
+
+
+@pytest.mark.parametrize("name", ["pool.jsonl", "pool.json", "pool.csv"])
+def test_damaged_files_are_refused_or_right(tmp_path: Path, name: str) -> None:
+    """Hundreds of damaged files: one line, or examples that can be asked."""
+    rows: list[dict[str, Any]] = [
+        {"prompt": "is it?", "options": ["yes", "no"], "label": 0, "group": 3, "task": "a"},
+        {"prompt": "is it not?", "options": ["yes", "no"], "label": "no", "task": "b"},
+    ]
+    kinds: list[list[dict[str, Any]]] = [
+        [*rows, {**rows[0], "prompt": "c", "label": 1}],
+        [{"prompt": "a", "answer": ["b", "c"]}, {"prompt": "d", "answer": "e\n#### 1,200"}],
+        [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}],
+        [{"prompt": "fine", "label": "good"}, {"prompt": "poor", "label": True}],
+        ROWS,
+    ]
+    rng, path, refused = random.Random(name), tmp_path / name, 0
+    for i in range(150):
+        kind = kinds[i % len(kinds)]
+        text = json.dumps(kind) if name == "pool.json" else "\n".join(map(json.dumps, kind))
+        path.write_bytes(damaged((TRUTH if name == "pool.csv" else text).encode(), rng))
+        try:
+            check(read_file(path))
+        except LoclinError as error:
+            refused += "\n" not in str(error)
+    assert 10 < refused < 150
+
+
+def check(data: TaskData) -> None:
+    for e in (e for examples in data.examples.values() for e in examples):
+        assert e.prompt.strip()
+        assert e.answer.strip()
+        assert not e.options or e.answer in e.options
+        (e.prompt + e.answer + "".join(e.options + e.also) + e.group).encode()
+
+
 def test_no_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LoclinError, match=r"found nothing at .*none.jsonl: check the path"):
         read_file(tmp_path / "none.jsonl")
@@ -103,12 +194,14 @@ def test_no_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 
 def test_every_example_of_the_documentation_is_read(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```json\n(.*?)```", page, flags=re.DOTALL)
-    assert len(blocks) == 4
-    for block in blocks:
-        path = tmp_path / "documented.jsonl"
+    blocks = re.findall(r"```(json|csv|tsv)(?: --fields (.*?))?\n(.*?)```", page, flags=re.DOTALL)
+    assert len(blocks) == 10
+    for ending, fields, block in blocks:
+        path = tmp_path / f"documented.{ending}"
         path.write_text(block, encoding="utf-8")
-        assert read_file(path).kept == block.count("\n")
+        columns = dict(pair.split("=") for pair in fields.split())
+        data = read_file(path, columns=columns)
+        assert data.kept == block.count("\n") - (ending != "json")
 
 
 @pytest.fixture

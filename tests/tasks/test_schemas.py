@@ -9,15 +9,18 @@ from loclin.tasks.records import Record
 from loclin.tasks.schemas import task_data
 
 
-def read(*rows: dict[str, Any], template: str | None = None) -> TaskData:
+def read(
+    *rows: dict[str, Any], template: str | None = None, columns: dict[str, str] | None = None
+) -> TaskData:
     records = (Record(where=f"pool line {i}", fields=row) for i, row in enumerate(rows, start=1))
-    return task_data(records, source="pool", task="pool", template=template)
+    return task_data(records, source="pool", task="pool", template=template, columns=columns)
 
 
 def examples(*rows: dict[str, Any], template: str | None = None) -> tuple[Example, ...]:
     return read(*rows, template=template).examples["pool"]
 
 
+ANSWERS = [{"prompt": "a", "answer": "b"}, {"prompt": "c", "answer": "d"}]
 OPTIONS = ["blue", "red"]
 SKY = {"prompt": "The sky is", "options": OPTIONS, "label": 0}
 BLOOD = {"prompt": "Blood is", "options": OPTIONS, "label": "red"}
@@ -64,6 +67,71 @@ def test_every_schema_becomes_examples() -> None:
         Example(prompt="Sure?\n\nAnswer:", answer=" (B)", options=letters),
         Example(prompt="Answer:", answer=" (A)", options=letters),
     )
+
+
+def test_labels_without_options_are_classes() -> None:
+    made = examples({"prompt": "fine", "label": "good"}, {"prompt": "poor ", "label": "bad"})
+    assert [(e.answer, e.options) for e in made] == [
+        (" good", (" bad", " good")),
+        ("bad", ("bad", "good")),
+    ]
+    numbers = examples({"prompt": "a", "label": 1}, {"prompt": "b", "label": False})
+    assert [e.answer for e in numbers] == [" 1", " false"]
+    with pytest.raises(
+        LoclinError, match="2 to 100 different labels in task 'pool' of pool, found 1"
+    ):
+        examples({"prompt": "fine", "label": "good"})
+    with pytest.raises(LoclinError, match=r"different labels .* found 101: name their column"):
+        examples(*({"prompt": f"{i}", "label": i} for i in range(101)))
+
+
+@pytest.mark.parametrize("label", [1, "1", "1.0", True, "TRUE", "yes"])
+def test_statements_are_true_or_false(label: Any) -> None:
+    true, false = examples(
+        {"statement": " Cats purr. ", "label": label}, {"statement": "Cats bark.", "label": 0}
+    )
+    assert true.prompt == "Statement: Cats purr.\nQuestion: Is the statement true?\nAnswer:"
+    assert (true.answer, false.answer, true.options) == (" yes", " no", (" yes", " no"))
+    with pytest.raises(LoclinError, match=r"true, false, yes or no .* found 2"):
+        examples({"statement": "Cats purr.", "label": 2})
+
+
+def test_questions_have_an_answer_a_number_or_several_answers() -> None:
+    worked = "She eats 3.\nThat leaves <<1203-3=1200>>1200.\n#### 1,200"
+    data = read(
+        {"question": "How many?", "answer": worked}, {"question": "And then?", "answer": "5"}
+    )
+    assert [e.answer for e in data.examples["pool"]] == [" 1200", " 5"]
+    assert data.examples["pool"][0].prompt == "Question: How many?\nAnswer:"
+    assert data.notes == (
+        "1 answers are the number after ####, right after the prompt: no working",
+    )
+    several = {"question": "Who", "answer": ["Ann", "", "Anna", "Ann", "Anna"]}
+    assert examples(several) == (
+        Example(prompt="Question: Who?\nAnswer:", answer=" Ann", also=(" Anna",)),
+    )
+    rows = [{"question": f"do cats {v}", "answer": v == "purr"} for v in ("purr", "bark")]
+    assert examples(*rows)[0].options == (" yes", " no")
+    heading = {"prompt": "Write:", "answer": "#### Title\nText"}
+    assert examples(heading)[0].answer == " #### Title\nText"
+    with pytest.raises(LoclinError, match="a number after #### in 'answer', found '#### many'"):
+        examples({"question": "How many?", "answer": "Some.\n#### many"})
+    with pytest.raises(LoclinError, match="texts in 'answer', found"):
+        examples({"question": "Who?", "answer": ["Ann", 3]})
+
+
+def test_columns_may_have_other_names() -> None:
+    row = {"q": "1 + 1 =", "choices": ["2", "3"], "key": 1, "city": "Rome"}
+    columns = {"prompt": "q", "options": "choices", "label": "key", "group": "city"}
+    made = read(row, row | {"q": "2 =", "key": 0}, columns=columns)
+    assert made.examples["pool"][0] == Example(
+        prompt="1 + 1 =", answer=" 3", options=(" 2", " 3"), group="Rome"
+    )
+    named = read(*ANSWERS, columns={"label": "answer"}).examples["pool"]
+    assert [e.options for e in named] == [(" b", " d")] * 2
+    assert read({"text": "a", "to": "b"}, columns={"prompt": "text", "answer": "to"}).kept == 1
+    with pytest.raises(LoclinError, match="a field 'town' for 'group', found the fields 'q'"):
+        read(row, columns=columns | {"group": "town"})
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,17 @@ def test_few_distinct_answers_are_still_all_wrong() -> None:
     )
 
 
+def test_another_right_answer_is_not_wrong() -> None:
+    right = [
+        Example(prompt=str(i), answer=f" {i % 3}", also=(f" {(i + 1) % 3}",)) for i in range(30)
+    ]
+    wrong = with_wrong_answers(right, seed=0)
+    pairs = zip(wrong, right, strict=True)
+    assert not any(w.answer in (e.answer, *e.also) for w, e in pairs)
+    with pytest.raises(LoclinError, match="at least 2 different answers"):
+        with_wrong_answers([Example(prompt="a", answer=" b", also=(" c",))] * 2, seed=0)
+
+
 def test_one_answer_alone_cannot_be_exchanged() -> None:
     right = [Example(prompt=str(i), answer=" same") for i in range(5)]
     with pytest.raises(

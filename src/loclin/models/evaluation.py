@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,7 +12,15 @@ from torch import Tensor
 
 from loclin.errors import LoclinError
 from loclin.models.problem import Problem
-from loclin.tasks.batch import IGNORED, Batch, answer_logits, answer_loss, rows_at_once
+from loclin.tasks.batch import (
+    IGNORED,
+    Batch,
+    answer_logits,
+    answer_loss,
+    either,
+    other_answers,
+    rows_at_once,
+)
 from loclin.tasks.choices import Choices, collate_choices, largest, option_log_probabilities
 from loclin.tasks.example import Example
 
@@ -27,6 +35,7 @@ class EvalSet:
         options: the token of every option, where each is one token; −1 beyond them.
         folds, count: the fold of each example, and how many there are.
         at_once: rows in a pass that is differentiated.
+        others: other right answers of the examples, each a row, and whose they are.
     """
 
     problem: Problem
@@ -36,6 +45,7 @@ class EvalSet:
     folds: Int[np.ndarray, " n"]
     count: int
     at_once: int
+    others: tuple[Batch, Int[Tensor, " m"]] | None = None
 
     @staticmethod
     def of(
@@ -55,7 +65,9 @@ class EvalSet:
         choices = None
         if all(e.options for e in examples):
             choices = collate_choices(examples, problem.tokenizer).to(problem.model.device)
+        others, owners = other_answers(examples)
         return EvalSet(
+            others=(problem.collate(others), owners) if others else None,
             problem=problem,
             batch=problem.collate(examples),
             choices=choices,
@@ -100,7 +112,12 @@ class EvalSet:
         a model that reads each set in its own way (`search.stacked`); the answers come set by set.
         """
         whole = self.choices if self.options is None else None
-        return self._whole_options(whole, copies) if whole else self._answers(copies)
+        if self.others is None:
+            return self._whole_options(whole, copies) if whole else self._answers(copies)
+        batch, owners = self.others
+        losses, right = replace(self, others=None).answers(copies)
+        _, more = replace(self, batch=batch, others=None).answers(copies)
+        return losses, either(right.view(copies, -1), more.view(copies, -1), owners).flatten()
 
     def fold(self, number: int) -> Iterator[Batch]:
         """The examples of one fold, in batches small enough to differentiate."""

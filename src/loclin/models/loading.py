@@ -12,11 +12,12 @@ from loclin.errors import LoclinError
 from loclin.models.builtin import BUILT_IN, built_in_examples, built_in_folder
 from loclin.models.pretrained import context_of, read_pretrained, resolved
 from loclin.models.problem import Problem
-from loclin.options import LoadOptions
+from loclin.options import DATA_FILES, LoadOptions
 from loclin.progress import ProgressCallback, silent
 from loclin.seeds import derived
+from loclin.tasks.chat import in_chat
 from loclin.tasks.data import TaskData, counted, grouped_splits, merged
-from loclin.tasks.files import read_file, read_hub
+from loclin.tasks.files import read_file, read_folder, read_hub
 from loclin.tasks.fit import fit
 from loclin.tasks.samples import self_examples
 
@@ -67,9 +68,14 @@ def load(
         tasks = built_in_examples(source, divided)
     else:
         tasks = merged([read.get(n) or _samples(network, tokenizer, seed) for n in names])
+    if options.chat:
+        tasks = in_chat(tasks, tokenizer, system=options.system)
     if names:  # a built-in model can read its own data
         before = tasks
-        tasks = fit(tasks, tokenizer, context=context_of(network), long=options.long)
+        rows = network.get_input_embeddings().weight.shape[0]
+        tasks = fit(
+            tasks, tokenizer, context=context_of(network), vocabulary=rows, long=options.long
+        )
         _all_left(before, tasks)
     return Problem(
         model=network,
@@ -112,9 +118,14 @@ def load_model(
 
 
 def _read(name: str, options: LoadOptions) -> TaskData:
-    if Path(name).is_file() or name.endswith((".jsonl", ".json")):
-        return read_file(name, template=options.template)
-    return read_hub(name, template=options.template)
+    read = read_folder if Path(name).is_dir() else read_hub
+    if Path(name).is_file() or name.endswith(DATA_FILES):
+        read = read_file
+    data = read(name, template=options.template, columns=options.columns)
+    if data.turns and not options.chat:
+        note = "conversations are lines of role and text; --chat takes the model's own template"
+        return replace(data, notes=(*data.notes, note))
+    return data
 
 
 def _samples(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> TaskData:

@@ -46,6 +46,9 @@ def read_pretrained(
     }
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **where)
+    except Exception as error:  # the tokenizers library raises plain ones
+        raise LoclinError(_why(name, folder, options, error)) from error
+    try:
         model = AutoModelForCausalLM.from_pretrained(
             name, dtype=options.dtype, use_safetensors=True, device_map=options.device_map, **where
         )

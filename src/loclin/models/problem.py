@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import cast
 
+import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loclin.curvature import NoSecondDerivative
-from loclin.tasks.batch import Batch, accuracy, collate
-from loclin.tasks.choices import Choices, choose, collate_choices
+from loclin.tasks.batch import Batch, collate, either, exact_match, other_answers
+from loclin.tasks.choices import Choices, choose, collate_choices, option_log_probabilities
 from loclin.tasks.example import Example
 
 DESTROYED = 0.05  # exact match below which a task counts as destroyed (measures §1)
@@ -74,13 +75,34 @@ class Problem:
         return max(DESTROYED, self.chance(task))
 
     def score(self, name: str, task: str) -> float:
-        """Share of a split answered right: exact match, or largest joint log p of the options."""
+        """Share of a split answered right: exact match of a right answer, or largest joint log p of
+        the options.
+        """
         if not self.has_options(task):
-            return accuracy(self.model, self.batch(name, task))
+            right = exact_match(self.model, self.batch(name, task))
+            others, owners = other_answers(self.examples[name][task])
+            if others:
+                right = either(right, exact_match(self.model, self.collate(others)), owners)
+            return float(right.float().mean())
         if (name, task) not in self._choices:
             choices = collate_choices(self.examples[name][task], self.tokenizer)
             self._choices[name, task] = choices.to(self.model.device)
         return float(choose(self.model, self._choices[name, task]).float().mean())
+
+    def one_answer(self, examples: Sequence[Example]) -> str:
+        """A sentence where the model chooses the same option for all examples, whatever is right;
+        "" elsewhere.
+        """
+        if len({e.answer for e in examples if e.options}) < 2:
+            return ""
+        some = [e for e in examples if e.options]
+        with torch.no_grad():
+            choices = collate_choices(some, self.tokenizer).to(self.model.device)
+            places = option_log_probabilities(self.model, choices).argmax(1).tolist()
+        answers = {e.options[place] for e, place in zip(some, places, strict=True)}
+        if len(answers) > 1:
+            return ""
+        return f"the model answers {answers.pop()!r} to all {len(some)} examples"
 
 
 @contextmanager

@@ -28,7 +28,8 @@ def answers(problem: Problem, examples: Sequence[Example]) -> list[str]:
     none (nothing but special tokens, or scores that are no numbers).
 
     Free answers are decoded to as many tokens as the right answer has, which is what exact match
-    asks; up to a token that ends the text. A right one is given back as the example spells it.
+    asks; up to a token that ends the text. A right one is given back as the example spells it, its
+    first spelling where there are several.
 
     Raises:
         LoclinError: no examples.
@@ -103,10 +104,12 @@ def _texts(problem: Problem, examples: Sequence[Example], batch: Batch, pick: Pi
     for chunk in batch.chunks(rows_at_once(problem.model, batch)):
         decoded += _decoded(problem, chunk, pick)
     wanted = [row[row != IGNORED].tolist() for row in batch.labels.cpu()]
-    return [
-        e.answer if tokens == right else _text(problem, tokens)
-        for e, tokens, right in zip(examples, decoded, wanted, strict=True)
-    ]
+    made = []
+    for e, tokens, right in zip(examples, decoded, wanted, strict=True):
+        text = _text(problem, tokens)
+        other = text.strip() in {a.strip() for a in e.also}
+        made.append(e.answer if tokens == right or other else text)
+    return made
 
 
 def _decoded(problem: Problem, batch: Batch, pick: Pick) -> list[list[int]]:

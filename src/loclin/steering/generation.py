@@ -23,6 +23,7 @@ from loclin.errors import LoclinError
 from loclin.models.pretrained import context_of
 from loclin.seeds import derived, seeded
 from loclin.steering.vector import SteeringVector
+from loclin.tasks.tokens import text_tokens
 
 TOKENS = 40
 #: Far below, logits over the temperature overflow; here the likeliest token alone is drawn already.
@@ -74,8 +75,8 @@ def generations(
         )
     device = model.get_input_embeddings().weight.device
     rows = [
-        torch.tensor(tokenizer(p)["input_ids"], dtype=torch.long, device=device)[None]
-        for p in prompts
+        torch.tensor(ids, dtype=torch.long, device=device)[None]
+        for ids in text_tokens(prompts, tokenizer)
     ]
     counts = [_room(model, p, ids.shape[1], tokens) for p, ids in zip(prompts, rows, strict=True)]
     made = []

@@ -21,6 +21,7 @@ from loclin.steering.effect import Change, logit_differences
 from loclin.steering.prompts import PromptSet
 from loclin.tasks.batch import IGNORED, Batch, answer_logits, prompts_batch, rows_at_once
 from loclin.tasks.samples import self_examples
+from loclin.tasks.tokens import text_tokens
 
 DOUBLINGS = 20  # of a strength, before it is held to do nothing: a million times
 DUE = 0.5  # of the probability: an answer is due where the answers have more
@@ -116,7 +117,8 @@ def _passages(
             f"expected UTF-8 text, found {type(error).__name__} in {file}: save it as plain text "
             "in UTF-8"
         ) from None
-    long_enough = [line for line in lines if len(tokenizer(line)["input_ids"]) > 1]
+    rows = text_tokens(lines, tokenizer)
+    long_enough = [line for line, row in zip(lines, rows, strict=True) if len(row) > 1]
     if len(long_enough) < count:
         raise LoclinError(
             f"expected at least {count} passages of 2 tokens or more, one a line, found "

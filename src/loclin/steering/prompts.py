@@ -18,8 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from loclin.errors import LoclinError
 from loclin.models.pretrained import context_of
 from loclin.steering.estimands import Form
-from loclin.tasks.batch import IGNORED, LOGITS_AT_ONCE, Batch, collate
+from loclin.tasks.batch import IGNORED, LOGITS_AT_ONCE, Batch, padded
 from loclin.tasks.example import Example, split
+from loclin.tasks.tokens import continuations
 
 Index = Int[np.ndarray, " m"] | Bool[np.ndarray, " n"] | Int[Tensor, " m"] | Sequence[int] | slice
 YES = " yes"  # the positive option where nobody names one
@@ -122,43 +123,45 @@ def prompt_set(
     Args:
         examples: each with two options, its answer one of them.
         tokenizer: of the model.
-        positive: the option that counts as +. By default " yes", where every example has it;
-            without one the right answer counts as +, the paired form.
+        positive: the option that counts as +. By default " yes", or "yes" (after a line break, in a
+            chat), where every example has it; without one the right answer does, the paired form.
         device: of the model.
 
     Raises:
         LoclinError: no examples; other than two options; an answer, or a positive option, that is
             none of them; several pairs of options in the class form; options that do not differ in
-            one token; one class alone; or what `collate` refuses.
+            one token; one class alone; a prompt of no tokens.
     """
     _two_options(examples)
-    named = positive or (YES if all(YES in e.options for e in examples) else None)
+    usual = (yes for yes in (YES, YES.strip()) if all(yes in e.options for e in examples))
+    named = positive or next(usual, None)
     if named is not None and positive is None and len({frozenset(e.options) for e in examples}) > 1:
         named = None
     if named is not None:
         _one_pair(examples, named)
     plus = [named if named is not None else e.answer for e in examples]
     minus = [e.options[1 - e.options.index(p)] for e, p in zip(examples, plus, strict=True)]
-    texts = sorted({option for e in examples for option in e.options})
-    split_up = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    tokens = dict(zip(texts, split_up, strict=True))
-    shared = [_shared(tokens, p, m) for p, m in zip(plus, minus, strict=True)]
-    toward = torch.tensor([tokens[p][k] for p, k in zip(plus, shared, strict=True)])
-    away = torch.tensor([tokens[m][k] for m, k in zip(minus, shared, strict=True)])
+    rows, toward, away = [], [], []
+    tokens = continuations(examples, tokenizer)
+    for (prompt, after), p, m in zip(tokens, plus, minus, strict=True):
+        k = _shared(after, p, m)
+        rows.append(prompt + after[p][:k])
+        toward.append(after[p][k])
+        away.append(after[m][k])
+    if not all(rows):
+        raise LoclinError("expected prompts of at least one token, found an empty one: fill it in")
     right = np.array([e.answer == p for e, p in zip(examples, plus, strict=True)])
     if named is not None and right.all() | ~right.any():
         raise LoclinError(
             f"expected examples of both classes, found {len(examples)} whose answer is "
             f"{'always' if right.all() else 'never'} {named!r}: give examples of the other one too"
         )
-    extra = torch.tensor([len(tokens[p]) - k for p, k in zip(plus, shared, strict=True)])
-    posed = collate([replace(e, answer=p) for e, p in zip(examples, plus, strict=True)], tokenizer)
     return PromptSet(
-        batch=_shortened(posed, extra),
-        toward=toward,
-        away=away,
+        batch=padded(rows, list(map(len, rows))),
+        toward=torch.tensor(toward),
+        away=torch.tensor(away),
         labels=None if named is None else right,
-        gold=torch.where(torch.from_numpy(right), toward, away),
+        gold=torch.where(torch.from_numpy(right), torch.tensor(toward), torch.tensor(away)),
         groups=tuple(e.group or e.prompt for e in examples),
         examples=tuple(examples),
         form="paired" if named is None else "class",
@@ -269,7 +272,7 @@ def _two_options(examples: Sequence[Example]) -> None:
         if len(set(e.options)) != 2 or len(e.options) != 2:
             raise LoclinError(
                 f"expected examples of two options, found {len(set(e.options))} for the answer "
-                f"{e.answer!r}: steering compares two"
+                f"{e.answer!r}: steering compares two; give records options, or --fields label=..."
             )
         if e.answer not in e.options:
             raise LoclinError(
@@ -303,15 +306,3 @@ def _shared(tokens: Mapping[str, list[int]], one: str, other: str) -> int:
             f"tokens {a} and {b}: reword them"
         )
     return k
-
-
-def _shortened(batch: Batch, extra: Int[Tensor, " n"]) -> Batch:
-    """Each row without its last `extra` tokens, and without labels."""
-    left = batch.attention_mask.sum(1) - extra
-    if int(left.min()) < 1:
-        raise LoclinError("expected prompts of at least one token, found an empty one: fill it in")
-    mask = (torch.arange(batch.input_ids.shape[1]) < left[:, None]).long()
-    labels = torch.full_like(batch.labels, IGNORED)
-    return Batch(input_ids=batch.input_ids * mask, attention_mask=mask, labels=labels).rows(
-        slice(None)
-    )

@@ -222,10 +222,12 @@ def check_known(ctx: RunContext[DamageSettings], task: str) -> float:
     blind = ctx.problem.without_reading(task)
     known, least = ctx.score(task), blind + CLEARLY * (1 - blind)
     if known < least:
+        alike = ctx.problem.one_answer(ctx.problem.examples["test"][task])
+        alike = f" ({alike})" if alike else ""
         raise LoclinError(
             f"expected a score of at least {least:.2f} on {task} before the damage, found "
-            f"{known:.2f}: there is nothing to destroy; raise --teach-steps or --teach-lr, or give "
-            "a task that the model can learn"
+            f"{known:.2f}{alike}: there is nothing to destroy; raise --teach-steps or --teach-lr, "
+            "or give a task that the model can learn"
         )
     return known
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from loclin.errors import LoclinError
-from loclin.options import BUILT_IN, LoadOptions
+from loclin.options import BUILT_IN, LoadOptions, data_files
 
 Profile = Literal["smoke", "standard", "paper"]
 P = TypeVar("P", bound="RunSettings")
@@ -117,7 +117,7 @@ class ModelSettings(RunSettings, LoadOptions):
         """The settings, and digests of data files and of the sizes of a model folder's files: other
         data or another model make another record.
         """
-        files = [Path(name) for name in self.data if Path(name).is_file()]
+        files = [path for name in self.data for path in data_files(name)]
         digests = {"data_digest": digest_of(files)} if files else {}
         if Path(self.model).is_dir():
             sizes = sorted((p.name, p.stat().st_size) for p in Path(self.model).iterdir())

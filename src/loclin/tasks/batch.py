@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from loclin.errors import LoclinError
 from loclin.tasks.example import Example
+from loclin.tasks.tokens import continuations, text_tokens
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
 LOGITS_AT_ONCE = 1 << 26  # numbers, in scoring: 256 MB of float32
@@ -61,37 +62,29 @@ class Batch:
 
 
 def collate(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Batch:
-    """Tokenise examples: prompts with special tokens, answers right after them without.
+    """Tokenise examples: each row is what the tokenizer makes of prompt and answer as one text
+    (`tasks.tokens`).
 
     Raises:
-        LoclinError: no examples, a tokenizer without a padding token, or an answer of no tokens.
+        LoclinError: no examples, a prompt of no tokens before the answer, an answer of no tokens.
     """
-    prompts = _prompt_tokens([e.prompt for e in examples], tokenizer)
-    answers = tokenizer([e.answer for e in examples], add_special_tokens=False)["input_ids"]
+    tokens = continuations(examples, tokenizer)
+    prompts = [prompt for prompt, _ in tokens]
+    answers = [after[e.answer] for e, (_, after) in zip(examples, tokens, strict=True)]
+    _refuse_empty("a prompt", [e.prompt for e in examples], prompts)
     _refuse_empty("an answer", [e.answer for e in examples], answers)
-    rows = [p + a for p, a in zip(prompts, answers, strict=True)]
-    return _padded([len(p) for p in prompts], rows, tokenizer)
+    return padded([p + a for p, a in zip(prompts, answers, strict=True)], list(map(len, prompts)))
 
 
 def prompts_batch(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Batch:
-    """Tokenise prompts alone, with the tokenizer's special tokens; no token has a label.
+    """Tokenise prompts alone, after the tokenizer's special tokens; no token has a label.
 
     Raises:
-        LoclinError: no prompts, a tokenizer without a padding token, or a prompt of no tokens.
+        LoclinError: no prompts, or a prompt of no tokens.
     """
-    rows = _prompt_tokens(prompts, tokenizer)
+    rows = text_tokens(prompts, tokenizer)
     _refuse_empty("a prompt", prompts, rows)
-    return _padded([len(r) for r in rows], rows, tokenizer)
-
-
-def _prompt_tokens(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    if not prompts:
-        raise LoclinError("expected at least one example, found none: give more data")
-    if tokenizer.pad_token_id is None:
-        raise LoclinError(
-            "expected a tokenizer with a padding token, found none: set tokenizer.pad_token"
-        )
-    return list(tokenizer(list(prompts))["input_ids"])
+    return padded(rows, list(map(len, rows)))
 
 
 def _refuse_empty(what: str, texts: Sequence[str], tokens: Sequence[list[int]]) -> None:
@@ -100,13 +93,15 @@ def _refuse_empty(what: str, texts: Sequence[str], tokens: Sequence[list[int]]) 
             raise LoclinError(f"expected {what} of at least one token, found {text!r}: fill it in")
 
 
-def _padded(
-    lengths: Sequence[int], rows: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase
-) -> Batch:
-    """Rows as long as the longest; no label on their prompts, of these lengths."""
-    padding = int(tokenizer.pad_token_id)
-    tensors = [torch.tensor(row) for row in rows]
-    ids = nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=padding)
+def padded(rows: Sequence[list[int]], lengths: Sequence[int]) -> Batch:
+    """Rows as long as the longest; no label on their prompts, of these lengths.
+
+    Padded with token 0, which every embedding has (a padding token that was added to a tokenizer
+    may lie outside); padded places are masked.
+    """
+    if not rows:
+        raise LoclinError("expected at least one example, found none: give more data")
+    ids = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
     position = torch.arange(ids.shape[1])
     starts, ends = torch.tensor(lengths)[:, None], torch.tensor([len(r) for r in rows])[:, None]
     labels = torch.where((position >= starts) & (position < ends), ids, IGNORED)
@@ -216,6 +211,14 @@ def exact_match(
     return torch.cat(right)
 
 
-def accuracy(model: nn.Module, batch: Batch) -> float:
-    """Share of rows whose answer is matched exactly."""
-    return float(exact_match(model, batch).float().mean())
+def other_answers(examples: Sequence[Example]) -> tuple[list[Example], Int[Tensor, " m"]]:
+    """Every other right answer (`Example.also`) as the answer of an example, and whose it is."""
+    made = [(i, replace(e, answer=a, also=())) for i, e in enumerate(examples) for a in e.also]
+    return [e for _, e in made], torch.tensor([i for i, _ in made], dtype=torch.long)
+
+
+def either(
+    right: Bool[Tensor, "*sets n"], others: Bool[Tensor, "*sets m"], owners: Int[Tensor, " m"]
+) -> Bool[Tensor, "*sets n"]:
+    """Whether an example's answer or one of its others is matched."""
+    return right.int().index_add(-1, owners.to(right.device), others.int()) > 0

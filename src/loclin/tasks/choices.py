@@ -22,6 +22,7 @@ from loclin.tasks.batch import (
     vocabulary_size,
 )
 from loclin.tasks.example import Example
+from loclin.tasks.tokens import continuations
 
 # ends the note about options that begin alike
 JOINT = "options are scored by their joint log-probability"
@@ -139,21 +140,18 @@ def check_options(
     An option that begins with all the tokens of another has at most the other's joint probability:
     `LoclinError`. Options that share their first token alone differ by those after it.
     """
-    texts = sorted({option for e in examples for option in e.options})
-    ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-    tokens = dict(zip(texts, ids, strict=True))
     sharing = 0
-    for options in (e.options for e in examples if e.options):
+    with_options = [e for e in examples if e.options]
+    for e, (_, tokens) in zip(with_options, continuations(with_options, tokenizer), strict=True):
         # in this order an option that begins others stands right before one of them
-        ordered = sorted(options, key=lambda option: tokens[option])
-        for short, long in pairwise(ordered):
+        for short, long in pairwise(sorted(e.options, key=lambda option: tokens[option])):
             if tokens[long][: len(tokens[short])] == tokens[short]:
                 raise LoclinError(
                     f"expected options of which none begins another, found {short!r} and {long!r} "
                     f"with the tokens {tokens[short]} and {tokens[long]}: reword them, the longer "
                     "could never win"
                 )
-        sharing += len({tuple(tokens[option][:1]) for option in options}) < len(options)
+        sharing += len({tuple(tokens[option][:1]) for option in e.options}) < len(e.options)
     if not sharing:
         return ()
     return (

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field, replace
 from loclin.errors import LoclinError
 from loclin.tasks.example import Example, split
 
+#: Turns of a conversation, each with its role and its content.
+Turns = Sequence[Mapping[str, str]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskData:
@@ -20,6 +23,7 @@ class TaskData:
         read: how many records were read.
         dropped: how many records went for which reason, worded to follow a number.
         notes: remarks on the examples that were kept.
+        turns: by prompt, the conversation that it was written from, where there is one.
     """
 
     source: str
@@ -27,6 +31,7 @@ class TaskData:
     read: int
     dropped: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    turns: Mapping[str, Turns] = field(default_factory=dict)
 
     @property
     def kept(self) -> int:
@@ -140,6 +145,7 @@ def merged(parts: Sequence[TaskData]) -> TaskData:
         read=sum(part.read for part in parts),
         dropped=dict(dropped),
         notes=tuple(note for part in parts for note in part.notes),
+        turns={prompt: turns for part in parts for prompt, turns in part.turns.items()},
     )
 
 

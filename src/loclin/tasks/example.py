@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from loclin.errors import LoclinError
 from loclin.seeds import derived
+
+LEAST = 4  # examples in a part, below which fewer are not suggested
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,12 +21,14 @@ class Example:
         answer: with its own leading space (" yes" and "yes" are different tokens).
         options: to choose from, the right one among them; empty for free answers.
         group: what no two splits share (a passage, an input sequence); "" means the prompt.
+        also: other free answers that are right too; what is trained on is `answer`.
     """
 
     prompt: str
     answer: str
     options: tuple[str, ...] = ()
     group: str = ""
+    also: tuple[str, ...] = ()
 
 
 def _rank(group: str, seed: int) -> bytes:
@@ -103,19 +108,28 @@ def dealt(
     groups: dict[str, list[Example]] = {}
     for e in examples:
         groups.setdefault(e.group or e.prompt, []).append(e)
-    order = iter(sorted(groups, key=lambda group: derived(seed, purpose, group)))
-    parts: dict[str, tuple[Example, ...]] = {}
+    order = [groups[g] for g in sorted(groups, key=lambda group: derived(seed, purpose, group))]
+    in_order = _dealt(order, sizes)
+    if in_order is None:
+        raise _too_few(order, sizes)
+    check_apart(in_order)
+    return in_order
+
+
+def _dealt(
+    order: Sequence[Sequence[Example]], sizes: Mapping[str, int]
+) -> dict[str, tuple[Example, ...]] | None:
+    """Whole groups to the last part first; None where they do not suffice."""
+    left, parts = iter(order), dict[str, tuple[Example, ...]]()
     for name, size in reversed(list(sizes.items())):
         held: list[Example] = []
         while len(held) < size:
-            group = next(order, None)
+            group = next(left, None)
             if group is None:
-                raise _too_few(len(examples), len(groups), sizes)
-            held += groups[group]
+                return None
+            held += group
         parts[name] = tuple(held[:size])
-    in_order = {name: parts[name] for name in sizes}
-    check_apart(in_order)
-    return in_order
+    return {name: parts[name] for name in sizes}
 
 
 def check_apart(parts: Mapping[str, Sequence[Example]]) -> None:
@@ -132,12 +146,16 @@ def check_apart(parts: Mapping[str, Sequence[Example]]) -> None:
                     )
 
 
-def _too_few(there: int, groups: int, sizes: Mapping[str, int]) -> LoclinError:
-    needed, share = sum(sizes.values()), min(1.0, there / sum(sizes.values()))
+def _too_few(order: Sequence[Sequence[Example]], sizes: Mapping[str, int]) -> LoclinError:
+    """With the largest share of all sizes that these groups suffice for, if it leaves any sense."""
+    needed, there = sum(sizes.values()), sum(map(len, order))
+    tried = ({n: int(0.9**k * size) for n, size in sizes.items()} for k in range(1, 50))
+    sensible = takewhile(lambda fewer: min(fewer.values()) >= LEAST, tried)
+    fewer = next((fewer for fewer in sensible if _dealt(order, fewer)), None)
+    options = " ".join(f"--{n} {size}" for n, size in (fewer or {}).items())
     *names, last = sizes
-    fewer = " ".join(f"--{n} {max(1, int(0.9 * share * size))}" for n, size in sizes.items())
     listed = f"{', '.join(names)} and {last}" if names else last
     return LoclinError(
-        f"expected {needed} examples for {listed}, found {there} in {groups} groups: give more "
-        f"data, or fewer of each, such as {fewer}"
+        f"expected {needed} examples for {listed}, found {there} in {len(order)} groups: give more "
+        "data" + (f", or fewer of each, such as {options}" if options else "")
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -12,40 +13,50 @@ from loclin.errors import LoclinError
 from loclin.tasks.choices import check_options
 from loclin.tasks.data import TaskData, sifted
 from loclin.tasks.example import Example
+from loclin.tasks.tokens import continuations, special_tokens_around
 
 Long = Literal["drop", "fail"]
 
 
 def fit(
-    data: TaskData, tokenizer: PreTrainedTokenizerBase, *, context: int | None, long: Long = "drop"
+    data: TaskData,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    context: int | None,
+    vocabulary: int | None = None,
+    long: Long = "drop",
 ) -> TaskData:
     """Drop, or refuse, the examples that a model cannot read, and check the options of the rest.
 
     Dropped: answers and options of no tokens, or with a word that the tokenizer does not know;
-    prompts that exceed the context (None: no limit) together with their longest answer, which
-    `long` = "fail" refuses instead.
+    tokens that the model's embedding of so many rows (None: any) does not have; prompts that exceed
+    the context (None: no limit) together with their longest answer, which `long` = "fail" refuses
+    instead.
 
     Raises:
         LoclinError: a longer prompt with "fail"; nothing left; an option that begins another.
     """
+    every = [e for examples in data.examples.values() for e in examples]
+    tokens = dict(zip(every, continuations(every, tokenizer), strict=True))
+    unknown = _unknown(tokenizer)
 
     def unreadable(examples: Sequence[Example]) -> list[str]:
-        return [_unreadable(answers, tokenizer) for answers in _answers(examples, tokenizer)]
+        return [_unreadable(*tokens[e], unknown, vocabulary) for e in examples]
 
     data = sifted(data, unreadable)
     if context is not None:
-        data = _within(data, tokenizer, context, long)
-    every = [e for examples in data.examples.values() for e in examples]
-    notes = (*_unknown_words(every, tokenizer), *check_options(every, tokenizer))
-    return replace(data, notes=(*data.notes, *notes))
+        lengths = {e: len(p) + max(map(len, after.values())) for e, (p, after) in tokens.items()}
+        data = _within(data, lengths, context, long)
+    kept = [e for examples in data.examples.values() for e in examples]
+    count = sum(bool(unknown & set(tokens[e][0])) for e in kept)
+    note = f"{count} of {len(kept)} prompts hold words that the tokenizer does not know"
+    notes = ((note,) if count else (), _around(kept, tokenizer), check_options(kept, tokenizer))
+    return replace(data, notes=(*data.notes, *chain.from_iterable(notes)))
 
 
-def _within(
-    data: TaskData, tokenizer: PreTrainedTokenizerBase, context: int, long: Long
-) -> TaskData:
-    everything = [e for examples in data.examples.values() for e in examples]
-    lengths = dict(zip(everything, _lengths(everything, tokenizer), strict=True))
-    longer = [n for n in lengths.values() if n > context]
+def _within(data: TaskData, lengths: Mapping[Example, int], context: int, long: Long) -> TaskData:
+    kept = [e for examples in data.examples.values() for e in examples]
+    longer = [lengths[e] for e in kept if lengths[e] > context]
     if longer and long == "fail":
         raise LoclinError(
             f"expected prompts with answers of at most {context} tokens, the model's context, "
@@ -56,41 +67,38 @@ def _within(
     return sifted(data, lambda examples: [reason if lengths[e] > context else "" for e in examples])
 
 
-def _answers(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase
-) -> list[list[list[int]]]:
-    """For every example, the tokens of its options, or of its answer where there are none."""
-    texts = [e.options or (e.answer,) for e in examples]
-    distinct = sorted({text for several in texts for text in several})
-    ids = tokenizer(distinct, add_special_tokens=False)["input_ids"]
-    tokens = dict(zip(distinct, ids, strict=True))
-    return [[tokens[text] for text in several] for several in texts]
-
-
-def _lengths(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    prompts = tokenizer([e.prompt for e in examples], verbose=False)["input_ids"]
-    longest = (max(map(len, answers)) for answers in _answers(examples, tokenizer))
-    return [len(prompt) + n for prompt, n in zip(prompts, longest, strict=True)]
-
-
 def _unknown(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Tokens of unknown words: the built-in word-level tokenizers use their padding."""
-    return {t for t in (tokenizer.unk_token_id, tokenizer.pad_token_id) if t is not None}
+    """Tokens of unknown words: the built-in word-level tokenizers use their padding.
+
+    A token that begins or ends texts, as chat templates write them, is known whatever else it
+    serves for.
+    """
+    ends = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    return {t for t in (tokenizer.unk_token_id, tokenizer.pad_token_id) if t is not None} - ends
 
 
-def _unreadable(answers: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> str:
-    if not all(answers):
+def _unreadable(
+    prompt: Sequence[int],
+    answers: Mapping[str, Sequence[int]],
+    unknown: set[int],
+    vocabulary: int | None,
+) -> str:
+    if not prompt:
+        return "with a prompt of no tokens before the answer"
+    if not all(answers.values()):
         return "with an answer of no tokens"
-    unknown = _unknown(tokenizer)
-    lost = any(unknown & set(a) for a in answers)
-    return "with an answer that the tokenizer has no words for" if lost else ""
+    if any(unknown & set(a) for a in answers.values()):
+        return "with an answer that the tokenizer has no words for"
+    outside = vocabulary and max(max(row) for row in (prompt, *answers.values())) >= vocabulary
+    return "with tokens that the model's embedding does not have" if outside else ""
 
 
-def _unknown_words(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase
-) -> tuple[str, ...]:
-    prompts, unknown = [e.prompt for e in examples], _unknown(tokenizer)
-    rows = tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]
-    count = sum(bool(unknown & set(row)) for row in rows)
-    note = f"{count} of {len(prompts)} prompts hold words that the tokenizer does not know"
-    return (note,) if count else ()
+def _around(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Remarks on special tokens that are left out."""
+    before, after = special_tokens_around(tokenizer, examples[0].prompt)
+    begin, end = tokenizer.decode(before), tokenizer.decode(after)
+    count = sum(bool(before) and e.prompt.startswith(begin) for e in examples)
+    if count:
+        yield f"{count} of {len(examples)} prompts begin with {begin!r} themselves: no second one"
+    if after:
+        yield f"the tokenizer puts {end!r} after every text: it is left out"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import reprlib
 import string
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from loclin.errors import LoclinError
@@ -62,9 +62,29 @@ class Record:
             ) from None
         return value
 
+    def with_fields(self, **fields: Any) -> Record:
+        """The same with some fields more, or others."""
+        return replace(self, fields={**self.fields, **fields})
+
     def error(self, expected: str, found: str, remedy: str) -> LoclinError:
         """One line that says where the record is."""
         return LoclinError(f"expected {expected}, found {found} in {self.where}: {remedy}")
+
+
+def renamed(record: Record, columns: Mapping[str, str]) -> Record:
+    """The record with columns of it under the names that the schemas have for them.
+
+    Raises:
+        LoclinError: the record has no such column.
+
+    >>> renamed(Record(where="", fields={"q": "1 + 1 ="}), {"prompt": "q"}).text("prompt")
+    '1 + 1 ='
+    """
+    for name, column in columns.items():
+        if column not in record.fields:
+            have = f"the fields {listed(record.fields)}"
+            raise record.error(f"a field {column!r} for {name!r}", have, "change --fields")
+    return record.with_fields(**{name: record.fields[c] for name, c in columns.items()})
 
 
 def shown(value: object) -> str:

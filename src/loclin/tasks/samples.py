@@ -16,6 +16,7 @@ from loclin.seeds import derived
 from loclin.tasks.batch import vocabulary_size
 from loclin.tasks.data import TaskData, counted
 from loclin.tasks.example import Example
+from loclin.tasks.tokens import text_tokens
 
 MOST_ROWS = 32  # rows drawn at most, for each example
 HOPELESS = 512  # rows after which to give up if none of them is usable
@@ -197,7 +198,7 @@ def _examples(
     pairs = zip(texts, prompts.tolist(), strict=True)
     same = [text.strip() and _tokens(tokenizer, text) == ids for text, ids in pairs]
     readable = [text for text, survives in zip(texts, same, strict=True) if survives]
-    spoken = iter(_continued(model, tokenizer(readable)["input_ids"], count) if readable else [])
+    spoken = iter(_continued(model, text_tokens(readable, tokenizer), count) if readable else [])
     return [
         _example(tokenizer, text, ids, next(spoken)) if survives else UNREADABLE
         for text, ids, survives in zip(texts, prompts.tolist(), same, strict=True)
@@ -227,7 +228,9 @@ def _example(
     alone = tokenizer.decode(answer, **_VERBATIM)
     # some tokenizers leave out the space before a first word, some read both texts alike
     after = tokenizer.decode(ids + answer, **_VERBATIM)
-    for text in (after.removeprefix(prompt) if after.startswith(prompt) else alone, alone):
-        if text.strip() and _tokens(tokenizer, text) == answer:
+    texts = (after.removeprefix(prompt) if after.startswith(prompt) else alone, alone)
+    row, *rows = text_tokens([prompt, *(prompt + text for text in texts)], tokenizer)
+    for text, whole in zip(texts, rows, strict=True):
+        if text.strip() and whole == row + answer:
             return Example(prompt=prompt, answer=text)
     return UNREADABLE

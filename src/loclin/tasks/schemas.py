@@ -1,8 +1,12 @@
-"""The four schemas of task data, told apart by their fields, and what each becomes as an `Example`.
+"""The schemas of task data, told apart by their fields, and what each becomes as an `Example`.
 
 - options: prompt, options, label (an index from 0, or the option's text)
-- answers: prompt, answer
+- answers: prompt, answer (one, or a list of right ones)
+- classes: prompt, label; the options are the labels of all records
+- chat: messages; the last turn of the assistant is the answer
 - BoolQ: question, passage, answer (Clark et al. 2019, arXiv 1905.10044)
+- questions: question, answer; of GSM8K (Cobbe et al. 2021, arXiv 2110.14168) the number after ####
+- statements: statement, label, true or false (Bürger et al. 2024, arXiv 2407.12831)
 - contrast: question, answer_matching_behavior, answer_not_matching_behavior (Perez et al. 2022,
   arXiv 2212.09251; the A/B files of Rimsky et al. 2023, arXiv 2312.06681); the matching answer is
   right
@@ -13,17 +17,21 @@ Every record may name its `task` and its `group`. With a template, `prompt` may 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from loclin.errors import LoclinError
-from loclin.tasks.data import TaskData, cleaned
+from loclin.tasks.chat import plain, turns_of
+from loclin.tasks.data import TaskData, Turns, cleaned
 from loclin.tasks.example import Example
-from loclin.tasks.records import Record, Template, listed, parse_template, shown
+from loclin.tasks.records import Record, Template, listed, parse_template, renamed, shown
 
 YES, NO = "yes", "no"
 TRUTHS = {"true": YES, "yes": YES, "false": NO, "no": NO}
 LONGEST_GROUP = 64  # characters; longer group names are hashed
+MOST_CLASSES = 100  # more different labels are no classes
+WORKED = "####"  # before the number in answers of GSM8K
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,19 +41,27 @@ class Schema:
     Attributes:
         fields: those it must have.
         prompt: where no template is given; "" if what it is made of is empty.
-        answers: the right answer ("" if it is empty) and the options (none for free answers).
+        answers: the right answer ("" if it is empty), where there are several the one that is
+            trained on first; and the options (none for free answers).
         group: what no two splits share, where the record names no group.
+        classes: whether the right answers of all records are the options of each.
     """
 
     name: str
     fields: tuple[str, ...]
     prompt: Callable[[Record], str]
-    answers: Callable[[Record], tuple[str, tuple[str, ...]]]
+    answers: Callable[[Record], tuple[Sequence[str], tuple[str, ...]]]
     group: Callable[[Record], str] = lambda record: ""
+    classes: bool = False
 
 
 def task_data(
-    records: Iterable[Record], *, source: str, task: str, template: str | None = None
+    records: Iterable[Record],
+    *,
+    source: str,
+    task: str,
+    template: str | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> TaskData:
     """Read records of one schema as examples, and drop what `cleaned` drops.
 
@@ -53,68 +69,89 @@ def task_data(
     and "yes" are different tokens).
 
     Args:
-        records: all of one schema.
-        source: their name in messages.
+        records, source: all of one schema; their name in messages.
         task: of records that name none.
         template: the prompt (`parse_template`); the schema's own by default.
+        columns: for fields of a schema, the name that the records have for each (`renamed`).
 
     Raises:
         LoclinError: no record, an unknown schema, two schemas, a field of the wrong kind, an
-            unknown field in the template, or what `cleaned` refuses.
+            unknown field in the template or the columns, or what `cleaned` refuses.
     """
     form = None if template is None else parse_template(template)
     first: tuple[Schema, Record] | None = None
     made: dict[str, list[Example]] = {}
-    read = 0
-    for record in records:
-        schema = recognised(record, templated=form is not None)
+    turns: dict[str, Turns] = {}
+    read = worked = 0
+    for record in (renamed(r, columns or {}) for r in records):
+        schema = recognised(record, templated=form is not None, named=columns or ())
         first = first or (schema, record)
         if schema is not first[0]:
             expected = f"fields of the {first[0].name} schema as in {first[1].where}"
-            raise record.error(
-                expected,
-                f"those of the {schema.name} schema",
-                "keep the schemas in files of their own",
-            )
-        made.setdefault(record.name("task") or task, []).append(_example(record, schema, form))
+            other = f"those of the {schema.name} schema"
+            raise record.error(expected, other, "keep the schemas in files of their own")
+        example = _example(record, schema, form)
+        made.setdefault(record.name("task") or task, []).append(example)
+        if schema is CHAT and form is None:
+            turns[example.prompt] = turns_of(record)[0]
         read += 1
-    if not made:
+        worked += _worked(record.fields.get("answer"))
+    if first is None:
         raise LoclinError(
             f"expected at least one record, found none in {source}: fill it or choose other data"
         )
+    if first[0].classes:
+        made = {name: _with_classes(es, name, source) for name, es in made.items()}
     examples = {name: tuple(es) for name, es in made.items()}
-    return cleaned(TaskData(source=source, examples=examples, read=read))
+    note = f"{worked} answers are the number after {WORKED}, right after the prompt: no working"
+    notes = (note,) if worked else ()
+    return cleaned(TaskData(source=source, examples=examples, read=read, notes=notes, turns=turns))
 
 
-def recognised(record: Record, *, templated: bool = False) -> Schema:
+def _with_classes(examples: Sequence[Example], task: str, source: str) -> list[Example]:
+    """The same with the labels of all of them as the options of each."""
+    labels = sorted({e.answer.strip() for e in examples} - {""})
+    if not 2 <= len(labels) <= MOST_CLASSES:
+        raise LoclinError(
+            f"expected 2 to {MOST_CLASSES} different labels in task {task!r} of {source}, found "
+            f"{len(labels)}: name their column `answer` to have it matched exactly"
+        )
+    return [replace(e, options=tuple(_following(e.prompt, o) for o in labels)) for e in examples]
+
+
+def recognised(record: Record, *, templated: bool = False, named: Iterable[str] = ()) -> Schema:
     """The first schema all of whose fields the record has; a template takes the place of `prompt`.
+    Schemas with all fields that were named come first.
 
     Raises:
         LoclinError: there is none.
     """
-    for schema in SCHEMAS:
+    wanted = {*named} - {"task", "group"}
+    schemas = sorted(SCHEMAS, key=lambda schema: not wanted <= {*schema.fields})
+    for schema in schemas:
         if all(name in record.fields for name in schema.fields):
             return schema
-    for schema in SCHEMAS if templated else ():
+    for schema in schemas if templated else ():
         if all(name in record.fields for name in schema.fields if name != "prompt"):
             return schema
     known = "; ".join(", ".join(schema.fields) for schema in SCHEMAS)
-    raise record.error(
-        f"the fields of a known schema ({known})", listed(record.fields), "rename the fields"
-    )
+    remedy = "rename the fields, or name them by --fields"
+    raise record.error(f"the fields of a known schema ({known})", listed(record.fields), remedy)
 
 
 def _example(record: Record, schema: Schema, form: Template | None) -> Example:
     prompt = schema.prompt(record) if form is None else form.fill(record)
-    answer, options = schema.answers(record)
+    answers, options = schema.answers(record)
     group = record.name("group") or schema.group(record)
     if len(group) > LONGEST_GROUP:
         group = hashlib.blake2b(group.encode(), digest_size=16).hexdigest()
+    first, *more = (_following(prompt, answer) for answer in answers or ("",))
     return Example(
         prompt=prompt,
-        answer=_following(prompt, answer),
+        answer=first,
         options=tuple(_following(prompt, option) for option in options),
         group=group,
+        also=tuple(dict.fromkeys(a for a in more if a.strip() and a != first)),
     )
 
 
@@ -127,13 +164,46 @@ def _written_prompt(record: Record) -> str:
     return record.text("prompt")
 
 
-def _free_answer(record: Record) -> tuple[str, tuple[str, ...]]:
+def _free_answers(record: Record) -> tuple[Sequence[str], tuple[str, ...]]:
     if record.fields.get("options") is not None:
         raise record.error("a label beside the options", "none", "name the right option in 'label'")
-    return record.text("answer"), ()
+    value = record.fields["answer"]
+    if isinstance(value, list):
+        if not all(isinstance(a, str) for a in value):
+            raise record.error("texts in 'answer'", shown(value), "write every answer in quotes")
+        return [record.writable("answer", a) for a in value], ()
+    if not _worked(value):
+        return [record.text("answer")], ()
+    number = re.search(rf"^{WORKED}\s*\$?(-?[\d,]*\.?\d+)$", value.strip(), re.MULTILINE)
+    if number is None:
+        found = shown(value.strip().rpartition("\n")[2])
+        raise record.error(f"a number after {WORKED} in 'answer'", found, "mend the answer")
+    return [number[1].replace(",", "")], ()
 
 
-def _labelled_options(record: Record) -> tuple[str, tuple[str, ...]]:
+def _worked(answer: object) -> bool:
+    """Whether an answer is worked out, its last line the number after ####, as in GSM8K."""
+    return isinstance(answer, str) and answer.strip().rpartition("\n")[2].startswith(WORKED)
+
+
+def _question_answers(record: Record) -> tuple[Sequence[str], tuple[str, ...]]:
+    truth = isinstance(record.fields["answer"], bool)
+    return _boolq_answer(record) if truth else _free_answers(record)
+
+
+def _class(record: Record) -> tuple[Sequence[str], tuple[str, ...]]:
+    label = record.fields["label"]
+    return [str(label).lower() if isinstance(label, bool) else record.name("label")], ()
+
+
+def _chat_answer(record: Record) -> tuple[Sequence[str], tuple[str, ...]]:
+    _, answer = turns_of(record)
+    if record.fields.get("options") is None:
+        return [answer], ()
+    return _labelled_options(record.with_fields(label=answer))
+
+
+def _labelled_options(record: Record) -> tuple[Sequence[str], tuple[str, ...]]:
     options, label = record.fields["options"], record.fields["label"]
     if not isinstance(options, list) or not all(isinstance(o, str) for o in options):
         raise record.error(
@@ -145,11 +215,11 @@ def _labelled_options(record: Record) -> tuple[str, tuple[str, ...]]:
         )
     options = _different(record, tuple(record.writable("options", o) for o in options))
     if label is None:
-        return "", options
+        return [""], options
     if isinstance(label, str):
         for option in options:
             if option.strip() == label.strip():
-                return option, options
+                return [option], options
         raise record.error(
             f"a label among the options {listed(options)}", shown(label), "change the label"
         )
@@ -161,7 +231,7 @@ def _labelled_options(record: Record) -> tuple[str, tuple[str, ...]]:
         raise record.error(
             f"a label from 0 to {len(options) - 1}", f"{label}", "count the options from 0"
         )
-    return options[label], options
+    return [options[label]], options
 
 
 def _different(record: Record, options: tuple[str, ...]) -> tuple[str, ...]:
@@ -174,19 +244,30 @@ def _boolq_prompt(record: Record) -> str:
     passage, question = record.text("passage").strip(), record.text("question").strip()
     if not question:
         return ""
-    question += "" if question.endswith("?") else "?"
+    question += "" if question[-1] in "?.!:" else "?"
     return (f"{passage}\n" if passage else "") + f"Question: {question}\nAnswer:"
 
 
-def _boolq_answer(record: Record) -> tuple[str, tuple[str, ...]]:
+def _boolq_answer(record: Record) -> tuple[Sequence[str], tuple[str, ...]]:
     value = record.fields["answer"]
     if value is None or value == "":
-        return "", (YES, NO)
-    if isinstance(value, bool):
-        return (YES if value else NO), (YES, NO)
-    if isinstance(value, str) and value.strip().lower() in TRUTHS:
-        return TRUTHS[value.strip().lower()], (YES, NO)
+        return [""], (YES, NO)
+    text = str(value).strip().lower()
+    if isinstance(value, bool | str) and text in TRUTHS:
+        return [TRUTHS[text]], (YES, NO)
     raise record.error("true, false, yes or no in 'answer'", shown(value), "change the answer")
+
+
+def _statement_prompt(record: Record) -> str:
+    statement = record.text("statement").strip()
+    return f"Statement: {statement}\nQuestion: Is the statement true?\nAnswer:" * bool(statement)
+
+
+def _statement_answer(record: Record) -> tuple[Sequence[str], tuple[str, ...]]:
+    """A label of 1 or 0, as a number or a text, or what BoolQ allows."""
+    label = record.fields["label"]
+    text = {"1": "true", "0": "false", "1.0": "true", "0.0": "false"}.get(str(label), label)
+    return _boolq_answer(record.with_fields(answer=text))
 
 
 def _contrast_prompt(record: Record) -> str:
@@ -194,14 +275,20 @@ def _contrast_prompt(record: Record) -> str:
     return question if not question or question.endswith(":") else f"{question}\n\nAnswer:"
 
 
-def _contrast_answer(record: Record) -> tuple[str, tuple[str, ...]]:
+def _contrast_answer(record: Record) -> tuple[Sequence[str], tuple[str, ...]]:
     """Options in alphabetical order: their place must not tell which is gold."""
     gold, other = (
         record.text(f"answer_{which}_behavior") for which in ("matching", "not_matching")
     )
-    return gold, tuple(sorted(_different(record, (gold, other))))
+    return [gold], tuple(sorted(_different(record, (gold, other))))
 
 
+CHAT = Schema(
+    name="chat",
+    fields=("messages",),
+    prompt=lambda record: plain(turns_of(record)[0]),
+    answers=_chat_answer,
+)
 #: The first that fits is taken: a prompt that is written out goes before one that would be made
 #: from other fields.
 SCHEMAS = (
@@ -212,8 +299,16 @@ SCHEMAS = (
         answers=_labelled_options,
     ),
     Schema(
-        name="answers", fields=("prompt", "answer"), prompt=_written_prompt, answers=_free_answer
+        name="answers", fields=("prompt", "answer"), prompt=_written_prompt, answers=_free_answers
     ),
+    Schema(
+        name="classes",
+        fields=("prompt", "label"),
+        prompt=_written_prompt,
+        answers=_class,
+        classes=True,
+    ),
+    CHAT,
     Schema(
         name="BoolQ",
         fields=("question", "passage", "answer"),
@@ -226,5 +321,17 @@ SCHEMAS = (
         fields=("question", "answer_matching_behavior", "answer_not_matching_behavior"),
         prompt=_contrast_prompt,
         answers=_contrast_answer,
+    ),
+    Schema(
+        name="questions",
+        fields=("question", "answer"),
+        prompt=_boolq_prompt,
+        answers=_question_answers,
+    ),
+    Schema(
+        name="statements",
+        fields=("statement", "label"),
+        prompt=_statement_prompt,
+        answers=_statement_answer,
     ),
 )

@@ -18,7 +18,7 @@ def with_wrong_answers(examples: Sequence[Example], *, seed: int) -> tuple[Examp
     their distribution; where that answer happens to be the right one, another takes its place.
 
     Raises:
-        LoclinError: fewer than two different answers.
+        LoclinError: fewer than two different answers, or all of them right for one prompt.
 
     >>> right = [Example(prompt=f"{i} + 1 =", answer=f" {i + 1}") for i in range(5)]
     >>> wrong = with_wrong_answers(right, seed=0)
@@ -27,7 +27,8 @@ def with_wrong_answers(examples: Sequence[Example], *, seed: int) -> tuple[Examp
     """
     rng = random.Random(seed)
     answers = sorted({e.answer for e in examples} | {o for e in examples for o in e.options})
-    if len(answers) < 2:
+    every = {*answers}
+    if len(answers) < 2 or any(every <= {e.answer, *e.also} for e in examples):
         raise LoclinError(
             f"expected at least 2 different answers to exchange, found {len(answers)} in "
             f"{len(examples)} examples: give more data"
@@ -44,6 +45,7 @@ def with_wrong_answers(examples: Sequence[Example], *, seed: int) -> tuple[Examp
 def _wrong(example: Example, passed_on: str, answers: Sequence[str], rng: random.Random) -> str:
     if example.options:
         return rng.choice([o for o in example.options if o != example.answer])
-    if passed_on != example.answer:
+    right = (example.answer, *example.also)
+    if passed_on not in right:
         return passed_on
-    return rng.choice([a for a in answers if a != example.answer])
+    return rng.choice([a for a in answers if a not in right])

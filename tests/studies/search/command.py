@@ -14,7 +14,7 @@ from loclin.parameters import ParameterSpace
 TINY = (
     *("--data", "sequences-small", "--task", "swap", "--n", "12", "--sigma", "5e-3", "3e-2"),
     *("--select", "24", "--validate", "16", "--test", "32", "--k", "1", "3", "--probes", "2"),
-    *("--workers", "1", "--group", "4"),
+    *("--workers", "1", "--candidate-group", "4"),
 )
 ENTRY = "search-model-sequences-small"
 GAIN = ("--target-gain", "0.001")

@@ -201,7 +201,9 @@ def test_a_search_that_is_stopped_goes_on_and_ends_with_the_same_record(
     with (cut / "ledger.jsonl").open("a") as file:
         file.write('{"index": 8, "seed": 1')  # as a kill -9 leaves it
     monkeypatch.setattr("loclin.studies.search.prepared.forecast", None)  # it is kept
-    printed = search(model, cut, *GAIN, "--group", "5")  # the record does not depend on it
+    printed = search(
+        model, cut, *GAIN, "--candidate-group", "5"
+    )  # the record does not depend on it
     assert "cut off an unfinished last line of 22 bytes" in " ".join(printed.split())
     assert lines(cut / "ledger.jsonl") == lines(out / "ledger.jsonl")
     for name in ("results.json", "locked.json", "test.json", "../ensemble.json"):
@@ -214,7 +216,7 @@ def test_two_processes_write_the_record_of_one(
     finished: tuple[Path, str], model: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "two"
-    search(model, out, *GAIN, "--workers", "2", "--group", "3")
+    search(model, out, *GAIN, "--workers", "2", "--candidate-group", "3")
     assert lines(out / "ledger.jsonl") == lines(finished[0] / "ledger.jsonl")
     assert Record(out).results(ENTRY) == Record(finished[0]).results(ENTRY)
 

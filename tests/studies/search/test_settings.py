@@ -16,7 +16,10 @@ PLAIN = SearchSettings(model="sequences-small", sigma=(0.01, 0.02), n=12)
     ("change", "text"),
     [
         ({"n": 0}, "expected n of at least 1, found 0: change --n"),
-        ({"group": 0}, "expected group of at least 1, found 0: change --group"),
+        (
+            {"candidate_group": 0},
+            "expected candidate-group of at least 1, found 0: change --candidate-group",
+        ),
         ({"probes": 1}, "expected probes of at least 2, found 1: change --probes"),
         ({"sigma": (0.0,)}, "expected σ above 0, found 0.0: change --sigma"),
         ({"sigma": (float("nan"),)}, "expected σ above 0, found nan"),
@@ -46,6 +49,6 @@ def test_an_entry_names_model_data_and_space() -> None:
 
 
 def test_where_and_how_fast_decides_no_record() -> None:
-    faster = replace(PLAIN, workers=7, ray="auto", group=3, out=Path("x"))
+    faster = replace(PLAIN, workers=7, ray="auto", candidate_group=3, out=Path("x"))
     assert faster.fingerprint() == PLAIN.fingerprint()
     assert replace(PLAIN, seed=1).fingerprint() != PLAIN.fingerprint()

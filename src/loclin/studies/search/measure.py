@@ -67,8 +67,10 @@ def measure(settings: SearchSettings, run: int, session: Session) -> Part:
             scorer=spec.build(problem),
             splits=splits,
         )
+        alike = search.scorer.problem.one_answer(splits["select"])
         rows, more = search.rows()
-    return Part(rows=rows, arrays={}, notes=list(dict.fromkeys([*notes, *more])))
+    notes = list(filter(None, dict.fromkeys([*notes, alike, *more])))
+    return Part(rows=rows, arrays={}, notes=notes)
 
 
 def described(
@@ -194,7 +196,7 @@ class _Search:
             seed=settings.seed + search,
             antithetic=settings.antithetic,
             place=Place(workers=settings.workers, ray=settings.ray),
-            group=settings.group,
+            group=settings.candidate_group,
             ledger=self.record.folder / named("ledger.jsonl", search),
             progress=lambda stage, share: self.session.progress(f"{stage}{of}", share),
             note=self.session.note,

@@ -69,7 +69,7 @@ class SearchSettings(ModelSettings):
 
     seeds: int = 1
     """Searches with other candidates on the same splits; search s uses seed + s."""
-    group: int = 8
+    candidate_group: int = 8
     """Candidates that a worker is handed at a time. The record does not depend on it, but in the
     last digits with LoRA and at most 1,024 tokens: a group's candidates then share passes."""
 
@@ -85,12 +85,12 @@ class SearchSettings(ModelSettings):
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides the record."""
-        return {k: v for k, v in super().fingerprint().items() if k != "group"}
+        return {k: v for k, v in super().fingerprint().items() if k != "candidate_group"}
 
     def checked(self) -> SearchSettings:
         """These settings, if they can be searched with; raises as `RunSettings.checked` does."""
         super().checked()
-        check_counts(self, ("n", "select", "validate", "test", "seeds", "group", "rank"))
+        check_counts(self, ("n", "select", "validate", "test", "seeds", "candidate_group", "rank"))
         check_counts(self, ("probes",), least=2)  # or their spread would not be known
         for sigma in self.sigma:
             if not 0 < sigma < math.inf:

@@ -71,6 +71,8 @@ class ApplySettings(LoadOptions):
 
     # nothing is asked of data here
     data: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    fields: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    group: Annotated[str | None, tyro.conf.Suppress] = None
     template: Annotated[str | None, tyro.conf.Suppress] = None
     long: Annotated[str, tyro.conf.Suppress] = "drop"  # type: ignore[assignment]
 
@@ -82,6 +84,7 @@ class ApplySettings(LoadOptions):
         """
         from loclin.steering.generation import check_temperature
 
+        self.check_chat()
         if not self.prompt and self.prompts is None:
             raise LoclinError(
                 "expected at least one prompt, found none: give --prompt or --prompts FILE"
@@ -131,6 +134,7 @@ def apply(settings: ApplySettings, *, console: Console | None = None) -> list[Ge
     from loclin.steering.generation import generations
     from loclin.steering.gguf import read_gguf
     from loclin.steering.vector import SteeringVector
+    from loclin.tasks.chat import chat_prompt
 
     console, path = console or Console(), settings.vector
     gguf = path.suffix == ".gguf"
@@ -142,6 +146,9 @@ def apply(settings: ApplySettings, *, console: Console | None = None) -> list[Ge
             seed=settings.seed,
             progress=lambda text, share: status.update(f"{text}: {share:.0%}"),
         )
+    if settings.chat:
+        turns = ([{"role": "user", "content": prompt}] for prompt in prompts)
+        prompts = [chat_prompt(tokenizer, t, system=settings.system) for t in turns]
     vector = replace(vector, layers_path=settings.layers_path or vector.layers_path)
     if settings.layer:
         vector = vector.at(chosen_layers(len(blocks(model, vector.layers_path)), settings.layer))

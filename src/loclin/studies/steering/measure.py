@@ -33,6 +33,7 @@ from loclin.studies.steering.responses import random_vectors, responses
 from loclin.studies.steering.settings import SteerSettings
 from loclin.studies.steering.splits import split_examples
 from loclin.tasks.choices import JOINT
+from loclin.tasks.tokens import text_tokens
 
 VECTOR = "vector.safetensors"  # in the run folder
 SHOWN = 3  # test prompts whose steered texts stand on the page
@@ -122,7 +123,9 @@ def _notes(ctx: SteerContext) -> list[str]:
     sizes = ", ".join(f"{size} {name}" for name, size in ctx.settings.sizes.items())
     positive = ctx.splits.test.positive
     plus = "the right answer of each example" if positive is None else repr(positive)
+    alike = ctx.problem.one_answer(ctx.splits.test.examples)
     return [
+        *([alike] if alike else []),
         *read_notes(ctx.problem.notes),
         f"the examples are divided into {sizes}; no group in two of them",
         f"+ is towards {plus}, at the token in which the two options differ",
@@ -243,7 +246,7 @@ def _texts(ctx: SteerContext, vector: SteeringVector) -> list[Generation]:
     ctx.stage("writing examples")
     made: list[Generation] = []
     for e in ctx.splits.test.examples if tokens else ():
-        left = tokens if context is None else context - len(tokenizer(e.prompt)["input_ids"])
+        left = tokens if context is None else context - len(text_tokens([e.prompt], tokenizer)[0])
         if (room := min(tokens, left)) >= 1 and len(made) < SHOWN * len(strengths):
             made += generations(ctx.model, tokenizer, vector, [e.prompt], strengths, tokens=room)
     return made
