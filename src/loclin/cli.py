@@ -64,6 +64,9 @@ RENAMED_OPTIONS: dict[tuple[str, str], str] = {
     ("schedules", "--lr"): "it is --adamw-lr now, or --sgd-lr",
     ("schedules", "--rank"): "it is --ranks now",
     ("schedules", "--optimiser"): "it is --optimisers now, one or both of adamw and sgd",
+    ("schedules", "--consolidation"): "it is --consolidations now, a grid to choose from",
+    ("schedules", "--replay-share"): "it is --replay-shares now, a grid to choose from",
+    ("schedules", "--scales"): "it is --merge-scales now",
 }
 
 
