@@ -212,7 +212,11 @@ def _verdict(p: float, against: float | None) -> str:
 def _decided(rule: Rule, i: int, tests: Tests, after: tuple[float, float | None]) -> Claim:
     p, against = tests[i]
     word, count = _verdict(*after), sum(1 + (b is not None) for _, b in tests.values())
-    halved, doubled = (_moved(rule, i, tests, factor) for factor in (0.5, 2.0))
+    moved = [rule.tests(factor) or tests[i] for factor in (0.5, 2.0)]
+    halved, doubled = (
+        "" if moved == [tests[i]] * 2 else _verdict(*_adjusted({**tests, i: there})[i])
+        for there in moved
+    )
     tested = [c for c in rule.conditions if not isinstance(c, Drawn)]
     weakest = max(tested, key=lambda c: c.p(rule.models), default=None)
     return replace(
@@ -227,14 +231,6 @@ def _decided(rule: Rule, i: int, tests: Tests, after: tuple[float, float | None]
         halved=halved,
         doubled=doubled,
     )
-
-
-def _moved(rule: Rule, i: int, tests: Tests, factor: float) -> str:
-    """The verdict with thresholds of another size; "" where none of them is other than 0."""
-    moved = rule.tests(factor)
-    if moved is None or moved == tests[i]:
-        return ""
-    return _verdict(*_adjusted({**tests, i: moved})[i])
 
 
 def _unit(models: int) -> str:
