@@ -81,7 +81,12 @@ def test_a_page_holds_claims_figures_tables_sentences_and_what_is_to_come(folder
     markdown = (folder / "report.md").read_text()
     assert "| straight |" in markdown
     assert "0.025 | **refuted**" in markdown  # p after Holm of the verdict's direction
-    for text in ("n = 3 models", "against it 0.012, after Holm 0.025", "2 of 3 models", "0.61"):
+    for text in (
+        "n = 3 models",
+        "against it 0.012, after Holm 0.025",
+        "2 of 3 models beyond",
+        "0.61",
+    ):
         assert text in page
     assert "| 2 | 0.5 | long |" in markdown
 

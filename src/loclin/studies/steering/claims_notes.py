@@ -55,7 +55,7 @@ def beyond_readout(found: Found, of: str, at: str) -> str:
         return "beyond the readout not defined"
     p = found.drawn("", left, of, names.BEYOND, at).value
     return (
-        f"beyond the readout, which the verdict does not ask: {found.text(left)}, p {p:.2g} "
+        f"beyond the readout {found.text(left)}, p {p:.2g} "
         f"against random directions (97.5 % of them "
         f"{found.mean('null_at', of=of, null=names.BEYOND, at=at)})"
     )
