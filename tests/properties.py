@@ -8,7 +8,7 @@ from scipy import stats
 from torch import Tensor
 
 from loclin.run.rows import Row
-from loclin.studies.verdict import Rule, decided
+from loclin.studies.verdict import Rule, verdicts
 
 World = Callable[[np.random.Generator, int], list[Row]]
 
@@ -42,6 +42,14 @@ def assert_within_error(draws: np.ndarray, expected: float) -> None:
     assert abs(draws.mean() - expected) < 4 * draws.std(ddof=1) / np.sqrt(len(draws))
 
 
+def verdict_of(rule: Rule, family: int = 1) -> str:
+    """The verdict alone, of a claim among so many that are like it."""
+    tests = rule.tests()
+    if tests is None:
+        return rule.claim.verdict
+    return verdicts(dict.fromkeys(range(family), tests))[0]
+
+
 def verdict_shares(
     world: World, rule: Callable[[list[Row]], Rule], draws: int, runs: int = 6, family: int = 1
 ) -> dict[str, float]:
@@ -50,12 +58,12 @@ def verdict_shares(
     The rule is decided alone (both directions after Holm), or with the strictest correction that a
     family of so many claims can bring: claims beside it whose p in either direction is as small.
     """
-    verdicts = []
+    words = []
     for study in range(draws):
         rng = np.random.default_rng([study, 7])
         decides = rule([row for run in range(runs) for row in world(rng, run)])
-        verdicts.append(decided([decides] * family)[0].verdict)
-    return {name: float(np.mean([v == name for v in verdicts])) for name in sorted({*verdicts})}
+        words.append(verdict_of(decides, family))
+    return {word: float(np.mean([w == word for w in words])) for word in sorted({*words})}
 
 
 def assert_rarely_decided(shares: Mapping[str, float], draws: int, level: float = 0.05) -> None:

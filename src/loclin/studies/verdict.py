@@ -203,6 +203,11 @@ def _adjusted(tests: Tests) -> dict[int, tuple[float, float | None]]:
     return {i: (by_test[i, 0], by_test.get((i, 1))) for i in tests}
 
 
+def verdicts(tests: Tests) -> dict[int, str]:
+    """The verdicts alone, of p for and against every claim of a family."""
+    return {i: _verdict(*after) for i, after in _adjusted(tests).items()}
+
+
 def _verdict(p: float, against: float | None) -> str:
     if p < LEVEL:
         return "supported"

@@ -8,7 +8,8 @@ import numpy as np
 from loclin.run.rows import Row
 from loclin.studies.search import claims_names as names
 from loclin.studies.search.claims_settings import SearchClaimsSettings
-from loclin.studies.verdict import Rule, decided
+from loclin.studies.verdict import Rule
+from tests.properties import verdict_of
 
 #: Twelve runs on six models; eight on four.
 SETTINGS = SearchClaimsSettings()
@@ -37,7 +38,7 @@ def verdicts(
 ) -> dict[str, float]:
     """How often one claim, alone, has each verdict."""
     rules = (rule(settings, study(world, settings, draw)) for draw in range(draws))
-    words = [decided([r])[0].verdict for r in rules]
+    words = [verdict_of(r) for r in rules]
     return {word: words.count(word) / draws for word in sorted({*words})}
 
 
