@@ -3,8 +3,8 @@
 import os
 import signal
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ class Constant:
     runs: int = 2
     in_process: bool = True
     kept: bool = True
+    models: int = 1
+    scales: Mapping[str, Any] = field(default_factory=dict)
     workers: int = 1
     ray: str | None = None
     value: float = 0.5

@@ -110,10 +110,12 @@ def test_a_prefix_is_the_span_of_the_first_updates_and_leaves_the_model_where_it
     assert float((basis @ vector).norm() / vector.norm()) == pytest.approx(1, abs=1e-5)
 
 
-def test_the_seed_draws_the_prefix_and_the_factors(trained: Problem, speaking: Problem) -> None:
+def test_the_seed_draws_the_prefix_and_the_factors(speaking: Problem, tmp_path: Path) -> None:
+    speaking.model.save_pretrained(tmp_path)  # one model, whatever the seed
+    speaking.tokenizer.save_pretrained(tmp_path)
     asked = SearchSpec(
-        options=options("statements-small"), examples=examples(speaking, "recovery", 4)
-    )  # one model, whatever the seed
+        options=options(str(tmp_path), data=("self",)), examples=examples(speaking, "recovery", 4)
+    )
     made = replace(asked, space="prefix:2", train_examples=examples(speaking, "train", 16))
     prefix = [replace(made, seed=s).build().fingerprint for s in (0, 0, 1)]
     assert prefix[0] == prefix[1]

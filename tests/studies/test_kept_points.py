@@ -12,7 +12,9 @@ import torch
 
 from loclin.errors import LoclinError
 from loclin.models import Problem
+from loclin.models.builtin import built_in_folder
 from loclin.parameters import ParameterSpace
+from loclin.progress import silent
 from loclin.studies.context import Requirements, make_context
 from loclin.studies.damage import damage
 from loclin.studies.kept_points import SOURCE, TRAINS, kept_point
@@ -41,7 +43,7 @@ def test_a_kept_point_is_the_trained_one_bit_for_bit(
     speaking: Problem, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
-    (model,) = cache.glob("statements-small-*")
+    model = built_in_folder("statements-small", seed=0, progress=silent)
     for name in ("one", "two"):
         shutil.copytree(model, tmp_path / name / model.name)
     for name in ("one", "one", "two"):

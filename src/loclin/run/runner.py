@@ -5,7 +5,7 @@ summary and verdicts. A run that was interrupted goes on where it was.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -45,6 +45,14 @@ class RunnableSettings(Protocol):
     @property
     def kept(self) -> bool:
         """Whether a finished run is kept, or the same command does it again."""
+
+    @property
+    def models(self) -> int:
+        """How many models the runs share, in turn, of a study whose rows are summed up."""
+
+    @property
+    def scales(self) -> Mapping[str, Any]:
+        """On which scale the mean of a quantity is taken, where it is not plain."""
 
     @property
     def workers(self) -> int: ...  # noqa: D102

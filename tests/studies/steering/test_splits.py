@@ -51,7 +51,7 @@ def test_one_task_alone(speaking: Problem) -> None:
 def test_too_few_examples_say_how_many_are_needed(speaking: Problem) -> None:
     with pytest.raises(
         LoclinError,
-        match=r"expected 2068 examples for labels, .* and test, found \d+ in .* such as --labels",
+        match=r"expected 2068 examples for labels, .* and test, found \d+ in \d+ groups: give more",
     ):
         split_examples(speaking, settings(labels=2000))
 
