@@ -148,7 +148,7 @@ def by_run(
         for row in rows
         if row.quantity == quantity
         and "run" in row.context
-        and all(row.context.get(k) == v for k, v in context.items())
+        and row.context.items() >= context.items()
     }
     return np.array([np.nan if found[run] is None else found[run] for run in sorted(found)])
 
