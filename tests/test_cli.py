@@ -148,7 +148,9 @@ def test_the_record_is_complete(finished: Path) -> None:
     claims = json.loads((finished / "claims.json").read_text())
     assert len(claims) == 11
     assert all(
-        c["rule"] and c["verdict"] in ("supported", "refuted", "inconclusive", "not run")
+        c["rule"]
+        and (c["verdict"] == "not run") == (c["p"] is None)
+        and c["verdict"] in ("supported", "refuted", "inconclusive", "not run")
         for c in claims
     )
     rows = json.loads((finished / ENTRY / "results.json").read_text())

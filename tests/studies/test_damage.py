@@ -4,6 +4,7 @@ import dataclasses
 
 import torch
 
+from loclin.models import Problem
 from loclin.progress import silent
 from loclin.studies.context import RunContext, make_context
 from loclin.studies.damage import damage, destroyed, recovery
@@ -17,7 +18,9 @@ def recorded(ctx: RunContext[RecoverySettings], order: str = "recovery") -> Traj
     return recovery(ctx, "adamw", ctx.task, ctx.space.read(), 8, order=order, head=8)
 
 
-def test_one_task_is_destroyed_and_the_other_kept(ctx: RunContext[RecoverySettings]) -> None:
+def test_one_task_is_destroyed_and_the_other_kept(speaking: Problem) -> None:
+    gentle = dataclasses.replace(BY_LORA, damage_steps=100, damage_lr=1e-3)
+    ctx = make_context(gentle, 0, NOTHING, silent)
     before = ctx.space.read()
     damaged, rows = destroyed(ctx, ctx.problem.tasks)
     assert torch.equal(ctx.space.read(), before)
@@ -25,7 +28,7 @@ def test_one_task_is_destroyed_and_the_other_kept(ctx: RunContext[RecoverySettin
     with ctx.space.restored():
         ctx.space.write(damaged)
         assert value(rows, "score", point="damaged", on="colour") == ctx.score("colour") < 0.5
-        assert value(rows, "score", point="damaged", on="town") == ctx.score("town")
+        assert value(rows, "score", point="damaged", on="town") == ctx.score("town") > 0.6
     assert value(rows, "score", point="pretrained", on="colour") == ctx.score("colour")
     assert value(rows, "dimension") == ctx.space.dimension
 

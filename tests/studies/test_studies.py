@@ -96,7 +96,8 @@ def test_other_studies_by_lora(
     assert decided
     for claim in decided:
         assert claim.value is not None, claim.id
-        assert claim.verdict in ("inconclusive", "measurement")  # one run has no interval
+        open_ = "measurement" if claim.p is None else "inconclusive"  # one run has no interval
+        assert claim.verdict == open_, claim.id
     assert part.notes[0] == "animals.jsonl: 480 read, 480 kept in 1 task (animals 480)"
 
 
