@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: setup reproduce test bench clean
+.PHONY: setup reproduce test docs bench clean
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -24,6 +24,12 @@ test: setup
 	$(BIN)/mypy
 	# A file's tests stay together in one process, which makes what they share once.
 	$(BIN)/python -m pytest --numprocesses=logical --dist=worksteal
+
+# Warnings are errors: a broken link, a name that is not in the code.
+docs: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "site: $(CURDIR)/build/site/index.html"
 
 bench: setup
 	$(BIN)/python benchmarks/recording.py

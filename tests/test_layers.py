@@ -43,7 +43,7 @@ STRANGERS = {
 MOST_LINES = 34_100
 FILES = sorted(SOURCE.rglob("*.py"))
 #: Test files that are about more than one source file.
-ACROSS = {"test_layers.py", "test_reproduce.py", "test_tutorials.py", "test_flow.py"}
+ACROSS = {"test_layers.py", "test_reproduce.py", "test_tutorials.py", "test_docs.py"}
 
 
 def module_of(path: Path) -> str:
