@@ -384,3 +384,16 @@ def test_the_product_is_that_of_the_dense_hessian() -> None:
         product = CurvatureOperator(space, lambda b: answer_loss(model, b), batches)
         v = space.noise(seed=0)
         assert torch.allclose(product(v), dense @ v, rtol=1e-8, atol=1e-12)
+
+
+def test_a_scalar_loss_is_the_mean_of_its_batch() -> None:
+    layer = torch.nn.Linear(2, 1, bias=False, dtype=torch.float64)
+    space = ParameterSpace(layer)
+    rows = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    v = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    mean = CurvatureOperator(space, lambda x: layer(x).square().mean(), [rows[:3], rows[3:]])
+    summed = CurvatureOperator(space, lambda x: (layer(x).square().sum(), len(x)), [rows])
+    assert torch.allclose(mean @ v, summed @ v)
+    assert repr(mean) == "CurvatureOperator(D = 2, 2 batches, torch.float64, double backward)"
+    with pytest.raises(LoclinError, match="expected a loss that returns a scalar"):
+        space.gradient(lambda x: layer(x)[:, 0], [rows])  # type: ignore[arg-type, return-value]

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from loclin.models.problem import Problem as Problem
     from loclin.options import LoadOptions as LoadOptions
     from loclin.parameters import ParameterSpace as ParameterSpace
+    from loclin.run.opened import open_run as open  # noqa: F401
     from loclin.search.random_search import random_search as random_search
     from loclin.stats import Estimate as Estimate
     from loclin.stats import over_runs as over_runs
@@ -85,6 +86,7 @@ __getattr__, __all__ = public(
         "lanczos": "geometry.krylov",
         "linear_window": "window",
         "load": "models.loading",
+        "open": "run.opened:open_run",
         "over_runs": "stats",
         "prefix_capture": "geometry.gramian",
         "principal_directions": "geometry.spectrum",

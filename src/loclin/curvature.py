@@ -16,7 +16,7 @@ from torch import Tensor
 from loclin.errors import LoclinError
 from loclin.geometry.gramian import at_least_float32, to_float64
 from loclin.geometry.krylov import Product
-from loclin.parameters import ParameterSpace, SummedLoss, finite_loss, some_items
+from loclin.parameters import ParameterSpace, SummedLoss, finite_loss, some_items, summed
 from loclin.seeds import derived
 from loclin.stats import Estimate, over_runs
 
@@ -43,7 +43,7 @@ class CurvatureOperator(Generic[T]):
 
     Args:
         space: the D coordinates; it also draws probes and starting vectors.
-        loss: summed over the items of a batch, and how many those are.
+        loss: summed over the items of a batch, and how many those are; or a scalar, the mean.
         batches: what the mean is over.
         method: how products are made.
 
@@ -84,6 +84,12 @@ class CurvatureOperator(Generic[T]):
         """Of the weights."""
         return self.space.parameters[0].dtype
 
+    def __repr__(self) -> str:
+        return (
+            f"CurvatureOperator(D = {self.space.dimension}, {len(self._batches)} batches, "
+            f"{self.dtype}, {self.method})"
+        )
+
     def __matmul__(self, vector: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
         if self.method == "finite differences":
             return finite_difference_product(self.space, self._loss, self._batches, vector)
@@ -108,7 +114,7 @@ class CurvatureOperator(Generic[T]):
 
     def _graph(self, batch: T) -> tuple[Sequence[Tensor | None], int]:
         """The gradient of a batch's summed loss with the graph behind it, and its items."""
-        value, items = self._loss(batch)
+        value, items = summed(self._loss(batch))
         return torch.autograd.grad(
             finite_loss(value), self.space.parameters, create_graph=True, allow_unused=True
         ), items

@@ -17,7 +17,8 @@ from loclin.seeds import derived
 T = TypeVar("T")
 #: Of a batch: the loss summed over its items, a scalar with a graph, and how many items those are
 #: (examples or tokens). Sums add up without bias over ragged batches.
-SummedLoss = Callable[[T], tuple[Tensor, int]]
+#: Of a batch: the sum over its items and their number, or a mean alone, which counts as one item.
+SummedLoss = Callable[[T], tuple[Tensor, int] | Tensor]
 
 
 class ParameterSpace:
@@ -148,7 +149,7 @@ class ParameterSpace:
         """
         total, count = None, 0
         for batch in batches:
-            value, items = loss(batch)
+            value, items = summed(loss(batch))
             pieces = torch.autograd.grad(finite_loss(value), self.parameters, allow_unused=True)
             own = self.flat(pieces, into if total is None else None)
             total = own if total is None else total.add_(own)
@@ -156,6 +157,28 @@ class ParameterSpace:
         some_items(count)
         assert total is not None
         return total.div_(count)
+
+
+def summed(result: tuple[Tensor, int] | Tensor) -> tuple[Tensor, int]:
+    """The sum and the number of items of what a loss returned; a scalar is the sum of one item.
+
+    Raises:
+        LoclinError: neither a scalar nor a pair.
+
+    >>> summed(torch.tensor(2.0)), summed((torch.tensor(6.0), 3))
+    ((tensor(2.), 1), (tensor(6.), 3))
+    """
+    if isinstance(result, Tensor) and result.ndim == 0:
+        return result, 1
+    if isinstance(result, tuple) and len(result) == 2:
+        return result
+    found = (
+        f"a tensor of shape {tuple(result.shape)}" if isinstance(result, Tensor) else repr(result)
+    )
+    raise LoclinError(
+        f"expected a loss that returns a scalar, or (sum, number of items), found {found}: take "
+        "the sum or the mean over the batch"
+    )
 
 
 def finite_loss(loss: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from loclin.curvature import CurvatureOperator, Method, NoSecondDerivative
 from loclin.errors import LoclinError
 from loclin.geometry.gramian import inner, to_float64
 from loclin.line import Line, Profile, Tallies, line_along, ray, signed_grid
-from loclin.parameters import ParameterSpace, SummedLoss
+from loclin.parameters import ParameterSpace, SummedLoss, summed
 from loclin.progress import ProgressCallback, silent
 from loclin.stats import CONFIDENCE, Estimate
 
@@ -190,7 +190,10 @@ def linear_window(
 def _tallies(loss: SummedLoss[T], parts: Sequence[Sequence[T]]) -> Tallies:
     @torch.no_grad()
     def measure() -> tuple[np.ndarray, np.ndarray]:
-        of = [[(float(value), count) for value, count in map(loss, part)] for part in parts]
+        of = [
+            [(float(value), count) for value, count in map(summed, map(loss, part))]
+            for part in parts
+        ]
         sums, counts = np.array([np.sum(part, axis=0) for part in of]).T
         return sums, counts
 

@@ -129,3 +129,14 @@ def test_padding_is_a_token_of_every_embedding(trained: Problem) -> None:
     assert exact_match(trained.model, batch).tolist() == exact_match(trained.model, plain).tolist()
     bare = PreTrainedTokenizerFast(tokenizer_object=trained.tokenizer.backend_tokenizer)
     assert torch.equal(collate(RAGGED, bare).input_ids, plain.input_ids)
+
+
+def test_a_dictionary_of_a_data_collator_is_a_batch(trained: Problem) -> None:
+    batch = trained.batch("test", trained.tasks[0]).rows(slice(0, 4))
+    held = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    total, count = answer_loss(trained.model, batch)
+    assert answer_loss(trained.model, {**held, "labels": batch.labels}) == (total, count)
+    # without labels every real token but the first is predicted
+    assert answer_loss(trained.model, held)[1] == int(batch.attention_mask[:, 1:].sum())
+    with pytest.raises(LoclinError, match="expected input_ids"):
+        answer_loss(trained.model, {"tokens": batch.input_ids})

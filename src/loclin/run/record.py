@@ -294,11 +294,14 @@ def _versions() -> dict[str, Any]:
 
 def _commit() -> str:
     """Commit of the loclin checkout that runs, "" for an installed package."""
-    answer = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:  # no git on this machine
+        return ""
     return answer.stdout.strip()

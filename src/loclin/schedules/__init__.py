@@ -15,6 +15,7 @@ from loclin.lazy import public
 
 if TYPE_CHECKING:
     from loclin.schedules.library import library_weights as library_weights
+    from loclin.schedules.step import backward as backward
     from loclin.schedules.weights import equal_decrease as equal_decrease
     from loclin.schedules.weights import loss_balanced as loss_balanced
     from loclin.schedules.weights import norm_balanced as norm_balanced
@@ -23,5 +24,10 @@ if TYPE_CHECKING:
 
 _WEIGHTS = ("equal_decrease", "loss_balanced", "norm_balanced", "pcgrad", "raw_sum")
 __getattr__, __all__ = public(
-    "loclin.schedules", {"library_weights": "library", **dict.fromkeys(_WEIGHTS, "weights")}
+    "loclin.schedules",
+    {
+        "backward": "step",
+        "library_weights": "library",
+        **dict.fromkeys(_WEIGHTS, "weights"),
+    },
 )

@@ -17,7 +17,7 @@ from torch import Tensor
 from loclin.errors import LoclinError
 from loclin.geometry.gramian import gramian
 from loclin.geometry.subspace import Subspace
-from loclin.parameters import ParameterSpace, SummedLoss
+from loclin.parameters import ParameterSpace, SummedLoss, summed
 from loclin.schedules import weights as closed_forms
 from loclin.schedules.library import library_weights
 from loclin.schedules.names import LIBRARY
@@ -163,7 +163,7 @@ def _gradients(
     losses: list[float] = []
 
     def checked(batch: T) -> tuple[Tensor, int]:
-        total, count = loss(batch)
+        total, count = summed(loss(batch))
         losses.append(float(total.detach()) / max(count, 1))
         if not np.isfinite(losses[-1]):
             raise LoclinError(

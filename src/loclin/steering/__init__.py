@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from loclin.steering.routes import from_gradient as from_gradient
     from loclin.steering.routes import from_labels as from_labels
     from loclin.steering.routes import from_search as from_search
+    from loclin.steering.texts import from_pairs as from_pairs
     from loclin.steering.vector import SteeringVector as SteeringVector
 
 __getattr__, __all__ = public(
@@ -21,6 +22,7 @@ __getattr__, __all__ = public(
         "SteeringVector": "vector",
         "from_gradient": "routes",
         "from_labels": "routes",
+        "from_pairs": "texts",
         "from_search": "routes",
     },
 )

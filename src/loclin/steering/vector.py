@@ -28,7 +28,7 @@ _NEEDED = ("model", "model_type", "route", "position", "norm", "data", "dtype", 
 _OPTIONAL = ("revision", "layers_path")
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class SteeringVector:
     """v_L for some blocks L of a model: strength·v_L is added to h_L, the output of block L.
 
@@ -113,6 +113,10 @@ class SteeringVector:
     def width(self) -> int:
         """d, the width of the model."""
         return next(iter(self.directions.values())).numel()
+
+    def __repr__(self) -> str:
+        lengths = {n: round(float(v.norm()), 3) for n, v in self.directions.items()}
+        return f"SteeringVector({self.route!r} on {self.model!r}, length by block {lengths})"
 
     def __add__(self, other: object) -> SteeringVector:
         if not isinstance(other, SteeringVector):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,6 +59,24 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         return self.each(lambda tensor: tensor.to(device))
+
+
+def as_batch(tensors: Mapping[str, Tensor]) -> Batch:
+    """A batch from what Hugging Face's collators give; without labels every token is one.
+
+    Raises:
+        LoclinError: no input_ids.
+    """
+    if "input_ids" not in tensors:
+        raise LoclinError(
+            f"expected input_ids in a batch, found {', '.join(tensors) or 'nothing'}: tokenise it"
+        )
+    ids = tensors["input_ids"]
+    mask = tensors.get("attention_mask")
+    mask = torch.ones_like(ids) if mask is None else mask
+    labels = tensors.get("labels")
+    labels = torch.where(mask > 0, ids, IGNORED) if labels is None else labels
+    return Batch(input_ids=ids, attention_mask=mask, labels=labels)
 
 
 def collate(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Batch:
@@ -152,12 +170,15 @@ def _token_losses(
     return nn.functional.cross_entropy(precise, labels[kept], reduction="none"), kept
 
 
-def answer_loss(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], int]:
+def answer_loss(
+    model: nn.Module, batch: Batch | Mapping[str, Tensor]
+) -> tuple[Float[Tensor, ""], int]:
     """Summed negative log-likelihood of the answer tokens (nats), and how many there are.
 
     A sum and a count rather than a mean: batches of different lengths then add up without bias.
+    A dictionary of a Hugging Face data collator (input_ids, labels, attention_mask) is a batch too.
     """
-    losses, kept = _token_losses(model, batch)
+    losses, kept = _token_losses(model, batch if isinstance(batch, Batch) else as_batch(batch))
     return losses.sum(), int(kept.sum())
 
 
