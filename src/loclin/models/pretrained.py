@@ -7,10 +7,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
-import transformers
 from huggingface_hub.constants import HF_HUB_CACHE
-from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -18,9 +17,9 @@ from transformers import (
 )
 
 from loclin.errors import LoclinError
+from loclin.models.network import UNREADABLE, check_causal, loaded, of_today
 from loclin.options import BUILT_IN, LoadOptions
 
-transformers.utils.logging.disable_progress_bar()  # loclin shows its own
 TOKENIZERS = {
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "spiece.model",
 }  # fmt: skip
@@ -28,12 +27,14 @@ TOKENIZERS = {
 
 def read_pretrained(
     name: str, options: LoadOptions
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A hub id's or a folder's model in evaluation mode, and its tokenizer with a padding token.
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[str, ...]]:
+    """A hub id's or a folder's model in evaluation mode, its tokenizer with a padding token, and
+    what its files hold beside the model, in sentences.
 
     Raises:
         LoclinError: no model, pickles only, no tokenizer, a damaged file, a hub id that is neither
-            cached nor reachable, code of its own without leave.
+            cached nor reachable, code of its own without leave, tensors that the files lack,
+            weights that cannot be dequantised, a model that is not causal.
     """
     folder = Path(name)
     if folder.exists():
@@ -46,14 +47,16 @@ def read_pretrained(
     }
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **where)
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=options.dtype, use_safetensors=True, device_map=options.device_map, **where
-        )
+        config = AutoConfig.from_pretrained(name, **where)
+        how = {"config": config, "dtype": options.dtype, "device_map": options.device_map}
+        model, notes = loaded(AutoModelForCausalLM, name, **how, **where)
         if options.device_map is None:
             model.to(device_of(options))
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError, RuntimeError) as error:
+    except UNREADABLE as error:
         raise LoclinError(_why(name, folder, options, error)) from error
-    return model.eval(), _with_padding(tokenizer, name)
+    of_today(model)
+    check_causal(model, name)
+    return model, _with_padding(tokenizer, name), notes
 
 
 def context_of(model: PreTrainedModel) -> int | None:
