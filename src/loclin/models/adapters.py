@@ -52,6 +52,8 @@ def merged_change(folder: Path, model: nn.Module) -> dict[str, Tensor]:
             made = _loaded(network, clean)
         _check_alone(made, tied, settings, folder)
         merged = made.double().merge_and_unload()
+    except LoclinError:
+        raise
     except _REFUSED as error:
         raise LoclinError(
             f"expected an adapter of this model that peft can merge in {folder}, found "

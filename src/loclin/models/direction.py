@@ -187,6 +187,8 @@ def _weights(folder: Path, like: PreTrainedModel) -> tuple[dict[str, Tensor], tu
             config = type(config).from_pretrained(folder)
         precision = torch.promote_types(like.dtype, torch.float32)
         network, notes = loaded(type(like), str(folder), config=config, dtype=precision)
+    except LoclinError:
+        raise
     except UNREADABLE as error:
         raise LoclinError(
             f"expected a checkpoint of {type(like).__name__} in {folder}, found "

@@ -52,6 +52,8 @@ def read_pretrained(
         model, notes = loaded(AutoModelForCausalLM, name, **how, **where)
         if options.device_map is None:
             model.to(device_of(options))
+    except LoclinError:
+        raise
     except UNREADABLE as error:
         raise LoclinError(_why(name, folder, options, error)) from error
     of_today(model)
