@@ -8,24 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import IA3Config, LoHaConfig, LoraConfig, OFTConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from loclin.errors import LoclinError
 from loclin.models.direction import Tensors, read_direction
 from loclin.models.folder import matched_names
 from loclin.models.lora import Lora, attach
-from loclin.seeds import seeded
 from tests.conftest import FAMILIES, random_model
-from tests.models.runs import tiny, tiny_lora, write
+from tests.models.runs import experts, tiny, tiny_lora, write
 
 
 def noise(shape: tuple[int, ...], seed: int) -> Tensor:
@@ -75,71 +68,6 @@ def test_an_adapters_direction_is_what_merging_it_changes(tmp_path: Path, family
     between = read_direction(f"{tmp_path / 'base'}..{tmp_path / 'tuned'}", base)
     assert same(dict(between.tensors), dict(direction.tensors))
     assert between.notes[0] == "the direction leads from base to tuned"
-
-
-PROJECTIONS = ["q_proj", "v_proj"]
-KINDS = {
-    "patterns": {"rank_pattern": {"v_proj": 3}, "alpha_pattern": {r"layers\.0\..*q_proj": 3}},
-    "rsLoRA": {"use_rslora": True},
-    "DoRA": {"use_dora": True},
-    "PiSSA": {"init_lora_weights": "pissa"},
-    "OLoRA": {"init_lora_weights": "olora"},
-    "biases": {"lora_bias": True},
-    "embeddings": {"target_modules": [*PROJECTIONS, "embed_tokens"]},
-    "tokens": {"trainable_token_indices": [3, 4]},
-    "modules": {"modules_to_save": ["lm_head"]},
-    "experts": {"target_modules": [], "target_parameters": ["mlp.experts.gate_up_proj"]},
-    "IA3": IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
-    "LoHa": LoHaConfig(target_modules=PROJECTIONS),
-    "OFT": OFTConfig(target_modules=PROJECTIONS),
-}
-
-
-@pytest.mark.parametrize("wrapper", ["", "_orig_mod."])
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_adapter_that_peft_merges_moves_what_it_merges(
-    tmp_path: Path, kind: str, wrapper: str
-) -> None:
-    base = experts() if kind == "experts" else biased()
-    config = KINDS[kind]
-    if isinstance(config, dict):
-        config = LoraConfig(**{"r": 2, "lora_alpha": 3, "target_modules": PROJECTIONS} | config)
-    with seeded(1):
-        made = get_peft_model(copy.deepcopy(base), config)
-    with torch.no_grad():
-        for i, p in enumerate(made.parameters()):
-            if p.requires_grad:
-                p.add_(0.05 * noise(tuple(p.shape), i))
-    made.save_pretrained(tmp_path / "adapter" / "named")
-    merged = PeftModel.from_pretrained(
-        copy.deepcopy(base), tmp_path / "adapter" / "named"
-    ).merge_and_unload()
-    file = tmp_path / "adapter" / "named" / "adapter_model.safetensors"
-    held = load_file(file)
-    save_file({wrapper + n: t for n, t in held.items()}, file, metadata={"format": "pt"})
-    direction = read_direction(str(tmp_path / "adapter"), base)  # one folder down
-    expected = change(base, merged)
-    assert direction.tensors.keys() == expected.keys()
-    for name, moved in direction.tensors.items():
-        assert torch.allclose(moved, expected[name], atol=1e-6)
-
-
-def biased() -> PreTrainedModel:
-    return LlamaForCausalLM(LlamaConfig(**SHAPE, attention_bias=True))
-
-
-def experts() -> PreTrainedModel:
-    return MixtralForCausalLM(MixtralConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2))
-
-
-SHAPE = {
-    "vocab_size": 40,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 
 
 @pytest.mark.parametrize(

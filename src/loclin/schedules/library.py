@@ -34,8 +34,8 @@ def library_weights(name: str, tasks: int) -> Callable[[Products], Weights]:
         tasks: K.
 
     Raises:
-        LoclinError: an unknown name, or a package that is not installed; by the function, gradients
-            for which torchjd has no finite weights, such as all zero.
+        LoclinError: an unknown name, or a package that is not installed; by Nash-MTL's function,
+            gradients that are all zero.
 
     >>> library_weights("MGDA", 2)(np.diag([1.0, 3.0]))
     array([1.5, 0.5])
@@ -47,26 +47,22 @@ def library_weights(name: str, tasks: int) -> Callable[[Products], Weights]:
     try:
         from torchjd import aggregation  # a second of imports, which other schedules do not need
 
-        return _checked(_weigher(aggregation, name, tasks))
+        if name == "UPGrad":
+            aggregation.UPGradWeighting()  # whether its solver is there
+            return _projecting(aggregation.UPGradWeighting)
+        if name == "Nash-MTL":
+            return _bargaining(
+                aggregation.NashMTL(n_tasks=tasks, max_norm=0.0, optim_niter=NASH_ROUNDS)
+            )
+        if name == "CAGrad":
+            return _averaging(aggregation.CAGradWeighting(c=CAGRAD_RADIUS), tasks)
+        return _averaging(getattr(aggregation, f"{name.replace('-', '')}Weighting")(), tasks)
     except ImportError as error:
         missing = str(error).strip().splitlines()[0].partition(" Install them")[0].rstrip(".")
         raise LoclinError(
             f"expected the packages behind the schedule {name}, found {missing}: pip install "
             "'loclin[schedules]'"
         ) from None
-
-
-def _weigher(aggregation: Any, name: str, tasks: int) -> Callable[[Products], Weights]:
-    if name == "UPGrad":
-        aggregation.UPGradWeighting()  # whether its solver is there
-        return _projecting(aggregation.UPGradWeighting)
-    if name == "Nash-MTL":
-        return _bargaining(
-            aggregation.NashMTL(n_tasks=tasks, max_norm=0.0, optim_niter=NASH_ROUNDS)
-        )
-    if name == "CAGrad":
-        return _averaging(aggregation.CAGradWeighting(c=CAGRAD_RADIUS), tasks)
-    return _averaging(getattr(aggregation, f"{name.replace('-', '')}Weighting")(), tasks)
 
 
 def _averaging(weighting: Any, tasks: int) -> Callable[[Products], Weights]:
@@ -98,6 +94,11 @@ def _projecting(make: Any) -> Callable[[Products], Weights]:
 
 def _bargaining(aggregator: Any) -> Callable[[Products], Weights]:
     def weigh(gramian: Products) -> Weights:
+        if not gramian.any():
+            raise LoclinError(
+                "expected gradients to bargain over, found zero alone: leave out tasks that have "
+                "nothing to learn"
+            )
         # rows with these products, as the solver wants them
         values, vectors = np.linalg.eigh(_of_length_one(gramian))
         rows = torch.from_numpy(vectors * np.sqrt(np.maximum(values, 0.0)))
@@ -116,23 +117,3 @@ def _bargaining(aggregator: Any) -> Callable[[Products], Weights]:
 def _of_length_one(gramian: Products) -> Products:
     """In a unit in which the mean square length is 1, as the solvers' tolerances expect."""
     return np.asarray(gramian / (np.diag(gramian).mean() or 1.0))
-
-
-def _checked(weigh: Callable[[Products], Weights]) -> Callable[[Products], Weights]:
-    """The same, with an error of one line where a solver fails, as it may at gradients of zero."""
-
-    def finite(gramian: Products) -> Weights:
-        failure: Exception | None = None
-        try:
-            weights = weigh(gramian)
-        except (RuntimeError, ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
-            weights, failure = np.array([np.nan]), error
-        if not np.isfinite(weights).all():
-            raise LoclinError(
-                "expected finite gradients that torchjd can weigh, found squared lengths "
-                f"{np.diag(gramian).tolist()}: leave out tasks that have nothing to learn, or "
-                "lower the learning rate"
-            ) from failure
-        return weights
-
-    return finite
