@@ -92,9 +92,13 @@ def test_names_of_wrappers_are_no_part_of_a_name(
     change: Change, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     model = llama(len(tokenizer))
-    found, _, notes = read(changed(kept(tmp_path, model, tokenizer), change))
+    plain = kept(tmp_path / "plain", model, tokenizer)
+    found, _, notes = read(changed(kept(tmp_path / "wrapped", model, tokenizer), change))
     assert torch.equal(ParameterSpace(found).read(), ParameterSpace(model).read())
     assert notes == ()
+    found.save_pretrained(tmp_path / "again")
+    names = [set(load_file(folder / "model.safetensors")) for folder in (tmp_path / "again", plain)]
+    assert names[0] == names[1]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,9 @@ UNREADABLE = (OSError, ValueError, KeyError, ImportError, SafetensorError, Runti
 #: Names of wrappers in those of tensors; transformers takes off one match of every pattern.
 MAPPING = {rf"{WRAPPER}(?#{i})": "" for i in range(4)}
 #: Beside a weight these say how it was quantised.
-SCALES = re.compile(r"scale|absmax|qweight|qzeros|g_idx|SCB|quant|packed", re.IGNORECASE)
+SCALES = re.compile(
+    r"weight_scale|scale_inv|absmax|qweight|qzeros|qscale|g_idx|\.SCB$|quant_state|packed|_scales$"
+)
 #: Ways of quantising that transformers takes back on request.
 DEQUANTISED = ("fp8", "mxfp4")
 TOKENS = 8  # of the rows that show whether a model is causal
@@ -59,6 +61,8 @@ def loaded(kind: Any, name: str, **how: Any) -> tuple[PreTrainedModel, tuple[str
         )
     finally:
         transformers.utils.logging.set_verbosity(before)
+    used = getattr(model, "_weight_conversions", None) or []  # which saving would take back
+    model._weight_conversions = [way for way in used if way.target_patterns != [""]]
     _check_report(model, report, name)
     beside = sorted(report["unexpected_keys"])
     scale = next((n for n in beside if SCALES.search(n)), None)
