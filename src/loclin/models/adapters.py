@@ -51,7 +51,8 @@ def merged_change(folder: Path, model: nn.Module) -> dict[str, Tensor]:
             _unwrap(folder, settings, Path(clean))
             made = _loaded(network, clean)
         _check_alone(made, tied, settings, folder)
-        merged = made.double().merge_and_unload()
+        after = made.double().merge_and_unload().named_parameters(remove_duplicate=False)
+        changes = {n: (p.detach() - before[n].double()).float() for n, p in after}
     except LoclinError:
         raise
     except _REFUSED as error:
@@ -60,8 +61,6 @@ def merged_change(folder: Path, model: nn.Module) -> dict[str, Tensor]:
             f"{settings.get('peft_type')} ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}): give BASE..TUNED, two folders of full weights"
         ) from error
-    after = merged.named_parameters(remove_duplicate=False)
-    changes = {n: (p.detach() - before[n].double()).float() for n, p in after}
     return {n: change for n, change in changes.items() if change.any()}
 
 
