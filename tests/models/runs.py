@@ -54,10 +54,11 @@ SHAPE = {
 }
 
 
-def experts() -> PreTrainedModel:
+def experts(vocabulary: int = 40) -> PreTrainedModel:
     """A mixture of experts: one tensor for all of a layer in memory, many on disk."""
     set_seed(0)
-    return MixtralForCausalLM(MixtralConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2))
+    shape = {**SHAPE, "vocab_size": vocabulary, "num_local_experts": 4, "num_experts_per_tok": 2}
+    return MixtralForCausalLM(MixtralConfig(**shape))
 
 
 def tiny_lora(**change: Any) -> Any:

@@ -258,8 +258,9 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 def _saved_name(name: str) -> str:
     """A parameter's name as it is saved: peft leaves out the name of the adapter."""
-    saved = re.sub(r"(\.lora_(?:embedding_)?[AB])\.[^.]+|\.modules_to_save\.[^.]+", r"\1", name)
-    return unwrapped(saved)
+    named = r"(\.lora_(?:embedding_)?[AB])\.[^.]+|\.modules_to_save\.[^.]+"
+    magnitude = r"(\.lora_magnitude_vector)\.[^.]+\.weight"
+    return unwrapped(re.sub(f"{named}|{magnitude}", r"\1\2", name))
 
 
 def _trained(model: nn.Module, pattern: str) -> dict[str, Tensor]:

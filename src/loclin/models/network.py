@@ -143,12 +143,18 @@ def check_causal(model: PreTrainedModel, name: str) -> None:
         )
 
 
+def context_of(model: PreTrainedModel) -> int | None:
+    """The most tokens that the model reads at once; None where its configuration has no limit."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(limit) if limit and limit > 0 else None
+
+
 def _two_rows(model: PreTrainedModel) -> Int[Tensor, "2 length"] | None:
     """Rows of different tokens that differ in the last; None where there are too few to choose."""
     config, table = model.config.get_text_config(), model.get_input_embeddings()
     special = {getattr(config, f"{n}_token_id", None) for n in ("pad", "bos", "eos")}
     usual = [i for i in range(table.weight.shape[0]) if i not in special]
-    length = min(TOKENS, getattr(config, "max_position_embeddings", None) or TOKENS, len(usual) - 1)
+    length = min(TOKENS, context_of(model) or TOKENS, len(usual) - 1)
     if length < 2:
         return None
     ids = usual[:: len(usual) // (length + 1)][: length + 1]

@@ -17,9 +17,10 @@ from transformers import (
 )
 
 from loclin.errors import LoclinError
-from loclin.models.network import UNREADABLE, check_causal, loaded, of_today
+from loclin.models.network import UNREADABLE, check_causal, context_of, loaded, of_today
 from loclin.options import BUILT_IN, LoadOptions
 
+__all__ = ["context_of", "device_of", "missing_from_cache", "read_pretrained", "resolved"]
 TOKENIZERS = {
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "spiece.model",
 }  # fmt: skip
@@ -59,12 +60,6 @@ def read_pretrained(
     of_today(model)
     check_causal(model, name)
     return model, _with_padding(tokenizer, name), notes
-
-
-def context_of(model: PreTrainedModel) -> int | None:
-    """The most tokens that the model reads at once; None where its configuration has no limit."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(limit) if limit else None
 
 
 def missing_from_cache(name: str, *, dataset: bool = False) -> bool:
