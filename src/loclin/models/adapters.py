@@ -12,19 +12,14 @@ import peft
 from peft.config import PromptLearningConfig
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from loclin.errors import LoclinError
 from loclin.models.folder import ADAPTER, ADAPTER_CONFIG, adapter_settings, unwrapped
+from loclin.models.network import UNREADABLE
 from loclin.seeds import seeded
 
-#: What peft raises about adapters that it cannot load into the model, or merge.
-_REFUSED = (
-    OSError, ValueError, KeyError, TypeError, ImportError, AttributeError, NotImplementedError,
-    RuntimeError, SafetensorError,
-)  # fmt: skip
 _LOST = "Found missing adapter keys"  # peft's warning, where factors stay as they were drawn
 
 
@@ -55,7 +50,7 @@ def merged_change(folder: Path, model: nn.Module) -> dict[str, Tensor]:
         changes = {n: (p.detach() - before[n].double()).float() for n, p in after}
     except LoclinError:
         raise
-    except _REFUSED as error:
+    except (AttributeError, TypeError, *UNREADABLE) as error:
         raise LoclinError(
             f"expected an adapter of this model that peft can merge in {folder}, found "
             f"{settings.get('peft_type')} ({type(error).__name__}: "
