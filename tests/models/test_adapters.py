@@ -23,6 +23,8 @@ from loclin.seeds import seeded
 from tests.models.runs import SHAPE, experts
 from tests.models.test_direction import change, noise
 
+# peft asks for the old name
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 PROJECTIONS = ["q_proj", "v_proj"]
 KINDS = {
     "patterns": {"rank_pattern": {"v_proj": 3}, "alpha_pattern": {r"layers\.0\..*q_proj": 3}},
@@ -93,6 +95,7 @@ def test_a_small_change_is_not_rounded_away_on_a_large_weight(tmp_path: Path) ->
     assert float((moved - delta).abs().max()) < 1e-6 * float(delta.abs().max())
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings:UserWarning")
 def test_an_adapter_of_two_tied_weights_is_refused_unless_it_ties_them(tmp_path: Path) -> None:
     base = biased(tie_word_embeddings=True)
     for ties in (False, True):

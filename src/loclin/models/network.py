@@ -57,7 +57,12 @@ def loaded(kind: Any, name: str, **how: Any) -> tuple[PreTrainedModel, tuple[str
     transformers.utils.logging.set_verbosity_error()  # its table of what is missing is read here
     try:
         model, report = kind.from_pretrained(
-            name, use_safetensors=True, key_mapping=MAPPING, output_loading_info=True, **how
+            name,
+            use_safetensors=True,
+            key_mapping=MAPPING,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported, and refused below
+            **how,
         )
     finally:
         transformers.utils.logging.set_verbosity(before)
