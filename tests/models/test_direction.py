@@ -305,8 +305,8 @@ TIED = {"lm_head.lora_A.weight": torch.ones(2, 32), "lm_head.lora_B.weight": tor
         (lambda f: f"{f}..{f / 'none'}", r"found nothing at .*none: check the path"),
         (lambda f: str(f), "found none of them: give a folder saved by"),
         (folders_of, "found zeros in"),
-        (lambda f: folders_of(f, wte_weight=torch.ones(39, 32)), r"found transformer\.wte\.weight "
-                                                                 r"of shape .*39.*: save the model"),
+        (lambda f: folders_of(f, wte_weight=torch.ones(39, 32)), r"found transformer\.wte\.weight"
+                                                                 r" of shape .*39.*: save the"),
         (lambda f: folders_of(f, wpe_weight=None), r"found no transformer\.wpe\.weight: save the "
                                                    "model again .*, as they would be random"),
         (lambda f: folders_of(f).split("..")[0], r"an adapter where one folder is "

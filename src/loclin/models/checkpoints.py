@@ -20,7 +20,6 @@ from loclin.models.folder import (
     Checkpoint,
     Incomplete,
     check_alike,
-    held_in,
     lora_pairs,
     open_checkpoint,
     unwrapped,
@@ -124,7 +123,7 @@ def _final(folder: Path, points: Sequence[Checkpoint]) -> tuple[list[Checkpoint]
     It is none where it holds other tensors (an adapter merged at the end), is of an earlier step,
     or is one of the checkpoints again (the last, or the best that was loaded at the end).
     """
-    if not weights_in(held_in(folder)):
+    if not weights_in(folder):
         return [], []
     final, last = open_checkpoint(folder, step=None), points[-1]
     subject = f"the model in {folder.name} itself"

@@ -104,7 +104,6 @@ def held_in(folder: Path) -> Path:
     if weights_in(folder) or not folder.is_dir():
         return folder
     below = sorted(p.parent for p in folder.glob(f"*/{ADAPTER}"))
-    below = [p for p in below if not p.name.startswith("checkpoint-")]  # of a run, not of this one
     if len(below) > 1:
         raise LoclinError(
             f"expected one adapter in {folder}, found {', '.join(p.name for p in below)}: give one "

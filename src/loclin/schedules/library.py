@@ -102,7 +102,7 @@ def _bargaining(aggregator: Any) -> Callable[[Products], Weights]:
         # rows with these products, as the solver wants them
         values, vectors = np.linalg.eigh(_of_length_one(gramian))
         rows = torch.from_numpy(vectors * np.sqrt(np.maximum(values, 0.0)))
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), np.errstate(divide="ignore"):  # of a gradient of zero
             for message in (
                 "You are solving a parameterized problem that is not DPP",
                 "Solution may be inaccurate",
