@@ -26,7 +26,7 @@ from transformers import (
     XLNetLMHeadModel,
 )
 
-from loclin.curvature import CurvatureOperator
+from loclin.curvature import CurvatureOperator, finite_difference_product
 from loclin.errors import LoclinError
 from loclin.models import twice_differentiable
 from loclin.models.lora import Lora, attach
@@ -35,7 +35,7 @@ from loclin.models.pretrained import read_pretrained
 from loclin.options import LoadOptions
 from loclin.parameters import ParameterSpace
 from loclin.seeds import seeded
-from loclin.tasks.batch import answer_loss, collate, exact_match
+from loclin.tasks.batch import Batch, answer_loss, collate, exact_match
 from loclin.tasks.example import Example
 from loclin.tasks.samples import self_examples
 from tests.models.runs import SHAPE, experts
@@ -191,21 +191,29 @@ def test_models_that_are_not_causal_are_refused_in_one_line(
     assert "\n" not in str(error.value)
 
 
-def test_experts_have_float64_and_second_derivatives(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+@pytest.mark.parametrize("pattern", ["*experts*", "*"])
+def test_experts_have_second_derivatives_to_the_digits_of_float64(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, pattern: str
 ) -> None:
+    """Which experts serve a token is piecewise constant: at a small step no tie is crossed."""
     folder = kept(tmp_path, experts(len(tokenizer)), tokenizer)
-    example, products = [Example(prompt="the cat", answer=" sat")], []
+    batch, products = collate([Example(prompt="the cat", answer=" sat")], tokenizer), []
     for dtype in ("float64", "float32"):
-        found, *_ = read(folder, dtype)
-        space, batch = ParameterSpace(found, "*experts*"), collate(example, tokenizer)
-        before = found.get_experts_implementation()
-        with twice_differentiable(found):
-            operator = CurvatureOperator(space, lambda b, m=found: answer_loss(m, b), [batch])
-            products.append((operator @ space.noise(seed=0)).double())
-        assert found.get_experts_implementation() == before
-    assert products[0].norm() > 0
-    assert float((products[0] - products[1]).norm() / products[0].norm()) < 1e-3
+        model, *_ = read(folder, dtype)
+        space, before = ParameterSpace(model, pattern), model.get_experts_implementation()
+        v = space.noise(seed=0).double()
+        with twice_differentiable(model):
+
+            def loss(b: Batch, m: PreTrainedModel = model) -> tuple[Tensor, int]:
+                return answer_loss(m, b)
+
+            products.append((CurvatureOperator(space, loss, [batch]) @ v.to(model.dtype)).double())
+            if dtype == "float64":
+                products.append(finite_difference_product(space, loss, [batch], v))
+        assert model.get_experts_implementation() == before
+    exact, differences, rounded = products
+    assert float((differences - exact).norm() / exact.norm()) < 1e-6
+    assert float((rounded - exact).norm() / exact.norm()) < 1e-3
 
 
 def mamba(vocabulary: int) -> PreTrainedModel:
