@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from loclin.errors import LoclinError
 from loclin.models.adapters import merged_change
-from loclin.models.direction import Tensors, read_direction
+from loclin.models.direction import read_direction
 from loclin.models.folder import matched_names
 from loclin.models.lora import Lora, attach
 from tests.conftest import FAMILIES, random_model
@@ -130,7 +130,7 @@ def test_a_file_holds_the_change_itself_and_may_leave_tensors_out(tmp_path: Path
     assert torch.equal(direction.tensors["transformer.wte.weight"], moved["wte.weight"].float())
     assert direction.notes == (
         "the tensors of delta.safetensors are taken as the change itself",
-        f"the direction moves 2 of the model's {len(Tensors.of(model).shapes)} tensors",
+        f"the direction moves 2 of the model's {len(list(model.parameters()))} tensors",
     )
 
 
@@ -149,7 +149,7 @@ def test_names_are_found_with_and_without_that_of_the_body() -> None:
 
 def test_tied_weights_move_once_and_never_apart(tmp_path: Path) -> None:
     model = tiny()
-    assert Tensors.of(model).tied == {"lm_head.weight": "transformer.wte.weight"}
+    assert model.lm_head.weight is model.transformer.wte.weight
     step, other = noise((40, 32), 0), noise((40, 32), 1)
     path = tmp_path / "delta.safetensors"
     for held in (

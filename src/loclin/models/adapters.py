@@ -7,6 +7,7 @@ import json
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import peft
 from peft.config import PromptLearningConfig
@@ -63,7 +64,7 @@ def merged_change(folder: Path, model: nn.Module) -> dict[str, Tensor]:
 
 
 def _check_moves_weights(settings: dict[str, object], folder: Path) -> None:
-    kind = str(settings.get("peft_type"))
+    kind: Any = settings.get("peft_type")
     known, why = peft.PEFT_TYPE_TO_CONFIG_MAPPING.get(kind, object), ""
     if issubclass(known, PromptLearningConfig):
         why = "adds tokens or states to the input"

@@ -34,29 +34,6 @@ from loclin.models.network import UNREADABLE, loaded
 SHOWN = 3  # mismatches that are listed
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tensors:
-    """The tensors of a model that a direction may move.
-
-    Attributes:
-        shapes: by name; tied tensors once.
-        tied: other names of tied tensors, with the one in `shapes`.
-    """
-
-    shapes: Mapping[str, tuple[int, ...]]
-    tied: Mapping[str, str]
-
-    @staticmethod
-    def of(model: nn.Module) -> Tensors:
-        """Those of a model, frozen ones too."""
-        first = {id(p): n for n, p in model.named_parameters()}
-        every = {n: first[id(p)] for n, p in model.named_parameters(remove_duplicate=False)}
-        return Tensors(
-            shapes={n: tuple(p.shape) for n, p in model.named_parameters()},
-            tied={n: known for n, known in every.items() if n != known},
-        )
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Direction:
     """A change of some of a model's tensors.
@@ -87,21 +64,22 @@ def read_direction(text: str, model: PreTrainedModel) -> Direction:
             first mismatches are listed), checkpoints that lack tensors, a direction that is zero or
             not finite, adapters that move no weights or that peft cannot merge.
     """
-    path, known = Path(text), Tensors.of(model)
+    path = Path(text)
     if path.is_file() or (not path.exists() and text.endswith(".safetensors") and ".." not in text):
         changes, notes = _file(path), [f"the tensors of {path.name} are taken as the change itself"]
     elif path.is_dir():
         changes, notes = _one_folder(path, model)
     else:
         changes, notes = _between(*_two_folders(text), model)
-    tensors = _matched(changes, known, text)
+    tensors = _matched(changes, model, text)
     moved = {n: t for n, t in tensors.items() if t.any()}
     if not moved:
         raise LoclinError(
             f"expected a direction that moves something, found zeros in {text}: give two points "
             "that differ"
         )
-    notes.append(f"the direction moves {len(moved)} of the model's {len(known.shapes)} tensors")
+    total = sum(1 for _ in model.parameters())
+    notes.append(f"the direction moves {len(moved)} of the model's {total} tensors")
     return Direction(tensors=moved, notes=tuple(notes))
 
 
@@ -206,9 +184,11 @@ def _is_adapter(folder: Path) -> bool:
     return weights_in(where) == ADAPTER
 
 
-def _matched(changes: Mapping[str, Tensor], model: Tensors, text: str) -> dict[str, Tensor]:
-    """The tensors under the model's own names, checked."""
-    held = matched_names([*model.shapes, *model.tied], changes)
+def _matched(changes: Mapping[str, Tensor], model: nn.Module, text: str) -> dict[str, Tensor]:
+    """The tensors under the model's own names, tied ones under their first, checked."""
+    every = dict(model.named_parameters(remove_duplicate=False))
+    first = {id(p): n for n, p in model.named_parameters()}
+    held = matched_names(every, changes)
     wrong = [
         f"{n} (no such tensor in the model)"
         for n in sorted(set(changes) - set(held.values()))
@@ -216,11 +196,9 @@ def _matched(changes: Mapping[str, Tensor], model: Tensors, text: str) -> dict[s
     ]
     tensors: dict[str, Tensor] = {}
     for name, stored in held.items():
-        known, values = model.tied.get(name, name), changes[stored]
-        if tuple(values.shape) != model.shapes[known]:
-            wrong.append(
-                f"{stored} of shape {tuple(values.shape)} (the model's is {model.shapes[known]})"
-            )
+        known, values, shape = first[id(every[name])], changes[stored], tuple(every[name].shape)
+        if tuple(values.shape) != shape:
+            wrong.append(f"{stored} of shape {tuple(values.shape)} (the model's is {shape})")
         elif known in tensors and not torch.equal(tensors[known], values):
             wrong.append(
                 f"{stored} that changes otherwise than {known}, which the model ties to it"

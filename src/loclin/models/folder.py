@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -241,8 +242,8 @@ def _differences(one: Checkpoint, other: Checkpoint) -> Iterator[str]:
 def scaling(adapter: Mapping[str, Any], weight: str) -> tuple[int, float]:
     """Rank and scale of an adapted weight: alpha/r, or alpha/√r with rank-stabilised LoRA.
 
-    A weight's own rank and alpha are found as peft finds them: by the first key of `rank_pattern`
-    and `alpha_pattern` that, as a regular expression, ends the weight's name.
+    A weight's own rank and alpha are those whose key in `rank_pattern` and `alpha_pattern` ends its
+    name.
 
     >>> adapter = {"r": 8, "lora_alpha": 16, "alpha_pattern": {"c_fc": 4}}
     >>> scaling(adapter, "base_model.model.h.0.mlp.c_fc")
@@ -254,15 +255,12 @@ def scaling(adapter: Mapping[str, Any], weight: str) -> tuple[int, float]:
             f"expected {missing!r} in adapter_config.json, found "
             f"{', '.join(adapter) or 'nothing'}: give a LoRA adapter of peft"
         )
-    rank = _own(adapter.get("rank_pattern"), weight, adapter["r"])
-    alpha = _own(adapter.get("alpha_pattern"), weight, adapter["lora_alpha"])
+    own, name = [adapter["r"], adapter["lora_alpha"]], weight.removeprefix("base_model.model.")
+    for i, patterns in enumerate((adapter.get("rank_pattern"), adapter.get("alpha_pattern"))):
+        if patterns:
+            own[i] = patterns.get(get_pattern_key(patterns, name), own[i])
+    rank, alpha = own
     return rank, alpha / (math.sqrt(rank) if adapter.get("use_rslora") else rank)
-
-
-def _own(pattern: Mapping[str, Any] | None, weight: str, otherwise: Any) -> Any:
-    name = weight.removeprefix("base_model.model.")
-    keys = (k for k in pattern or {} if re.match(rf"(.*\.)?({k})$", name))
-    return (pattern or {}).get(next(keys, ""), otherwise)
 
 
 def lora_pairs(
