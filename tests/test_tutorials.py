@@ -1,17 +1,19 @@
-"""The pages in docs/tutorials run as they stand: Python blocks in one namespace, shell blocks as
-commands.
+"""The pages in docs/tutorials and docs/notebooks run as they stand: Python blocks in one namespace,
+shell blocks as commands. A notebook ends with a picture.
 """
 
 import re
 import shlex
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 
 from loclin.cli import main
 from loclin.models import Problem
 
-PAGES = sorted((Path(__file__).parent.parent / "docs" / "tutorials").glob("*.md"))
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = sorted([*(DOCS / "tutorials").glob("*.md"), *(DOCS / "notebooks").glob("*.md")])
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -22,7 +24,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 @pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 )  # peft asks for the old name
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_a_tutorial_runs(
     trained: Problem,
     page: Path,
@@ -31,6 +33,8 @@ def test_a_tutorial_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    shown: list[int] = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(len(plt.gcf().axes)))
     found = blocks(page)
     assert found
     namespace: dict[str, object] = {}
@@ -43,3 +47,5 @@ def test_a_tutorial_runs(
                 assert program == "loclin"
                 main(arguments)
                 assert "report: " in capsys.readouterr().out
+    plt.close("all")
+    assert shown == ([1] if page.parent.name == "notebooks" else [])
