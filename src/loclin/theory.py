@@ -59,38 +59,6 @@ def heavy_ball_capture(steps: int, momentum: float, ks: Sequence[int]) -> Curve:
     return white_capture((1 - momentum ** (steps - t + 1)) / (1 - momentum), ks)
 
 
-def drift_capture(steps: int, ks: Sequence[int], s: float) -> Curve:
-    """Prefix capture of a drift μ plus white noise ε, s = ‖μ‖²/E‖ε‖²: (k/T)(1+Ts)/(1+ks) (§3).
-
-    >>> drift_capture(100, [10], 0.29).round(2)
-    array([0.77])
-    """
-    k = np.asarray(ks, dtype=float)
-    if np.isinf(s):
-        return np.ones_like(k)
-    return np.asarray(k / steps * (1 + steps * s) / (1 + k * s))
-
-
-def drift_future_capture(
-    steps: int, ks: Sequence[int], s: float, dimension: int | None = None
-) -> Curve:
-    """Future-only capture of the same: c = ks·(T−k)s / [(1+ks)(1+(T−k)s)], plus (1−c)k/D (§3).
-
-    c is for D ≫ T. What it leaves outside the span is isotropic, so k of D dimensions hold their
-    share of it by chance.
-
-    >>> drift_future_capture(100, [10], 0.29).round(2)
-    array([0.72])
-    """
-    k = np.asarray(ks, dtype=float)
-    left = steps - k
-    if np.isinf(s):
-        return np.ones_like(k)
-    held = k * s * left * s / ((1 + k * s) * (1 + left * s))
-    by_chance = k / dimension if dimension else 0.0
-    return np.asarray(held + (1 - held) * by_chance)
-
-
 def impulse_response(points: Sequence[int], momentum: float = 0.0) -> Float[np.ndarray, "T n"]:
     """F: what noise of unit size in every gradient puts into each segment of a run (§3).
 
@@ -206,16 +174,6 @@ def _correlation(products: np.ndarray) -> np.ndarray:
     lengths = np.sqrt(np.diag(products))
     moved = np.outer(lengths, lengths)
     return np.asarray(np.divide(products, moved, out=np.zeros_like(products), where=moved > 0))
-
-
-def isotropic_participation(vectors: int, dimension: int) -> float:
-    """Participation ratio of n isotropic vectors of equal norm: nD/(n+D+1) (§6)."""
-    return vectors * dimension / (vectors + dimension + 1)
-
-
-def isotropic_stable_rank(vectors: int, dimension: int) -> float:
-    """Stable rank of n isotropic vectors of equal norm: n/(1+√(n/D))² (§6)."""
-    return float(vectors / (1 + np.sqrt(vectors / dimension)) ** 2)
 
 
 def sketched_product_sd(product: float, squared_norms: tuple[float, float], size: int) -> float:
