@@ -12,6 +12,7 @@ from jaxtyping import Float
 from scipy import optimize, stats
 
 from loclin.errors import LoclinError
+from loclin.geometry.gramian import cosines
 
 Curve = Float[np.ndarray, " n"]
 #: Correlation of two steps' noise below which they share no memory (§3).
@@ -105,12 +106,12 @@ def fit_drift(
             f"expected at least 2 updates to fit a drift, found {steps}: record more steps"
         )
     response = np.eye(steps) if response is None else response
-    noise, moved = _correlation(response @ response.T), np.diag(updates) > 0
+    noise, moved = cosines(response @ response.T, 0.0), np.diag(updates) > 0
     pairs = np.outer(moved, moved) & ~np.eye(steps, dtype=bool)
     if not pairs.any():
         return 0.0
     pairs &= noise <= max(NO_MEMORY, float(noise[pairs].min()))
-    total = float(_correlation(updates)[pairs].sum())
+    total = float(cosines(updates, 0.0)[pairs].sum())
     known = float(noise[pairs].sum())
     shared = (total - known) / (float(pairs.sum()) - known)
     if shared < 1e-9:
@@ -156,7 +157,7 @@ def drift_gramian(
     share = _drift_share(s, response, at_rest=at_rest)
     noise, norms = np.sqrt(1 - share), np.sqrt(np.diag(updates))
     products = np.sqrt(np.outer(share, share))
-    products = products + np.outer(noise, noise) * _correlation(response @ response.T)
+    products = products + np.outer(noise, noise) * cosines(response @ response.T, 0.0)
     return np.asarray(np.outer(norms, norms) * products)
 
 
@@ -167,13 +168,6 @@ def _drift_share(s: float, response: np.ndarray, *, at_rest: bool) -> np.ndarray
         growth = response.sum(1) ** 2 / (response**2).sum(1)
         growth /= growth[-1]
     return np.asarray(1 - 1 / (1 + s * growth))
-
-
-def _correlation(products: np.ndarray) -> np.ndarray:
-    """Cosines; 0 where a vector is zero."""
-    lengths = np.sqrt(np.diag(products))
-    moved = np.outer(lengths, lengths)
-    return np.asarray(np.divide(products, moved, out=np.zeros_like(products), where=moved > 0))
 
 
 def sketched_product_sd(product: float, squared_norms: tuple[float, float], size: int) -> float:

@@ -10,13 +10,13 @@ the run, and the claim is about that model.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import optimize, stats
 
-from loclin.run.rows import Claim, finite
+from loclin.run.rows import Claim, estimated
 from loclin.stats import (
     Estimate,
     Numbers,
@@ -26,6 +26,8 @@ from loclin.stats import (
     mean_above,
     mean_within,
     on_scale,
+    over_models,
+    permutation_p,
     unscaled,
 )
 from loclin.studies.settings import StudySettings
@@ -284,15 +286,41 @@ def setting(settings: StudySettings, of: str) -> str:
     return ", ".join([settings.model, *settings.data, *lora, of])
 
 
-def figures(estimate: Estimate | None) -> dict[str, float | int | None]:
-    """An estimate as the fields of a claim; nothing where it is not defined."""
-    if estimate is None:
-        return {"value": None, "low": None, "high": None, "n": 0}
-    low, high = finite(estimate.low), finite(estimate.high)
-    return {"value": estimate.value, "low": low, "high": high, "n": estimate.n}
+def mean(settings: StudySettings, values: Numbers, scale: Scale = "plain") -> Estimate | None:
+    """Over the models; None where no run has a value."""
+    undefined = np.isnan(np.asarray(values, dtype=float)).all()
+    return None if undefined else over_models(values, settings.models, scale)
+
+
+def drawn(name: str, observed: float, null: np.ndarray) -> Drawn:
+    """By permutation in both directions; draws are 1e-12 above what they are, then below."""
+    other = permutation_p(-observed, 2e-12 - null)
+    return Drawn(name=name, value=permutation_p(observed, null), other=other)
 
 
 def undecided(estimate: Estimate | None, **words: str) -> Claim:
     """A claim before its rule is applied: "measurement" or "not run" where it stays so."""
-    fields = {"p": None, "p_holm": None, "verdict": "not run", **figures(estimate), **words}
-    return Claim(**fields)  # type: ignore[arg-type]
+    e = estimated("", estimate, {})
+    fields = {"value": e.value, "low": e.low, "high": e.high, "n": e.n, "p": None, "p_holm": None}
+    return Claim(**{**fields, "verdict": "not run", **words})  # type: ignore[arg-type]
+
+
+def rule(
+    settings: StudySettings,
+    of: str,
+    estimate: Estimate | None,
+    conditions: Iterable[Condition] = (),
+    **words: str,
+) -> Rule:
+    """A claim with its conditions, which decide nothing where there is no estimate.
+
+    Args:
+        settings: of the study.
+        of: what else it was tested on, such as the optimiser.
+        estimate: what was measured.
+        conditions: all of them have to hold.
+        words: fields of the `Claim`.
+    """
+    claim = undecided(estimate, setting=setting(settings, of), **words)
+    holding = () if estimate is None else tuple(conditions)
+    return Rule(claim=claim, conditions=holding, models=settings.models)

@@ -18,7 +18,7 @@ from loclin.stats import over_models
 from loclin.studies.krylov.names import EIGENVECTORS, FALLBACK, KRYLOV, PRECONDITIONED
 from loclin.studies.krylov.settings import KrylovSettings
 from loclin.studies.names import MINIBATCH, OPTIMISERS, PREFIX, displacement
-from loclin.studies.verdict import Mean, Rule, decided, setting, undecided
+from loclin.studies.verdict import Mean, Rule, decided, rule
 
 MOST = 0.5  # "lie in": half
 
@@ -50,12 +50,18 @@ def krylov(settings: KrylovSettings, rows: Sequence[Row], optimiser: str) -> Rul
         note += "; spectrum within [0, 2/η], the premise of the bound for stopped descent, in "
         note += f"{int(premise.sum())} of {len(premise)} runs"
     fallback = settings.products == FALLBACK
-    claim = undecided(
+    return rule(
+        settings,
+        OPTIMISERS[optimiser],
         over_models(held, settings.models, "logit"),
+        (
+            Mean(name="capture", values=held, threshold=MOST, scale="logit"),
+            Mean(name="excess over eigenvectors", values=curvature, threshold=0.0),
+            Mean(name="excess over gradients", values=gradients, threshold=0.0, refutes=False),
+        ),
         id="krylov",
         statement="The way back lies in the Krylov space of gradient and Hessian at the damaged "
         "point.",
-        setting=setting(settings, OPTIMISERS[optimiser]),
         paper="a characterisation, no number (theory)",
         measured=f"capture of {displacement(settings)} by K_k(H, g) at θ_D, k = {settings.k} of "
         f"T = {settings.steps} steps",
@@ -66,9 +72,3 @@ def krylov(settings: KrylovSettings, rows: Sequence[Row], optimiser: str) -> Rul
         f"capture below {MOST}, or its excess over top eigenvectors below 0",
         note=note + ("; products by finite differences" if fallback else ""),
     )
-    conditions = (
-        Mean(name="capture", values=held, threshold=MOST, scale="logit"),
-        Mean(name="excess over eigenvectors", values=curvature, threshold=0.0),
-        Mean(name="excess over gradients", values=gradients, threshold=0.0, refutes=False),
-    )
-    return Rule(claim=claim, conditions=conditions, models=settings.models)
