@@ -102,7 +102,6 @@ def planted(lowest: float, largest: float) -> Curved:
         probes=probes,
         families={},
         preconditioned=nothing,
-        note="",
     )
 
 

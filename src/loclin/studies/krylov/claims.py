@@ -15,7 +15,7 @@ from typing import Any
 
 from loclin.run.rows import Claim, Row, by_run
 from loclin.stats import over_models
-from loclin.studies.krylov.names import EIGENVECTORS, FALLBACK, KRYLOV, PRECONDITIONED
+from loclin.studies.krylov.names import EIGENVECTORS, KRYLOV, PRECONDITIONED
 from loclin.studies.krylov.settings import KrylovSettings
 from loclin.studies.names import MINIBATCH, OPTIMISERS, PREFIX, displacement
 from loclin.studies.verdict import Mean, Rule, decided, rule
@@ -49,7 +49,6 @@ def krylov(settings: KrylovSettings, rows: Sequence[Row], optimiser: str) -> Rul
         premise = by_run(rows, "bound_premise", optimiser=optimiser)
         note += "; spectrum within [0, 2/η], the premise of the bound for stopped descent, in "
         note += f"{int(premise.sum())} of {len(premise)} runs"
-    fallback = settings.products == FALLBACK
     return rule(
         settings,
         OPTIMISERS[optimiser],
@@ -70,5 +69,5 @@ def krylov(settings: KrylovSettings, rows: Sequence[Row], optimiser: str) -> Rul
         rule=f"supported: the capture above {MOST} (mean on the logit scale), and what it exceeds "
         "that of top eigenvectors and of minibatch gradients by, paired, above 0; refuted: the "
         f"capture below {MOST}, or its excess over top eigenvectors below 0",
-        note=note + ("; products by finite differences" if fallback else ""),
+        note=note + ("; products by finite differences" if settings.products != "auto" else ""),
     )

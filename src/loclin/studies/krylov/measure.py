@@ -15,6 +15,7 @@ from loclin.run.runner import Session
 from loclin.studies.captures import family_rows
 from loclin.studies.context import Requirements, RunContext, make_context
 from loclin.studies.damage import destroyed, recovery
+from loclin.studies.directions import curvature_notes
 from loclin.studies.families import products, steps_family
 from loclin.studies.krylov.curved import Curved, curved_at
 from loclin.studies.krylov.names import KRYLOV, PRECONDITIONED
@@ -59,7 +60,9 @@ def measure(settings: KrylovSettings, run: int, session: Session) -> Part:
         more, kept = _recovered(ctx, optimiser, damaged, found, grams)
         rows += more
         arrays |= {f"{name}/{optimiser}/{run}": array for name, array in kept.items()}
-    return Part(rows=rows, arrays=arrays, notes=(*ctx.notes, found.note))
+    return Part(
+        rows=rows, arrays=arrays, notes=(*ctx.notes, *curvature_notes(ctx.problem, settings.method))
+    )
 
 
 def requirements(settings: KrylovSettings) -> Requirements:

@@ -15,7 +15,6 @@ from loclin.report.words import estimate_text, number
 from loclin.run.rows import Row, by_run
 from loclin.studies.krylov.names import (
     EIGENVECTORS,
-    FALLBACK,
     KRYLOV,
     LEGEND,
     PRECONDITIONED,
@@ -240,6 +239,6 @@ def _curvature(rows: Sequence[Row], settings: Mapping[str, Any]) -> Section:
             f"Trace {text_of(rows, 'trace')} and Frobenius norm {text_of(rows, 'frobenius_norm')}, "
             f"each from {settings['probes']} random probes a run (the intervals are over models; "
             "those of single runs, over probes, are in the record).",
-            *([fallback] if settings.get("products") == FALLBACK else []),
+            *([fallback] if settings.get("products", "auto") != "auto" else []),
         ],
     )

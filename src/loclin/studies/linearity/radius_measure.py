@@ -19,7 +19,7 @@ from loclin.parameters import ParameterSpace
 from loclin.run.rows import Part, Row, estimated, finite
 from loclin.run.runner import Session
 from loclin.seeds import derived
-from loclin.studies.linearity.measure import switch_note
+from loclin.studies.directions import curvature_notes
 from loclin.studies.linearity.names import GRADIENT, SIGNS, UNITS
 from loclin.studies.linearity.radius_settings import RadiusSettings
 from loclin.studies.linearity.rows import Context, curve_rows, rows_of
@@ -111,7 +111,7 @@ def read_vector(settings: RadiusSettings, problem: Problem, space: ParameterSpac
 def _method(window: LinearWindow, problem: Problem) -> list[str]:
     """How curvature was taken, where that is not plain."""
     if window.method == "double backward":
-        return switch_note(problem)
+        return curvature_notes(problem)
     why = f" ({window.refused.rsplit(': ', 1)[0]})" if window.refused else ""
     return [f"curvature is taken by finite differences of gradients{why}"]
 

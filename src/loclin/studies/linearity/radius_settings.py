@@ -80,8 +80,7 @@ class RadiusSettings(ModelSettings):
         """These settings, if they can be run; raises as `RunSettings.checked` does."""
         super().checked()
         check_counts(self, ("examples", "batch", "per_decade"))
-        if self.folds < 2:
-            raise LoclinError(f"expected at least 2 folds, found {self.folds}: raise --folds")
+        check_counts(self, ("folds",), 2)
         for name in ("tolerance", "precision"):
             if not 0 < getattr(self, name) < 1:
                 raise LoclinError(

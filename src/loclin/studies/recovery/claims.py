@@ -73,7 +73,7 @@ def shares_behind(rows: Sequence[Row], optimiser: str, k: int) -> dict[str, Valu
 
 def _damaged_scores(rows: Sequence[Row]) -> Values:
     """Every run's score on its destroyed task right after the damage."""
-    own = [r for r in rows if "run" in r.context and r.context.get("on", "") == r.context.get("task")]
+    own = [r for r in rows if r.context.get("on", "") == r.context.get("task")]
     return by_run(own, "score", point="damaged")
 
 
