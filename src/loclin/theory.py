@@ -170,18 +170,6 @@ def _drift_share(s: float, response: np.ndarray, *, at_rest: bool) -> np.ndarray
     return np.asarray(1 - 1 / (1 + s * growth))
 
 
-def sketched_product_sd(product: float, squared_norms: tuple[float, float], size: int) -> float:
-    """Standard deviation of ⟨u, v⟩ read from m-number sketches: √((⟨u,v⟩² + ‖u‖²‖v‖²)/m) (§3).
-
-    The mean is ⟨u, v⟩. An upper bound for a count sketch (Charikar, Chen and Farach-Colton 2002),
-    close where no coordinate dominates.
-
-    >>> round(sketched_product_sd(1.0, (1.0, 1.0), 200), 3)
-    0.1
-    """
-    return float(np.sqrt((product**2 + squared_norms[0] * squared_norms[1]) / size))
-
-
 def sketched_capture(capture: float, k: int, size: int) -> tuple[float, float]:
     """Bias and standard deviation of a capture c by a k-span read from m-number sketches (§2).
 

@@ -181,8 +181,6 @@ class StudySettings(ModelSettings):
         when its model's turn comes again, so that they are crossed with models (measures §14).
 
         Args:
-            run: the run.
-            choices: how many there are.
             models: how many models in a row take the same one.
             rounds: by how many the choice moves when all models have had their turn.
         """

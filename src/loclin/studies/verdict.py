@@ -315,10 +315,7 @@ def rule(
     """A claim with its conditions, which decide nothing where there is no estimate.
 
     Args:
-        settings: of the study.
         of: what else it was tested on, such as the optimiser.
-        estimate: what was measured.
-        conditions: all of them have to hold.
         words: fields of the `Claim`.
     """
     claim = undecided(estimate, setting=setting(settings, of), **words)

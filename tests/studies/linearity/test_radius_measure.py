@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from loclin import updates
 from loclin.curvature import NoSecondDerivative
 from loclin.errors import LoclinError
 from loclin.models import Problem, load
@@ -183,7 +184,7 @@ def test_a_loss_that_is_not_finite_is_refused_before_anything_is_taken(
 def test_too_little_memory_is_told_before_it_is_used(
     folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(updates, "free_memory", lambda device: 1000)
     with pytest.raises(
         LoclinError,
         match=r"room for about 6 directions of 26336 coordinates .*: move fewer weights by --space",

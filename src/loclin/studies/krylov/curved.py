@@ -18,7 +18,7 @@ from loclin.search.local_law import second_order
 from loclin.seeds import derived
 from loclin.studies.context import RunContext
 from loclin.studies.directions import batch_gradients
-from loclin.studies.families import Directions, Family, tangent_family
+from loclin.studies.families import Directions, Family, family_at
 from loclin.studies.krylov.names import EIGENVECTORS, KRYLOV
 from loclin.studies.krylov.settings import KrylovSettings
 from loclin.studies.names import MINIBATCH, RANDOM
@@ -89,8 +89,8 @@ def curved_at(ctx: RunContext[KrylovSettings], damaged: Float[Tensor, " D"]) -> 
         krylov=krylov,
         eigenvalues=values.cpu().double().numpy(),
         probes=probed,
-        families={name: tangent_family(ctx, damaged, rows) for name, rows in bases.items()},
-        preconditioned=tangent_family(ctx, damaged, _filled(own, most)),
+        families={name: family_at(ctx, damaged, rows) for name, rows in bases.items()},
+        preconditioned=family_at(ctx, damaged, _filled(own, most)),
     )
 
 

@@ -92,7 +92,6 @@ def descent_rows(
         updates: Gramian of the updates, there too.
         rate: η.
         times: every t; those beyond the space are left out.
-        context: of the rows.
     """
     within = [t for t in times if t <= krylov.k]
     for t, model in zip(within, krylov.descent(rate, within) if within else (), strict=True):

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from loclin.run.rows import Claim, Row, by_run
 from loclin.stats import Estimate, over_models
 from loclin.studies.linearity.names import BOTH, GRADIENT, MATCHED, RECOVERY, SIDES, TASK
-from loclin.studies.linearity.settings import LinearitySettings
+from loclin.studies.linearity.settings import LinearitySettings, moved
 from loclin.studies.names import OPTIMISERS, POINTS
 from loclin.studies.verdict import Rule, decided, mean, rule
 
@@ -55,7 +55,7 @@ def window(settings: LinearitySettings, rows: Sequence[Row], point: str) -> Rule
         statement="There is a range of steps in which first-order prediction holds.",
         paper="located on Qwen2.5-0.5B (Fig. 6)",
         measured=f"log10 of the window ε_τ along the gradient, τ = {tau:g}: the largest step, of "
-        f"the smaller side, as a share of the {settings.moved}' length",
+        f"the smaller side, as a share of the {moved(settings.space)}' length",
         null="none: any smooth loss has some window above round-off",
         rule="none: it could not fail; the radius is the number to use",
         verdict="measurement",

@@ -24,7 +24,7 @@ from loclin.studies.linearity.names import GRADIENT, SIGNS, UNITS
 from loclin.studies.linearity.radius_settings import RadiusSettings
 from loclin.studies.linearity.rows import Context, curve_rows, rows_of
 from loclin.tasks.example import Example
-from loclin.updates import free_memory
+from loclin.updates import check_room
 from loclin.window import Effect, LinearWindow, linear_window
 
 HELD = 6  # vectors as long as the weights that are held at once, beside the weights themselves
@@ -41,7 +41,7 @@ def measure(settings: RadiusSettings, run: int, session: Session) -> Part:
     session.progress("loading the model", 0.0)
     problem = load(settings, seed=settings.seed, progress=session.progress)
     space = ParameterSpace(problem.model, "*" if settings.space == "full" else settings.space)
-    _check_room(space)
+    check_room(space, HELD, "move fewer weights by --space")
     examples, notes = examples_asked(settings, problem)
     eval_set = EvalSet.of(problem, examples, folds=settings.folds, at_once=settings.batch)
     check_finite(*eval_set.tallies(), eval_set.count)
@@ -114,17 +114,6 @@ def _method(window: LinearWindow, problem: Problem) -> list[str]:
         return curvature_notes(problem)
     why = f" ({window.refused.rsplit(': ', 1)[0]})" if window.refused else ""
     return [f"curvature is taken by finite differences of gradients{why}"]
-
-
-def _check_room(space: ParameterSpace) -> None:
-    needed = HELD * space.dimension * space.parameters[0].element_size()
-    free = free_memory(space.parameters[0].device)
-    if needed > free:
-        raise LoclinError(
-            f"expected room for about {HELD} directions of {space.dimension} coordinates "
-            f"({needed / 1e9:.0f} GB), found {free / 1e9:.0f} GB of free memory: move fewer "
-            "weights by --space"
-        )
 
 
 def window_rows(window: LinearWindow, tolerance: float) -> Iterator[Row]:

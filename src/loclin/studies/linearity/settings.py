@@ -82,11 +82,6 @@ class LinearitySettings(CurvatureSettings):
         """The τ of the reported window."""
         return self.tolerances[0]
 
-    @property
-    def moved(self) -> str:
-        """What a step moves."""
-        return moved(self.space)
-
 
 def moved(space: str) -> str:
     """What a step moves: with LoRA it is the factors."""

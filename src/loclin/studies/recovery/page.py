@@ -14,7 +14,7 @@ from loclin.report.figures import (
     draw_points,
     select,
 )
-from loclin.report.section import Section, text_of
+from loclin.report.section import Section, null_of, text_of
 from loclin.report.words import number
 from loclin.run.rows import Row
 from loclin.studies import names
@@ -218,8 +218,7 @@ def _drift(rows: Sequence[Row], k: int, times: Sequence[int]) -> Section:
             f"{text_of(rows, 'overlap', optimiser=o, t=late, batches='same')}."
         )
     start: dict[str, Any] = {"point": "damaged", "t": first}
-    floors = select(rows, "overlap_floor", **start)
-    chance = number(floors[0].null) if floors else "–"
+    chance = null_of(rows, "overlap_floor", **start)
     return Section(
         title="How fast does the useful basis move?",
         question=f"Overlap of the top-{k} gradient basis at θ_D with that at θ_t, as a share of "

@@ -19,7 +19,7 @@ from loclin.schedules.comparison import ScheduleComparison
 from loclin.seeds import derived
 from loclin.studies.context import RunContext
 from loclin.studies.directions import batch_gradients
-from loclin.studies.families import Family, products, steps_family, tangent_family
+from loclin.studies.families import Family, family_at, products, steps_family
 from loclin.studies.schedules import names as n
 from loclin.studies.schedules.settings import SchedulesSettings
 
@@ -49,7 +49,7 @@ def task_cosines(ctx: RunContext[SchedulesSettings], tasks: Sequence[str]) -> di
         order = torch.randperm(len(data), generator=shuffle)[: ctx.settings.cosine_examples]
         halves = [data.rows(part) for part in order.chunk(2)]
         rows.append(batch_gradients(ctx.problem, ctx.space, halves))
-    family, found = tangent_family(ctx, ctx.space.read(), torch.cat(rows)), {}
+    family, found = family_at(ctx, ctx.space.read(), torch.cat(rows)), {}
     for space, gram in products(ctx, family).items():
         each = cosines(gram)
         found[space] = Halves(each[::2, ::2], each[1::2, 1::2], np.diag(each[::2, 1::2]))

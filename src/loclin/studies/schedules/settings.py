@@ -75,11 +75,7 @@ class SchedulesSettings(ComparisonOptions, DamageSettings):
         return {name: every[name] for name in self.optimisers}
 
     def checked(self) -> SchedulesSettings:
-        """These settings, if they can be run.
-
-        Raises:
-            LoclinError: what was expected, what was found, what to do.
-        """
+        """These settings, if they can be run; raises as `RunSettings.checked` does."""
         super().checked()
         check_counts(self, ("k", "cosine_examples"))
         check_rates(self, ("adamw_lr", "sgd_lr"))
