@@ -184,7 +184,8 @@ class Rule:
 
 def decided(rules: Sequence[Rule]) -> list[Claim]:
     """The claims with their verdicts, adjusted over both directions of all of them."""
-    rules = [replace(r, claim=replace(r.claim, unit=_unit(r.models))) for r in rules]
+    units = ("model" if r.models > 1 else "run on one model" for r in rules)
+    rules = [replace(r, claim=replace(r.claim, unit=u)) for r, u in zip(rules, units, strict=True)]
     tests = {i: t for i, rule in enumerate(rules) if (t := rule.tests()) is not None}
     adjusted = _adjusted(tests)
     return [
@@ -238,10 +239,6 @@ def _decided(rule: Rule, i: int, tests: Tests, after: tuple[float, float | None]
         halved=halved,
         doubled=doubled,
     )
-
-
-def _unit(models: int) -> str:
-    return "model" if models > 1 else "run on one model"
 
 
 def _agreeing(rule: Rule, word: str) -> str:

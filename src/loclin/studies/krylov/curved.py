@@ -77,7 +77,8 @@ def curved_at(ctx: RunContext[KrylovSettings], damaged: Float[Tensor, " D"]) -> 
             start = derived(seed, "eigenvectors")
             values, vectors = top_eigenpairs(product, settings.k, seed=start)
             probed = probes(product, settings.probes, seed=seed)
-            own = preconditioned_lanczos(product, g, _scale(gradients), most).basis
+            scale = (gradients.square().mean(0).sqrt() + ADAM_EPSILON) ** -0.5  # M^{−1/2}
+            own = preconditioned_lanczos(product, g, scale, most).basis
     random = random_subspace(most, space.dimension, seed=derived(seed, "random")).basis.to(damaged)
     bases = {
         KRYLOV: _filled(krylov.basis, most),
@@ -103,8 +104,3 @@ def chosen(data: Batch, count: int, *, seed: int) -> Batch:
 def _filled(basis: Directions, size: int) -> Directions:
     """A basis of fewer rows, its space being invariant, filled up with zeros: they span nothing."""
     return torch.nn.functional.pad(basis, (0, 0, 0, size - len(basis)))
-
-
-def _scale(gradients: Directions) -> Float[Tensor, " D"]:
-    """M^{−1/2} for M = diag(√(mean of g²) + ε)."""
-    return (gradients.square().mean(0).sqrt() + ADAM_EPSILON) ** -0.5

@@ -25,7 +25,7 @@ from loclin.studies.krylov.rows import (
     curvature_rows,
     descent_rows,
     excess_rows,
-    prefix_rows,
+    prefix_capture_rows,
     premise_row,
     time_rows,
 )
@@ -109,7 +109,7 @@ def _recovered(
     arrays = {f"update_gramian/{space}": gram for space, gram in updates.items()}
     for space, gram in updates.items():
         here = {**context, "basis": PREFIX, "space": space}
-        rows += prefix_rows(gram, settings.ks, here)
+        rows += prefix_capture_rows(gram, settings.ks, here)
         rows += time_rows(gram[:k, :k], gram[:k], gram, settings.times, {**here, "k": k})
     own_space = {PRECONDITIONED: found.preconditioned} if optimiser == "adamw" else {}
     for name, family in (found.families | own_space).items():

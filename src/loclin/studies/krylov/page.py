@@ -13,12 +13,7 @@ from loclin.report.figures import Curve, curve, draw_curves, select
 from loclin.report.section import Section, null_of, text_of
 from loclin.report.words import estimate_text, number
 from loclin.run.rows import Row, by_run
-from loclin.studies.krylov.names import (
-    EIGENVECTORS,
-    KRYLOV,
-    LEGEND,
-    PRECONDITIONED,
-)
+from loclin.studies.krylov.names import EIGENVECTORS, KRYLOV, LEGEND, PRECONDITIONED
 from loclin.studies.names import MINIBATCH, OPTIMISERS, PREFIX, RANDOM, deciding_space, two_spaces
 
 COLOURS = (0, 5, 1, 4, 2, 8)  # of the bases in `LEGEND`

@@ -55,14 +55,12 @@ class KrylovSettings(CurvatureSettings):
     probes: int = 8
     """Random probes behind trace and Frobenius norm, one product each."""
 
-    def checked(self) -> KrylovSettings:
-        """These settings, if they can be run; raises as `RunSettings.checked` does."""
-        super().checked()
+    def _check(self) -> None:
+        super()._check()
         check_counts(self, ("k", "curvature_examples"))
         check_within(self, ("k", "ks", "times"), self.steps, "T", "raise --steps")
         check_among(self)
         check_counts(self, ("probes",), 2)
-        return self
 
     @property
     def most(self) -> int:

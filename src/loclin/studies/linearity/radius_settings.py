@@ -76,9 +76,8 @@ class RadiusSettings(ModelSettings):
         digest = {"direction_digest": digest_of([path])} if path.is_file() else {}
         return {**super().fingerprint(), **digest}
 
-    def checked(self) -> RadiusSettings:
-        """These settings, if they can be run; raises as `RunSettings.checked` does."""
-        super().checked()
+    def _check(self) -> None:
+        super()._check()
         check_counts(self, ("examples", "batch", "per_decade"))
         check_counts(self, ("folds",), 2)
         for name in ("tolerance", "precision"):
@@ -88,4 +87,3 @@ class RadiusSettings(ModelSettings):
                     f"--{name}"
                 )
         check_line(self)
-        return self

@@ -62,9 +62,8 @@ class LinearitySettings(CurvatureSettings):
     hessian_directions: int = 3
     """How many eigenvectors of the largest Hessian eigenvalues are directions, at both points."""
 
-    def checked(self) -> LinearitySettings:
-        """These settings, if they can be run; raises as `RunSettings.checked` does."""
-        super().checked()
+    def _check(self) -> None:
+        super()._check()
         check_counts(self, ("window_examples", "per_decade", "task_vector_steps", "k"))
         check_counts(self, ("hessian_directions",))
         check_within(self, ("k",), self.steps, "T", "raise --steps")
@@ -75,7 +74,6 @@ class LinearitySettings(CurvatureSettings):
                 "--tolerances"
             )
         check_line(self)
-        return self
 
     @property
     def tolerance(self) -> float:

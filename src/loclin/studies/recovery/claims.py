@@ -65,16 +65,11 @@ def shares_behind(rows: Sequence[Row], optimiser: str, k: int) -> dict[str, Valu
     here: dict[str, Any] = {"optimiser": optimiser, "k": k}
     full = by_run(rows, "regained_score", optimiser=optimiser, basis=FULL)
     prefix = by_run(rows, "regained_score", basis=PREFIX, **here)
-    regained = full - _damaged_scores(rows)
+    own = [r for r in rows if r.context.get("on", "") == r.context.get("task")]
+    regained = full - by_run(own, "score", point="damaged")
     whole = np.where(regained >= REGAINED, regained, np.nan)
     behind = {b: prefix - by_run(rows, "regained_score", basis=b, **here) for b in STATIC}
     return {name: gap / whole for name, gap in {**behind, FULL: full - prefix}.items()}
-
-
-def _damaged_scores(rows: Sequence[Row]) -> Values:
-    """Every run's score on its destroyed task right after the damage."""
-    own = [r for r in rows if r.context.get("on", "") == r.context.get("task")]
-    return by_run(own, "score", point="damaged")
 
 
 def static_bases_miss(settings: RecoverySettings, rows: Sequence[Row], optimiser: str) -> Rule:

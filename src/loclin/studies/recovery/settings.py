@@ -68,9 +68,8 @@ class RecoverySettings(TrainBackSettings):
     shuffles: int = 49
     """Shuffled orders of the updates drawn as a null."""
 
-    def checked(self) -> RecoverySettings:
-        """These settings, if they can be run; raises as `RunSettings.checked` does."""
-        super().checked()
+    def _check(self) -> None:
+        super()._check()
         check_counts(self, ("gradients", "gradient_batch", "hessian_batch", "project_steps"))
         check_counts(self, ("task_vector_steps", "k", "shuffles", "project_repeats"))
         check_within(self, ("k", "ks", "project_ks", "times"), self.steps, "T", "raise --steps")
@@ -85,7 +84,6 @@ class RecoverySettings(TrainBackSettings):
                 f"expected a time of at most 100 steps, found {list(self.times)}: add one to "
                 "--times"
             )
-        return self
 
     @property
     def all_ks(self) -> tuple[int, ...]:

@@ -13,14 +13,7 @@ from loclin.report.section import Section, null_of, text_of
 from loclin.report.words import number
 from loclin.run.rows import Row
 from loclin.studies.names import POINTS
-from loclin.studies.spectrum.names import (
-    CENTRED,
-    ISOTROPIC,
-    MEASURED,
-    OWN,
-    PER_TENSOR,
-    UNIT,
-)
+from loclin.studies.spectrum.names import CENTRED, ISOTROPIC, MEASURED, OWN, PER_TENSOR, UNIT
 
 Rows = Sequence[Row]
 Settings = Mapping[str, Any]

@@ -48,9 +48,8 @@ class SpectrumSettings(DamageSettings):
     overlap_gradients: int = 12
     """Gradients behind each task's space; two independent sets are taken for every task."""
 
-    def checked(self) -> SpectrumSettings:
-        """These settings, if they can be run; raises as `RunSettings.checked` does."""
-        super().checked()
+    def _check(self) -> None:
+        super()._check()
         check_counts(self, ("gradient_batch", "overlap_gradients", "k"))
         counts, ks, half = list(self.counts), list(self.ks), max(self.counts, default=0) // 2
         if len(set(counts)) < 2 or min(counts) < 4 or counts != sorted(counts):
@@ -69,7 +68,6 @@ class SpectrumSettings(DamageSettings):
                 "--k or raise --overlap-gradients"
             )
         check_sketch(self, max(counts), "n")
-        return self
 
 
 def preset(profile: Profile, model: str | None = None) -> SpectrumSettings:

@@ -100,12 +100,7 @@ def _point_rows(run: Run) -> Iterator[Row]:
 
 
 def _space_rows(
-    run: Run,
-    space: str,
-    ks: tuple[int, ...],
-    shuffles: int,
-    seed: int,
-    response: np.ndarray | None,
+    run: Run, space: str, ks: tuple[int, ...], shuffles: int, seed: int, response: np.ndarray | None
 ) -> Iterator[Row]:
     """Everything about a run in one space. The heavy-ball null is about single steps: it is kept
     for a run of such alone.
