@@ -20,7 +20,7 @@ from loclin.parameters import ParameterSpace
 from loclin.run.rows import Part
 from loclin.run.runner import Session
 from loclin.studies.linearity import radius_measure as module
-from loclin.studies.linearity.radius_measure import examples_asked, measure
+from loclin.studies.linearity.radius_measure import examples_drawn, measure
 from loclin.studies.linearity.radius_settings import RadiusSettings
 from tests.studies.linearity.planted import number, one
 
@@ -43,7 +43,7 @@ def problem_of(asked: RadiusSettings, folder: Path) -> Problem:
 def loss_of(asked: RadiusSettings, folder: Path) -> float:
     """Mean loss of another model on the very examples that were asked."""
     problem = problem_of(asked, folder)
-    (loss, _), (tokens, _) = EvalSet.of(problem, examples_asked(asked, problem)[0]).tallies()
+    (loss, _), (tokens, _) = EvalSet.of(problem, examples_drawn(asked, problem)[0]).tallies()
     return float(loss / tokens)
 
 
@@ -74,7 +74,7 @@ def test_a_plain_step_of_the_largest_learning_rate_is_off_by_the_tolerance(folde
     rows = radius(asked).rows
     rate = number(rows, "radius", sign="−", **{"as": "λ"})
     problem = problem_of(asked, folders / "base")
-    eval_set = EvalSet.of(problem, examples_asked(asked, problem)[0], at_once=9)
+    eval_set = EvalSet.of(problem, examples_drawn(asked, problem)[0], at_once=9)
     space = ParameterSpace(problem.model)
     gradient = space.gradient(eval_set.loss, eval_set.fold(0))
     (before, _), (tokens, _) = eval_set.tallies()

@@ -42,7 +42,7 @@ def measure(settings: RadiusSettings, run: int, session: Session) -> Part:
     problem = load(settings, seed=settings.seed, progress=session.progress)
     space = ParameterSpace(problem.model, "*" if settings.space == "full" else settings.space)
     check_room(space, HELD, "move fewer weights by --space")
-    examples, notes = examples_asked(settings, problem)
+    examples, notes = examples_drawn(settings, problem)
     eval_set = EvalSet.of(problem, examples, folds=settings.folds, at_once=settings.batch)
     check_finite(*eval_set.tallies(), eval_set.count)
     chunks = [(i, batch) for i in range(eval_set.count) for batch in eval_set.fold(i)]
@@ -74,7 +74,7 @@ def measure(settings: RadiusSettings, run: int, session: Session) -> Part:
     return Part(rows=rows, arrays={}, notes=list(filter(None, notes)))
 
 
-def examples_asked(settings: RadiusSettings, problem: Problem) -> tuple[list[Example], list[str]]:
+def examples_drawn(settings: RadiusSettings, problem: Problem) -> tuple[list[Example], list[str]]:
     """Examples that a built-in model never saw; of other data any, as nothing is trained here."""
     if settings.task is not None and settings.task not in problem.tasks:
         raise LoclinError(
