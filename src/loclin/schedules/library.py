@@ -84,7 +84,7 @@ def _projecting(make: Any) -> Callable[[Products], Weights]:
 
     def weigh(gramian: Products) -> Weights:
         lengths = np.sqrt(np.diag(gramian))
-        units = torch.from_numpy(cosines(gramian))
+        units = torch.from_numpy(cosines(gramian, 0.0))
         weights = make(pref_vector=torch.from_numpy(lengths))(units).numpy()
         return np.asarray(weights / lengths, dtype=float)
 
