@@ -18,6 +18,7 @@ from loclin.models.evaluation import EvalSet
 from loclin.progress import ProgressCallback
 from loclin.run.rows import Part, Row
 from loclin.run.runner import Session
+from loclin.search.local_law import second_order
 from loclin.seeds import derived
 from loclin.studies.context import Requirements, RunContext, make_context
 from loclin.studies.damage import damage
@@ -114,10 +115,9 @@ class _Point:
         ctx, space, tolerances = self._ctx, self._ctx.space, self._ctx.settings.tolerances
         gradient = space.gradient(self._eval_set.loss, self._eval_set.fold(0))
         second = NamedDirection(name=RANDOM, vector=space.noise(seed=derived(self._seed, "other")))
-        with differentiable(
-            ctx.problem, ctx.settings
-        ):  # all before the point moves, so that one graph serves them
-            product = self._product()
+        of = ctx.problem, space, self._eval_set.loss, list(self._eval_set.fold(0))
+        # all before the point moves, so that one graph serves them
+        with second_order(*of, ctx.settings.method) as product:
             every = directions.common_directions(ctx, gradient, product, seed=self._seed)
             every += [replace(d, vector=d.vector.to(gradient)) for d in displacements]
             pairs = list(self._pairs(every, second))

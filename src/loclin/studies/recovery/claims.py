@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -183,9 +184,11 @@ def prefix_beyond_drift(settings: RecoverySettings, rows: Sequence[Row], optimis
     above = {d: future - by_run(rows, "future_capture_null", null=d, **here) for d in drifts}
     excess = {d: over_models(values, settings.models) for d, values in above.items()}
     least, most = (extreme(list(above.values()), axis=0) for extreme in (np.min, np.max))
-    plain, of = len(drifts) == 1, {"threshold": BEYOND, "refuted_at": -BEYOND}
-    more = Mean(name="excess over the drift", values=least, refutes=plain, **of)
-    less = Mean(name="excess over the smaller drift", values=most, **of)
+    less = Mean(
+        name="excess over the smaller drift", values=most, threshold=BEYOND, refuted_at=-BEYOND
+    )
+    plain = len(drifts) == 1
+    more = replace(less, name="excess over the drift", values=least, refutes=plain)
     memory = "SGD without momentum: no memory"
     if not plain:
         memory = "AdamW's moving average; its preconditioner, where it changes, is not in the null"

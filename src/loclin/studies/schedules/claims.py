@@ -139,7 +139,7 @@ def sequential_last(settings: SchedulesSettings, rows: Sequence[Row], optimiser:
         "lies above one of them (Bonferroni over all)",
     }
     if not _enough(settings):
-        return rule(settings, OPTIMISERS[optimiser], None, **words, measured="", note=FEW)
+        return rule(settings, OPTIMISERS[optimiser], None, (), **words, measured="", note=FEW)
     worst, models = worst_tasks(settings, rows, optimiser), settings.models
     less = worst.order_less()
     median = over_models(less.pop(n.MEDIAN), models)
@@ -198,7 +198,7 @@ def simultaneous_differ_little(
         "two lies beyond (Bonferroni over all)",
     }
     if not _enough(settings):
-        return rule(settings, OPTIMISERS[optimiser], None, **words, measured="", note=FEW)
+        return rule(settings, OPTIMISERS[optimiser], None, (), **words, measured="", note=FEW)
     worst, models = worst_tasks(settings, rows, optimiser), settings.models
     apart = worst.apart()
     each = {two: over_models(values, models) for two, values in apart.items()}
