@@ -1,6 +1,6 @@
 """Slow, dense, obvious twins of the fast paths."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import mpmath
@@ -64,3 +64,38 @@ def dense_krylov(hessian: np.ndarray, start: np.ndarray, k: int) -> np.ndarray:
             rows.append(left / mpmath.norm(left))
             column = matrix * column
         return np.array([[float(x) for x in row] for row in rows])
+
+
+def drift_capture(steps: int, ks: Sequence[int], s: float) -> np.ndarray:
+    """Prefix capture of a drift μ plus white noise ε, s = ‖μ‖²/E‖ε‖²: (k/T)(1+Ts)/(1+ks) (§3)."""
+    k = np.asarray(ks, dtype=float)
+    return np.asarray(k / steps * (1 + steps * s) / (1 + k * s))
+
+
+def drift_future_capture(steps: int, ks: Sequence[int], s: float) -> np.ndarray:
+    """Future-only capture of the same for D ≫ T: ks·(T−k)s / [(1+ks)(1+(T−k)s)] (§3)."""
+    k = np.asarray(ks, dtype=float)
+    left = steps - k
+    return np.asarray(k * s * left * s / ((1 + k * s) * (1 + left * s)))
+
+
+def isotropic_participation(vectors: int, dimension: int) -> float:
+    """Participation ratio of n isotropic vectors of equal norm: nD/(n+D+1) (§6)."""
+    return vectors * dimension / (vectors + dimension + 1)
+
+
+def isotropic_stable_rank(vectors: int, dimension: int) -> float:
+    """Stable rank of n isotropic vectors of equal norm: n/(1+√(n/D))² (§6)."""
+    return float(vectors / (1 + np.sqrt(vectors / dimension)) ** 2)
+
+
+def folded_gradient_norm(pieces: Mapping[str, Tensor]) -> float:
+    """‖Σ_j (g_j, 0, …, 0)‖: the law's ‖g‖ when every tensor's noise starts the same stream (§10).
+
+    Tensor j's noise is the first numel_j numbers of one stream s, so g·z = Σ_j g_j·s[:numel_j] =
+    (folded g)·s.
+    """
+    folded = torch.zeros(max(piece.numel() for piece in pieces.values()), dtype=torch.float64)
+    for piece in pieces.values():
+        folded[: piece.numel()] += piece.flatten().double()
+    return float(folded.norm())

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
-import torch
 from scipy import special
-from torch import Tensor
 
 from loclin.errors import LoclinError
 
@@ -217,28 +215,6 @@ def _first(most: int, holds: Callable[[int], bool]) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle + 1, high)
     return low
-
-
-def folded_gradient_norm(pieces: Mapping[str, Tensor]) -> float:
-    """‖Σ_j (g_j, 0, …, 0)‖: the law's ‖g‖ when every tensor's noise starts the same stream.
-
-    Tensor j's noise is the first numel_j numbers of one stream s, so g·z = Σ_j g_j·s[:numel_j] =
-    (folded g)·s. The law's tr H, ĝᵀHĝ and ‖H‖_F are those of the Hessian folded in the same way.
-
-    Args:
-        pieces: by name, the gradient in each tensor of the space, of any shape.
-
-    >>> folded_gradient_norm({"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([-3.0])})
-    4.0
-    """
-    if not pieces:
-        raise LoclinError(
-            "expected the gradient of at least one tensor, found none: choose a space"
-        )
-    folded = torch.zeros(max(piece.numel() for piece in pieces.values()), dtype=torch.float64)
-    for piece in pieces.values():  # on the CPU: Apple's devices have no float64
-        folded[: piece.numel()] += piece.detach().flatten().cpu().double()
-    return float(folded.norm())
 
 
 def signal_density(energy: float, k: int) -> float:

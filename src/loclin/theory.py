@@ -12,6 +12,7 @@ from jaxtyping import Float
 from scipy import optimize, stats
 
 from loclin.errors import LoclinError
+from loclin.geometry.gramian import cosines
 
 Curve = Float[np.ndarray, " n"]
 #: Correlation of two steps' noise below which they share no memory (§3).
@@ -57,38 +58,6 @@ def heavy_ball_capture(steps: int, momentum: float, ks: Sequence[int]) -> Curve:
     """
     t = np.arange(1, steps + 1)
     return white_capture((1 - momentum ** (steps - t + 1)) / (1 - momentum), ks)
-
-
-def drift_capture(steps: int, ks: Sequence[int], s: float) -> Curve:
-    """Prefix capture of a drift μ plus white noise ε, s = ‖μ‖²/E‖ε‖²: (k/T)(1+Ts)/(1+ks) (§3).
-
-    >>> drift_capture(100, [10], 0.29).round(2)
-    array([0.77])
-    """
-    k = np.asarray(ks, dtype=float)
-    if np.isinf(s):
-        return np.ones_like(k)
-    return np.asarray(k / steps * (1 + steps * s) / (1 + k * s))
-
-
-def drift_future_capture(
-    steps: int, ks: Sequence[int], s: float, dimension: int | None = None
-) -> Curve:
-    """Future-only capture of the same: c = ks·(T−k)s / [(1+ks)(1+(T−k)s)], plus (1−c)k/D (§3).
-
-    c is for D ≫ T. What it leaves outside the span is isotropic, so k of D dimensions hold their
-    share of it by chance.
-
-    >>> drift_future_capture(100, [10], 0.29).round(2)
-    array([0.72])
-    """
-    k = np.asarray(ks, dtype=float)
-    left = steps - k
-    if np.isinf(s):
-        return np.ones_like(k)
-    held = k * s * left * s / ((1 + k * s) * (1 + left * s))
-    by_chance = k / dimension if dimension else 0.0
-    return np.asarray(held + (1 - held) * by_chance)
 
 
 def impulse_response(points: Sequence[int], momentum: float = 0.0) -> Float[np.ndarray, "T n"]:
@@ -137,12 +106,12 @@ def fit_drift(
             f"expected at least 2 updates to fit a drift, found {steps}: record more steps"
         )
     response = np.eye(steps) if response is None else response
-    noise, moved = _correlation(response @ response.T), np.diag(updates) > 0
+    noise, moved = cosines(response @ response.T, 0.0), np.diag(updates) > 0
     pairs = np.outer(moved, moved) & ~np.eye(steps, dtype=bool)
     if not pairs.any():
         return 0.0
     pairs &= noise <= max(NO_MEMORY, float(noise[pairs].min()))
-    total = float(_correlation(updates)[pairs].sum())
+    total = float(cosines(updates, 0.0)[pairs].sum())
     known = float(noise[pairs].sum())
     shared = (total - known) / (float(pairs.sum()) - known)
     if shared < 1e-9:
@@ -188,7 +157,7 @@ def drift_gramian(
     share = _drift_share(s, response, at_rest=at_rest)
     noise, norms = np.sqrt(1 - share), np.sqrt(np.diag(updates))
     products = np.sqrt(np.outer(share, share))
-    products = products + np.outer(noise, noise) * _correlation(response @ response.T)
+    products = products + np.outer(noise, noise) * cosines(response @ response.T, 0.0)
     return np.asarray(np.outer(norms, norms) * products)
 
 
@@ -199,35 +168,6 @@ def _drift_share(s: float, response: np.ndarray, *, at_rest: bool) -> np.ndarray
         growth = response.sum(1) ** 2 / (response**2).sum(1)
         growth /= growth[-1]
     return np.asarray(1 - 1 / (1 + s * growth))
-
-
-def _correlation(products: np.ndarray) -> np.ndarray:
-    """Cosines; 0 where a vector is zero."""
-    lengths = np.sqrt(np.diag(products))
-    moved = np.outer(lengths, lengths)
-    return np.asarray(np.divide(products, moved, out=np.zeros_like(products), where=moved > 0))
-
-
-def isotropic_participation(vectors: int, dimension: int) -> float:
-    """Participation ratio of n isotropic vectors of equal norm: nD/(n+D+1) (§6)."""
-    return vectors * dimension / (vectors + dimension + 1)
-
-
-def isotropic_stable_rank(vectors: int, dimension: int) -> float:
-    """Stable rank of n isotropic vectors of equal norm: n/(1+√(n/D))² (§6)."""
-    return float(vectors / (1 + np.sqrt(vectors / dimension)) ** 2)
-
-
-def sketched_product_sd(product: float, squared_norms: tuple[float, float], size: int) -> float:
-    """Standard deviation of ⟨u, v⟩ read from m-number sketches: √((⟨u,v⟩² + ‖u‖²‖v‖²)/m) (§3).
-
-    The mean is ⟨u, v⟩. An upper bound for a count sketch (Charikar, Chen and Farach-Colton 2002),
-    close where no coordinate dominates.
-
-    >>> round(sketched_product_sd(1.0, (1.0, 1.0), 200), 3)
-    0.1
-    """
-    return float(np.sqrt((product**2 + squared_norms[0] * squared_norms[1]) / size))
 
 
 def sketched_capture(capture: float, k: int, size: int) -> tuple[float, float]:

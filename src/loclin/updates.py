@@ -115,6 +115,17 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
+def check_room(space: ParameterSpace, vectors: int, remedy: str) -> None:
+    """Whether vectors as long as the space fit into memory; an error with the remedy if not."""
+    needed = vectors * space.dimension * space.parameters[0].element_size()
+    free = free_memory(space.parameters[0].device)
+    if needed > free:
+        raise LoclinError(
+            f"expected room for about {vectors} directions of {space.dimension} coordinates "
+            f"({needed / 1e9:.0f} GB), found {free / 1e9:.0f} GB of free memory: {remedy}"
+        )
+
+
 def _size(space: ParameterSpace, count: int) -> int:
     return count * space.dimension * space.parameters[0].element_size()
 

@@ -9,7 +9,7 @@ from loclin.errors import LoclinError
 from loclin.geometry import sketch as module
 from loclin.geometry.gramian import gramian, prefix_capture
 from loclin.geometry.sketch import Sketch
-from loclin.theory import sketched_capture, sketched_product_sd
+from loclin.theory import sketched_capture
 from tests.properties import assert_within_error
 
 SIZE, DRAWS = 64, 300
@@ -71,7 +71,7 @@ def test_inner_products_have_their_stated_mean_and_spread(cosine: float) -> None
         [float(s.of(u) @ s.of(v)) for s in (Sketch(size=SIZE, seed=i) for i in range(DRAWS))]
     )
     assert_within_error(draws, products[0, 1])
-    stated = sketched_product_sd(products[0, 1], (products[0, 0], products[1, 1]), SIZE)
+    stated = math.sqrt((products[0, 1] ** 2 + products[0, 0] * products[1, 1]) / SIZE)
     assert math.isclose(draws.std(), stated, rel_tol=4 / math.sqrt(2 * DRAWS) + 0.03)
 
 

@@ -8,8 +8,12 @@ from scipy import stats
 from loclin.errors import LoclinError
 from loclin.geometry.gramian import gramian
 from loclin.geometry.spectrum import centred, effective_ranks, principal_directions, random_sketch
-from loclin.theory import isotropic_participation, isotropic_stable_rank
-from tests.reference import dense_capture, dense_ranks
+from tests.reference import (
+    dense_capture,
+    dense_ranks,
+    isotropic_participation,
+    isotropic_stable_rank,
+)
 
 
 def gaussian(n: int, dimension: int, seed: int = 0) -> torch.Tensor:

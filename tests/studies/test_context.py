@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from loclin import updates
 from loclin.errors import LoclinError
 from loclin.progress import silent
 from loclin.studies import context
@@ -58,7 +59,7 @@ def test_a_task_that_cannot_be_learned_is_refused() -> None:
 def test_what_does_not_fit_is_refused_before_any_training(
     requirements: Requirements, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(context, "free_memory", lambda device: 20000)
+    monkeypatch.setattr(updates, "free_memory", lambda device: 20000)
     monkeypatch.setattr(context, "teach", lambda *_: pytest.fail("taught"))
     with pytest.raises(LoclinError, match=message):
         make_context(BY_LORA, 0, requirements, silent)

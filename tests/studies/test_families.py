@@ -7,7 +7,7 @@ from peft.tuners.lora import LoraLayer
 from loclin.geometry.gramian import gramian, prefix_capture
 from loclin.studies.context import RunContext
 from loclin.studies.damage import recovery
-from loclin.studies.families import chord_family, products, steps_family, tangent_family
+from loclin.studies.families import family_at, products, steps_family
 from loclin.studies.recovery.settings import RecoverySettings
 
 
@@ -42,11 +42,11 @@ def test_chords_are_finite_and_tangents_small_displacements_of_the_merged_weight
     ctx: RunContext[RecoverySettings],
 ) -> None:
     start, directions = ctx.space.read(), torch.stack([ctx.space.noise(seed=s) for s in (0, 1)])
-    for family, step in ((chord_family, 1.0), (tangent_family, 1e-3)):
+    for chords, step in ((True, 1.0), (False, 1e-3)):
         rows = directions * step
         dense = dense_weights(ctx, [start, *(start + row for row in rows)])
         moved = dense[1:] - dense[0]
-        found = products(ctx, family(ctx, start, rows))["weights"]
+        found = products(ctx, family_at(ctx, start, rows, chords=chords))["weights"]
         assert np.allclose(found, (moved @ moved.T).numpy(), rtol=2e-2 if step < 1 else 1e-4)
 
 
@@ -54,7 +54,7 @@ def test_products_of_two_families_are_blocks_of_those_of_both_together(
     ctx: RunContext[RecoverySettings],
 ) -> None:
     start, rows = ctx.space.read(), torch.stack([ctx.space.noise(seed=s) for s in range(3)])
-    first, second, both = (tangent_family(ctx, start, r) for r in (rows[:1], rows[1:], rows))
+    first, second, both = (family_at(ctx, start, r) for r in (rows[:1], rows[1:], rows))
     between, together = products(ctx, first, second), products(ctx, both)
     for space in ("weights", "factors"):
         assert np.allclose(between[space], together[space][:1, 1:], rtol=1e-6, atol=1e-6)

@@ -15,7 +15,6 @@ from loclin.studies.verdict import (
     Rule,
     Within,
     decided,
-    figures,
     setting,
     undecided,
 )
@@ -174,8 +173,9 @@ def test_the_p_of_a_verdict_is_that_of_its_direction() -> None:
 
 def test_an_estimate_of_one_run_has_no_interval() -> None:
     one = Estimate(value=0.5, low=-math.inf, high=math.inf, n=1)
-    assert figures(one) == {"value": 0.5, "low": None, "high": None, "n": 1}
-    assert figures(None)["value"] is None
+    claim = undecided(one, **WORDS)
+    assert (claim.value, claim.low, claim.high, claim.n) == (0.5, None, None, 1)
+    assert undecided(None, **WORDS).value is None
 
 
 def test_a_setting_names_model_data_and_adapter() -> None:

@@ -6,6 +6,7 @@ factor of G_{1..k,1..k}. T is hundreds where D is millions, so the vectors are r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -62,6 +63,21 @@ def mirrored(upper: Float[Tensor, "n n"]) -> Float[np.ndarray, "n n"]:
     """The symmetric matrix of which the upper triangle is known."""
     known = upper.cpu().numpy()
     return np.asarray(np.triu(known) + np.triu(known, 1).T)
+
+
+def cosines(
+    products: Float[np.ndarray, "n n"], undefined: float = math.nan
+) -> Float[np.ndarray, "n n"]:
+    """⟨v_i, v_j⟩/‖v_i‖‖v_j‖ from a Gramian; `undefined` where a vector is zero.
+
+    >>> cosines(np.array([[4.0, 1.0], [1.0, 1.0]]))
+    array([[1. , 0.5],
+           [0.5, 1. ]])
+    """
+    lengths = np.sqrt(np.diag(products))
+    moved = np.outer(lengths, lengths)
+    result = np.full(products.shape, undefined)
+    return np.asarray(np.divide(products, moved, out=result, where=moved > 0))
 
 
 def spanned_energy(

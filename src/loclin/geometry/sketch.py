@@ -28,8 +28,9 @@ class Sketch:
     """A linear map S from R^D to R^m with E⟨Su, Sv⟩ = ⟨u, v⟩.
 
     A coordinate's bucket and sign are a function of (seed, m, tensor name, place in the tensor)
-    alone, whatever the other tensors and the device. The error, about 1/√m of the norms, is in
-    `theory.sketched_product_sd` and `theory.sketched_capture`.
+    alone, whatever the other tensors and the device. The error of a product is about 1/√m of the
+    norms, √((⟨u,v⟩² + ‖u‖²‖v‖²)/m) at most (the same source); `theory.sketched_capture` has that of
+    a capture.
 
     Attributes:
         size: m.

@@ -1,5 +1,5 @@
 """Drawing: curves with bands, dots with whiskers, as SVG text that is the same bytes for the same
-numbers.
+numbers. Every drawing has a `name` and a `caption`, its axes have `labels`, its panel a `title`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,8 @@ from loclin.run.rows import Row
 
 #: Okabe and Ito's palette, told apart by colour-blind readers too.
 PALETTE = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#5D3A9B",
-    "#8C564B",
-    "#555555",
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"),
+    *("#56B4E9", "#5D3A9B", "#8C564B", "#555555"),
 )
 
 STYLE = {
@@ -117,11 +110,8 @@ def draw_curves(
     """Lines with 95 % bands over a context key.
 
     Args:
-        name, caption: of the drawing.
         curves: what to draw; those without rows are left out.
         over: the context key of the horizontal axis.
-        labels: of the axes.
-        title: of the panel.
         limits: of the vertical axis; None fits them.
         log: which axes are logarithmic.
         base: of the logarithm.
@@ -201,11 +191,9 @@ def draw_dots(
     """One line per label, a dot with its interval for each group.
 
     Args:
-        name, caption: of the drawing.
         groups: for every group (its name goes into the legend), labelled summary rows; the first
             group orders the labels.
         label: of the horizontal axis.
-        title: of the panel.
         log: whether the horizontal axis is logarithmic and fitted; otherwise it goes from 0 to 1.
         fitted: whether it is fitted and not logarithmic, with a line at 0.
     """
@@ -263,10 +251,7 @@ def draw_points(
     """A scatter of (x, y) pairs, one colour a group.
 
     Args:
-        name, caption: of the drawing.
         groups: what to draw; those without points are left out.
-        labels: of the axes.
-        title: of the panel.
         fitted: fit the axes to the points; otherwise both go from 0 to 1.
         log: whether both axes are logarithmic, and fitted; points that are not positive are then
             left out.
@@ -317,11 +302,8 @@ def draw_matrix(
     bright from 0.
 
     Args:
-        name, caption: of the drawing.
         rows: one per cell; cells without a value stay grey.
         over: the context keys of the horizontal and the vertical axis.
-        labels: of the axes.
-        title: of the panel.
         least, most: the range of the colours; least is −1 or 0, and no `most` takes the largest
             value.
     """

@@ -31,7 +31,6 @@ def build(
     """Write figures/*.svg, report.md and report.html of a run folder from its record alone.
 
     Args:
-        folder: the run folder.
         sections: for a kind of study, what makes its sections.
         planned: entries that are still to come, in a command that goes on.
         drawn: studies that an earlier call drew, which are not drawn again; added to.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loclin.report.figures import Drawing, select
-from loclin.report.words import estimate_text
+from loclin.report.words import estimate_text, number
 from loclin.run.rows import Row
 
 
@@ -50,7 +50,24 @@ class Section:
     brief: bool = False
 
 
+def first(rows: Sequence[Row], quantity: str, **context: Any) -> Row | None:
+    """The one summary row of a quantity under a condition, where it is defined."""
+    return next(iter(select(rows, quantity, **context)), None)
+
+
+def number_of(rows: Sequence[Row], quantity: str, **context: Any) -> str:
+    """The same as a number without its interval."""
+    row = first(rows, quantity, **context)
+    return number(row.value) if row else "not defined"
+
+
+def null_of(rows: Sequence[Row], quantity: str, **context: Any) -> str:
+    """What it would be if nothing were there."""
+    row = first(rows, quantity, **context)
+    return number(row.null if row else None)
+
+
 def text_of(rows: Sequence[Row], quantity: str, **context: Any) -> str:
     """A quantity's estimate over runs under a condition, as text."""
-    found = select(rows, quantity, **context)
-    return estimate_text(found[0].value, found[0].low, found[0].high) if found else "not defined"
+    row = first(rows, quantity, **context)
+    return estimate_text(row.value, row.low, row.high) if row else "not defined"

@@ -30,7 +30,6 @@ def print_record(folder: Path, sections: Callable[[str], Sections]) -> None:
     """Print every claim, then the sections that are marked brief of every finished study.
 
     Args:
-        folder: the run folder.
         sections: for a kind of study, what makes its sections.
     """
     record, console = Record(folder), Console()

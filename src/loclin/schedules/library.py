@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from loclin.errors import LoclinError
+from loclin.geometry.gramian import cosines
 from loclin.schedules.names import LIBRARY
 from loclin.schedules.weights import Products, Weights
 
@@ -85,7 +86,7 @@ def _projecting(make: Any) -> Callable[[Products], Weights]:
     def weigh(gramian: Products) -> Weights:
         lengths = np.sqrt(np.diag(gramian))
         lengths[lengths == 0] = 1.0  # zero in every unit
-        units = torch.from_numpy(gramian / np.outer(lengths, lengths))
+        units = torch.from_numpy(cosines(gramian, 0.0))
         weights = make(pref_vector=torch.from_numpy(lengths))(units).numpy()
         return np.asarray(weights / lengths, dtype=float)
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loclin.errors import LoclinError
-from loclin.geometry.gramian import gramian
+from loclin.geometry.gramian import cosines, gramian
 from loclin.geometry.subspace import Subspace
 from loclin.parameters import ParameterSpace, SummedLoss, summed
 from loclin.schedules import weights as closed_forms
@@ -117,13 +117,13 @@ def train_tasks(
     began, elsewhere, first = time.perf_counter(), 0.0, np.empty(0)
     # every step's gradients, then their sum
     room = space.read().repeat(max(map(len, plan), default=1), 1)
-    means, cosines = np.empty(len(plan)), np.full(len(plan), np.nan)
+    means, turned = np.empty(len(plan)), np.full(len(plan), np.nan)
     for t, names in enumerate(plan, start=1):
         where, rows = f"step {t} of {len(plan)}", room[: len(names)]
         losses = _gradients(space, streams, loss, names, rows, where)
         products = _checked(gramian(rows), names, where)
         first = losses if len(first) != len(losses) else first
-        means[t - 1], cosines[t - 1] = losses.mean(), mean_cosine(products)
+        means[t - 1], turned[t - 1] = losses.mean(), mean_cosine(products)
         now = StepGradients(products, losses, first, derived(seed, "step", t))
         gradient = _combined(rows, weigh(now) if weigh else np.ones(len(names)), where)
         if penalty is not None:
@@ -135,14 +135,13 @@ def train_tasks(
             elsewhere += time.perf_counter() - paused
     optimiser.zero_grad()
     seconds, count = time.perf_counter() - began - elsewhere, sum(map(len, plan))
-    return TrainingLog(evaluations=count, losses=means, cosines=cosines, seconds=seconds)
+    return TrainingLog(evaluations=count, losses=means, cosines=turned, seconds=seconds)
 
 
 def mean_cosine(products: Products) -> float:
     """Mean cosine over the pairs of K vectors from their Gramian; NaN for one vector."""
-    lengths, pairs = np.sqrt(np.diag(products)), np.triu_indices(len(products), 1)
-    each = products[pairs] / np.outer(lengths, lengths)[pairs]
-    return float(each.mean()) if len(products) > 1 else float("nan")
+    pairs = np.triu_indices(len(products), 1)
+    return float(cosines(products)[pairs].mean()) if len(products) > 1 else float("nan")
 
 
 def mixed(streams: Sequence[Iterator[Batch]]) -> Iterator[Batch]:

@@ -5,20 +5,18 @@ labels). `run/runner.py` does the rest.
 
 from loclin.run.runner import Study
 
-_HERE = "loclin.studies"
-
 
 def _study(
     summary: str, package: str, settings: str, *, part: str = "", claims: bool = True
 ) -> Study:
     """A study of a folder; `part` names the files of a second question that lives there."""
-    room = f"{_HERE}.{package}"
+    room = f"loclin.studies.{package}"
     return Study(
         summary=summary,
         settings=f"{room}.{part}settings:{settings}",
         measure=f"{room}.{part}measure",
         page=f"{room}.{part}page",
-        claims=f"{room}.{part}claims" if claims else None,
+        claims=f"{room}.claims" if claims else None,
     )
 
 
@@ -57,14 +55,11 @@ KINDS: dict[str, Study] = {
         "SearchSettings",
         claims=False,
     ),
-    "search-claims": Study(
-        summary=(
-            "does random search gain what its law says, in any space, and what are the best worth?"
-        ),
-        settings=f"{_HERE}.search.claims_settings:SearchClaimsSettings",
-        measure=f"{_HERE}.search.claims_measure",
-        page=f"{_HERE}.search.claims_page",
-        claims=f"{_HERE}.search.claims",
+    "search-claims": _study(
+        "does random search gain what its law says, in any space, and what are the best worth?",
+        "search",
+        "SearchClaimsSettings",
+        part="claims_",
     ),
     "steer": _study(
         "a vector that shifts your model's answers: where, how well, at what cost",
@@ -72,12 +67,11 @@ KINDS: dict[str, Study] = {
         "SteerSettings",
         claims=False,
     ),
-    "steering": Study(
-        summary="do labels, one gradient step and random search give one steering vector?",
-        settings=f"{_HERE}.steering.claims_settings:SteeringClaimsSettings",
-        measure=f"{_HERE}.steering.claims_measure",
-        page=f"{_HERE}.steering.claims_page",
-        claims=f"{_HERE}.steering.claims",
+    "steering": _study(
+        "do labels, one gradient step and random search give one steering vector?",
+        "steering",
+        "SteeringClaimsSettings",
+        part="claims_",
     ),
     "schedules": _study(
         "train several tasks into one model: which schedule, is one after another brittle?",

@@ -47,8 +47,6 @@ def prefix_rows(
         ks: prefix lengths, 1 to T.
         dimension: D.
         shuffles: orders drawn for that null.
-        context: of the rows.
-        seed: of the orders.
         response: of the optimiser (`theory.impulse_response`); None where it has no memory, or
             where it is not known.
     """
@@ -107,9 +105,7 @@ def family_rows(
         basis: Gramian of the family's directions.
         products: inner products of the directions with the updates.
         updates: Gramian of the updates.
-        ks: sizes to report.
         dimension: D.
-        context: of the rows; it names the basis.
     """
     fitting = [k for k in ks if k <= len(basis)]
     for of in ("displacement", "future"):

@@ -24,7 +24,7 @@ from loclin.studies.kept_points import kept_point
 from loclin.studies.settings import DamageSettings
 from loclin.tasks.batch import concatenate
 from loclin.training import make_optimiser, minibatches, train
-from loclin.updates import UpdateStorage, free_memory
+from loclin.updates import UpdateStorage, check_room
 
 C = TypeVar("C", bound=DamageSettings, covariant=True)
 S = TypeVar("S", bound=DamageSettings)
@@ -126,7 +126,9 @@ def make_context(
     each = settings.task == "each"
     index = settings.turn(run, len(tasks)) if each else tasks.index(settings.task)
     check_sizes(requirements, problem, tasks[index])
-    _check_room(requirements, space)
+    vectors, lower = requirements.vectors
+    remedy = f"train by --space lora or a pattern, or lower {lower}"
+    check_room(space, vectors, remedy)
     ctx = RunContext(
         settings=settings,
         run=run,
@@ -175,19 +177,6 @@ def check_sizes(requirements: Requirements, problem: Problem, task: str) -> None
                 f"expected at least {needed} examples of {task} in the {name} split, found "
                 f"{found}: give more data or lower {remedy}"
             )
-
-
-def _check_room(requirements: Requirements, space: ParameterSpace) -> None:
-    """Whether the directions that are held at once fit: bases, controls, gradients."""
-    vectors, remedy = requirements.vectors
-    needed = vectors * space.dimension * space.parameters[0].element_size()
-    free = free_memory(space.parameters[0].device)
-    if needed > free:
-        raise LoclinError(
-            f"expected room for about {vectors} directions of {space.dimension} coordinates "
-            f"({needed / 1e9:.0f} GB), found {free / 1e9:.0f} GB of free memory: train by --space "
-            f"lora or a pattern, or lower {remedy}"
-        )
 
 
 def teach(ctx: RunContext[DamageSettings], progress: ProgressCallback) -> str:

@@ -84,9 +84,7 @@ def recovery(
     """A recorded recovery of a task; the space is back where it was afterwards.
 
     Args:
-        ctx: of the run.
         optimiser: "sgd" or "adamw", at the run's learning rate.
-        task: what is trained back.
         start: θ_D.
         steps: T.
         order: name of the data order; the same name gives the same order in every study.

@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loclin.curvature import CurvatureOperator, top_eigenpairs
+from loclin.curvature import top_eigenpairs
 from loclin.errors import LoclinError
-from loclin.models import Problem, twice_differentiable
+from loclin.models import Problem
 from loclin.parameters import ParameterSpace
+from loclin.search.local_law import second_order
 from loclin.seeds import derived
 from loclin.tasks.batch import Batch, answer_loss
 from loclin.training import make_optimiser, minibatches, train
@@ -52,9 +53,17 @@ def hessian_directions(
     """Eigenvectors of the k algebraically largest Hessian eigenvalues at the current point, largest
     first; errors as of `curvature.top_eigenpairs`.
     """
-    with twice_differentiable(problem.model):
-        operator = CurvatureOperator(space, lambda b: answer_loss(problem.model, b), [data])
-        return top_eigenpairs(operator, k, seed=seed)[1]
+    with second_order(problem, space, lambda b: answer_loss(problem.model, b), [data]) as product:
+        return top_eigenpairs(product, k, seed=seed)[1]
+
+
+def curvature_notes(problem: Problem, method: str = "double backward") -> list[str]:
+    """How second derivatives are taken, where attention is switched for them, or they are not."""
+    if method != "double backward":
+        return ["curvature is taken by finite differences of gradients, a fallback"]
+    own = problem.model.config._attn_implementation
+    text = f"attention is switched from {own} to eager for second derivatives"
+    return [] if own == "eager" else [text]
 
 
 def task_vectors(

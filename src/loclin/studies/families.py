@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float
@@ -59,19 +60,18 @@ def steps_family(ctx: RunContext[DamageSettings], real: Trajectory) -> Family:
     return Family(rows=real.updates, exact=real.head, weights=weights)
 
 
-def tangent_family(
-    ctx: RunContext[DamageSettings], point: Float[Tensor, " D"], rows: Directions
+def family_at(
+    ctx: RunContext[DamageSettings],
+    point: Float[Tensor, " D"],
+    rows: Directions,
+    *,
+    chords: bool = False,
 ) -> Family:
-    """Directions at a point."""
-    factors = ctx.factors
-    weights = None if factors is None else lambda: factors.directions(point, rows)
-    return Family(rows=ctx.storage.as_stored(ctx.space, rows), exact=rows, weights=weights)
-
-
-def chord_family(
-    ctx: RunContext[DamageSettings], point: Float[Tensor, " D"], rows: Directions
-) -> Family:
-    """Displacements from a point, not small: ΔW is not linear in the factors."""
-    factors = ctx.factors
-    weights = None if factors is None else lambda: factors.chords(point, rows)
+    """Directions at a point; `chords`: displacements from it, not small, where ΔW is not linear in
+    the factors.
+    """
+    factors, weights = ctx.factors, None
+    if factors is not None:
+        of = factors.chords if chords else factors.directions
+        weights = partial(of, point, rows)
     return Family(rows=ctx.storage.as_stored(ctx.space, rows), exact=rows, weights=weights)

@@ -52,8 +52,6 @@ def kept_point(
     Args:
         problem, space: the model as it stands, and which of its weights are the point.
         settings: of the study; only those of `DamageSettings` count, so that studies share.
-        seed: of the run.
-        name: of the point.
         make: trains it.
     """
     digest = hashlib.blake2b(digest_size=16)

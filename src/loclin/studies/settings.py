@@ -11,17 +11,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self
 
 from loclin.errors import LoclinError
 from loclin.options import BUILT_IN, LoadOptions, data_files
 
 Profile = Literal["smoke", "standard", "paper"]
-P = TypeVar("P", bound="RunSettings")
-M = TypeVar("M", bound="ModelSettings")
-T = TypeVar("T", bound="StudySettings")
-S = TypeVar("S", bound="DamageSettings")
-R = TypeVar("R", bound="TrainBackSettings")
 #: Settings that say where and how fast, not what: records that differ in these alone are the same.
 NOT_IN_RECORD = ("out", "workers", "ray", "profile")
 
@@ -79,13 +74,17 @@ class RunSettings:
         """The settings that decide the record."""
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in NOT_IN_RECORD}
 
-    def checked(self: P) -> P:
+    def checked(self) -> Self:
         """These settings, if they can be run.
 
         Raises:
             LoclinError: what was expected, what was found, what to do.
         """
+        self._check()
         return self
+
+    def _check(self) -> None:
+        """What can be wrong; a study adds to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +123,7 @@ class ModelSettings(RunSettings, LoadOptions):
             digests["model_files"] = hashlib.sha256(repr(sizes).encode()).hexdigest()[:32]
         return {**super().fingerprint(), **digests}
 
-    def checked(self: M) -> M:
-        """These settings, if they can be run; raises as `RunSettings.checked` does."""
+    def _check(self) -> None:
         self.check_loading()
         if self.workers < 0:
             raise LoclinError(
@@ -136,7 +134,7 @@ class ModelSettings(RunSettings, LoadOptions):
                 "expected one GPU for each Ray worker, found --device-map "
                 f"{self.device_map}: leave it out, or run without --ray"
             )
-        return super().checked()
+        super()._check()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,8 +178,6 @@ class StudySettings(ModelSettings):
         when its model's turn comes again, so that they are crossed with models (measures §14).
 
         Args:
-            run: the run.
-            choices: how many there are.
             models: how many models in a row take the same one.
             rounds: by how many the choice moves when all models have had their turn.
         """
@@ -192,14 +188,13 @@ class StudySettings(ModelSettings):
         """Where the record goes."""
         return self.out or Path("runs") / f"{self.entry}-{self.profile}"
 
-    def checked(self: T) -> T:
-        """These settings, if they can be run; raises as `RunSettings.checked` does."""
+    def _check(self) -> None:
         if self.seeds < 1:
             raise LoclinError(
                 f"expected at least one seed, found {self.seeds}: give --seeds 5 or more"
             )
         check_counts(self, ("models_per_claim",))
-        return super().checked()
+        super()._check()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,9 +246,8 @@ class DamageSettings(StudySettings):
             return ("weights",)
         return ("factors",) if self.store == "sketch" else ("weights", "factors")
 
-    def checked(self: S) -> S:
-        """These settings, if they can be run; raises as `RunSettings.checked` does."""
-        super().checked()
+    def _check(self) -> None:
+        super()._check()
         check_counts(self, ("batch", "damage_steps", "teach_steps", "sketch_size"))
         check_rates(self, ("teach_lr", "damage_lr"))
         check_precision(self)
@@ -265,7 +259,6 @@ class DamageSettings(StudySettings):
             raise LoclinError(
                 f"expected a dropout from 0 to below 1, found {self.dropout}: change --dropout"
             )
-        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,9 +274,8 @@ class TrainBackSettings(DamageSettings):
     lr_factors: tuple[float, ...] = (1.0,)
     """Factors on both recovery learning rates; runs take them in turn, crossed with models."""
 
-    def checked(self: R) -> R:
-        """These settings, if they can be run; raises as `RunSettings.checked` does."""
-        super().checked()
+    def _check(self) -> None:
+        super()._check()
         check_counts(self, ("steps",))
         check_rates(self, ("sgd_lr", "adamw_lr"))
         if not self.lr_factors or not min(self.lr_factors) > 0:
@@ -291,12 +283,32 @@ class TrainBackSettings(DamageSettings):
                 f"expected factors above 0, found {list(self.lr_factors)}: change --lr-factors"
             )
         check_sketch(self, self.steps, "T")
-        return self
 
     def learning_rates(self, run: int = 0) -> dict[str, float]:
         """Learning rate by optimiser of one run, in the order of the report."""
         factor = self.lr_factors[self.turn(run, len(self.lr_factors), models=2)]
         return {"sgd": self.sgd_lr * factor, "adamw": self.adamw_lr * factor}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvatureSettings(TrainBackSettings):
+    """The same, of a loss that is differentiated twice."""
+
+    curvature_chunk: int = 64
+    """Examples in a pass that is differentiated. Where one pass holds all of them, its graph is
+    kept from product to product, which saves a third of their time."""
+    products: Literal["auto", "finite differences"] = "auto"
+    """Hessian-vector products: auto differentiates twice, with attention switched to eager; finite
+    differences of gradients are a fallback for models whose attention cannot be switched."""
+
+    @property
+    def method(self) -> Literal["double backward", "finite differences"]:
+        """How Hessian-vector products are made."""
+        return "double backward" if self.products == "auto" else self.products
+
+    def _check(self) -> None:
+        super()._check()
+        check_counts(self, ("curvature_chunk",))
 
 
 def digest_of(files: Sequence[Path]) -> str:
@@ -349,6 +361,14 @@ def check_sketch(settings: DamageSettings, vectors: int, letter: str) -> None:
         raise LoclinError(
             f"expected a sketch of at least 4 {letter} = {4 * vectors} numbers, found "
             f"{settings.sketch_size}: raise --sketch-size"
+        )
+
+
+def check_among(settings: Any) -> None:
+    """Whether k is one of ks."""
+    if settings.k not in settings.ks:
+        raise LoclinError(
+            f"expected --k to be one of --ks {list(settings.ks)}, found {settings.k}: add it there"
         )
 
 

@@ -10,13 +10,13 @@ the run, and the claim is about that model.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import optimize, stats
 
-from loclin.run.rows import Claim, finite
+from loclin.run.rows import Claim, estimated
 from loclin.stats import (
     Estimate,
     Numbers,
@@ -26,6 +26,8 @@ from loclin.stats import (
     mean_above,
     mean_within,
     on_scale,
+    over_models,
+    permutation_p,
     unscaled,
 )
 from loclin.studies.settings import StudySettings
@@ -182,7 +184,8 @@ class Rule:
 
 def decided(rules: Sequence[Rule]) -> list[Claim]:
     """The claims with their verdicts, adjusted over both directions of all of them."""
-    rules = [replace(r, claim=replace(r.claim, unit=_unit(r.models))) for r in rules]
+    units = ("model" if r.models > 1 else "run on one model" for r in rules)
+    rules = [replace(r, claim=replace(r.claim, unit=u)) for r, u in zip(rules, units, strict=True)]
     tests = {i: t for i, rule in enumerate(rules) if (t := rule.tests()) is not None}
     adjusted = _adjusted(tests)
     return [
@@ -238,10 +241,6 @@ def _decided(rule: Rule, i: int, tests: Tests, after: tuple[float, float | None]
     )
 
 
-def _unit(models: int) -> str:
-    return "model" if models > 1 else "run on one model"
-
-
 def _agreeing(rule: Rule, word: str) -> str:
     """How many units lie on the side of every condition; where it is refuted, how many lie beyond
     in the condition that refutes it. Of those where it is defined.
@@ -284,15 +283,38 @@ def setting(settings: StudySettings, of: str) -> str:
     return ", ".join([settings.model, *settings.data, *lora, of])
 
 
-def figures(estimate: Estimate | None) -> dict[str, float | int | None]:
-    """An estimate as the fields of a claim; nothing where it is not defined."""
-    if estimate is None:
-        return {"value": None, "low": None, "high": None, "n": 0}
-    low, high = finite(estimate.low), finite(estimate.high)
-    return {"value": estimate.value, "low": low, "high": high, "n": estimate.n}
+def mean(settings: StudySettings, values: Numbers, scale: Scale = "plain") -> Estimate | None:
+    """Over the models; None where no run has a value."""
+    undefined = np.isnan(np.asarray(values, dtype=float)).all()
+    return None if undefined else over_models(values, settings.models, scale)
+
+
+def drawn(name: str, observed: float, null: np.ndarray) -> Drawn:
+    """By permutation in both directions; draws are 1e-12 above what they are, then below."""
+    other = permutation_p(-observed, 2e-12 - null)
+    return Drawn(name=name, value=permutation_p(observed, null), other=other)
 
 
 def undecided(estimate: Estimate | None, **words: str) -> Claim:
     """A claim before its rule is applied: "measurement" or "not run" where it stays so."""
-    fields = {"p": None, "p_holm": None, "verdict": "not run", **figures(estimate), **words}
-    return Claim(**fields)  # type: ignore[arg-type]
+    e = estimated("", estimate, {})
+    fields = {"value": e.value, "low": e.low, "high": e.high, "n": e.n, "p": None, "p_holm": None}
+    return Claim(**{**fields, "verdict": "not run", **words})  # type: ignore[arg-type]
+
+
+def rule(
+    settings: StudySettings,
+    of: str,
+    estimate: Estimate | None,
+    conditions: Iterable[Condition] = (),
+    **words: str,
+) -> Rule:
+    """A claim with its conditions, which decide nothing where there is no estimate.
+
+    Args:
+        of: what else it was tested on, such as the optimiser.
+        words: fields of the `Claim`.
+    """
+    claim = undecided(estimate, setting=setting(settings, of), **words)
+    holding = () if estimate is None else tuple(conditions)
+    return Rule(claim=claim, conditions=holding, models=settings.models)

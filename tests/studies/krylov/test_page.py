@@ -9,7 +9,7 @@ from loclin.report.words import number
 from loclin.run.rows import Claim, Part, Row, by_run, summaries
 from loclin.stats import over_models
 from loclin.studies.krylov.claims import decide
-from loclin.studies.krylov.names import FALLBACK, KRYLOV
+from loclin.studies.krylov.names import KRYLOV
 from loclin.studies.krylov.page import sections
 from loclin.studies.krylov.settings import KrylovSettings
 from loclin.studies.names import OPTIMISERS
@@ -63,7 +63,7 @@ def test_claims_and_page_say_what_the_rows_say(kind: str, request: pytest.Fixtur
 
 
 def test_products_by_finite_differences_are_named(part: Part) -> None:
-    rows, settings = several(part), replace(TINY, products=FALLBACK)
+    rows, settings = several(part), replace(TINY, products="finite differences")
     made = sections([*rows, *summaries(rows)], dataclasses.asdict(settings))
     assert "finite differences" in made[-1].sees[-1]
     assert "finite differences" in claim_of(rows, "sgd", settings).note

@@ -13,7 +13,7 @@ from loclin.studies.krylov.rows import (
     captures_until,
     curvature_rows,
     descent_rows,
-    prefix_rows,
+    prefix_capture_rows,
     premise_row,
 )
 from tests.planted import quadratic_descent, white_steps
@@ -41,7 +41,7 @@ def test_captures_until_are_those_of_the_summed_steps() -> None:
 
 def test_prefix_rows_have_no_null_and_hold_all_of_themselves() -> None:
     u = white_steps(6, 40, np.random.default_rng(0))
-    rows = list(prefix_rows(u @ u.T, (2, 6), {"basis": "prefix"}))
+    rows = list(prefix_capture_rows(u @ u.T, (2, 6), {"basis": "prefix"}))
     assert value(rows, "basis_capture", k=2, of="displacement") == pytest.approx(
         dense_capture(u[:2], u.sum(0))
     )
@@ -102,7 +102,6 @@ def planted(lowest: float, largest: float) -> Curved:
         probes=probes,
         families={},
         preconditioned=nothing,
-        note="",
     )
 
 

@@ -25,7 +25,7 @@ def test_every_profile_can_be_run(profile: Profile) -> None:
             r"expected ks from 1 to T = 10, found \[2, 11\]: change --ks or raise --steps",
         ),
         ({"times": (0,)}, "expected times from 1 to T = 10"),
-        ({"probes": 1}, "at least 2 probes for an interval, found 1: raise --probes"),
+        ({"probes": 1}, "probes of at least 2, found 1: change --probes"),
         (
             {"curvature_examples": 0},
             "expected curvature-examples of at least 1, found 0: change --curvature-examples",

@@ -21,7 +21,7 @@ SETTINGS = LinearitySettings(seeds=6)
 
 
 def rule(rows: list[Row]) -> Claim:
-    return claims.window(SETTINGS, rows, "pretrained")
+    return claims.window(SETTINGS, rows, "pretrained").claim
 
 
 @pytest.mark.parametrize(("gradient", "noise"), [(1.0, 6.0), (6.0, 1.0), (0.3, 0.3), (5.0, 5.0)])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from loclin import updates
 from loclin.curvature import NoSecondDerivative
 from loclin.errors import LoclinError
 from loclin.models import Problem, load
@@ -19,7 +20,7 @@ from loclin.parameters import ParameterSpace
 from loclin.run.rows import Part
 from loclin.run.runner import Session
 from loclin.studies.linearity import radius_measure as module
-from loclin.studies.linearity.radius_measure import examples_asked, measure
+from loclin.studies.linearity.radius_measure import examples_drawn, measure
 from loclin.studies.linearity.radius_settings import RadiusSettings
 from tests.studies.linearity.planted import number, one
 
@@ -42,7 +43,7 @@ def problem_of(asked: RadiusSettings, folder: Path) -> Problem:
 def loss_of(asked: RadiusSettings, folder: Path) -> float:
     """Mean loss of another model on the very examples that were asked."""
     problem = problem_of(asked, folder)
-    (loss, _), (tokens, _) = EvalSet.of(problem, examples_asked(asked, problem)[0]).tallies()
+    (loss, _), (tokens, _) = EvalSet.of(problem, examples_drawn(asked, problem)[0]).tallies()
     return float(loss / tokens)
 
 
@@ -73,7 +74,7 @@ def test_a_plain_step_of_the_largest_learning_rate_is_off_by_the_tolerance(folde
     rows = radius(asked).rows
     rate = number(rows, "radius", sign="−", **{"as": "λ"})
     problem = problem_of(asked, folders / "base")
-    eval_set = EvalSet.of(problem, examples_asked(asked, problem)[0], at_once=9)
+    eval_set = EvalSet.of(problem, examples_drawn(asked, problem)[0], at_once=9)
     space = ParameterSpace(problem.model)
     gradient = space.gradient(eval_set.loss, eval_set.fold(0))
     (before, _), (tokens, _) = eval_set.tallies()
@@ -183,7 +184,7 @@ def test_a_loss_that_is_not_finite_is_refused_before_anything_is_taken(
 def test_too_little_memory_is_told_before_it_is_used(
     folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(updates, "free_memory", lambda device: 1000)
     with pytest.raises(
         LoclinError,
         match=r"room for about 6 directions of 26336 coordinates .*: move fewer weights by --space",

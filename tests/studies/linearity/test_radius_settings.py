@@ -40,7 +40,7 @@ def test_another_file_of_changes_is_another_record(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"model": "path/to/base"}, "expected --data with the model"),
-        ({"folds": 1}, "at least 2 folds, found 1: raise --folds"),
+        ({"folds": 1}, "folds of at least 2, found 1: change --folds"),
         ({"tolerance": 0.0}, "a tolerance between 0 and 1, found 0.0: change --tolerance"),
         ({"precision": 2.0}, "a precision between 0 and 1, found 2.0: change --precision"),
         ({"smallest": 2.0}, "0 < smallest < largest, found 2.0 and 1.0"),

@@ -15,10 +15,10 @@ from typing import Any
 
 from loclin.run.rows import Claim, Row, by_run
 from loclin.stats import over_models
-from loclin.studies.krylov.names import EIGENVECTORS, FALLBACK, KRYLOV, PRECONDITIONED
+from loclin.studies.krylov.names import EIGENVECTORS, KRYLOV, PRECONDITIONED
 from loclin.studies.krylov.settings import KrylovSettings
 from loclin.studies.names import MINIBATCH, OPTIMISERS, PREFIX, displacement
-from loclin.studies.verdict import Mean, Rule, decided, setting, undecided
+from loclin.studies.verdict import Mean, Rule, decided, rule
 
 MOST = 0.5  # "lie in": half
 
@@ -49,13 +49,18 @@ def krylov(settings: KrylovSettings, rows: Sequence[Row], optimiser: str) -> Rul
         premise = by_run(rows, "bound_premise", optimiser=optimiser)
         note += "; spectrum within [0, 2/η], the premise of the bound for stopped descent, in "
         note += f"{int(premise.sum())} of {len(premise)} runs"
-    fallback = settings.products == FALLBACK
-    claim = undecided(
+    return rule(
+        settings,
+        OPTIMISERS[optimiser],
         over_models(held, settings.models, "logit"),
+        (
+            Mean(name="capture", values=held, threshold=MOST, scale="logit"),
+            Mean(name="excess over eigenvectors", values=curvature, threshold=0.0),
+            Mean(name="excess over gradients", values=gradients, threshold=0.0, refutes=False),
+        ),
         id="krylov",
         statement="The way back lies in the Krylov space of gradient and Hessian at the damaged "
         "point.",
-        setting=setting(settings, OPTIMISERS[optimiser]),
         paper="a characterisation, no number (theory)",
         measured=f"capture of {displacement(settings)} by K_k(H, g) at θ_D, k = {settings.k} of "
         f"T = {settings.steps} steps",
@@ -64,11 +69,5 @@ def krylov(settings: KrylovSettings, rows: Sequence[Row], optimiser: str) -> Rul
         rule=f"supported: the capture above {MOST} (mean on the logit scale), and what it exceeds "
         "that of top eigenvectors and of minibatch gradients by, paired, above 0; refuted: the "
         f"capture below {MOST}, or its excess over top eigenvectors below 0",
-        note=note + ("; products by finite differences" if fallback else ""),
+        note=note + ("; products by finite differences" if settings.products != "auto" else ""),
     )
-    conditions = (
-        Mean(name="capture", values=held, threshold=MOST, scale="logit"),
-        Mean(name="excess over eigenvectors", values=curvature, threshold=0.0),
-        Mean(name="excess over gradients", values=gradients, threshold=0.0, refutes=False),
-    )
-    return Rule(claim=claim, conditions=conditions, models=settings.models)

@@ -4,8 +4,6 @@ the bases to hold them against.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,15 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loclin.curvature import CurvatureOperator, Method, Probes, probes, top_eigenpairs
+from loclin.curvature import Probes, probes, top_eigenpairs
 from loclin.geometry.krylov import Krylov, lanczos, preconditioned_lanczos
 from loclin.geometry.subspace import random_subspace
-from loclin.models import twice_differentiable
+from loclin.search.local_law import second_order
 from loclin.seeds import derived
 from loclin.studies.context import RunContext
 from loclin.studies.directions import batch_gradients
-from loclin.studies.families import Directions, Family, tangent_family
-from loclin.studies.krylov.names import EIGENVECTORS, FALLBACK, KRYLOV
+from loclin.studies.families import Directions, Family, family_at
+from loclin.studies.krylov.names import EIGENVECTORS, KRYLOV
 from loclin.studies.krylov.settings import KrylovSettings
 from loclin.studies.names import MINIBATCH, RANDOM
 from loclin.tasks.batch import Batch, answer_loss
@@ -40,7 +38,6 @@ class Curved:
         probes: for trace and Frobenius norm of H.
         families: the bases, each fixed before any step back is taken.
         preconditioned: K_k(M⁻¹H, M⁻¹g), AdamW's own.
-        note: how products were made, in a sentence.
     """
 
     krylov: Krylov
@@ -48,7 +45,6 @@ class Curved:
     probes: Probes
     families: dict[str, Family]
     preconditioned: Family
-    note: str
 
 
 def curved_at(ctx: RunContext[KrylovSettings], damaged: Float[Tensor, " D"]) -> Curved:
@@ -64,6 +60,10 @@ def curved_at(ctx: RunContext[KrylovSettings], damaged: Float[Tensor, " D"]) -> 
     """
     settings, problem, space = ctx.settings, ctx.problem, ctx.space
     most, seed = settings.most, derived(ctx.seed, "curvature")
+
+    def loss(batch: Batch) -> tuple[Tensor, int]:
+        return answer_loss(problem.model, batch)
+
     shown = problem.batch("recovery", ctx.task)
     examples = chosen(shown, settings.curvature_examples, seed=derived(seed, "examples"))
     chunks = list(examples.chunks(settings.curvature_chunk))
@@ -71,18 +71,14 @@ def curved_at(ctx: RunContext[KrylovSettings], damaged: Float[Tensor, " D"]) -> 
         space.write(damaged)
         batches = minibatches(shown, settings.batch, seed=derived(seed, "independent gradients"))
         gradients = batch_gradients(problem, space, [next(batches) for _ in range(most)])
-        with _method(ctx) as (method, note):
-
-            def loss(batch: Batch) -> tuple[Tensor, int]:
-                return answer_loss(problem.model, batch)
-
+        with second_order(problem, space, loss, chunks, settings.method) as product:
             g = space.gradient(loss, chunks)
-            product = CurvatureOperator(space, loss, chunks, method=method)
             krylov = lanczos(product, g, most)
             start = derived(seed, "eigenvectors")
             values, vectors = top_eigenpairs(product, settings.k, seed=start)
             probed = probes(product, settings.probes, seed=seed)
-            own = preconditioned_lanczos(product, g, _scale(gradients), most).basis
+            scale = (gradients.square().mean(0).sqrt() + ADAM_EPSILON) ** -0.5  # M^{−1/2}
+            own = preconditioned_lanczos(product, g, scale, most).basis
     random = random_subspace(most, space.dimension, seed=derived(seed, "random")).basis.to(damaged)
     bases = {
         KRYLOV: _filled(krylov.basis, most),
@@ -94,9 +90,8 @@ def curved_at(ctx: RunContext[KrylovSettings], damaged: Float[Tensor, " D"]) -> 
         krylov=krylov,
         eigenvalues=values.cpu().double().numpy(),
         probes=probed,
-        families={name: tangent_family(ctx, damaged, rows) for name, rows in bases.items()},
-        preconditioned=tangent_family(ctx, damaged, _filled(own, most)),
-        note=note,
+        families={name: family_at(ctx, damaged, rows) for name, rows in bases.items()},
+        preconditioned=family_at(ctx, damaged, _filled(own, most)),
     )
 
 
@@ -109,21 +104,3 @@ def chosen(data: Batch, count: int, *, seed: int) -> Batch:
 def _filled(basis: Directions, size: int) -> Directions:
     """A basis of fewer rows, its space being invariant, filled up with zeros: they span nothing."""
     return torch.nn.functional.pad(basis, (0, 0, 0, size - len(basis)))
-
-
-def _scale(gradients: Directions) -> Float[Tensor, " D"]:
-    """M^{−1/2} for M = diag(√(mean of g²) + ε)."""
-    return (gradients.square().mean(0).sqrt() + ADAM_EPSILON) ** -0.5
-
-
-@contextmanager
-def _method(ctx: RunContext[KrylovSettings]) -> Iterator[tuple[Method, str]]:
-    """How products are made inside, and how to say it."""
-    if ctx.settings.products == FALLBACK:
-        note = "Hessian-vector products by finite differences of gradients, a fallback"
-        yield "finite differences", note
-        return
-    before = ctx.problem.model.config._attn_implementation
-    switched = "" if before == "eager" else f", attention switched from {before} to eager"
-    with twice_differentiable(ctx.problem.model):
-        yield "double backward", f"Hessian-vector products by differentiating twice{switched}"

@@ -15,6 +15,7 @@ from loclin.run.runner import Session
 from loclin.studies.captures import family_rows
 from loclin.studies.context import Requirements, RunContext, make_context
 from loclin.studies.damage import destroyed, recovery
+from loclin.studies.directions import curvature_notes
 from loclin.studies.families import products, steps_family
 from loclin.studies.krylov.curved import Curved, curved_at
 from loclin.studies.krylov.names import KRYLOV, PRECONDITIONED
@@ -24,7 +25,7 @@ from loclin.studies.krylov.rows import (
     curvature_rows,
     descent_rows,
     excess_rows,
-    prefix_rows,
+    prefix_capture_rows,
     premise_row,
     time_rows,
 )
@@ -59,7 +60,9 @@ def measure(settings: KrylovSettings, run: int, session: Session) -> Part:
         more, kept = _recovered(ctx, optimiser, damaged, found, grams)
         rows += more
         arrays |= {f"{name}/{optimiser}/{run}": array for name, array in kept.items()}
-    return Part(rows=rows, arrays=arrays, notes=(*ctx.notes, found.note))
+    return Part(
+        rows=rows, arrays=arrays, notes=(*ctx.notes, *curvature_notes(ctx.problem, settings.method))
+    )
 
 
 def requirements(settings: KrylovSettings) -> Requirements:
@@ -106,7 +109,7 @@ def _recovered(
     arrays = {f"update_gramian/{space}": gram for space, gram in updates.items()}
     for space, gram in updates.items():
         here = {**context, "basis": PREFIX, "space": space}
-        rows += prefix_rows(gram, settings.ks, here)
+        rows += prefix_capture_rows(gram, settings.ks, here)
         rows += time_rows(gram[:k, :k], gram[:k], gram, settings.times, {**here, "k": k})
     own_space = {PRECONDITIONED: found.preconditioned} if optimiser == "adamw" else {}
     for name, family in (found.families | own_space).items():

@@ -14,5 +14,3 @@ LEGEND = {
     PREFIX: "first k updates",
     RANDOM: "random",
 }
-#: Products of the Hessian where it cannot be differentiated twice.
-FALLBACK = "finite differences"

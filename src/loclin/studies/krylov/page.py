@@ -10,16 +10,10 @@ from typing import Any
 import numpy as np
 
 from loclin.report.figures import Curve, curve, draw_curves, select
-from loclin.report.section import Section, text_of
+from loclin.report.section import Section, null_of, text_of
 from loclin.report.words import estimate_text, number
 from loclin.run.rows import Row, by_run
-from loclin.studies.krylov.names import (
-    EIGENVECTORS,
-    FALLBACK,
-    KRYLOV,
-    LEGEND,
-    PRECONDITIONED,
-)
+from loclin.studies.krylov.names import EIGENVECTORS, KRYLOV, LEGEND, PRECONDITIONED
 from loclin.studies.names import MINIBATCH, OPTIMISERS, PREFIX, RANDOM, deciding_space, two_spaces
 
 COLOURS = (0, 5, 1, 4, 2, 8)  # of the bases in `LEGEND`
@@ -85,7 +79,7 @@ def _capture_lines(
     rows: Sequence[Row], k: int, label: str, of: Mapping[str, Any]
 ) -> tuple[str, str]:
     held = {b: text_of(rows, "basis_capture", basis=b, k=k, **of) for b in LEGEND}
-    chance = select(rows, "basis_capture", basis=RANDOM, k=k, **of)
+    chance = null_of(rows, "basis_capture", basis=RANDOM, k=k, **of)
     adamw = of["optimiser"] == "adamw"
     later, here = {**of, "of": "future"}, {"optimiser": of["optimiser"], "space": of["space"]}
     more = {
@@ -96,7 +90,7 @@ def _capture_lines(
         f"{label}, k = {k}: the Krylov space holds {held[KRYLOV]} of d{own}; as many top "
         f"eigenvectors {held[EIGENVECTORS]}, minibatch gradients {held[MINIBATCH]}, first updates "
         f"{held[PREFIX]} (which are a part of d), random directions {held[RANDOM]} (k/D = "
-        f"{number(chance[0].null) if chance else '–'}). Paired, it holds {more[EIGENVECTORS]} more "
+        f"{chance}). Paired, it holds {more[EIGENVECTORS]} more "
         f"than the eigenvectors and {more[MINIBATCH]} more than the minibatch gradients.",
         f"Of what is still to come after step {k}, the Krylov space holds "
         f"{text_of(rows, 'basis_capture', basis=KRYLOV, k=k, **later)}, the first updates "
@@ -240,6 +234,6 @@ def _curvature(rows: Sequence[Row], settings: Mapping[str, Any]) -> Section:
             f"Trace {text_of(rows, 'trace')} and Frobenius norm {text_of(rows, 'frobenius_norm')}, "
             f"each from {settings['probes']} random probes a run (the intervals are over models; "
             "those of single runs, over probes, are in the record).",
-            *([fallback] if settings.get("products") == FALLBACK else []),
+            *([fallback] if settings.get("products", "auto") != "auto" else []),
         ],
     )

@@ -23,7 +23,9 @@ Gramian = Float[np.ndarray, "T T"]
 ROUNDED = 1e-5
 
 
-def prefix_rows(updates: Gramian, ks: tuple[int, ...], context: Mapping[str, Any]) -> Iterator[Row]:
+def prefix_capture_rows(
+    updates: Gramian, ks: tuple[int, ...], context: Mapping[str, Any]
+) -> Iterator[Row]:
     """Captures of d and of f_k by the first k updates. No null: a prefix is a part of d (measures
     §2).
     """
@@ -92,7 +94,6 @@ def descent_rows(
         updates: Gramian of the updates, there too.
         rate: η.
         times: every t; those beyond the space are left out.
-        context: of the rows.
     """
     within = [t for t in times if t <= krylov.k]
     for t, model in zip(within, krylov.descent(rate, within) if within else (), strict=True):

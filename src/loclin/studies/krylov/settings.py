@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from functools import partial
+from typing import ClassVar
 
-from loclin.errors import LoclinError
 from loclin.options import BUILT_IN, SEQUENCE_MODELS
-from loclin.studies.presets import (
-    exhaustive,
-    named,
-    recovering_by_lora,
-    recovering_quickly,
-    studied,
+from loclin.studies import presets
+from loclin.studies.settings import (
+    CurvatureSettings,
+    Profile,
+    check_among,
+    check_counts,
+    check_within,
 )
-from loclin.studies.settings import Profile, TrainBackSettings, check_counts, check_within
 
 
 @dataclass(frozen=True, kw_only=True)
-class KrylovSettings(TrainBackSettings):
+class KrylovSettings(CurvatureSettings):
     """Ask how much of a recovery lies in the Krylov space of gradient and Hessian at the damaged
     point.
 
@@ -52,29 +52,15 @@ class KrylovSettings(TrainBackSettings):
     """Steps t until which the way is held against the bases of size k."""
     curvature_examples: int = 64
     """Examples of the recovery split behind gradient and Hessian."""
-    curvature_chunk: int = 64
-    """Examples in one pass of theirs. Where one pass holds all of them, its graph is kept from
-    product to product, which saves a third of the time."""
     probes: int = 8
     """Random probes behind trace and Frobenius norm, one product each."""
-    products: Literal["auto", "finite differences"] = "auto"
-    """Hessian-vector products: auto differentiates twice, with attention switched to eager; finite
-    differences of gradients are a fallback for models whose attention cannot be switched."""
 
-    def checked(self) -> KrylovSettings:
-        """These settings, if they can be run; raises as `RunSettings.checked` does."""
-        super().checked()
-        check_counts(self, ("k", "curvature_examples", "curvature_chunk"))
+    def _check(self) -> None:
+        super()._check()
+        check_counts(self, ("k", "curvature_examples"))
         check_within(self, ("k", "ks", "times"), self.steps, "T", "raise --steps")
-        if self.k not in self.ks:
-            raise LoclinError(
-                f"expected --k to be one of --ks {list(self.ks)}, found {self.k}: add it there"
-            )
-        if self.probes < 2:
-            raise LoclinError(
-                f"expected at least 2 probes for an interval, found {self.probes}: raise --probes"
-            )
-        return self
+        check_among(self)
+        check_counts(self, ("probes",), 2)
 
     @property
     def most(self) -> int:
@@ -86,9 +72,9 @@ def preset(profile: Profile, model: str | None = None) -> KrylovSettings:
     """The defaults of a profile for a model; smoke takes small bases and a short recovery, standard
     one run on every model.
     """
-    settings = KrylovSettings(model=named(profile, model), profile=profile)
+    settings = KrylovSettings(model=presets.named(profile, model), profile=profile)
     if settings.model not in SEQUENCE_MODELS:
-        settings = recovering_by_lora(settings)
+        settings = presets.recovering_by_lora(settings)
         settings = replace(
             settings, times=(1, 2, 5, 10, 15, 20, 30, 50, 100), curvature_examples=32
         )
@@ -96,14 +82,16 @@ def preset(profile: Profile, model: str | None = None) -> KrylovSettings:
         settings = replace(settings, curvature_chunk=8)
     if profile == "smoke":
         smaller = replace(
-            recovering_quickly(settings), k=5, ks=(1, 2, 3, 5, 8), times=(1, 2, 5, 10, 20, 50)
+            presets.recovering_quickly(settings),
+            k=5,
+            ks=(1, 2, 3, 5, 8),
+            times=(1, 2, 5, 10, 20, 50),
         )
         return replace(smaller, curvature_examples=32, probes=4)
     if profile == "paper":
-        return exhaustive(settings)
+        return presets.exhaustive(settings)
     return replace(settings, seeds=settings.models_per_claim)
 
 
-def reproduced(profile: Profile) -> tuple[KrylovSettings, ...]:
-    """What `loclin reproduce` runs: the built-in models; with "paper" the paper's own as well."""
-    return studied(preset, profile)
+#: What `loclin reproduce` runs: the built-in models; with "paper" the paper's own as well.
+reproduced = partial(presets.studied, preset)

@@ -12,20 +12,19 @@ from jaxtyping import Float
 from loclin.run.rows import Claim, Row, by_run
 from loclin.stats import Estimate, over_models
 from loclin.studies.linearity.names import BOTH, GRADIENT, MATCHED, RECOVERY, SIDES, TASK
-from loclin.studies.linearity.settings import LinearitySettings
+from loclin.studies.linearity.settings import LinearitySettings, moved
 from loclin.studies.names import OPTIMISERS, POINTS
-from loclin.studies.verdict import Rule, decided, setting, undecided
+from loclin.studies.verdict import Rule, decided, mean, rule
 
 Values = Float[np.ndarray, " S"]
 
 
 def decide(settings: LinearitySettings, rows: Sequence[Row]) -> list[Claim]:
     """The window at both points."""
-    claims = [window(settings, rows, point) for point in POINTS]
-    return decided([Rule(claim=claim, models=settings.models) for claim in claims])
+    return decided([window(settings, rows, point) for point in POINTS])
 
 
-def window(settings: LinearitySettings, rows: Sequence[Row], point: str) -> Claim:
+def window(settings: LinearitySettings, rows: Sequence[Row], point: str) -> Rule:
     """How far first-order prediction holds along the gradient; beside it, along noise, and how many
     such windows real displacements are long.
     """
@@ -37,7 +36,6 @@ def window(settings: LinearitySettings, rows: Sequence[Row], point: str) -> Clai
 
     g, m = (over_models(of("window_width", d), models) for d in (GRADIENT, MATCHED))
     sizes = {d: of("log10_window", d) for d in (GRADIENT, MATCHED)}
-    e = None if np.isnan(sizes[GRADIENT]).all() else over_models(sizes[GRADIENT], models)
     ratio = of("log10_prediction_ratio", GRADIENT)
     notes = [
         *_named("ε_τ {} along the gradient", sizes[GRADIENT], models),
@@ -49,14 +47,15 @@ def window(settings: LinearitySettings, rows: Sequence[Row], point: str) -> Clai
         *_change_inside(rows, point, models),
         *_lengths(rows, point, tau, models),
     ]
-    return undecided(
-        e,
+    return rule(
+        settings,
+        POINTS[point],
+        mean(settings, sizes[GRADIENT]),
         id="first-order-window",
         statement="There is a range of steps in which first-order prediction holds.",
-        setting=setting(settings, POINTS[point]),
         paper="located on Qwen2.5-0.5B (Fig. 6)",
         measured=f"log10 of the window ε_τ along the gradient, τ = {tau:g}: the largest step, of "
-        f"the smaller side, as a share of the {settings.moved}' length",
+        f"the smaller side, as a share of the {moved(settings.space)}' length",
         null="none: any smooth loss has some window above round-off",
         rule="none: it could not fail; the radius is the number to use",
         verdict="measurement",

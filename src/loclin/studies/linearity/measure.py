@@ -5,7 +5,6 @@ the damaged point.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -13,19 +12,19 @@ import numpy as np
 import torch
 
 from loclin.activations.blocks import bare
-from loclin.curvature import CurvatureOperator, Method
 from loclin.geometry.gramian import inner
 from loclin.geometry.krylov import Product
 from loclin.line import Line, Profile, line_along, losses_along, ray, signed_grid
-from loclin.models import Problem, twice_differentiable
 from loclin.models.evaluation import EvalSet
 from loclin.models.network import in_float64
 from loclin.progress import ProgressCallback
 from loclin.run.rows import Part, Row
 from loclin.run.runner import Session
+from loclin.search.local_law import second_order
 from loclin.seeds import derived
 from loclin.studies.context import Requirements, RunContext, make_context
 from loclin.studies.damage import damage
+from loclin.studies.directions import curvature_notes
 from loclin.studies.linearity import directions
 from loclin.studies.linearity.directions import HELD, NamedDirection, Vector
 from loclin.studies.linearity.names import GRADIENT, RANDOM, RECOVERY, SIGNS, TASK
@@ -70,17 +69,8 @@ def measure(settings: LinearitySettings, run: int, session: Session) -> Part:
         point = _Point(ctx, eval_set, name, progress)
         rows += of_defined_tasks(point.rows(displacements[name]))
         arrays |= {f"{key}/{run}": array for key, array in point.arrays.items()}
-    differences = settings.products == "finite differences"
-    text = "curvature is taken by finite differences of gradients, a fallback"
-    note = [text] if differences else switch_note(ctx.problem)
-    return Part(rows=rows, arrays=arrays, notes=(*ctx.notes, *note))
-
-
-def switch_note(problem: Problem) -> list[str]:
-    """That attention is another one for second derivatives, where that is so."""
-    own = problem.model.config._attn_implementation
-    text = f"attention is switched from {own} to eager for second derivatives"
-    return [] if own == "eager" else [text]
+    notes = (*ctx.notes, *curvature_notes(ctx.problem, settings.method))
+    return Part(rows=rows, arrays=arrays, notes=notes)
 
 
 def requirements(settings: LinearitySettings) -> Requirements:
@@ -127,8 +117,9 @@ class _Point:
         ctx, space, tolerances = self._ctx, self._ctx.space, self._ctx.settings.tolerances
         gradient = space.gradient(self._eval_set.loss, self._eval_set.fold(0))
         second = NamedDirection(name=RANDOM, vector=space.noise(seed=derived(self._seed, "other")))
-        with self._switched():  # all before the point moves, so that one graph serves them
-            product = self._product()
+        of = ctx.problem, space, self._eval_set.loss, list(self._eval_set.fold(0))
+        # all before the point moves, so that one graph serves them
+        with second_order(*of, ctx.settings.method) as product:
             every = directions.common_directions(ctx, gradient, product, seed=self._seed)
             every += [replace(d, vector=d.vector.to(gradient)) for d in displacements]
             pairs = list(self._pairs(every, second))
@@ -165,17 +156,6 @@ class _Point:
         key = "/".join([self._name, direction.name, *([direction.on] if direction.on else [])])
         self.arrays[f"line/{key}"] = np.column_stack([line.steps, line.changes, line.scores])
         self.arrays[f"start/{key}"] = np.array([line.loss, line.slope, line.curvature])
-
-    def _switched(self) -> AbstractContextManager[None]:
-        differences = self._ctx.settings.products == "finite differences"
-        return nullcontext() if differences else twice_differentiable(self._ctx.problem.model)
-
-    def _product(self) -> Product:
-        """v ↦ Hv at the point, as long as the space stands there."""
-        eval_set, wanted = self._eval_set, self._ctx.settings.products
-        method: Method = "double backward" if wanted == "auto" else wanted
-        batches = list(eval_set.fold(0))
-        return CurvatureOperator(self._ctx.space, eval_set.loss, batches, method=method)
 
     def _ray(self, direction: NamedDirection) -> Vector:
         return ray(self._origin, direction.vector)

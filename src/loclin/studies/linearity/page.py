@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from loclin.report.figures import PALETTE, Curve, Drawing, defined, draw_dots, select
-from loclin.report.section import Section, Table, text_of
+from loclin.report.section import Section, Table, first, text_of
 from loclin.report.words import number
 from loclin.run.rows import Row
 from loclin.studies.linearity.names import (
@@ -26,7 +26,6 @@ from loclin.studies.linearity.names import (
 from loclin.studies.linearity.parts import (
     Rows,
     effect_text,
-    first,
     line_figure,
     over_steps,
     tolerance_curves,

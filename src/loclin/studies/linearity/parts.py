@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from loclin.report.figures import PALETTE, Curve, Drawing, draw_curves, select
-from loclin.report.section import text_of
+from loclin.report.section import first, text_of
 from loclin.report.words import estimate_text, number
 from loclin.run.rows import Row
 
@@ -88,11 +88,6 @@ def tolerance_curves(steps: Rows, settings: Mapping[str, Any]) -> list[Curve]:
 
 def _level(row: Row, value: float) -> Row:
     return replace(row, value=value, low=None, high=None)
-
-
-def first(rows: Rows, quantity: str, **context: Any) -> Row | None:
-    """The one summary row of a quantity under a condition, where it is defined."""
-    return next(iter(select(rows, quantity, **context)), None)
 
 
 def effect_text(rows: Rows, **context: Any) -> str:

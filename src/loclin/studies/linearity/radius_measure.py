@@ -20,12 +20,12 @@ from loclin.parameters import ParameterSpace
 from loclin.run.rows import Part, Row, estimated, finite
 from loclin.run.runner import Session
 from loclin.seeds import derived
-from loclin.studies.linearity.measure import switch_note
+from loclin.studies.directions import curvature_notes
 from loclin.studies.linearity.names import GRADIENT, SIGNS, UNITS
 from loclin.studies.linearity.radius_settings import RadiusSettings
 from loclin.studies.linearity.rows import Context, curve_rows, rows_of
 from loclin.tasks.example import Example
-from loclin.updates import free_memory
+from loclin.updates import check_room
 from loclin.window import Effect, LinearWindow, linear_window
 
 HELD = 6  # vectors as long as the weights that are held at once, beside the weights themselves
@@ -42,8 +42,8 @@ def measure(settings: RadiusSettings, run: int, session: Session) -> Part:
     session.progress("loading the model", 0.0)
     problem = load(settings, seed=settings.seed, progress=session.progress)
     space = ParameterSpace(problem.model, "*" if settings.space == "full" else settings.space)
-    _check_room(space)
-    examples, notes = examples_asked(settings, problem)
+    check_room(space, HELD, "move fewer weights by --space")
+    examples, notes = examples_drawn(settings, problem)
     eval_set = EvalSet.of(problem, examples, folds=settings.folds, at_once=settings.batch)
     check_finite(*eval_set.tallies(), eval_set.count)
     chunks = [(i, batch) for i in range(eval_set.count) for batch in eval_set.fold(i)]
@@ -75,7 +75,7 @@ def measure(settings: RadiusSettings, run: int, session: Session) -> Part:
     return Part(rows=rows, arrays={}, notes=list(filter(None, notes)))
 
 
-def examples_asked(settings: RadiusSettings, problem: Problem) -> tuple[list[Example], list[str]]:
+def examples_drawn(settings: RadiusSettings, problem: Problem) -> tuple[list[Example], list[str]]:
     """Examples that a built-in model never saw; of other data any, as nothing is trained here."""
     if settings.task is not None and settings.task not in problem.tasks:
         raise LoclinError(
@@ -112,20 +112,9 @@ def read_vector(settings: RadiusSettings, problem: Problem, space: ParameterSpac
 def _method(window: LinearWindow, problem: Problem) -> list[str]:
     """How curvature was taken, where that is not plain."""
     if window.method == "double backward":
-        return switch_note(problem)
+        return curvature_notes(problem)
     why = f" ({window.refused.rsplit(': ', 1)[0]})" if window.refused else ""
     return [f"curvature is taken by finite differences of gradients{why}"]
-
-
-def _check_room(space: ParameterSpace) -> None:
-    needed = HELD * space.dimension * space.parameters[0].element_size()
-    free = free_memory(space.parameters[0].device)
-    if needed > free:
-        raise LoclinError(
-            f"expected room for about {HELD} directions of {space.dimension} coordinates "
-            f"({needed / 1e9:.0f} GB), found {free / 1e9:.0f} GB of free memory: move fewer "
-            "weights by --space"
-        )
 
 
 def window_rows(window: LinearWindow, tolerance: float) -> Iterator[Row]:

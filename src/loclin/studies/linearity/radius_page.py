@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from loclin.report.figures import PALETTE, select
-from loclin.report.section import Section, Table, text_of
+from loclin.report.section import Section, Table, first, number_of, text_of
 from loclin.report.words import estimate_text, number
 from loclin.run.rows import Row
 from loclin.studies.linearity.names import GRADIENT, SIDES, UNITS
-from loclin.studies.linearity.parts import LINES, Rows, effect_text, first, line_figure
+from loclin.studies.linearity.parts import LINES, Rows, effect_text, line_figure
 
 Settings = Mapping[str, Any]
 COLOURS = {"+": PALETTE[0], "−": PALETTE[1]}
@@ -21,11 +21,6 @@ COLOURS = {"+": PALETTE[0], "−": PALETTE[1]}
 def sections(rows: Rows, settings: Settings) -> list[Section]:
     """The page's sections in reading order."""
     return [_radius(rows, settings), _line(rows, settings)]
-
-
-def _plain(rows: Rows, quantity: str) -> str:
-    found = first(rows, quantity)
-    return number(found.value) if found else "not defined"
 
 
 def _size(rows: Rows, sign: str, unit: str) -> str:
@@ -74,7 +69,7 @@ def _basis(rows: Rows, settings: Settings) -> Iterator[str]:
     )
     if settings["direction"] == GRADIENT:
         yield "Forward is up the gradient; a step that lowers the loss goes backward."
-    loss, score = (_plain(rows, quantity) for quantity in ("loss", "score_here"))
+    loss, score = (number_of(rows, quantity) for quantity in ("loss", "score_here"))
     yield f"At the point itself the loss is {loss} nats a token and the score {score}."
     if limit:
         yield (
@@ -116,7 +111,8 @@ def _line(rows: Rows, settings: Settings) -> Section:
     sized, limit = [_sized(r) for r in rows], first(rows, "limit")
     rounding = (limit.value or 0.0) * settings["tolerance"] if limit else None
     drawn = {side: (COLOURS[sign], {"sign": sign}) for sign, side in SIDES.items()}
-    of = {q: _plain(rows, q) for q in ("weights_length", "dimension", "direction_length")}
+    lengths = ("weights_length", "dimension", "direction_length")
+    of = {q: number_of(rows, q) for q in (*lengths, "slope", "curvature")}
     return Section(
         title="The loss along the line",
         question="What the loss and the score do, both ways, and where the prediction leaves them.",
@@ -135,7 +131,7 @@ def _line(rows: Rows, settings: Settings) -> Section:
         ],
         sees=[
             f"‖θ‖ = {of['weights_length']} over {of['dimension']} coordinates; the direction as "
-            f"given is {of['direction_length']} long; slope {_plain(rows, 'slope')} and curvature "
-            f"{_plain(rows, 'curvature')} in steps of ‖θ‖."
+            f"given is {of['direction_length']} long; slope {of['slope']} and curvature "
+            f"{of['curvature']} in steps of ‖θ‖."
         ],
     )

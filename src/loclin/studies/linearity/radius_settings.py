@@ -76,12 +76,10 @@ class RadiusSettings(ModelSettings):
         digest = {"direction_digest": digest_of([path])} if path.is_file() else {}
         return {**super().fingerprint(), **digest}
 
-    def checked(self) -> RadiusSettings:
-        """These settings, if they can be run; raises as `RunSettings.checked` does."""
-        super().checked()
+    def _check(self) -> None:
+        super()._check()
         check_counts(self, ("examples", "batch", "per_decade"))
-        if self.folds < 2:
-            raise LoclinError(f"expected at least 2 folds, found {self.folds}: raise --folds")
+        check_counts(self, ("folds",), 2)
         for name in ("tolerance", "precision"):
             if not 0 < getattr(self, name) < 1:
                 raise LoclinError(
@@ -89,4 +87,3 @@ class RadiusSettings(ModelSettings):
                     f"--{name}"
                 )
         check_line(self)
-        return self

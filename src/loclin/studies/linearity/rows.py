@@ -13,13 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from loclin.line import (
-    Profile,
-    Window,
-    additivity_error,
-    first_order_window,
-    predicted_additivity,
-)
+from loclin.line import Profile, Window, additivity_error, first_order_window, predicted_additivity
 from loclin.run.rows import Row, finite
 from loclin.studies.linearity.names import BOTH, SIGNS
 

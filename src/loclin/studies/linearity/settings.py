@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from loclin.errors import LoclinError
 from loclin.options import BUILT_IN, SEQUENCE_MODELS
-from loclin.studies.presets import (
-    exhaustive,
-    named,
-    recovering_by_lora,
-    recovering_quickly,
-    studied,
-)
-from loclin.studies.settings import Profile, TrainBackSettings, check_counts, check_within
+from loclin.studies import presets
+from loclin.studies.settings import CurvatureSettings, Profile, check_counts, check_within
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearitySettings(TrainBackSettings):
+class LinearitySettings(CurvatureSettings):
     """Over which steps is the loss straight? The first-order window along gradients, task vectors,
     recoveries and noise.
 
@@ -66,18 +61,11 @@ class LinearitySettings(TrainBackSettings):
     directions too."""
     hessian_directions: int = 3
     """How many eigenvectors of the largest Hessian eigenvalues are directions, at both points."""
-    curvature_chunk: int = 64
-    """Examples in a pass that is differentiated. Where one pass holds all of them, its graph is
-    kept from product to product, which saves a third of their time."""
-    products: Literal["auto", "finite differences"] = "auto"
-    """Hessian-vector products: auto differentiates twice, with attention switched to eager; finite
-    differences of gradients are a fallback for models whose attention cannot be switched."""
 
-    def checked(self) -> LinearitySettings:
-        """These settings, if they can be run; raises as `RunSettings.checked` does."""
-        super().checked()
-        counts = ("window_examples", "per_decade", "task_vector_steps", "k", "curvature_chunk")
-        check_counts(self, (*counts, "hessian_directions"))
+    def _check(self) -> None:
+        super()._check()
+        check_counts(self, ("window_examples", "per_decade", "task_vector_steps", "k"))
+        check_counts(self, ("hessian_directions",))
         check_within(self, ("k",), self.steps, "T", "raise --steps")
         check_within(self, ("prefix_vectors",), self.k, "k", "raise --k")
         if not self.tolerances or not 0 < min(self.tolerances) <= max(self.tolerances) < 1:
@@ -86,17 +74,11 @@ class LinearitySettings(TrainBackSettings):
                 "--tolerances"
             )
         check_line(self)
-        return self
 
     @property
     def tolerance(self) -> float:
         """The τ of the reported window."""
         return self.tolerances[0]
-
-    @property
-    def moved(self) -> str:
-        """What a step moves."""
-        return moved(self.space)
 
 
 def moved(space: str) -> str:
@@ -123,20 +105,19 @@ def preset(profile: Profile, model: str | None = None) -> LinearitySettings:
 
     smoke: short recoveries, few steps on each line. standard: one run on every model, few steps.
     """
-    settings = LinearitySettings(model=named(profile, model), profile=profile)
+    settings = LinearitySettings(model=presets.named(profile, model), profile=profile)
     if settings.model not in SEQUENCE_MODELS:
-        settings = recovering_by_lora(settings)
+        settings = presets.recovering_by_lora(settings)
     own: dict[str, Any] = {"evaluate": "float64"} if settings.model in BUILT_IN else {}
     settings = replace(settings, **(own or {"curvature_chunk": 8}))
     if profile == "paper":
-        return exhaustive(settings)
+        return presets.exhaustive(settings)
     settings = replace(settings, window_examples=24, per_decade=1)
     if profile == "standard":
         return replace(settings, seeds=settings.models_per_claim, steps=100)
-    settings = replace(recovering_quickly(settings), task_vector_steps=10)
+    settings = replace(presets.recovering_quickly(settings), task_vector_steps=10)
     return replace(settings, k=5, prefix_vectors=(1, 5))
 
 
-def reproduced(profile: Profile) -> tuple[LinearitySettings, ...]:
-    """What `loclin reproduce` runs: the built-in models, with "paper" the paper's own too."""
-    return studied(preset, profile)
+#: What `loclin reproduce` runs: the built-in models; with "paper" the paper's own as well.
+reproduced = partial(presets.studied, preset)

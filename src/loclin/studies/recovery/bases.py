@@ -21,7 +21,7 @@ from loclin.studies.directions import (
     norm_matched_noise,
     task_vectors,
 )
-from loclin.studies.families import Family, chord_family, steps_family, tangent_family
+from loclin.studies.families import Family, family_at, steps_family
 from loclin.studies.names import MINIBATCH, RANDOM
 from loclin.studies.recovery import names
 from loclin.studies.recovery.settings import RecoverySettings
@@ -38,7 +38,7 @@ def static_families(
     size, order = settings.gradient_batch, derived(seed, "basis")
     batches = disjoint_batches(data, size, settings.gradients, seed=order)
     at_origin = principal_directions(batch_gradients(problem, space, batches), k).basis
-    yield names.AT_ORIGIN, tangent_family(ctx, origin, at_origin)
+    yield names.AT_ORIGIN, family_at(ctx, origin, at_origin)
     vectors = task_vectors(
         problem,
         space,
@@ -48,7 +48,7 @@ def static_families(
         steps=settings.task_vector_steps,
         seed=derived(seed, "task vectors"),
     )
-    yield names.TASK_VECTORS, chord_family(ctx, origin, vectors)
+    yield names.TASK_VECTORS, family_at(ctx, origin, vectors, chords=True)
     with space.restored():
         space.write(damaged)
         there = principal_directions(batch_gradients(problem, space, batches), k).basis
@@ -56,10 +56,10 @@ def static_families(
         size = min(settings.hessian_batch, len(shown))
         few = next(minibatches(shown, size, seed=derived(seed, "hessian")))
         curved = hessian_directions(problem, space, few, k, seed=derived(seed, "lanczos"))
-    yield names.AT_DAMAGED, tangent_family(ctx, damaged, there)
-    yield names.HESSIAN, tangent_family(ctx, damaged, curved)
+    yield names.AT_DAMAGED, family_at(ctx, damaged, there)
+    yield names.HESSIAN, family_at(ctx, damaged, curved)
     random = random_subspace(k, space.dimension, seed=derived(seed, "random")).basis.to(damaged)
-    yield RANDOM, tangent_family(ctx, damaged, random)
+    yield RANDOM, family_at(ctx, damaged, random)
 
 
 def control_families(
@@ -72,8 +72,6 @@ def control_families(
     noise with the norms of the updates.
 
     Args:
-        ctx: of the run.
-        optimiser: of the recovery.
         damaged: θ_D of the task, and of the other one where there is one.
         real: the recorded recovery.
     """
@@ -91,6 +89,6 @@ def control_families(
         drawn = derived(seed, "independent gradients")
         batches = minibatches(problem.batch("recovery", ctx.task), settings.batch, seed=drawn)
         gradients = batch_gradients(problem, space, [next(batches) for _ in range(longest)])
-    yield MINIBATCH, tangent_family(ctx, real.start, gradients)
+    yield MINIBATCH, family_at(ctx, real.start, gradients)
     noise = norm_matched_noise(space, real.head[:longest], seed=derived(seed, "noise"))
-    yield names.NOISE, tangent_family(ctx, real.start, noise)
+    yield names.NOISE, family_at(ctx, real.start, noise)

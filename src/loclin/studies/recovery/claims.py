@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,8 @@ from jaxtyping import Float
 from loclin.run.rows import Claim, Row, by_run
 from loclin.stats import (
     Estimate,
-    Scale,
     by_model,
     over_models,
-    permutation_p,
     permuted_over_runs,
     permuted_rank_correlations,
     rank_correlation,
@@ -30,7 +29,7 @@ from loclin.stats import (
 from loclin.studies.names import DRIFT, FROM_REST, OPTIMISERS, PREFIX, displacement
 from loclin.studies.recovery.names import FULL, STATIC
 from loclin.studies.recovery.settings import RecoverySettings
-from loclin.studies.verdict import Condition, Drawn, Mean, Rule, decided, setting, undecided
+from loclin.studies.verdict import Condition, Mean, Rule, decided, drawn, mean, rule
 
 MOST = 0.5  # "span most of", "drifts substantially": half
 #: Of the score between damaged and unconfined training: what counts as worse than the prefix.
@@ -47,23 +46,15 @@ Values = Float[np.ndarray, " S"]
 
 def decide(settings: RecoverySettings, rows: Sequence[Row]) -> list[Claim]:
     """All claims, p-values adjusted over both directions of the whole family."""
-    rules = [
-        rule(settings, rows, optimiser)
-        for optimiser in settings.learning_rates()
-        for rule in (
-            static_bases_miss,
-            basis_drifts,
-            prefix_holds_most,
-            prefix_beyond_drift,
-            prefix_predicts_recovery,
-        )
-    ]
+    each = (
+        static_bases_miss,
+        basis_drifts,
+        prefix_holds_most,
+        prefix_beyond_drift,
+        prefix_predicts_recovery,
+    )
+    rules = [of(settings, rows, o) for o in settings.learning_rates() for of in each]
     return decided([*rules, prefix_predicts_over_runs(settings, rows)])
-
-
-def _mean(settings: RecoverySettings, values: Values, scale: Scale = "plain") -> Estimate | None:
-    """Over the models; None where no run has a value."""
-    return None if np.isnan(values).all() else over_models(values, settings.models, scale)
 
 
 def shares_behind(rows: Sequence[Row], optimiser: str, k: int) -> dict[str, Values]:
@@ -75,39 +66,34 @@ def shares_behind(rows: Sequence[Row], optimiser: str, k: int) -> dict[str, Valu
     here: dict[str, Any] = {"optimiser": optimiser, "k": k}
     full = by_run(rows, "regained_score", optimiser=optimiser, basis=FULL)
     prefix = by_run(rows, "regained_score", basis=PREFIX, **here)
-    regained = full - _damaged_scores(rows)
+    own = [r for r in rows if r.context.get("on", "") == r.context.get("task")]
+    regained = full - by_run(own, "score", point="damaged")
     whole = np.where(regained >= REGAINED, regained, np.nan)
     behind = {b: prefix - by_run(rows, "regained_score", basis=b, **here) for b in STATIC}
     return {name: gap / whole for name, gap in {**behind, FULL: full - prefix}.items()}
-
-
-def _damaged_scores(rows: Sequence[Row]) -> Values:
-    """Every run's score on its destroyed task right after the damage."""
-    scores = [r for r in rows if r.quantity == "score" and r.context["point"] == "damaged"]
-    own = [r for r in scores if "run" in r.context and r.context["on"] == r.context["task"]]
-    return np.array([r.value for r in sorted(own, key=lambda r: r.context["run"])], dtype=float)
 
 
 def static_bases_miss(settings: RecoverySettings, rows: Sequence[Row], optimiser: str) -> Rule:
     """Confined to any basis fixed beforehand, training regains less than within the prefix of the
     same size, by more than a margin.
     """
-    k = settings.k
-    behind = shares_behind(rows, optimiser, k)
-    of_prefix = _mean(settings, behind.pop(FULL))
-    gaps = {b: e for b, values in behind.items() if (e := _mean(settings, values))}
-    nearest = min(gaps, key=lambda b: gaps[b].value) if gaps else None
+    k, behind = settings.k, shares_behind(rows, optimiser, settings.k)
+    of_prefix = mean(settings, behind.pop(FULL))
+    gaps = {b: e for b, values in behind.items() if (e := mean(settings, values))}
+    nearest = min(gaps, key=lambda b: gaps[b].value, default=None)
     here: dict[str, Any] = {"optimiser": optimiser, "k": k, "space": settings.spaces[0]}
     held = {b: by_run(rows, "basis_capture", basis=b, of="displacement", **here) for b in STATIC}
     held[PREFIX] = by_run(rows, "prefix_capture", **here)
     captures = {b: over_models(v, settings.models, "logit").value for b, v in held.items()}
     runs = np.sum(~np.isnan(behind[STATIC[0]]))
-    claim = undecided(
+    return rule(
+        settings,
+        OPTIMISERS[optimiser],
         gaps[nearest] if nearest else None,
+        [Mean(name=f"{b} behind the prefix", values=behind[b], threshold=MARGIN) for b in gaps],
         id="static-bases-miss",
         statement=f"Confined to any of {len(STATIC)} bases fixed beforehand, training regains less "
         "than within the first updates.",
-        setting=setting(settings, OPTIMISERS[optimiser]),
         paper="misses (Fig. 1, 3b)",
         measured=f"score regained within the first {k} updates less that within the nearest of "
         f"{len(STATIC)} fixed bases of {k} ({nearest}), as a share of what unconfined training "
@@ -120,31 +106,26 @@ def static_bases_miss(settings: RecoverySettings, rows: Sequence[Row], optimiser
         + ", ".join(f"{b} {v:.3g}" for b, v in captures.items())
         + f"; unconfined training regains {REGAINED} or more in {runs} of {settings.runs} runs",
     )
-    conditions = tuple(
-        Mean(name=f"{b} behind the prefix", values=behind[b], threshold=MARGIN) for b in gaps
-    )
-    return Rule(claim=claim, conditions=conditions, models=settings.models)
 
 
 def basis_drifts(settings: RecoverySettings, rows: Sequence[Row], optimiser: str) -> Rule:
     """ρ(t) at the last measured t ≤ 100 below one half."""
     t = max(t for t in settings.times if t <= 100)
     here: dict[str, Any] = {"optimiser": optimiser, "t": t}
+
+    def of(quantity: str, **context: Any) -> Estimate:
+        return over_models(by_run(rows, quantity, **context, **here), settings.models, "logit")
+
     rho = by_run(rows, "rho", **here)
-    floors = [
-        over_models(by_run(rows, "overlap_floor", point=p, **here), settings.models, "logit")
-        for p in ("damaged", "recovery")
-    ]
-    overlaps = [
-        over_models(by_run(rows, "overlap", batches=b, **here), settings.models, "logit")
-        for b in ("independent", "same")
-    ]
-    e, runs = _mean(settings, rho), np.sum(~np.isnan(rho))
-    claim = undecided(
-        e,
+    floors = [of("overlap_floor", point=p) for p in ("damaged", "recovery")]
+    overlaps = [of("overlap", batches=b) for b in ("independent", "same")]
+    return rule(
+        settings,
+        OPTIMISERS[optimiser],
+        mean(settings, rho),
+        [Mean(name=f"ρ({t})", values=rho, threshold=MOST, below=True)],
         id="basis-drifts",
         statement="The useful basis moves substantially within 100 steps.",
-        setting=setting(settings, OPTIMISERS[optimiser]),
         paper="within 100 steps (Fig. 1)",
         measured=f"ρ({t}): overlap of top-{settings.k} gradient bases at θ_D and θ_{t}, over the "
         "mean of what two sets of batches agree to at each of the two points",
@@ -153,10 +134,8 @@ def basis_drifts(settings: RecoverySettings, rows: Sequence[Row], optimiser: str
         "of batches hardly agree at one of the points",
         note=f"two sets of batches agree to {floors[0]} at θ_D and {floors[1]} at θ_{t}; overlap "
         f"of θ_D and θ_{t} from independent batches {overlaps[0]}, from the same {overlaps[1]}; ρ "
-        f"defined in {runs} of {len(rho)} runs",
+        f"defined in {np.sum(~np.isnan(rho))} of {len(rho)} runs",
     )
-    moved = Mean(name=f"ρ({t})", values=rho, threshold=MOST, below=True)
-    return Rule(claim=claim, conditions=(moved,) if e else (), models=settings.models)
 
 
 def prefix_holds_most(settings: RecoverySettings, rows: Sequence[Row], optimiser: str) -> Rule:
@@ -168,11 +147,13 @@ def prefix_holds_most(settings: RecoverySettings, rows: Sequence[Row], optimiser
         for null in _drifts(optimiser)
     }
     white = over_models(by_run(rows, "prefix_capture", column="null", **here), settings.models)
-    claim = undecided(
+    return rule(
+        settings,
+        OPTIMISERS[optimiser],
         over_models(prefix, settings.models, "logit"),
+        [Mean(name="prefix capture", values=prefix, threshold=MOST, scale="logit")],
         id="prefix-holds-most",
         statement="The first updates span most of the recovery.",
-        setting=setting(settings, OPTIMISERS[optimiser]),
         paper="0.77 (Fig. 2)",
         measured=f"capture(Q_k, {displacement(settings)}), k = {settings.k} of T = "
         f"{settings.steps}",
@@ -183,8 +164,6 @@ def prefix_holds_most(settings: RecoverySettings, rows: Sequence[Row], optimiser
         + f"; white steps with the same norms {white}"
         + _elsewhere(settings, rows, optimiser),
     )
-    most = Mean(name="prefix capture", values=prefix, threshold=MOST, scale="logit")
-    return Rule(claim=claim, conditions=(most,), models=settings.models)
 
 
 def _drifts(optimiser: str) -> tuple[str, ...]:
@@ -204,44 +183,37 @@ def prefix_beyond_drift(settings: RecoverySettings, rows: Sequence[Row], optimis
     future, drifts = by_run(rows, "future_capture", **here), _drifts(optimiser)
     above = {d: future - by_run(rows, "future_capture_null", null=d, **here) for d in drifts}
     excess = {d: over_models(values, settings.models) for d, values in above.items()}
-    memory = (
-        "SGD without momentum: no memory"
-        if len(drifts) == 1
-        else "AdamW's moving average; its preconditioner, where it changes, is not in the null"
+    least, most = (extreme(list(above.values()), axis=0) for extreme in (np.min, np.max))
+    less = Mean(
+        name="excess over the smaller drift", values=most, threshold=BEYOND, refuted_at=-BEYOND
     )
-    claim = undecided(
+    plain = len(drifts) == 1
+    more = replace(less, name="excess over the drift", values=least, refutes=plain)
+    memory = "SGD without momentum: no memory"
+    if not plain:
+        memory = "AdamW's moving average; its preconditioner, where it changes, is not in the null"
+    return rule(
+        settings,
+        OPTIMISERS[optimiser],
         excess[DRIFT],
+        (more, less)[: len(drifts)],
         id="prefix-beyond-drift",
         statement="The first updates hold more of the way still to come than a constant drift "
         "would.",
-        setting=setting(settings, OPTIMISERS[optimiser]),
         paper="no such null",
         measured=f"capture(Q_k, f_k) in {settings.spaces[0]}, k = {settings.k} of T = "
         f"{settings.steps}, less that of a constant drift with the run's own norms",
         null="0: constant drift and white noise through the optimiser, with the run's own norms",
         rule=f"supported: above {BEYOND}; refuted: below −{BEYOND}"
-        + ("" if len(drifts) == 1 else "; in each case for both drifts")
+        + ("" if plain else "; in each case for both drifts")
         + ". The drift's share of a step is one for all steps: more may mean that the basis is "
         "special, or that signal fades below the noise along the way"
-        + ("" if len(drifts) == 1 else ", or a slow turn that momentum hides")
+        + ("" if plain else ", or a slow turn that momentum hides")
         + "; less that the direction turns, or that signal grows",
         note=f"future-only capture {over_models(future, settings.models, 'logit')}; "
         + "; ".join(f"less the {d} {e}" for d, e in excess.items())
         + f"; {memory}",
     )
-    least, most = (extreme(list(above.values()), axis=0) for extreme in (np.min, np.max))
-    more = Mean(
-        name="excess over the drift",
-        values=least,
-        threshold=BEYOND,
-        refutes=len(drifts) == 1,
-        refuted_at=-BEYOND,
-    )
-    less = Mean(
-        name="excess over the smaller drift", values=most, threshold=BEYOND, refuted_at=-BEYOND
-    )
-    conditions = (more, less)[: len(drifts)]
-    return Rule(claim=claim, conditions=conditions, models=settings.models)
 
 
 def _elsewhere(settings: RecoverySettings, rows: Sequence[Row], optimiser: str) -> str:
@@ -266,22 +238,27 @@ def prefix_predicts_recovery(
     At equal k, because a larger k raises capture and score alike whatever the basis. A type of
     basis is the same thing in every run: scores are exchanged among types, in all runs alike.
     """
-    pairs = _pairs_at_equal_k(settings, rows, optimiser)
-    per_run = np.array([rank_correlation(x, y) for x, y in pairs])
+    found = captures_and_scores(rows, optimiser, settings.k, settings.spaces[0])
+    runs = sorted({run for run, _ in found})
+    of_runs = ([both for (r, _), both in found.items() if r == run] for run in runs)
+    pairs = [(x, y) for x, y in (np.array(of).T for of in of_runs)]
+    per_run = np.array([rank_correlation(*pair) for pair in pairs])
     defined = [pair for pair, r in zip(pairs, per_run, strict=True) if not math.isnan(r)]
-    e, conditions = _mean(settings, per_run, "fisher"), tuple[Condition, ...]()
+    e, conditions = mean(settings, per_run, "fisher"), list[Condition]()
     if e:
         null = permuted_rank_correlations(defined, draws=PERMUTATIONS, seed=settings.seed)
         name = "rank correlation over bases"
-        conditions = (
-            _drawn(name, float(np.nanmean(per_run)), null),
+        conditions = [
+            drawn(name, float(np.nanmean(per_run)), null),
             Mean(name=name, values=per_run, threshold=0.0, scale="fisher", refutes=False),
-        )
-    claim = undecided(
+        ]
+    return rule(
+        settings,
+        OPTIMISERS[optimiser],
         e,
+        conditions,
         id="prefix-predicts-recovery",
         statement="The captured share predicts how much of the task comes back.",
-        setting=setting(settings, OPTIMISERS[optimiser]),
         paper="positive relation (Fig. 2)",
         measured="Spearman's ρ of capture and regained score over bases of k = "
         f"{settings.k}, mean over models",
@@ -291,31 +268,20 @@ def prefix_predicts_recovery(
         note=f"{len(pairs[0][0]) if pairs else 0} bases a run; defined in {len(defined)} of "
         f"{len(pairs)} runs",
     )
-    return Rule(claim=claim, conditions=conditions, models=settings.models)
 
 
-def _drawn(name: str, observed: float, null: np.ndarray) -> Drawn:
-    """By permutation in both directions; draws are 1e-12 above what they are, then below."""
-    other = permutation_p(-observed, 2e-12 - null)
-    return Drawn(name=name, value=permutation_p(observed, null), other=other)
-
-
-def _pairs_at_equal_k(
-    settings: RecoverySettings, rows: Sequence[Row], optimiser: str
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(captures, scores) over the bases of size k, for each run."""
-    here = {"optimiser": optimiser, "k": settings.k, "space": settings.spaces[0]}
-    table: dict[int, dict[str, list[float]]] = {}
+def captures_and_scores(
+    rows: Sequence[Row], optimiser: str, k: int, space: str
+) -> dict[tuple[int, str], tuple[float, float]]:
+    """(capture of d, regained score) of every run and basis of size k."""
+    found: dict[tuple[int, str], dict[str, float]] = {}
+    here = {"optimiser": optimiser, "k": k, "space": space}
     for row in rows:
-        c = {"space": settings.spaces[0], **row.context}
-        of_run = "run" in c and c | here == c
-        if row.quantity.startswith("regained_") and of_run:
-            pair = table.setdefault(c["run"], {"regained_by_capture": [], "regained_score": []})
-            pair[row.quantity].append(float(row.value or 0.0))
-    return [
-        (np.array(r["regained_by_capture"]), np.array(r["regained_score"]))
-        for _, r in sorted(table.items())
-    ]
+        c = {"space": space, **row.context}
+        if row.quantity.startswith("regained_") and "run" in c and c | here == c:
+            value = np.nan if row.value is None else row.value
+            found.setdefault((c["run"], c["basis"]), {})[row.quantity] = value
+    return {at: (p["regained_by_capture"], p["regained_score"]) for at, p in found.items()}
 
 
 def prefix_predicts_over_runs(settings: RecoverySettings, rows: Sequence[Row]) -> Rule:
@@ -334,17 +300,19 @@ def prefix_predicts_over_runs(settings: RecoverySettings, rows: Sequence[Row]) -
     regained = [by_run(rows, "regained_score", optimiser=o, **here) for o in optimisers]
     captures = np.array([by_model(x, settings.models, "logit") for x in held])
     scores = np.array([by_model(y, settings.models, "score") for y in regained])
-    e, conditions = rank_correlation_over_runs(captures, scores), tuple[Condition, ...]()
+    e, conditions = rank_correlation_over_runs(captures, scores), list[Condition]()
     if e:
         null = permuted_over_runs(captures, scores, draws=PERMUTATIONS, seed=settings.seed)
-        conditions = (_drawn("rank correlation over units", e.value, null),)
+        conditions = [drawn("rank correlation over units", e.value, null)]
     ranks = list(settings.ranks) if settings.space == "lora" else "none"
-    claim = undecided(
+    return rule(
+        settings,
+        "over runs",
         e,
+        conditions,
         id="prefix-predicts-recovery",
         statement="Models (runs, where there is one model) whose first updates hold more of the "
         "way regain more when confined to them.",
-        setting=setting(settings, "over runs"),
         paper="positive relation (Fig. 2)",
         measured=f"Spearman's ρ over units of capture of {displacement(settings)} by the first "
         f"{k} updates and score regained within them, mean over optimisers",
@@ -353,4 +321,3 @@ def prefix_predicts_over_runs(settings: RecoverySettings, rows: Sequence[Row]) -
         note=f"{captures.shape[1]} units of {settings.runs} runs over ranks {ranks}, learning "
         f"rates × {list(settings.lr_factors)}",
     )
-    return Rule(claim=claim, conditions=conditions, models=settings.models)

@@ -50,10 +50,8 @@ def corrected_overlap(overlap: float, floors: tuple[float, float], chance: float
 
 
 class DriftMeter:
-    """Bases at θ_D from two independent sets of batches, to hold later bases against.
-
-    Args:
-        ctx: of the run, the space standing at θ_D when the meter is made.
+    """Bases at θ_D from two independent sets of batches, to hold later bases against; the space
+    stands there when the meter is made.
     """
 
     def __init__(self, ctx: RunContext[RecoverySettings]) -> None:

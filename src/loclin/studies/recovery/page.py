@@ -14,11 +14,12 @@ from loclin.report.figures import (
     draw_points,
     select,
 )
-from loclin.report.section import Section, text_of
+from loclin.report.section import Section, null_of, text_of
 from loclin.report.words import number
 from loclin.run.rows import Row
 from loclin.studies import names
 from loclin.studies.names import OPTIMISERS, PREFIX, deciding_space, two_spaces
+from loclin.studies.recovery.claims import captures_and_scores
 from loclin.studies.recovery.names import CONTROLS, FULL, STATIC
 
 FIXED = (*STATIC, names.RANDOM)
@@ -217,8 +218,7 @@ def _drift(rows: Sequence[Row], k: int, times: Sequence[int]) -> Section:
             f"{text_of(rows, 'overlap', optimiser=o, t=late, batches='same')}."
         )
     start: dict[str, Any] = {"point": "damaged", "t": first}
-    floors = select(rows, "overlap_floor", **start)
-    chance = number(floors[0].null) if floors else "–"
+    chance = null_of(rows, "overlap_floor", **start)
     return Section(
         title="How fast does the useful basis move?",
         question=f"Overlap of the top-{k} gradient basis at θ_D with that at θ_t, as a share of "
@@ -262,7 +262,7 @@ def _confined(rows: Sequence[Row], k: int, steps: int) -> Section:
             if (basis := r.context["basis"]) == FULL or r.context["k"] == k
         ]
         by_k.append(curve(rows, "regained_score", label, i, optimiser=o, basis=PREFIX))
-        pairs[label] = _captures_and_scores(rows, o, k)
+        pairs[label] = captures_and_scores(rows, o, k, deciding_space(rows))
         full.append(f"{label} {text_of(rows, 'regained_score', optimiser=o, basis=FULL)}")
         held = text_of(rows, "regained_score", optimiser=o, basis=PREFIX, k=k)
         prefix.append(f"{label} {held}")
@@ -323,17 +323,3 @@ def _static_lines(rows: Sequence[Row], k: int) -> Iterator[str]:
             "less than the prefix by more than 0.05 of what unconfined training regains: that is "
             "what decides."
         )
-
-
-def _captures_and_scores(
-    rows: Sequence[Row], optimiser: str, k: int
-) -> dict[tuple[int, str], tuple[float, float]]:
-    """(capture, score) of every run and basis of size k."""
-    found: dict[tuple[int, str], dict[str, float]] = {}
-    space = deciding_space(rows)
-    here = {"optimiser": optimiser, "k": k, "space": space}
-    for r in rows:
-        c = {"space": space, **r.context}
-        if r.quantity.startswith("regained_") and "run" in c and c | here == c:
-            found.setdefault((c["run"], c["basis"]), {})[r.quantity] = defined(r.value)
-    return {at: (p["regained_by_capture"], p["regained_score"]) for at, p in found.items()}

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 from loclin.errors import LoclinError
 from loclin.options import SEQUENCE_MODELS
-from loclin.studies.presets import (
-    exhaustive,
-    named,
-    recovering_by_lora,
-    recovering_quickly,
-    studied,
+from loclin.studies import presets
+from loclin.studies.settings import (
+    Profile,
+    TrainBackSettings,
+    check_among,
+    check_counts,
+    check_within,
 )
-from loclin.studies.settings import Profile, TrainBackSettings, check_counts, check_within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,16 +68,12 @@ class RecoverySettings(TrainBackSettings):
     shuffles: int = 49
     """Shuffled orders of the updates drawn as a null."""
 
-    def checked(self) -> RecoverySettings:
-        """These settings, if they can be run; raises as `RunSettings.checked` does."""
-        super().checked()
+    def _check(self) -> None:
+        super()._check()
         check_counts(self, ("gradients", "gradient_batch", "hessian_batch", "project_steps"))
         check_counts(self, ("task_vector_steps", "k", "shuffles", "project_repeats"))
         check_within(self, ("k", "ks", "project_ks", "times"), self.steps, "T", "raise --steps")
-        if self.k not in self.ks:
-            raise LoclinError(
-                f"expected --k to be one of --ks {list(self.ks)}, found {self.k}: add it there"
-            )
+        check_among(self)
         if self.k > self.gradients:
             raise LoclinError(
                 f"expected k of at most {self.gradients} gradients, found {self.k}: raise "
@@ -87,7 +84,6 @@ class RecoverySettings(TrainBackSettings):
                 f"expected a time of at most 100 steps, found {list(self.times)}: add one to "
                 "--times"
             )
-        return self
 
     @property
     def all_ks(self) -> tuple[int, ...]:
@@ -111,21 +107,21 @@ def preset(profile: Profile, model: str | None = None) -> RecoverySettings:
     smoke: short recoveries, three runs: real numbers with wide intervals. paper: 24 runs on 12
     models.
     """
-    settings = RecoverySettings(model=named(profile, model), profile=profile)
+    settings = RecoverySettings(model=presets.named(profile, model), profile=profile)
     if settings.model not in SEQUENCE_MODELS:
-        settings = replace(recovering_by_lora(settings), gradients=24, gradient_batch=4)
+        settings = replace(presets.recovering_by_lora(settings), gradients=24, gradient_batch=4)
         settings = replace(settings, hessian_batch=32, project_steps=30)
     if profile == "smoke":
         return _smoke(settings)
     if profile == "paper":
-        return replace(exhaustive(settings), project_repeats=2, shuffles=999)
+        return replace(presets.exhaustive(settings), project_repeats=2, shuffles=999)
     return settings
 
 
 def _smoke(settings: RecoverySettings) -> RecoverySettings:
     sequences = settings.model in SEQUENCE_MODELS
     return replace(
-        recovering_quickly(settings),
+        presets.recovering_quickly(settings),
         k=5,
         ks=(1, 2, 3, 5, 8, 10, 15, 20, 30),
         times=(1, 5, 20, 50),
@@ -139,6 +135,5 @@ def _smoke(settings: RecoverySettings) -> RecoverySettings:
     )
 
 
-def reproduced(profile: Profile) -> tuple[RecoverySettings, ...]:
-    """What `loclin reproduce` runs: the built-in models; with "paper" the paper's own as well."""
-    return studied(preset, profile)
+#: What `loclin reproduce` runs: the built-in models; with "paper" the paper's own as well.
+reproduced = partial(presets.studied, preset)

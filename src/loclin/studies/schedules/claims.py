@@ -18,7 +18,7 @@ from loclin.studies.names import OPTIMISERS
 from loclin.studies.schedules import names as n
 from loclin.studies.schedules.recommend import ranking_rows, recommendation_rows
 from loclin.studies.schedules.settings import SchedulesSettings
-from loclin.studies.verdict import Mean, Rule, Within, decided, setting, undecided
+from loclin.studies.verdict import Mean, Rule, Within, decided, rule
 
 #: Two simultaneous schedules differ little where their worst tasks do by less, in score; and so
 #: much has training to have taught the worst task, or they are alike for want of it.
@@ -101,9 +101,9 @@ def decide(settings: SchedulesSettings, rows: Sequence[Row]) -> list[Claim]:
     optimisers = settings.optimisers if settings.pairs else ()
     return decided(
         [
-            rule(settings, rows, optimiser)
+            of(settings, rows, optimiser)
             for optimiser in optimisers
-            for rule in (sequential_last, simultaneous_differ_little)
+            for of in (sequential_last, simultaneous_differ_little)
         ]
     )
 
@@ -132,7 +132,6 @@ def sequential_last(settings: SchedulesSettings, rows: Sequence[Row], optimiser:
         "id": "sequential-last",
         "statement": "Training two tasks one after the other, in the better order, leaves the "
         "worse one lower than any schedule that trains both at once.",
-        "setting": setting(settings, OPTIMISERS[optimiser]),
         "paper": "nine schedules ranked, sequential last (Fig. 4)",
         "null": "0",
         "rule": "supported: the better order of every pair less every simultaneous schedule, and "
@@ -140,7 +139,7 @@ def sequential_last(settings: SchedulesSettings, rows: Sequence[Row], optimiser:
         "lies above one of them (Bonferroni over all)",
     }
     if not _enough(settings):
-        return Rule(claim=undecided(None, **words, measured="", note=FEW))
+        return rule(settings, OPTIMISERS[optimiser], None, (), **words, measured="", note=FEW)
     worst, models = worst_tasks(settings, rows, optimiser), settings.models
     less = worst.order_less()
     median = over_models(less.pop(n.MEDIAN), models)
@@ -151,8 +150,11 @@ def sequential_last(settings: SchedulesSettings, rows: Sequence[Row], optimiser:
         f"{over_models(worst.together[lowest][i], models, 'score')}"
         for i, pair in enumerate(settings.pairs)
     )
-    claim = undecided(
+    return rule(
+        settings,
+        OPTIMISERS[optimiser],
         each[lowest],
+        _below_every_one(worst),
         **words,
         measured=f"score of the worse task, better sequential order less {lowest}, the lowest of "
         f"{len(each)} simultaneous schedules, {_measured(settings)}; the interval is of that one, "
@@ -160,7 +162,6 @@ def sequential_last(settings: SchedulesSettings, rows: Sequence[Row], optimiser:
         note=f"less the median one {median}; {scores}; the task trained first ends at "
         f"{over_models(_trained_first(settings, rows, optimiser), models, 'score')}",
     )
-    return Rule(claim=claim, conditions=_below_every_one(worst), models=models)
 
 
 def _below_every_one(worst: WorstTasks) -> tuple[Mean, ...]:
@@ -190,7 +191,6 @@ def simultaneous_differ_little(
     words = {
         "id": "simultaneous-differ-little",
         "statement": "Schedules that train both tasks at once leave the worse one about alike.",
-        "setting": setting(settings, OPTIMISERS[optimiser]),
         "paper": "simultaneous schedules are robust (Fig. 4)",
         "null": f"{MARGIN} either way",
         "rule": f"supported: the difference of every two lies within {MARGIN} (two one-sided "
@@ -198,7 +198,7 @@ def simultaneous_differ_little(
         "two lies beyond (Bonferroni over all)",
     }
     if not _enough(settings):
-        return Rule(claim=undecided(None, **words, measured="", note=FEW))
+        return rule(settings, OPTIMISERS[optimiser], None, (), **words, measured="", note=FEW)
     worst, models = worst_tasks(settings, rows, optimiser), settings.models
     apart = worst.apart()
     each = {two: over_models(values, models) for two, values in apart.items()}
@@ -210,8 +210,11 @@ def simultaneous_differ_little(
         for (a, b), values in apart.items()
     ]
     taught = Mean(name="above the start", values=gained, threshold=TAUGHT, refutes=False)
-    claim = undecided(
+    return rule(
+        settings,
+        OPTIMISERS[optimiser],
         each[widest],
+        [*alike, taught],
         **words,
         measured=f"score of the worse task, {widest[0]} less {widest[1]}, the widest of "
         f"{len(each)} mean differences between {len(every)} simultaneous schedules, "
@@ -220,7 +223,6 @@ def simultaneous_differ_little(
         f"start by {over_models(gained, models)}; best less worst of a run, which noise widens, "
         f"{over_models(np.ptp(every, axis=0), models)}",
     )
-    return Rule(claim=claim, conditions=(*alike, taught), models=models)
 
 
 def _trained_first(settings: SchedulesSettings, rows: Sequence[Row], optimiser: str) -> Values:

@@ -14,13 +14,7 @@ from loclin.studies.context import Requirements, RunContext, check_known, check_
 from loclin.studies.damage import damage
 from loclin.studies.schedules.names import EVERY_PAIR
 from loclin.studies.schedules.own import own_comparisons
-from loclin.studies.schedules.pairs import (
-    Pair,
-    apart_rows,
-    chosen_pairs,
-    pair_rows,
-    task_cosines,
-)
+from loclin.studies.schedules.pairs import Pair, apart_rows, chosen_pairs, pair_rows, task_cosines
 from loclin.studies.schedules.rows import arrays_of, comparison_rows, over_pairs
 from loclin.studies.schedules.settings import OptimiserName, SchedulesSettings
 

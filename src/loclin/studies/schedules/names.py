@@ -39,7 +39,7 @@ BEST, RECOMMENDED, LESS_RECOMMENDED = "best_validated", "recommended", "less_rec
 #: What decides: the better sequential order's worst task less that of every simultaneous schedule,
 #: and of the median one; the worst task by one simultaneous schedule less that by another.
 ORDER_LESS, MEDIAN, APART = "better_order_less", "median of them", "simultaneous_difference"
-BETTER, LEVEL, WORSE = "better", "not told apart", "worse"
+BETTER, ALIKE, WORSE = "better", "not told apart", "worse"
 
 
 def role(place: int) -> str:

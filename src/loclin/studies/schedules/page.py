@@ -188,7 +188,7 @@ def _advice(view: View) -> Iterator[str]:
             f"{-row.null:g} worse than the best on validation examples, {best} (by {text([row])})"
         )
     yield f"Recommended: {taken}, whose worst task goes {way}: {why}."
-    better, level = (view.ranked(n.LESS_RECOMMENDED, relation=r) for r in (n.BETTER, n.LEVEL))
+    better, level = (view.ranked(n.LESS_RECOMMENDED, relation=r) for r in (n.BETTER, n.ALIKE))
     if better:
         each = ", ".join(f"{name} (by {text([r])})" for name, r in better.items())
         yield f"Better than it on test examples, before any correction for their number: {each}."

@@ -13,13 +13,13 @@ import torch
 from jaxtyping import Float
 
 from loclin.errors import LoclinError
-from loclin.geometry.gramian import span_overlap
+from loclin.geometry.gramian import cosines, span_overlap
 from loclin.run.rows import Row
 from loclin.schedules.comparison import ScheduleComparison
 from loclin.seeds import derived
 from loclin.studies.context import RunContext
 from loclin.studies.directions import batch_gradients
-from loclin.studies.families import Family, products, steps_family, tangent_family
+from loclin.studies.families import Family, family_at, products, steps_family
 from loclin.studies.schedules import names as n
 from loclin.studies.schedules.settings import SchedulesSettings
 
@@ -49,12 +49,10 @@ def task_cosines(ctx: RunContext[SchedulesSettings], tasks: Sequence[str]) -> di
         order = torch.randperm(len(data), generator=shuffle)[: ctx.settings.cosine_examples]
         halves = [data.rows(part) for part in order.chunk(2)]
         rows.append(batch_gradients(ctx.problem, ctx.space, halves))
-    family, found = tangent_family(ctx, ctx.space.read(), torch.cat(rows)), {}
+    family, found = family_at(ctx, ctx.space.read(), torch.cat(rows)), {}
     for space, gram in products(ctx, family).items():
-        lengths = np.sqrt(np.diag(gram))
-        cosines = gram / np.outer(lengths, lengths)
-        within = np.diag(cosines[::2, 1::2])
-        found[space] = Halves(cosines[::2, ::2], cosines[1::2, 1::2], within)
+        each = cosines(gram)
+        found[space] = Halves(each[::2, ::2], each[1::2, 1::2], np.diag(each[::2, 1::2]))
     return found
 
 

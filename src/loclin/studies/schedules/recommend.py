@@ -93,7 +93,7 @@ def recommendation_rows(rows: Sequence[Row], context: Context, models: int = 1) 
     for name in tested:
         if name != taken:
             e = _difference(tested[name] - tested[taken])
-            relation = n.BETTER if e.low > 0 else n.WORSE if e.high < 0 else n.LEVEL
+            relation = n.BETTER if e.low > 0 else n.WORSE if e.high < 0 else n.ALIKE
             there = {**_of(name, context), "relation": relation}
             found.append(estimated(n.LESS_RECOMMENDED, e, there))
     return found

@@ -33,10 +33,7 @@ def comparison_rows(
 ) -> tuple[list[Row], list[str]]:
     """The rows of every schedule, and what their gradients cost, in a sentence.
 
-    Args:
-        context: of all rows.
-        validated: whether every schedule is scored on validation examples too, for whoever chooses
-            by them.
+    `validated`: every schedule is scored on validation examples too, for whoever chooses by them.
     """
     start = comparison.evaluate_at(comparison.start, comparison.curve_sets)
     known = comparison.evaluate_at(comparison.start, comparison.test_sets)[:, 1]

@@ -74,20 +74,14 @@ class SchedulesSettings(ComparisonOptions, DamageSettings):
         every: dict[OptimiserName, float] = {"adamw": self.adamw_lr, "sgd": self.sgd_lr}
         return {name: every[name] for name in self.optimisers}
 
-    def checked(self) -> SchedulesSettings:
-        """These settings, if they can be run.
-
-        Raises:
-            LoclinError: what was expected, what was found, what to do.
-        """
-        super().checked()
+    def _check(self) -> None:
+        super()._check()
         check_counts(self, ("k", "cosine_examples"))
         check_rates(self, ("adamw_lr", "sgd_lr"))
         for is_wrong, expected in self._expectations():
             if is_wrong:
                 raise LoclinError(f"expected {expected}")
         self.check_comparison(2 if self.pairs else max(len(self.tasks), 2))
-        return self
 
     def _expectations(self) -> Iterator[tuple[bool, str]]:
         """Whether something is wrong; what was expected, what was found, what to do."""
@@ -135,10 +129,7 @@ class SchedulesSettings(ComparisonOptions, DamageSettings):
 
 
 def preset(
-    profile: Profile,
-    model: str | None = None,
-    data: Sequence[str] = (),
-    pairs: Sequence[str] = (),
+    profile: Profile, model: str | None = None, data: Sequence[str] = (), pairs: Sequence[str] = ()
 ) -> SchedulesSettings:
     """The defaults of a profile for a user's own tasks, or for pairs, where there are any or a
     built-in model has its own data.

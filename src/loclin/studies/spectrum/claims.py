@@ -19,7 +19,7 @@ from loclin.stats import Estimate, Scale, over_models
 from loclin.studies.names import POINTS
 from loclin.studies.spectrum.names import ISOTROPIC, MEASURED, OWN, PER_TENSOR, UNIT
 from loclin.studies.spectrum.settings import SpectrumSettings
-from loclin.studies.verdict import Mean, Rule, decided, setting, undecided
+from loclin.studies.verdict import Mean, Rule, decided, rule
 
 MOST = 0.5  # "well under": half
 #: The rank grows as this power of n: 1 for isotropic vectors, 0 for those of fixed rank.
@@ -50,12 +50,19 @@ def low_rank_gradients(settings: SpectrumSettings, rows: Sequence[Row], point: s
     matched_growth = mean(of("rank_growth", norms=OWN, vectors=MEASURED))
     k = max((k for k in settings.ks if k <= settings.k), default=min(settings.ks))
     energy = of("crossfit_energy", vectors=MEASURED, k=k)
-    claim = undecided(
+    well_under = Mean(name="ratio", values=ratio, threshold=MOST, below=True, scale="log")
+    return rule(
+        settings,
+        symbol,
         mean(ratio),
+        (
+            well_under,
+            replace(well_under, name="ratio by tensor", values=strict, refutes=False),
+            Mean(name="power of n", values=np.log2(growth), threshold=SATURATED, below=True),
+        ),
         id="low-rank-gradients",
         statement=f"Task gradients at {symbol} have low-rank structure beyond a random sketch, "
         "their norms apart.",
-        setting=setting(settings, symbol),
         paper="rank well under the control (Fig. 5)",
         measured=f"participation ratio over that of isotropic vectors, n = {n} centred minibatch "
         "gradients, all scaled to unit length",
@@ -70,10 +77,3 @@ def low_rank_gradients(settings: SpectrumSettings, rows: Sequence[Row], point: s
         f"{k} directions of half of them hold {mean(energy, 'logit')} of the energy of the other "
         "half",
     )
-    well_under = Mean(name="ratio", values=ratio, threshold=MOST, below=True, scale="log")
-    conditions = (
-        well_under,
-        replace(well_under, name="ratio by tensor", values=strict, refutes=False),
-        Mean(name="power of n", values=np.log2(growth), threshold=SATURATED, below=True),
-    )
-    return Rule(claim=claim, conditions=conditions, models=settings.models)

@@ -9,18 +9,11 @@ from functools import partial
 from typing import Any
 
 from loclin.report.figures import Curve, Drawing, curve, draw_curves, draw_matrix, select
-from loclin.report.section import Section, text_of
+from loclin.report.section import Section, null_of, text_of
 from loclin.report.words import number
 from loclin.run.rows import Row
 from loclin.studies.names import POINTS
-from loclin.studies.spectrum.names import (
-    CENTRED,
-    ISOTROPIC,
-    MEASURED,
-    OWN,
-    PER_TENSOR,
-    UNIT,
-)
+from loclin.studies.spectrum.names import CENTRED, ISOTROPIC, MEASURED, OWN, PER_TENSOR, UNIT
 
 Rows = Sequence[Row]
 Settings = Mapping[str, Any]
@@ -32,11 +25,6 @@ def sections(rows: Rows, settings: Settings) -> list[Section]:
     """The study's sections in reading order."""
     places = [_places(rows)] if select(rows, "layer_rank_ratio") else []
     return [_ranks(rows, settings), _energy(rows, settings), _tasks(rows, settings), *places]
-
-
-def _null(rows: Rows, quantity: str, **context: Any) -> str:
-    chosen = select(rows, quantity, **context)
-    return number(chosen[0].null if chosen else None)
 
 
 def _ranks(rows: Rows, settings: Settings) -> Section:
@@ -123,7 +111,7 @@ def _energy(rows: Rows, settings: Settings) -> Section:
             f"{text_of(rows, 'crossfit_signal', **of, k=k)} of that of their mean; of random "
             "vectors with the same norm in every tensor it would be "
             f"{text_of(rows, 'crossfit_energy', **random, k=k)}, in a space of random directions "
-            f"{_null(rows, 'crossfit_energy', **of, k=k)}."
+            f"{null_of(rows, 'crossfit_energy', **of, k=k)}."
         )
     return Section(
         title="Do new gradients lie in the space of old ones?",
@@ -151,7 +139,7 @@ def _tasks(rows: Rows, settings: Settings) -> Section:
         lines.append(
             f"At {symbol} two sets of gradients of one task agree to "
             f"{text_of(rows, 'overlap_within', point=point)}, {between}; random vectors with the "
-            f"same norm in every tensor would to {_null(rows, 'overlap_within', point=point)}."
+            f"same norm in every tensor would to {null_of(rows, 'overlap_within', point=point)}."
         )
     return Section(
         title="Do different tasks share a gradient space?",

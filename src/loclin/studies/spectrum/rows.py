@@ -11,12 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from loclin.geometry.spectrum import (
-    centred,
-    effective_ranks,
-    principal_coefficients,
-    random_sketch,
-)
+from loclin.geometry.spectrum import centred, effective_ranks, principal_coefficients, random_sketch
 from loclin.run.rows import Row, finite
 from loclin.seeds import derived
 from loclin.studies.spectrum.gradients import Gradients, place_of

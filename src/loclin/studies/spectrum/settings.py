@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 from loclin.errors import LoclinError
 from loclin.options import SEQUENCE_MODELS
-from loclin.studies.presets import by_lora, exhaustive, named, quick, studied
+from loclin.studies import presets
 from loclin.studies.settings import DamageSettings, Profile, check_counts, check_sketch
 
 
@@ -47,9 +48,8 @@ class SpectrumSettings(DamageSettings):
     overlap_gradients: int = 12
     """Gradients behind each task's space; two independent sets are taken for every task."""
 
-    def checked(self) -> SpectrumSettings:
-        """These settings, if they can be run; raises as `RunSettings.checked` does."""
-        super().checked()
+    def _check(self) -> None:
+        super()._check()
         check_counts(self, ("gradient_batch", "overlap_gradients", "k"))
         counts, ks, half = list(self.counts), list(self.ks), max(self.counts, default=0) // 2
         if len(set(counts)) < 2 or min(counts) < 4 or counts != sorted(counts):
@@ -68,23 +68,21 @@ class SpectrumSettings(DamageSettings):
                 "--k or raise --overlap-gradients"
             )
         check_sketch(self, max(counts), "n")
-        return self
 
 
 def preset(profile: Profile, model: str | None = None) -> SpectrumSettings:
     """The defaults of a profile for a model: smoke takes few gradients."""
-    settings = SpectrumSettings(model=named(profile, model), profile=profile)
+    settings = SpectrumSettings(model=presets.named(profile, model), profile=profile)
     sequences = settings.model in SEQUENCE_MODELS
     if not sequences:
-        settings = replace(by_lora(settings), gradient_batch=4, counts=(6, 12, 24, 48))
+        settings = replace(presets.by_lora(settings), gradient_batch=4, counts=(6, 12, 24, 48))
         settings = replace(settings, ks=(1, 2, 3, 5, 10))
     if profile == "smoke":
         batch, counts = (6, (4, 8, 16, 32)) if sequences else (4, (4, 8, 16))
-        settings = replace(quick(settings), gradient_batch=batch, counts=counts)
+        settings = replace(presets.quick(settings), gradient_batch=batch, counts=counts)
         return replace(settings, k=4, ks=(1, 2, 4), overlap_gradients=6)
-    return exhaustive(settings) if profile == "paper" else settings
+    return presets.exhaustive(settings) if profile == "paper" else settings
 
 
-def reproduced(profile: Profile) -> tuple[SpectrumSettings, ...]:
-    """What `loclin reproduce` runs: the built-in models, with "paper" the paper's own too."""
-    return studied(preset, profile)
+#: What `loclin reproduce` runs: the built-in models; with "paper" the paper's own as well.
+reproduced = partial(presets.studied, preset)

@@ -14,7 +14,7 @@ import torch
 
 from loclin import theory
 from loclin.errors import LoclinError
-from loclin.geometry.gramian import future_capture, prefix_capture, span_overlap
+from loclin.geometry.gramian import cosines, future_capture, prefix_capture, span_overlap
 from loclin.geometry.spectrum import centred, effective_ranks, random_sketch
 from loclin.models.checkpoints import read_run
 from loclin.run.rows import Part, Row
@@ -100,12 +100,7 @@ def _point_rows(run: Run) -> Iterator[Row]:
 
 
 def _space_rows(
-    run: Run,
-    space: str,
-    ks: tuple[int, ...],
-    shuffles: int,
-    seed: int,
-    response: np.ndarray | None,
+    run: Run, space: str, ks: tuple[int, ...], shuffles: int, seed: int, response: np.ndarray | None
 ) -> Iterator[Row]:
     """Everything about a run in one space. The heavy-ball null is about single steps: it is kept
     for a run of such alone.
@@ -146,16 +141,14 @@ def _turning_rows(movement: Movement, k: int, here: Mapping[str, Any]) -> Iterat
     segments of length zero.
     """
     products, total = movement.gramian, len(movement.gramian)
-    lengths = np.sqrt(np.diag(products))
-    moved = np.outer(lengths, lengths)
-    cosines = np.divide(products, moved, out=np.full_like(products, np.nan), where=moved > 0)
+    turned = cosines(products)
     for t in range(1, total):
-        value, there = _defined(cosines[t - 1, t]), {**here, "t": t + 1}
+        value, there = _defined(turned[t - 1, t]), {**here, "t": t + 1}
         yield Row(quantity="successive_cosine", value=value, null=0.0, context=there)
     shown = _evenly(0, total - 1)
     for i, j in ((i, j) for i in shown for j in shown):
         there = {**here, "i": i + 1, "j": j + 1}
-        yield Row(quantity="segment_cosine", value=_defined(cosines[i, j]), context=there)
+        yield Row(quantity="segment_cosine", value=_defined(turned[i, j]), context=there)
     first, null = products[:k, :k], min(k / movement.dimension, 1.0)
     for start in _evenly(k, total - k) if total >= 2 * k and first.any() else []:
         window = slice(start, start + k)

@@ -73,17 +73,12 @@ def run_of(points: Points, progress: ProgressCallback = silent) -> Run:
     Raises:
         LoclinError: values that are not finite, or points that are all the same.
     """
-    first, stage = (
-        "factors" if points.adapted else "weights",
-        f"reading {len(points.labels)} points",
-    )
-    if points.adapted:
-        first = "factors"
+    first = "factors" if points.adapted else "weights"
     sums = {space: _Sum(len(points.labels) - 1) for space in dict.fromkeys((first, "weights"))}
     plain = set(points.shapes)
     plain -= {n for pair in points.adapted.values() for n in (pair.a, pair.b)}
     for i, (name, shape) in enumerate(points.shapes.items()):
-        progress(stage, i / len(points.shapes))
+        progress(f"reading {len(points.labels)} points", i / len(points.shapes))
         products, sample = _tensor_products(points, name)
         for space in sums if name in plain else (first,):
             sums[space].add(name, prod(shape), products, (shape, products.tobytes(), sample))

@@ -17,7 +17,7 @@ from loclin.report.figures import (
     draw_matrix,
     select,
 )
-from loclin.report.section import Section
+from loclin.report.section import Section, first, number_of
 from loclin.report.words import number, p_text
 from loclin.run.rows import Row
 from loclin.studies.names import DRIFT, FROM_REST, FUTURE_NULLS, OWN_NORMS, PREFIX_NULLS, SHUFFLED
@@ -32,16 +32,6 @@ def sections(rows: Sequence[Row], settings: Mapping[str, Any]) -> list[Section]:
     spaces = {s: t if len(there) > 1 else "" for s, t in names.SPACES.items() if s in there}
     made = (_run, _prefix, _turning, _ranks)
     return [replace(section(rows, spaces), brief=True) for section in made]
-
-
-def _one(rows: Sequence[Row], quantity: str, **context: Any) -> Row | None:
-    found = select(rows, quantity, **context)
-    return found[0] if found else None
-
-
-def _number(rows: Sequence[Row], quantity: str, **context: Any) -> str:
-    found = _one(rows, quantity, **context)
-    return number(found.value) if found else "not defined"
 
 
 def _titled(label: str, text: str) -> str:
@@ -83,7 +73,7 @@ def _run(rows: Sequence[Row], spaces: Mapping[str, str]) -> Section:
 
 def _size_line(rows: Sequence[Row], space: str, label: str) -> str:
     counts = ("dimension", "tensors", "still_tensors")
-    coordinates, tensors, still = (_number(rows, quantity, space=space) for quantity in counts)
+    coordinates, tensors, still = (number_of(rows, quantity, space=space) for quantity in counts)
     shares = ", ".join(
         f"{r.context['group']} {number(r.value)} (of the coordinates {number(r.null)})"
         for r in select(rows, "movement_share", space=space)
@@ -198,26 +188,26 @@ def _compared(rows: Sequence[Row], space: str) -> int:
 def _capture_line(rows: Sequence[Row], space: str, label: str) -> str:
     k = _compared(rows, space)
     here = {"space": space, "k": k}
-    future = _one(rows, "future_capture", **here)
+    future = first(rows, "future_capture", **here)
 
     def under(null: str) -> tuple[str, str]:
         return (
-            _number(rows, "prefix_capture_null", null=null, **here),
-            _number(rows, "future_capture_null", null=null, **here),
+            number_of(rows, "prefix_capture_null", null=null, **here),
+            number_of(rows, "future_capture_null", null=null, **here),
         )
 
     drift, shuffled = (" and ".join(under(null)) for null in (DRIFT, SHUFFLED))
-    if _one(rows, "future_capture_null", null=FROM_REST, **here):
+    if first(rows, "future_capture_null", null=FROM_REST, **here):
         drift += f" (one that comes from rest {' and '.join(under(FROM_REST))})"
     return _titled(
         label,
         f"the {'first segment holds' if k == 1 else f'first {k} segments hold'} "
-        f"{_number(rows, 'prefix_capture', **here)} of the whole way and "
-        f"{_number(rows, 'future_capture', **here)} of the way still to come. A constant drift in "
-        f"segments of the same lengths would give {drift}, the segments in shuffled order "
+        f"{number_of(rows, 'prefix_capture', **here)} of the whole way and "
+        f"{number_of(rows, 'future_capture', **here)} of the way still to come. A constant drift "
+        f"in segments of the same lengths would give {drift}, the segments in shuffled order "
         f"{shuffled} (p = {p_text(future.p if future else None)} for the future), unrelated "
         f"segments of the same lengths {under(OWN_NORMS)[0]} and 0."
-        f"{_verdict(future, _one(rows, 'future_capture_null', null=FROM_REST, **here))}",
+        f"{_verdict(future, first(rows, 'future_capture_null', null=FROM_REST, **here))}",
     )
 
 
@@ -253,7 +243,7 @@ def _verdict(future: Row | None, from_rest: Row | None) -> str:
 
 def _gauge_lines(rows: Sequence[Row], spaces: Mapping[str, str]) -> Iterator[str]:
     k = _compared(rows, "weights")
-    found = {s: _one(rows, "future_capture", space=s, k=k) for s in spaces}
+    found = {s: first(rows, "future_capture", space=s, k=k) for s in spaces}
     values = {s: r.value for s, r in found.items() if r and r.value is not None}
     if len(values) == 2:
         apart = abs(values["weights"] - values["factors"])
@@ -326,12 +316,12 @@ def _turning_line(cosines: Sequence[Row], windows: Sequence[Row], label: str) ->
         )
     if not windows:
         return _titled(label, f"{text}; the run is too short for windows of k segments.")
-    first, last = windows[0], windows[-1]
+    early, late = windows[0], windows[-1]
     return _titled(
         label,
-        f"{text}. The span of the first {first.context['k']} overlaps with the next as many by "
-        f"{number(first.value)} and with the last by {number(last.value)} (random spans: "
-        f"{number(first.null)}).",
+        f"{text}. The span of the first {early.context['k']} overlaps with the next as many by "
+        f"{number(early.value)} and with the last by {number(late.value)} (random spans: "
+        f"{number(early.null)}).",
     )
 
 
@@ -375,8 +365,8 @@ def _rank_figure(rows: Sequence[Row], space: str, label: str) -> Drawing:
 def _rank_line(rows: Sequence[Row], space: str, label: str, mean: str, n: int) -> str:
     here = {"space": space, "mean": mean, "segments": n}
     kinds = ", ".join(
-        f"{kind} {_number(rows, f'{kind}_rank', vectors=names.MEASURED, **here)} "
-        f"(sketch {_number(rows, f'{kind}_rank', vectors=names.PER_TENSOR, **here)})"
+        f"{kind} {number_of(rows, f'{kind}_rank', vectors=names.MEASURED, **here)} "
+        f"(sketch {number_of(rows, f'{kind}_rank', vectors=names.PER_TENSOR, **here)})"
         for kind in names.RANKS
     )
     return _titled(label, f"effective ranks of all {n} segments, {mean}: {kinds}.")

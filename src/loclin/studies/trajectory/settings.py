@@ -68,15 +68,13 @@ class TrajectorySettings(RunSettings):
         """The settings that decide the record."""
         return {**super().fingerprint(), "folder": self.folder.resolve()}
 
-    def checked(self) -> TrajectorySettings:
-        """These settings, if they can be run; raises as `RunSettings.checked` does."""
-        super().checked()
+    def _check(self) -> None:
+        super()._check()
         check(self.ks, self.shuffles)
         if self.momentum is not None and not 0 <= self.momentum < 1:
             raise LoclinError(
                 f"expected a momentum from 0 to below 1, found {self.momentum}: change --momentum"
             )
-        return self
 
 
 def check(ks: tuple[int, ...], shuffles: int) -> None:
