@@ -195,7 +195,7 @@ def test_no_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 def test_every_example_of_the_documentation_is_read(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```(json|csv|tsv)(?: --fields (.*?))?\n(.*?)```", page, flags=re.DOTALL)
-    assert len(blocks) == 10
+    assert len(blocks) == 12
     for ending, fields, block in blocks:
         path = tmp_path / f"documented.{ending}"
         path.write_text(block, encoding="utf-8")

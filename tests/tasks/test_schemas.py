@@ -36,6 +36,7 @@ AGREED = {
     "answer_matching_behavior": " (A)",
     "answer_not_matching_behavior": " (B)",
 }
+BARKS = {"question": "Which barks?", "A": "cat", "B": "dog", "C": "fish", "answer": "B"}
 
 
 def test_every_schema_becomes_examples() -> None:
@@ -67,6 +68,39 @@ def test_every_schema_becomes_examples() -> None:
         Example(prompt="Sure?\n\nAnswer:", answer=" (B)", options=letters),
         Example(prompt="Answer:", answer=" (A)", options=letters),
     )
+
+
+def test_lettered_columns_are_chosen_among_by_their_letters() -> None:
+    """MMLU's tables; an option of an empty cell is none, and a column A alone is no option."""
+    purrs = {"question": "Which purrs?", "A": "cat", "B": 2, "C": "", "answer": "a "}
+    assert examples(BARKS, purrs) == (
+        Example(
+            prompt="Which barks?\nA. cat\nB. dog\nC. fish\nAnswer:",
+            answer=" B",
+            options=(" A", " B", " C"),
+        ),
+        Example(prompt="Which purrs?\nA. cat\nB. 2\nAnswer:", answer=" A", options=(" A", " B")),
+    )
+    written = [{"prompt": row.pop("question"), **row} for row in (BARKS | {}, purrs | {})]
+    assert examples(*written) == examples(BARKS, purrs)
+    templated = examples(BARKS, BARKS | {"question": "Who?", "answer": "A"}, template="{question}")
+    assert [(e.prompt, e.answer) for e in templated] == [("Which barks?", " B"), ("Who?", " A")]
+    alone = {"prompt": "Which barks?", "A": "cat", "answer": "dog"}
+    assert examples(alone) == (Example(prompt="Which barks?", answer=" dog"),)
+    dropped = read(BARKS, purrs, BARKS | {"answer": ""}, BARKS | {"question": " "}).dropped
+    assert dropped == {"with an empty answer": 1, "with an empty prompt": 1}
+
+
+def test_options_of_one_cell_are_those_of_a_list() -> None:
+    cells = [SKY | {"options": " blue | red", "label": "0"}, BLOOD | {"options": '["blue", "red"]'}]
+    assert examples(*cells) == examples(SKY, BLOOD)
+    three = {"prompt": "1 + 0 =", "options": "2|1|0", "label": "1"}  # both meanings are the same
+    assert examples(three, SKY)[0].answer == " 1"
+    numbers = [SKY | {"options": "3|4", "label": "4"}, SKY | {"options": "3|4", "label": 0}]
+    assert [e.answer for e in examples(numbers[0], numbers[1] | {"prompt": "b"})] == [" 4", " 3"]
+    assert read(*cells, SKY | {"options": "a|b", "label": ""}).dropped == {
+        "with an empty answer": 1
+    }
 
 
 def test_labels_without_options_are_classes() -> None:
@@ -216,6 +250,19 @@ def test_null_and_empty_fields_are_dropped_and_counted() -> None:
         ([SKY | {"options": ["blue"]}], "at least two options, found 1 in pool line 1"),
         ([SKY | {"options": ["blue", " blue"]}], "options that differ, found 'blue', ' blue'"),
         ([SKY | {"options": "blue"}], "a list of texts in 'options', found 'blue'"),
+        ([SKY | {"options": "['blue', 'red']"}], "a list of texts in 'options', found "),
+        ([SKY | {"options": "[1, 2]"}], r"a list of texts in 'options', found \[1, 2\]"),
+        (
+            [SKY | {"options": "1|2", "label": "1"}],
+            "a label of one meaning, found '1', a place and the text of another option, in pool",
+        ),
+        (
+            [BARKS | {"answer": "D"}],
+            r"two options \(A, B, C\) in 'answer', found 'D' in pool line 1",
+        ),
+        ([BARKS | {"answer": 1}], r"a letter among at least two options \(A, B, C\) .* found 1 in"),
+        ([BARKS | {"B": "", "C": None, "answer": "A"}], r"at least two options \(A\)"),
+        ([BARKS | {"C": "dog"}], "options that differ, found 'cat', 'dog', 'dog'"),
         (
             [{"prompt": "a", "options": OPTIONS, "answer": "red"}],
             "a label beside the options, found none",

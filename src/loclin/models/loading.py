@@ -19,6 +19,7 @@ from loclin.tasks.chat import in_chat
 from loclin.tasks.data import TaskData, counted, grouped_splits, merged
 from loclin.tasks.files import read_file, read_folder, read_hub
 from loclin.tasks.fit import fit
+from loclin.tasks.hub import hub_or_cache
 from loclin.tasks.samples import self_examples
 
 #: Shares of the groups for data that no built-in recipe divides.
@@ -112,7 +113,8 @@ def load_model(
     """
     recipe = BUILT_IN.get(options.model)
     if recipe is None:
-        return read_pretrained(options.model, options)
+        with hub_or_cache(options.model):
+            return read_pretrained(options.model, options)
     folder = built_in_folder(options.model, seed=seed, progress=progress or silent)
     return read_pretrained(str(folder), replace(options, revision=None))
 

@@ -20,6 +20,7 @@ from typing import Any
 from loclin.errors import LoclinError
 from loclin.options import BUILT_IN, data_files
 from loclin.tasks.data import TaskData, merged
+from loclin.tasks.hub import hub_or_cache
 from loclin.tasks.records import Record, listed, shown
 from loclin.tasks.schemas import task_data
 
@@ -181,7 +182,8 @@ def read_hub(
         LoclinError: `datasets` is not installed, the data set or split cannot be had, or whatever
             `task_data` refuses.
     """
-    rows = _hub_rows(name, split)
+    with hub_or_cache(name):
+        rows = _hub_rows(name, split)
     records = (Record(where=f"{name} row {i}", fields=row) for i, row in enumerate(rows, start=1))
     return task_data(
         records,

@@ -1,6 +1,8 @@
 """The schemas of task data, told apart by their fields, and what each becomes as an `Example`.
 
 - options: prompt, options, label (an index from 0, or the option's text)
+- letters: prompt or question, A, B and further ones, answer, a letter (as the tables of MMLU,
+  Hendrycks et al. 2021, arXiv 2009.03300)
 - answers: prompt, answer (one, or a list of right ones)
 - classes: prompt, label; the options are the labels of all records
 - chat: messages; the last turn of the assistant is the answer
@@ -17,9 +19,12 @@ Every record may name its `task` and its `group`. With a template, `prompt` may 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
+from string import ascii_uppercase
 
 from loclin.errors import LoclinError
 from loclin.tasks.chat import plain, turns_of
@@ -204,10 +209,11 @@ def _chat_answer(record: Record) -> tuple[Sequence[str], tuple[str, ...]]:
 
 
 def _labelled_options(record: Record) -> tuple[Sequence[str], tuple[str, ...]]:
+    record = _from_cell(record)
     options, label = record.fields["options"], record.fields["label"]
     if not isinstance(options, list) or not all(isinstance(o, str) for o in options):
         raise record.error(
-            "a list of texts in 'options'", shown(options), "write every option in quotes"
+            "a list of texts in 'options'", shown(options), 'write ["a", "b"], in a table or a|b'
         )
     if len(options) < 2:
         raise record.error(
@@ -234,10 +240,54 @@ def _labelled_options(record: Record) -> tuple[Sequence[str], tuple[str, ...]]:
     return [options[label]], options
 
 
+def _from_cell(record: Record) -> Record:
+    """The same with options that stand in one cell as a list, and the label beside them, a place
+    among them or the text of one; where it could be either and they differ, it is refused.
+    """
+    cell, label = record.fields["options"], record.fields["label"]
+    if not isinstance(cell, str) or not ("|" in cell or cell.lstrip().startswith("[")):
+        return record
+    options = [text.strip() for text in cell.split("|")]
+    if cell.lstrip().startswith("["):
+        try:
+            options = json.loads(cell)
+        except (ValueError, RecursionError):
+            return record  # refused as what it is
+    texts, key = [str(option).strip() for option in options], str(label).strip()
+    if key.isdecimal() and len(key) < 4:
+        label = key if key in texts else int(key)
+        if label == key and int(key) < len(texts) and texts[int(key)] != key:
+            found = f"{key!r}, a place and the text of another option,"
+            raise record.error("a label of one meaning", found, "write the record in JSON")
+    return record.with_fields(options=options, label=None if label == "" else label)
+
+
 def _different(record: Record, options: tuple[str, ...]) -> tuple[str, ...]:
     if len({o.strip() for o in options}) < len(options):
         raise record.error("options that differ", listed(options), "change one or take it out")
     return options
+
+
+def _lettered(record: Record) -> dict[str, str]:
+    """The options in columns A, B and so on, those of empty cells left out."""
+    letters = takewhile(record.fields.__contains__, ascii_uppercase)
+    return {x: text for x in letters if (text := record.printed(x).strip())}
+
+
+def _lettered_prompt(record: Record) -> str:
+    question = (record.text("prompt") or record.text("question")).strip()
+    lines = [question, *(f"{x}. {text}" for x, text in _lettered(record).items()), "Answer:"]
+    return "\n".join(lines) * bool(question)
+
+
+def _letter_answer(record: Record) -> tuple[Sequence[str], tuple[str, ...]]:
+    options, value = _lettered(record), record.fields["answer"]
+    _different(record, tuple(options.values()))
+    letters, answer = tuple(options), "" if value is None else str(value).strip().upper()
+    if len(letters) < 2 or (answer and answer not in letters):
+        expected = f"a letter among at least two options ({', '.join(letters)}) in 'answer'"
+        raise record.error(expected, shown(value), "name its column by --fields answer=COLUMN")
+    return [answer], letters
 
 
 def _boolq_prompt(record: Record) -> str:
@@ -297,6 +347,15 @@ SCHEMAS = (
         fields=("prompt", "options", "label"),
         prompt=_written_prompt,
         answers=_labelled_options,
+    ),
+    *(
+        Schema(
+            name="letters",
+            fields=(name, "A", "B", "answer"),
+            prompt=_lettered_prompt,
+            answers=_letter_answer,
+        )
+        for name in ("prompt", "question")
     ),
     Schema(
         name="answers", fields=("prompt", "answer"), prompt=_written_prompt, answers=_free_answers

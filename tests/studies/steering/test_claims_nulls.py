@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from scipy import stats
 
+from loclin.models import Problem
 from loclin.run.rows import Part, Row
 from loclin.stats import permutation_p
 from loclin.steering.contrast import class_contrast
@@ -19,7 +20,10 @@ from loclin.studies.steering.claims_nulls import (
     unrelated_tokens,
 )
 from loclin.studies.steering.claims_vectors import Vectors
+from loclin.tasks.example import Example
+from tests.conftest import random_model
 from tests.studies.steering.conftest import TINY
+from tests.tasks.test_tokens import like_llama
 
 
 def test_permuted_labels_of_caa_weigh_prompts_as_caa_does(
@@ -87,6 +91,22 @@ def test_unrelated_tokens_are_no_answers(ctx: SteeringContext, vectors: Vectors)
     assert len(every) == len(tokenizer) - 3
     assert not said & {"yes", "no", tokenizer.pad_token}
     assert unrelated_tokens(ctx, vectors).shape == (2 * TINY.tokens, len(ctx.layers))
+
+
+def test_an_answer_is_what_the_tokenizer_makes_of_the_whole_text(ctx: SteeringContext) -> None:
+    """Sentencepiece begins a text with a space, and an answer after a line break has none."""
+    tokenizer = like_llama()
+    e = Example(prompt="do cats purr?\n", answer="yes", options=("yes", "no"))
+    problem = Problem(
+        model=random_model("llama", len(tokenizer) - 1),  # an embedding without the last token
+        tokenizer=tokenizer,
+        examples={"test": {"cats": (e,)}},
+    )
+    settings = replace(TINY, tokens=10_000)
+    every = other_tokens(replace(ctx, problem=problem, settings=settings))
+    left = {*tokenizer.get_vocab()} - {*tokenizer.convert_ids_to_tokens(every)}
+    last = tokenizer.convert_ids_to_tokens(len(tokenizer) - 1)
+    assert left == {*tokenizer.all_special_tokens, "yes", "no", last}
 
 
 def test_rows_keep_one_way_of_draws_that_go_both_and_the_other_is_put_back(

@@ -21,6 +21,8 @@ from loclin.steering.gradient import shift, step_direction
 from loclin.studies.steering import claims_names as names
 from loclin.studies.steering.claims_context import Layered, SteeringContext, cosine, places
 from loclin.studies.steering.claims_vectors import Loss, Vectors, estimands, shifts, whitened
+from loclin.tasks.batch import vocabulary_size
+from loclin.tasks.tokens import continuations
 
 #: Nulls whose draws the claims need, and where.
 KEPT = {
@@ -129,10 +131,11 @@ def unrelated_tokens(ctx: SteeringContext, v: Vectors) -> Draws:
 def other_tokens(ctx: SteeringContext) -> list[int]:
     """Some of the vocabulary, none of them special, none in an answer to any example of any run."""
     tokenizer = ctx.problem.tokenizer
-    examples = askable(ctx.problem.examples, task=None, without=())
-    options = sorted({o for e in examples for o in (e.answer, *e.options)})
-    answers = {t for ids in tokenizer(options, add_special_tokens=False)["input_ids"] for t in ids}
-    allowed = {*range(len(tokenizer))} - answers - {*tokenizer.all_special_ids}
+    examples = list(dict.fromkeys(askable(ctx.problem.examples, task=None, without=())))
+    after = [rows for _, rows in continuations(examples, tokenizer)]
+    answers = {token for rows in after for row in rows.values() for token in row}
+    allowed = {*range(vocabulary_size(ctx.model))} & {*tokenizer.get_vocab().values()}
+    allowed -= answers | {*tokenizer.all_special_ids}
     seed = derived(ctx.model_seed, "unrelated tokens")
     return sorted(allowed, key=lambda t: derived(seed, t))[: ctx.settings.tokens]
 

@@ -1,0 +1,61 @@
+import socketserver
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants, get_session
+
+from loclin.errors import LoclinError
+from loclin.models import load
+from loclin.tasks.hub import hub_or_cache
+
+
+class Hub(socketserver.ThreadingTCPServer):
+    """Hangs up on every request, or answers it; and counts them."""
+
+    daemon_threads = True
+    requests = 0
+    answer = b""
+
+
+class Hang(socketserver.BaseRequestHandler):
+    server: Hub
+
+    def handle(self) -> None:
+        self.server.requests += 1
+        self.request.recv(1 << 16)
+        self.request.sendall(self.server.answer)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """In the place of the real one, which no test asks."""
+    with Hub(("127.0.0.1", 0), Hang) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield server
+        server.shutdown()
+
+
+def test_a_hub_that_hangs_up_is_asked_once(hub: Hub, tmp_path: Path) -> None:
+    """An unknown model or data set is refused then, not after the libraries' retries."""
+    (tmp_path / "cats.jsonl").write_text('{"prompt": "do cats purr?", "answer": "yes"}')
+    with pytest.raises(LoclinError, match="cached or can be reached, found that 'no-such-model'"):
+        load("no-such-model", data=str(tmp_path / "cats.jsonl"))
+    assert hub.requests == 1
+    pytest.importorskip("datasets")
+    with pytest.raises(LoclinError, match="or in its cache, found ConnectionError"):
+        load("sequences-small", data="no-such/data")
+    assert hub.requests == 2
+    assert not constants.HF_HUB_OFFLINE
+
+
+def test_a_hub_that_answers_is_used_and_a_folder_needs_none(hub: Hub, tmp_path: Path) -> None:
+    hub.answer = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+    with hub_or_cache("some/model"):
+        assert not constants.HF_HUB_OFFLINE
+        get_session().head(constants.ENDPOINT)
+    with hub_or_cache(str(tmp_path)):
+        assert hub.requests == 2
