@@ -19,6 +19,7 @@ from loclin.parameters import ParameterSpace
 from loclin.run.rows import Part, Row, estimated, finite
 from loclin.run.runner import Session
 from loclin.seeds import derived
+from loclin.studies.known import known
 from loclin.studies.linearity.measure import switch_note
 from loclin.studies.linearity.names import GRADIENT, SIGNS, UNITS
 from loclin.studies.linearity.radius_settings import RadiusSettings
@@ -40,6 +41,7 @@ def measure(settings: RadiusSettings, run: int, session: Session) -> Part:
     """
     session.progress("loading the model", 0.0)
     problem = load(settings, seed=settings.seed, progress=session.progress)
+    before = known(problem, settings)
     space = ParameterSpace(problem.model, "*" if settings.space == "full" else settings.space)
     _check_room(space)
     examples, notes = examples_asked(settings, problem)
@@ -67,10 +69,10 @@ def measure(settings: RadiusSettings, run: int, session: Session) -> Part:
         differentiable=lambda: twice_differentiable(problem.model),
         progress=session.progress,
     )
-    rows = list(window_rows(window, settings.tolerance))
+    rows = [*before.rows, *window_rows(window, settings.tolerance)]
     rows.append(Row(quantity="dimension", value=float(space.dimension)))
     alike = problem.one_answer(examples)
-    notes = [*problem.notes, *notes, alike, *more, *_method(window, problem)]
+    notes = [*problem.notes, *before.notes, *notes, alike, *more, *_method(window, problem)]
     return Part(rows=rows, arrays={}, notes=list(filter(None, notes)))
 
 
