@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from typing import Any
 
 from loclin.errors import LoclinError
@@ -38,7 +39,7 @@ TWO_CONTINENTS = _codes("AM AU AZ CY EG ID KZ RU TL TR YE")
 #: With several capitals, or one that moved, was renamed, or is spelt in several ways.
 TWO_CAPITALS = _codes("BI BJ BO CI GQ ID KZ LK ME MM MN MY SZ TZ YE ZA")
 #: With two currencies, or one that changed lately or is spelt in several ways.
-TWO_CURRENCIES = _codes("BG BT HR KH LR LS MR NA PA QA SA SV TL ZW")
+TWO_CURRENCIES = _codes("BA BG BT HR KH LR LS MR NA PA QA SA SV TL ZW")
 #: Parts of other cities, capitals in another spelling, names that others are better known by.
 NOT_CITIES = frozenset(
     ("Astana", "Budta", "Chinju", "East London", "Kota Kuala Muda", "Mohammadpur")
@@ -57,6 +58,20 @@ JUDGEMENTS = {
     "yes-no": ("Question: Is the statement true?\nAnswer:", (" yes", " no")),
     "true-false": ("This statement is", (" true", " false")),
     "a-b": ("Question: Is the statement true?\nA. {}\nB. {}\nAnswer:", (" A", " B")),
+}
+
+#: Of a subject {0}, up to the value, affirmed or denied by {1}.
+PHRASINGS = {
+    "cities": "The city of {0} is{1} in|{0} is{1} a city in|The country in which {0} lies is{1}",
+    "capitals": "The capital of {0} is{1}|The capital city of {0} is{1} called|"
+    "In {0}, the capital is{1} the city of",
+    "continents": "{0} is{1} a country in|The continent to which {0} belongs is{1}|"
+    "On a map of the world, {0} is{1} in",
+    "currencies": "The currency of {0} is{1} the|The money used in {0} is{1} called the|"
+    "In {0}, the official currency is{1} the",
+    "elements": "The chemical symbol of {0} is{1}|The symbol for the element {0} is{1}|"
+    "In the periodic table, {0} is{1} written",
+    "sums": "The sum of {0} is{1}|The total of {0} is{1}|The result of adding {0} is{1}",
 }
 
 Fact = tuple[str, str]  # a subject, and the value that is true of it
@@ -82,21 +97,21 @@ def facts(form: str = "completion", *, seed: int) -> TaskData:
 
 
 def _examples(topic: str, form: str, seed: int) -> Iterator[Example]:
-    of_topic, phrasings = TOPICS[topic]
-    rng, every = random.Random(derived(seed, "facts", topic)), of_topic(seed)
+    rng, every = random.Random(derived(seed, "facts", topic)), TOPICS[topic](seed)
     for (subject, true), wrong in zip(every, _wrong(every, rng), strict=True):
-        for affirmed, denied in phrasings:
-            for phrasing, first, second in ((affirmed, true, wrong), (denied, wrong, true)):
-                stem = phrasing.format(subject)
-                stem = stem[0].upper() + stem[1:]
-                if form in JUDGEMENTS:
-                    made = [_judged(f"{stem} {v}.", v == first, form, rng) for v in (first, second)]
-                elif (form == "negated") == (phrasing == denied):
-                    options = tuple(sorted((f" {true}", f" {wrong}")))  # by name, not by truth
-                    made = [Example(prompt=stem, answer=f" {first}", options=options)]
-                else:
-                    made = []
-                yield from (replace(e, group=subject, phrasing=affirmed) for e in made)
+        for phrasing, denied in product(PHRASINGS[topic].split("|"), (False, True)):
+            stem = phrasing.format(subject, " not" if denied else "")
+            stem = stem[0].upper() + stem[1:]
+            right = wrong if denied else true
+            made = []
+            if form in JUDGEMENTS:
+                made = [_judged(f"{stem} {v}.", v == right, form, rng) for v in (true, wrong)]
+            elif denied == (form == "negated"):
+                options = tuple(sorted((f" {true}", f" {wrong}")))  # by name, not by truth
+                made = [Example(prompt=stem, answer=f" {right}", options=options)]
+            yield from (
+                replace(e, group=subject, phrasing=phrasing.format("...", "")) for e in made
+            )
 
 
 def _judged(statement: str, true: bool, form: str, rng: random.Random) -> Example:
@@ -236,54 +251,14 @@ def _sums(seed: int) -> list[Fact]:
     return [(f"{a} and {b}", str(a + b)) for a, b in chosen]
 
 
-#: The subjects of every topic with their values, and how a value is affirmed and denied.
-TOPICS: dict[str, tuple[Callable[[int], list[Fact]], tuple[tuple[str, str], ...]]] = {
-    "cities": (
-        _cities,
-        (
-            ("The city of {} is in", "The city of {} is not in"),
-            ("{} is a city in", "{} is not a city in"),
-            ("The country in which {} lies is", "The country in which {} lies is not"),
-        ),
+#: The subjects of every topic with their values.
+TOPICS: dict[str, Callable[[int], list[Fact]]] = {
+    "cities": _cities,
+    "capitals": lambda seed: _of_countries(lambda c: str(c["capital"]), TWO_CAPITALS),
+    "continents": _continents,
+    "currencies": lambda seed: _of_countries(
+        lambda c: str(c["currencyname"]).split()[0].lower(), TWO_CURRENCIES
     ),
-    "capitals": (
-        lambda seed: _of_countries(lambda c: str(c["capital"]), TWO_CAPITALS),
-        (
-            ("The capital of {} is", "The capital of {} is not"),
-            ("The capital city of {} is called", "The capital city of {} is not called"),
-            ("In {}, the capital is the city of", "In {}, the capital is not the city of"),
-        ),
-    ),
-    "continents": (
-        _continents,
-        (
-            ("{} is a country in", "{} is not a country in"),
-            ("The continent to which {} belongs is", "The continent to which {} belongs is not"),
-            ("On a map of the world, {} is in", "On a map of the world, {} is not in"),
-        ),
-    ),
-    "currencies": (
-        lambda seed: _of_countries(lambda c: c["currencyname"].split()[0].lower(), TWO_CURRENCIES),
-        (
-            ("The currency of {} is the", "The currency of {} is not the"),
-            ("The money used in {} is called the", "The money used in {} is not called the"),
-            ("In {}, the official currency is the", "In {}, the official currency is not the"),
-        ),
-    ),
-    "elements": (
-        _elements,
-        (
-            ("The chemical symbol of {} is", "The chemical symbol of {} is not"),
-            ("The symbol for the element {} is", "The symbol for the element {} is not"),
-            ("In the periodic table, {} is written", "In the periodic table, {} is not written"),
-        ),
-    ),
-    "sums": (
-        _sums,
-        (
-            ("The sum of {} is", "The sum of {} is not"),
-            ("Adding {} gives", "Adding {} does not give"),
-            ("Added together, {} make", "Added together, {} do not make"),
-        ),
-    ),
+    "elements": _elements,
+    "sums": _sums,
 }
