@@ -350,7 +350,6 @@ def _sections(kind: str) -> Callable[..., Any]:
             f"expected a study among {', '.join(KINDS)} in the record, found {kind!r}: read it "
             "with the loclin that wrote it"
         )
-    from loclin.studies.known import section
+    from loclin.studies.known_page import with_known
 
-    page = import_module(KINDS[kind].page)
-    return lambda rows, settings: [*section(rows), *page.sections(rows, settings)]
+    return with_known(import_module(KINDS[kind].page).sections)

@@ -10,6 +10,7 @@ from loclin.progress import silent
 from loclin.run.rows import Row, summaries
 from loclin.studies import context, known
 from loclin.studies.context import RunContext, make_context
+from loclin.studies.known_page import section, with_known
 from loclin.studies.recovery.settings import RecoverySettings
 from tests.models.test_zero_shot import turned
 from tests.rows import value
@@ -40,16 +41,24 @@ def test_rows_notes_and_tasks_say_what_is_known(speaking: Problem) -> None:
 
 def test_the_section_is_a_table_of_the_first_run(speaking: Problem) -> None:
     rows = [r for run in (0, 1) for r in known.known(turned(speaking, "town"), OWN, run).rows]
-    (section,) = known.section([*rows, *summaries(rows)])
+    (section,) = section([*rows, *summaries(rows)])
     assert section.brief
     assert section.sees == ["Not known without teaching: town."]
     (table,) = section.tables
     assert [row[0] for row in table.rows] == ["colour", "town"]
     assert [row[-1] for row in table.rows] == ["yes", "no"]
     assert all(row[-2] == "100" and "[" in row[1] for row in table.rows)
-    assert known.section([Row(quantity="score", value=1.0)]) == []
-    (alone,) = known.section(known.known(speaking, OWN).rows)
+    assert section([Row(quantity="score", value=1.0)]) == []
+    (alone,) = section(known.known(speaking, OWN).rows)
     assert len(alone.tables[0].rows) == 2
+
+
+def test_a_study_sees_none_of_these_rows(speaking: Problem) -> None:
+    own = Row(quantity="score", value=1.0)
+    seen: list[Row] = []
+    sections = with_known(lambda rows, _: seen.extend(rows) or [])
+    assert len(sections([*known.known(speaking, OWN).rows, own], {})) == 1
+    assert seen == [own]
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ PHRASINGS = {
     "currencies": "The currency of {0} is{1} the|The money used in {0} is{1} called the|"
     "In {0}, the official currency is{1} the",
     "elements": "The chemical symbol of {0} is{1}|The symbol for the element {0} is{1}|"
-    "In the periodic table, {0} is{1} written",
+    "In the periodic table, {0} is{1} written as",
     "sums": "The sum of {0} is{1}|The total of {0} is{1}|The result of adding {0} is{1}",
 }
 
