@@ -10,10 +10,8 @@ from loclin.models.problem import Problem
 from loclin.models.zero_shot import ZeroShot, zero_shot
 from loclin.run.rows import Row, estimated, finite
 from loclin.search.splits import learned
+from loclin.studies.names import AREA, BLIND, KNOWN, MASS, ZERO_SHOT
 from loclin.studies.settings import ModelSettings
-
-SCORE, BLIND, AREA, MASS = "zero_shot_score", "blind_score", "zero_shot_auc", "option_mass"
-KNOWN = "known"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +42,7 @@ def known(problem: Problem, settings: ModelSettings, run: int | None = None) -> 
 def _rows(z: ZeroShot, run: int | None) -> list[Row]:
     here = {"of": z.task} if run is None else {"run": run, "of": z.task}
     return [
-        estimated(SCORE, z.score, here, null=z.guessing),
+        estimated(ZERO_SHOT, z.score, here, null=z.guessing),
         Row(quantity=BLIND, value=z.blind, context=here),
         Row(quantity=AREA, value=finite(z.auc), null=0.5, context=here),
         Row(quantity=MASS, value=finite(z.mass), context=here),

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from loclin.models.zero_shot import MOST
 from loclin.report.page import Sections
 from loclin.report.section import Section, Table
 from loclin.report.words import estimate_text, number
 from loclin.run.rows import Row
-from loclin.studies.known import AREA, BLIND, KNOWN, MASS, SCORE
+from loclin.studies.names import AREA, BLIND, KNOWN, MASS, ZERO_SHOT
 
 
 def with_known(sections: Sections) -> Sections:
     """What the model knows before a study's own sections, which see none of its rows."""
-    own = (SCORE, BLIND, AREA, MASS, KNOWN)
+    own = (ZERO_SHOT, BLIND, AREA, MASS, KNOWN)
 
     def every(rows: Sequence[Row], settings: Mapping[str, Any]) -> list[Section]:
         others = [r for r in rows if r.quantity not in own]
@@ -26,7 +25,7 @@ def with_known(sections: Sections) -> Sections:
 
 def section(rows: Sequence[Row]) -> list[Section]:
     """The table of the first run, before everything else; none where nothing was asked."""
-    asked = [r for r in rows if r.quantity == SCORE]
+    asked = [r for r in rows if r.quantity == ZERO_SHOT]
     first = [r for r in asked if r.context.get("run") == 0] or asked
     if not first:
         return []
@@ -40,8 +39,8 @@ def section(rows: Sequence[Row]) -> list[Section]:
         cells.append((row.context["of"], score, *texts, *words))
     header = ("task", "score", "guessing", "blind", "AUC", "mass", "n", "known")
     caption = (
-        f"Zero-shot, on at most {MOST} examples of the train split: score with its 95 % interval "
-        "over groups; of a uniform guess; the best without reading, of guessing or always the "
+        "Zero-shot, on n examples of the train split: score with its 95 % interval over groups; "
+        "score of a uniform guess; the best without reading (blind), of guessing or always the "
         "commonest answer; area under the curve of the options' log-odds; mean probability of all "
         "options together. Known: clearly above the best without reading, its interval too."
     )
