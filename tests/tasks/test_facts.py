@@ -46,8 +46,16 @@ def test_true_and_false_affirmed_and_denied_are_in_balance(
             kinds[e.phrasing, " not " in e.prompt, e.answer.strip() == yes] += 1
         assert len(kinds) == 12, topic
         assert len(set(kinds.values())) == 1, topic
-    letters = Counter(e.answer for es in posed["a-b"].examples.values() for e in es)
-    assert abs(letters[" A"] / letters.total() - 0.5) < 0.02
+
+
+def test_letters_are_in_balance_in_every_group_and_mean_yes_as_often(
+    posed: dict[str, TaskData],
+) -> None:
+    for examples in posed["a-b"].examples.values():
+        letters = Counter((e.group, e.answer) for e in examples)
+        assert all(letters[group, " A"] == letters[group, " B"] == 6 for group, _ in letters)
+        yes = sum("A. yes" in e.prompt for e in examples) / len(examples)
+        assert abs(yes - 0.5) < 3 * 0.5 / (len(examples) / 2) ** 0.5
 
 
 def test_every_value_is_as_often_wrong_as_right() -> None:

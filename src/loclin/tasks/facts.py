@@ -105,7 +105,8 @@ def _examples(topic: str, form: str, seed: int) -> Iterator[Example]:
             right = wrong if denied else true
             made = []
             if form in JUDGEMENTS:
-                made = [_judged(f"{stem} {v}.", v == right, form, rng) for v in (true, wrong)]
+                turned = form == "a-b" and rng.random() < 0.5  # the same of both: as many A as B
+                made = [_judged(f"{stem} {v}.", v == right, form, turned) for v in (true, wrong)]
             elif denied == (form == "negated"):
                 options = tuple(sorted((f" {true}", f" {wrong}")))  # by name, not by truth
                 made = [Example(prompt=stem, answer=f" {right}", options=options)]
@@ -114,14 +115,11 @@ def _examples(topic: str, form: str, seed: int) -> Iterator[Example]:
             )
 
 
-def _judged(statement: str, true: bool, form: str, rng: random.Random) -> Example:
+def _judged(statement: str, true: bool, form: str, turned: bool) -> Example:
     question, options = JUDGEMENTS[form]
-    words = rng.sample(("yes", "no"), 2) if form == "a-b" else ["yes"]
-    return Example(
-        prompt=f"Statement: {statement}\n{question.format(*words)}",
-        answer=options[true != (words[0] == "yes")],
-        options=options,
-    )
+    question = question.format(*(("no", "yes") if turned else ("yes", "no")))
+    prompt = f"Statement: {statement}\n{question}"
+    return Example(prompt=prompt, answer=options[true == turned], options=options)
 
 
 def _wrong(facts: list[Fact], rng: random.Random) -> list[str]:
