@@ -61,3 +61,16 @@ def test_the_system_speaks_in_a_chat_about_questions() -> None:
         LoadOptions(model="gpt2", data=("a/b",), system="Be brief.").check_loading()
     with pytest.raises(LoclinError, match="questions for --chat, found self"):
         LoadOptions(model="gpt2", data=("self",), chat=True).check_loading()
+
+
+def test_facts_have_forms_and_phrasings_of_their_own() -> None:
+    for data in ("facts", "facts:a-b"):
+        LoadOptions(model="gpt2", data=(data,), template="auto").check_loading()
+    for options, line in (
+        (LoadOptions(model="gpt2", data=("facts:yes",)), "completion, negated, .* found 'yes'"),
+        (LoadOptions(model="gpt2", data=("facts",), template="{x}"), "found {x}: leave it out"),
+        (LoadOptions(model="gpt2", data=("facts",), group="city"), "found group: leave it out"),
+        (LoadOptions(model="gpt2", data=("self",), template="auto"), "alone .* found self: write"),
+    ):
+        with pytest.raises(LoclinError, match=line):
+            options.check_loading()

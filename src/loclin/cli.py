@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar, cast, get_args
 import tyro
 
 from loclin.errors import LoclinError, disk_error
-from loclin.options import BUILT_IN
+from loclin.options import BUILT_IN, fact_form
 from loclin.run.runner import Study, run_studies
 from loclin.studies import KINDS, STUDIES
 from loclin.studies.settings import Profile
@@ -88,8 +88,8 @@ class Reproduce:
     models: Annotated[tuple[str, ...], tyro.conf.arg(aliases=("--model",))] = ()
     """Which models: built-in names, folders or hub ids; those of the profile by default."""
     data: tuple[str, ...] = ()
-    """What they are asked: JSON Lines files, hub data sets, sequences, statements, or self. A
-    built-in model brings its own."""
+    """What they are asked: JSON Lines files, hub data sets, facts, sequences, statements, or self.
+    A built-in model brings its own."""
     fields: tuple[str, ...] = ()
     """Names of the data's own columns, where they are others: prompt=text answer=target."""
     group: str | None = None
@@ -307,7 +307,8 @@ def _all_cached(every: Sequence[Any]) -> None:
         return
     from loclin.models.pretrained import missing_from_cache
 
-    sets = {n for n in names if not n.endswith((".jsonl", ".json")) and not Path(n).is_file()}
+    sets = {n for n in names if not (n.endswith((".jsonl", ".json")) or Path(n).is_file())}
+    sets = {n for n in sets if fact_form(n) is None}
     missing = [f"hf download {m}" for m in sorted(models) if missing_from_cache(m)]
     missing += [
         f"hf download --repo-type dataset {d}"
@@ -349,5 +350,6 @@ def _sections(kind: str) -> Callable[..., Any]:
             f"expected a study among {', '.join(KINDS)} in the record, found {kind!r}: read it "
             "with the loclin that wrote it"
         )
-    sections: Callable[..., Any] = import_module(KINDS[kind].page).sections
-    return sections
+    from loclin.studies.known_page import with_known
+
+    return with_known(import_module(KINDS[kind].page).sections)

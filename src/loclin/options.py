@@ -15,6 +15,8 @@ from loclin.errors import LoclinError
 Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 SEQUENCE_MODELS = ("sequences", "sequences-small")
 BUILT_IN = (*SEQUENCE_MODELS, "statements", "statements-small")  # the recipes need torch
+#: How the built-in data set facts can put its statements.
+FACT_FORMS = ("completion", "negated", "yes-no", "true-false", "a-b")
 #: Endings of files that data are read from, and the fields that --fields can name columns for.
 DATA_FILES = (".jsonl", ".json", ".csv", ".tsv")
 FIELDS = (
@@ -32,7 +34,8 @@ class LoadOptions:
     sequences-small and statements-small; a folder; or a hub id such as distilgpt2."""
     data: tuple[str, ...] = ()
     """What the model is asked: JSON Lines or CSV files, folders of them, or hub data sets
-    (google/boolq), one or several; sequences or statements; or self, the model's own samples. A
+    (google/boolq), one or several; facts of the world (facts:negated, facts:yes-no,
+    facts:true-false, facts:a-b); sequences or statements; or self, the model's own samples. A
     built-in model brings its own."""
     fields: tuple[str, ...] = ()
     """Names of the data's own columns, where they are others: prompt=text answer=target. With
@@ -40,7 +43,8 @@ class LoadOptions:
     group: str | None = None
     """Column of what no two splits may share, such as a city or a passage."""
     template: str | None = None
-    """Prompt made from a record's fields: "{passage}\\nQuestion: {question}?\\nAnswer:"."""
+    """Prompt made from a record's fields: "{passage}\\nQuestion: {question}?\\nAnswer:". Of facts
+    auto takes the phrasing that the model answers best on the validate split."""
     chat: bool = False
     """Put prompts into the tokenizer's chat template, as what the user says."""
     system: str | None = None
@@ -92,6 +96,7 @@ class LoadOptions:
                     f"expected FIELD=COLUMN with a field among {', '.join(FIELDS)}, found "
                     f"{pair!r}: change --fields"
                 )
+        self._check_facts()
         self.check_chat()
         if self.chat and "self" in self.data:
             raise LoclinError(
@@ -99,10 +104,40 @@ class LoadOptions:
                 "leave --chat out"
             )
 
+    def _check_facts(self) -> None:
+        forms = [fact_form(name) for name in self.data]
+        for form in forms:
+            if form not in (None, *FACT_FORMS):
+                raise LoclinError(
+                    f"expected facts in a form among {', '.join(FACT_FORMS)}, found {form!r}: "
+                    "change --data"
+                )
+        written = self.template not in (None, "auto") or self.columns
+        if any(forms) and written:
+            raise LoclinError(
+                "expected --data facts without fields, group and template of its own, found "
+                f"{self.template or ' '.join(self.columns)}: leave it out, or --template auto"
+            )
+        if self.template == "auto" and not (forms and all(forms)):
+            raise LoclinError(
+                "expected --data facts alone with --template auto, found "
+                f"{' '.join(self.data) or 'none'}: write the template out"
+            )
+
     def check_chat(self) -> None:
         """`LoclinError` for a system prompt that would go nowhere."""
         if self.system is not None and not self.chat:
             raise LoclinError("expected --chat with --system, found none: add --chat")
+
+
+def fact_form(name: str) -> str | None:
+    """Of the built-in data set facts the form of its statements; None for other data.
+
+    >>> fact_form("facts"), fact_form("facts:a-b"), fact_form("facts.jsonl")
+    ('completion', 'a-b', None)
+    """
+    data, _, form = name.partition(":")
+    return (form or FACT_FORMS[0]) if data == "facts" else None
 
 
 def data_files(name: str | Path) -> list[Path]:

@@ -12,11 +12,13 @@ from loclin.errors import LoclinError
 from loclin.models.builtin import BUILT_IN, built_in_examples, built_in_folder
 from loclin.models.pretrained import context_of, read_pretrained, resolved
 from loclin.models.problem import Problem
-from loclin.options import DATA_FILES, LoadOptions
+from loclin.models.zero_shot import best_phrasing
+from loclin.options import DATA_FILES, LoadOptions, fact_form
 from loclin.progress import ProgressCallback, silent
 from loclin.seeds import derived
 from loclin.tasks.chat import in_chat
 from loclin.tasks.data import TaskData, counted, grouped_splits, merged
+from loclin.tasks.facts import facts
 from loclin.tasks.files import read_file, read_folder, read_hub
 from loclin.tasks.fit import fit
 from loclin.tasks.hub import hub_or_cache
@@ -43,8 +45,8 @@ def load(
     Args:
         model: "sequences", "statements" or "sequences-small" (trained on first use), a hub id, or a
             folder; or all options of loading, which then name the data too.
-        data: the name of a built-in model for its data, "self" (the model's own samples), JSON
-            Lines files, or data sets of the hub. By default a built-in model's own.
+        data: the name of a built-in model for its data, "facts", "self" (the model's own samples),
+            JSON Lines files, or data sets of the hub. By default a built-in model's own.
         seed: of the splits, and of a built-in model's data and training; another seed is an
             independent model.
         shares: of the groups in each split, where the data are not a built-in model's.
@@ -62,7 +64,7 @@ def load(
         options.check_loading()
     names = options.data
     source = BUILT_IN.get(names[0] if len(names) == 1 else "" if names else options.model)
-    read = {name: _read(name, options) for name in names if not source and name != "self"}
+    read = {name: _read(name, options, seed) for name in names if not source and name != "self"}
     network, tokenizer, notes = load_model(options, seed=seed, progress=progress)
     divided = seed if source else derived(seed, "splits")
     if source:
@@ -78,12 +80,13 @@ def load(
             tasks, tokenizer, context=context_of(network), vocabulary=rows, long=options.long
         )
         _all_left(before, tasks)
-    return Problem(
+    problem = Problem(
         model=network,
         tokenizer=tokenizer,
         examples=grouped_splits(tasks, source.shares if source else shares, seed=divided),
         notes=(*notes, *tasks.summary().splitlines()),
     )
+    return best_phrasing(problem) if options.template == "auto" else problem
 
 
 def _all_left(before: TaskData, after: TaskData) -> None:
@@ -119,7 +122,9 @@ def load_model(
     return read_pretrained(str(folder), replace(options, revision=None))
 
 
-def _read(name: str, options: LoadOptions) -> TaskData:
+def _read(name: str, options: LoadOptions, seed: int) -> TaskData:
+    if (form := fact_form(name)) is not None:
+        return facts(form, seed=seed)
     read = read_folder if Path(name).is_dir() else read_hub
     if Path(name).is_file() or name.endswith(DATA_FILES):
         read = read_file

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
@@ -17,6 +17,7 @@ from loclin.tasks.batch import Batch, collate, either, exact_match, other_answer
 from loclin.tasks.choices import Choices, choose, collate_choices, option_log_probabilities
 from loclin.tasks.example import Example
 
+CLEARLY = 0.1  # share of the way from answers without reading to perfect ones
 DESTROYED = 0.05  # exact match below which a task counts as destroyed (measures §1)
 
 
@@ -67,6 +68,16 @@ class Problem:
         """Best score without the question: of guessing, or of always the commonest answer."""
         answers = Counter(e.answer for e in self.examples["test"][task])
         return max(self.chance(task), max(answers.values()) / sum(answers.values()))
+
+    def known_from(self, task: str) -> float:
+        """Score from which a task counts as known: clearly better than answers without reading."""
+        blind = self.without_reading(task)
+        return blind + CLEARLY * (1 - blind)
+
+    def only(self, tasks: Sequence[str]) -> Problem:
+        """The same problem with some of its tasks."""
+        examples = {n: {t: part[t] for t in tasks} for n, part in self.examples.items()}
+        return replace(self, examples=examples)
 
     def destroyed_at(self, task: str) -> float:
         """Score up to which a task counts as destroyed: exact match of 0.05 (measures §1); with

@@ -20,7 +20,7 @@ Data = Mapping[str, Mapping[str, tuple[Example, ...]]]
 
 def examples_hash(examples: Sequence[Example]) -> str:
     """A digest of some examples, word for word and in order."""
-    text = json.dumps([astuple(e) if e.also else astuple(e)[:4] for e in examples])
+    text = json.dumps([astuple(e)[: 5 if e.also else 4] for e in examples])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 

@@ -4,7 +4,7 @@ model knows it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -21,6 +21,7 @@ from loclin.progress import ProgressCallback
 from loclin.run.rows import Row
 from loclin.seeds import derived
 from loclin.studies.kept_points import kept_point
+from loclin.studies.known import Known, known
 from loclin.studies.settings import DamageSettings
 from loclin.tasks.batch import concatenate
 from loclin.training import make_optimiser, minibatches, train
@@ -29,9 +30,6 @@ from loclin.updates import UpdateStorage, check_room
 C = TypeVar("C", bound=DamageSettings, covariant=True)
 S = TypeVar("S", bound=DamageSettings)
 TEACHING_ROUNDS = 5
-#: Share of the way from answers that ignore the question to perfect ones: a task known less than
-#: that cannot be destroyed.
-CLEARLY = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +61,7 @@ class RunContext(Generic[C]):
         storage: where updates go.
         seed: of everything random in this run.
         notes: what was loaded, dropped, taught and kept where, in sentences.
+        known: what the model knew before it was taught.
     """
 
     settings: C
@@ -75,6 +74,7 @@ class RunContext(Generic[C]):
     storage: UpdateStorage
     seed: int
     notes: tuple[str, ...]
+    known: Known
 
     @property
     def context(self) -> dict[str, Any]:
@@ -109,7 +109,8 @@ class RunContext(Generic[C]):
 def make_context(
     settings: S, run: int, requirements: Requirements, progress: ProgressCallback
 ) -> RunContext[S]:
-    """Load a model, attach its adapter, and teach it every task.
+    """Load a model, attach its adapter, and teach it every task that it knows; where it knows none,
+    every task.
 
     Raises:
         LoclinError: whatever is wrong with the model, the data or the settings; a task that cannot
@@ -117,12 +118,15 @@ def make_context(
     """
     seed = derived(settings.seed + run, "recovery study")
     problem = load(settings, seed=settings.model_seed(run), progress=progress)
+    if settings.task not in ("each", *problem.tasks):
+        raise LoclinError(
+            f"unknown task {settings.task!r}: expected each, or one of {', '.join(problem.tasks)}"
+        )
+    progress("asking what the model knows", 0.0)
+    before = known(problem, settings, run)
+    problem, note = _to_destroy(problem, before.tasks, settings.task)
     problem, space = adapted(problem, settings, run)
     model, tasks = problem.model, problem.tasks
-    if settings.task not in ("each", *tasks):
-        raise LoclinError(
-            f"unknown task {settings.task!r}: expected each, or one of {', '.join(tasks)}"
-        )
     each = settings.task == "each"
     index = settings.turn(run, len(tasks)) if each else tasks.index(settings.task)
     check_sizes(requirements, problem, tasks[index])
@@ -139,11 +143,23 @@ def make_context(
         other=tasks[(index + 1) % len(tasks)] if len(tasks) > 1 else None,
         storage=_storage(settings, space, requirements.rows[0], seed),
         seed=seed,
-        notes=(),
+        notes=(*problem.notes, *before.notes, *note),
+        known=before,
     )
     taught = teach(ctx, progress)
     kept = ctx.storage.describe(space, *requirements.rows)
-    return replace(ctx, notes=(*problem.notes, taught, kept))
+    return replace(ctx, notes=(*ctx.notes, taught, kept))
+
+
+def _to_destroy(problem: Problem, tasks: Sequence[str], task: str) -> tuple[Problem, list[str]]:
+    """The problem without tasks that were not there to be destroyed, and a note on them. Where none
+    was there, all are taught and destroyed; one that is named stays.
+    """
+    if not tasks:
+        return problem, ["no task is known without teaching: what is destroyed was taught here"]
+    left_out = [t for t in problem.tasks if t not in (*tasks, task)]
+    note = [f"not known, and left out of destroying and recovering: {', '.join(left_out)}"]
+    return problem.only([t for t in problem.tasks if t not in left_out]), note if left_out else []
 
 
 def adapted(problem: Problem, settings: DamageSettings, run: int) -> tuple[Problem, ParameterSpace]:
@@ -192,12 +208,12 @@ def teach(ctx: RunContext[DamageSettings], progress: ProgressCallback) -> str:
         LoclinError: as `check_known` of the task to destroy.
     """
     ctx.space.write(ctx.kept("taught", lambda: _taught(ctx, progress)))
-    known, reach = check_known(ctx, ctx.task), ctx.settings.reach
+    score, reach = check_known(ctx, ctx.task), ctx.settings.reach
     scores = {task: ctx.problem.score("validate", task) for task in ctx.problem.tasks}
     worst = min(scores, key=lambda task: scores[task])
     short = "" if scores[worst] >= reach else f", short of the {reach:.2f} asked for"
     return (
-        f"known before the damage: {known:.2f} on {ctx.task}, {scores[worst]:.2f} on the worst "
+        f"known before the damage: {score:.2f} on {ctx.task}, {scores[worst]:.2f} on the worst "
         f"task ({worst}){short}"
     )
 
@@ -208,17 +224,16 @@ def check_known(ctx: RunContext[DamageSettings], task: str) -> float:
     Raises:
         LoclinError: it is hardly better than that of answers that ignore the question.
     """
-    blind = ctx.problem.without_reading(task)
-    known, least = ctx.score(task), blind + CLEARLY * (1 - blind)
-    if known < least:
+    score, least = ctx.score(task), ctx.problem.known_from(task)
+    if score < least:
         alike = ctx.problem.one_answer(ctx.problem.examples["test"][task])
         alike = f" ({alike})" if alike else ""
         raise LoclinError(
             f"expected a score of at least {least:.2f} on {task} before the damage, found "
-            f"{known:.2f}{alike}: there is nothing to destroy; raise --teach-steps or --teach-lr, "
+            f"{score:.2f}{alike}: there is nothing to destroy; raise --teach-steps or --teach-lr, "
             "or give a task that the model can learn"
         )
-    return known
+    return score
 
 
 def _taught(ctx: RunContext[DamageSettings], progress: ProgressCallback) -> Float[Tensor, " D"]:

@@ -9,6 +9,9 @@ from loclin.studies.settings import DamageSettings
 
 OPTIMISERS = {"sgd": "SGD", "adamw": "AdamW"}
 POINTS = {"pretrained": "θ₀", "damaged": "θ_D"}
+#: What a model knows before anything is trained (measures §16).
+KNOWN, ZERO_SHOT, BLIND = "known", "zero_shot_score", "blind_score"
+AREA, MASS = "zero_shot_auc", "option_mass"
 #: Bases that several studies hold a recovery against.
 PREFIX, MINIBATCH, RANDOM = "prefix", "minibatch gradients", "random"
 #: Nulls of a prefix's capture of the future, and of d (measures §3), in the order of a figure. With

@@ -22,6 +22,7 @@ class Example:
         options: to choose from, the right one among them; empty for free answers.
         group: what no two splits share (a passage, an input sequence); "" means the prompt.
         also: other free answers that are right too; what is trained on is `answer`.
+        phrasing: which of several the prompt was made by; "" where there is one.
     """
 
     prompt: str
@@ -29,6 +30,7 @@ class Example:
     options: tuple[str, ...] = ()
     group: str = ""
     also: tuple[str, ...] = ()
+    phrasing: str = ""
 
 
 def _rank(group: str, seed: int) -> bytes:

@@ -215,7 +215,7 @@ def _hub_rows(name: str, split: str) -> Iterable[dict[str, Any]]:
             ) from None
     # "json" alone would load whatever lies in the working folder
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        near = get_close_matches(name, BUILT_IN, n=1)
+        near = get_close_matches(name, (*BUILT_IN, "facts"), n=1)
         remedy = f"did you mean {near[0]}, alone?" if near else "check the name"
         raise LoclinError(
             f"expected a folder or a data set like google/boolq, found {name!r}: {remedy}"

@@ -60,6 +60,7 @@ def measure(settings: KrylovSettings, run: int, session: Session) -> Part:
         more, kept = _recovered(ctx, optimiser, damaged, found, grams)
         rows += more
         arrays |= {f"{name}/{optimiser}/{run}": array for name, array in kept.items()}
+    rows = [*ctx.known.rows, *rows]
     return Part(
         rows=rows, arrays=arrays, notes=(*ctx.notes, *curvature_notes(ctx.problem, settings.method))
     )

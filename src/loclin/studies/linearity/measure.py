@@ -52,7 +52,7 @@ def measure(settings: LinearitySettings, run: int, session: Session) -> Part:
     progress = session.progress
     ctx = make_context(settings, run, requirements(settings), progress)
     eval_set = examples_followed(ctx)
-    rows = [ctx.row("dimension", float(ctx.space.dimension))]
+    rows = [*ctx.known.rows, ctx.row("dimension", float(ctx.space.dimension))]
     progress("destroying the task", 0.0)
     damaged = damage(ctx, ctx.task)
     progress("training it back", 0.0)

@@ -21,6 +21,7 @@ from loclin.run.rows import Part, Row, estimated, finite
 from loclin.run.runner import Session
 from loclin.seeds import derived
 from loclin.studies.directions import curvature_notes
+from loclin.studies.known import known
 from loclin.studies.linearity.names import GRADIENT, SIGNS, UNITS
 from loclin.studies.linearity.radius_settings import RadiusSettings
 from loclin.studies.linearity.rows import Context, curve_rows, rows_of
@@ -41,6 +42,7 @@ def measure(settings: RadiusSettings, run: int, session: Session) -> Part:
     """
     session.progress("loading the model", 0.0)
     problem = load(settings, seed=settings.seed, progress=session.progress)
+    before = known(problem, settings)
     space = ParameterSpace(problem.model, "*" if settings.space == "full" else settings.space)
     check_room(space, HELD, "move fewer weights by --space")
     examples, notes = examples_drawn(settings, problem)
@@ -68,10 +70,10 @@ def measure(settings: RadiusSettings, run: int, session: Session) -> Part:
         differentiable=lambda: twice_differentiable(problem.model),
         progress=session.progress,
     )
-    rows = list(window_rows(window, settings.tolerance))
+    rows = [*before.rows, *window_rows(window, settings.tolerance)]
     rows.append(Row(quantity="dimension", value=float(space.dimension)))
     alike = problem.one_answer(examples)
-    notes = [*problem.notes, *notes, alike, *more, *_method(window, problem)]
+    notes = [*problem.notes, *before.notes, *notes, alike, *more, *_method(window, problem)]
     return Part(rows=rows, arrays={}, notes=list(filter(None, notes)))
 
 

@@ -56,7 +56,7 @@ def measure(settings: RecoverySettings, run: int, session: Session) -> Part:
         more, found = _recovered(ctx, optimiser, damaged, statics, meter)
         rows += more
         arrays |= {f"{key}/{run}": value for key, value in found.items()}
-    return Part(rows=rows, arrays=arrays, notes=ctx.notes)
+    return Part(rows=[*ctx.known.rows, *rows], arrays=arrays, notes=ctx.notes)
 
 
 def requirements(settings: RecoverySettings) -> Requirements:

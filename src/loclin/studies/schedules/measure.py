@@ -47,8 +47,8 @@ def requirements(settings: SchedulesSettings) -> Requirements:
 
 
 def _tasks_trained_in(settings: SchedulesSettings, run: int, progress: ProgressCallback) -> Part:
-    comparisons, notes = own_comparisons(settings, run, progress)
-    rows: list[Row] = []
+    comparisons, before, notes = own_comparisons(settings, run, progress)
+    rows: list[Row] = [*before.rows]
     for done, (optimiser, comparison) in enumerate(comparisons.items()):
         tasks = "+".join(comparison.tasks)
         context = {"run": run, "task": tasks, "pair": EVERY_PAIR, "optimiser": optimiser}
@@ -81,7 +81,9 @@ def _pairs_trained_back(settings: SchedulesSettings, run: int, progress: Progres
         more, cost = comparison_rows(comparison, context, report)
         rows += [*more, *apart_rows(ctx, comparison, context)]
         notes += cost if run == done == 0 else []
-    return Part(rows=[*rows, *over_pairs(rows)], arrays=arrays_of(rows, run), notes=notes)
+    return Part(
+        rows=[*ctx.known.rows, *rows, *over_pairs(rows)], arrays=arrays_of(rows, run), notes=notes
+    )
 
 
 def destroyed(

@@ -8,6 +8,7 @@ from loclin.progress import ProgressCallback
 from loclin.schedules.comparison import ScheduleComparison
 from loclin.seeds import derived
 from loclin.studies.context import adapted
+from loclin.studies.known import Known, known
 from loclin.studies.schedules.settings import OptimiserName, SchedulesSettings
 
 #: Shares of the groups of a user's data.
@@ -17,8 +18,8 @@ KNOWN = 0.95  # score from which a task has nothing left to learn
 
 def own_comparisons(
     settings: SchedulesSettings, run: int, progress: ProgressCallback
-) -> tuple[dict[OptimiserName, ScheduleComparison], list[str]]:
-    """A comparison for every optimiser, and what was read and is known before, in sentences.
+) -> tuple[dict[OptimiserName, ScheduleComparison], Known, list[str]]:
+    """A comparison for every optimiser, what is known before, and what was read, in sentences.
 
     Raises:
         LoclinError: whatever is wrong with model or data, fewer than two tasks, a split too small
@@ -30,6 +31,7 @@ def own_comparisons(
     # of a built-in set a model may have learned the train split
     split = "recovery" if settings.data[0] in BUILT_IN else "train"
     tasks = chosen_tasks(settings, problem, split)
+    before = known(problem.only(tasks), settings, run)
     problem, space = adapted(problem, settings, run)
     comparisons = {
         optimiser: ScheduleComparison(
@@ -46,7 +48,8 @@ def own_comparisons(
         )
         for optimiser, lr in settings.learning_rates.items()
     }
-    return comparisons, [*problem.notes, *_known(next(iter(comparisons.values())))]
+    notes = [*problem.notes, *before.notes, *_known(next(iter(comparisons.values())))]
+    return comparisons, before, notes
 
 
 def chosen_tasks(settings: SchedulesSettings, problem: Problem, split: str) -> tuple[str, ...]:

@@ -55,7 +55,8 @@ def measure(settings: SearchClaimsSettings, run: int, session: Session) -> Part:
         arrays[f"{name}/{run}"] = values
 
     data = search_data(ctx)
-    rows = [ctx.row("dimension", float(ctx.space.dimension), space=names.ALL)]
+    rows = [*ctx.known.rows]
+    rows.append(ctx.row("dimension", float(ctx.space.dimension), space=names.ALL))
     progress("making the static plane", 0.0)
     plane, known = static_plane(ctx, data.batches), score_of(data.validate)
     rows.append(ctx.row("score", ctx.score(), point="pretrained"))

@@ -28,6 +28,7 @@ from loclin.search.random_search import SearchResult, random_search
 from loclin.search.scorer import Scorer
 from loclin.search.spec import SearchSpec
 from loclin.search.splits import PARTS, askable, learned
+from loclin.studies.known import known
 from loclin.studies.search.chosen import Choice
 from loclin.studies.search.prepared import Prepared, Splits, prepared
 from loclin.studies.search.rows import (
@@ -58,6 +59,9 @@ def measure(settings: SearchSettings, run: int, session: Session) -> Part:
     problem = load(settings, seed=settings.seed, progress=session.progress)
     spec, splits, notes = described(settings, noise, problem)
     with one_thread(spec.device):
+        before = known(problem, settings)
+        for note in before.notes:
+            session.note(note)
         spec = replace(spec, basis=kept_basis(session.record, settings.entry))
         search = _Search(
             settings=settings,
@@ -69,8 +73,8 @@ def measure(settings: SearchSettings, run: int, session: Session) -> Part:
         )
         alike = search.scorer.problem.one_answer(splits["select"])
         rows, more = search.rows()
-    notes = list(filter(None, dict.fromkeys([*notes, alike, *more])))
-    return Part(rows=rows, arrays={}, notes=notes)
+    notes = list(filter(None, dict.fromkeys([*before.notes, *notes, alike, *more])))
+    return Part(rows=[*before.rows, *rows], arrays={}, notes=notes)
 
 
 def described(

@@ -41,7 +41,7 @@ def measure(settings: SpectrumSettings, run: int, session: Session) -> Part:
     progress = session.progress
     ctx = make_context(settings, run, requirements(settings), progress)
     progress("destroying the task", 0.0)
-    rows: list[Row] = [ctx.row("dimension", float(ctx.space.dimension))]
+    rows: list[Row] = [*ctx.known.rows, ctx.row("dimension", float(ctx.space.dimension))]
     arrays: dict[str, np.ndarray] = {}
     batches, sets, notes = _batches(ctx)
     model, space, storage = ctx.problem.model, ctx.space, ctx.storage

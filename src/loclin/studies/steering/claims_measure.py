@@ -12,6 +12,7 @@ import numpy as np
 from loclin.models import load
 from loclin.run.rows import Part
 from loclin.run.runner import Session
+from loclin.studies.known import known
 from loclin.studies.steering import claims_names as names
 from loclin.studies.steering.claims_conditions import choose_layers, effects
 from loclin.studies.steering.claims_context import SteeringContext, make_context
@@ -39,7 +40,9 @@ def measure(settings: SteeringClaimsSettings, run: int, session: Session) -> Par
     problem = load(settings, seed=settings.of_model(run), progress=session.progress)
     ctx = make_context(problem, settings, run, session.progress)
     neutral = (f"damage is seen on {ctx.neutral.source}", *ctx.neutral.notes)
-    return replace(measured(ctx), notes=(*problem.notes, *neutral))
+    before, part = known(problem, settings, run), measured(ctx)
+    notes = (*problem.notes, *before.notes, *neutral)
+    return replace(part, rows=[*before.rows, *part.rows], notes=notes)
 
 
 def measured(ctx: SteeringContext) -> Part:

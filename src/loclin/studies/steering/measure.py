@@ -27,6 +27,7 @@ from loclin.steering.gguf import write_gguf
 from loclin.steering.neutral import Neutral, at_equal_damage, damage, neutral_text
 from loclin.steering.routes import described, labels_norm, made_of
 from loclin.steering.vector import SteeringVector
+from loclin.studies.known import known
 from loclin.studies.steering import rows as make_rows
 from loclin.studies.steering.directions import SteerContext, make_directions
 from loclin.studies.steering.responses import random_vectors, responses
@@ -85,8 +86,10 @@ def steer(settings: SteerSettings, progress: ProgressCallback) -> tuple[Part, St
     damaged, notes = _damage(ctx, vectors)
     vector = _vector(ctx, vectors[settings.route])
     rows += [*damaged, *make_rows.generation_rows(_texts(ctx, vector))]
+    before = known(ctx.problem, settings)
+    rows = [*before.rows, *rows]
     arrays = {f"direction/{route}": raw.float().numpy() for route, raw in found.raw.items()}
-    return Part(rows=rows, arrays=arrays, notes=[*_notes(ctx), *notes]), vector
+    return Part(rows=rows, arrays=arrays, notes=[*_notes(ctx), *before.notes, *notes]), vector
 
 
 def _context(settings: SteerSettings, progress: ProgressCallback) -> SteerContext:
