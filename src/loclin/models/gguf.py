@@ -63,14 +63,19 @@ def dequantised(file: Path) -> tuple[Path, tuple[str, ...]]:
         LoclinError: no `gguf` package, a damaged file, one that holds no causal language model, or
             one that transformers does not read as llama.cpp does.
     """
-    with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    digest = digest_of_file(file)
     folder = kept(f"{file.stem}-{digest[:16]}-{_VERSION}", lambda made: _write(file, made))
     notes = json.loads((folder / _NOTES).read_text(encoding="utf-8"))
     return folder, (
         f"the weights are those of {file.name} (sha256 {digest}), {notes[0]}",
         *notes[1:],
     )
+
+
+def digest_of_file(file: Path) -> str:
+    """The SHA-256 of a file's bytes."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def gguf_package() -> Any:
