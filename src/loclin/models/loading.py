@@ -63,7 +63,7 @@ def load(
     names = options.data
     source = BUILT_IN.get(names[0] if len(names) == 1 else "" if names else options.model)
     read = {name: _read(name, options) for name in names if not source and name != "self"}
-    network, tokenizer = load_model(options, seed=seed, progress=progress)
+    network, tokenizer, notes = load_model(options, seed=seed, progress=progress)
     divided = seed if source else derived(seed, "splits")
     if source:
         tasks = built_in_examples(source, divided)
@@ -82,7 +82,7 @@ def load(
         model=network,
         tokenizer=tokenizer,
         examples=grouped_splits(tasks, source.shares if source else shares, seed=divided),
-        notes=tuple(tasks.summary().splitlines()),
+        notes=(*notes, *tasks.summary().splitlines()),
     )
 
 
@@ -99,9 +99,9 @@ def _all_left(before: TaskData, after: TaskData) -> None:
 
 def load_model(
     options: LoadOptions, *, seed: int, progress: ProgressCallback | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model without data: a built-in one (trained on first use), a folder's, a GGUF file's or
-    a hub id's, and its tokenizer.
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[str, ...]]:
+    """A model without data: a built-in one (trained on first use), a folder's, a GGUF file's or a
+    hub id's; its tokenizer; and what its files hold beside it, in sentences.
 
     Args:
         options: with a device that is there (`resolved`).
@@ -111,16 +111,15 @@ def load_model(
     Raises:
         LoclinError: whatever is wrong with the model, in one line.
     """
-    recipe = BUILT_IN.get(options.model)
-    file = None if recipe else gguf_file(options.model)
-    if recipe is None and file is None:
+    about: tuple[str, ...] = ()
+    if options.model in BUILT_IN:
+        folder = built_in_folder(options.model, seed=seed, progress=progress or silent)
+    elif (file := gguf_file(options.model)) is not None:
+        folder, about = dequantised(file)
+    else:
         return read_pretrained(options.model, options)
-    folder = (
-        built_in_folder(options.model, seed=seed, progress=progress or silent)
-        if file is None
-        else dequantised(file)[0]
-    )
-    return read_pretrained(str(folder), replace(options, revision=None))
+    model, tokenizer, notes = read_pretrained(str(folder), replace(options, revision=None))
+    return model, tokenizer, (*about, *notes)
 
 
 def _read(name: str, options: LoadOptions) -> TaskData:
