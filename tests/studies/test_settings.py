@@ -1,8 +1,10 @@
 """What the settings of studies have in common, seen on those of the recovery study."""
 
+import hashlib
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,6 +65,16 @@ def test_the_name_in_a_record_tells_model_data_and_space_apart() -> None:
     assert settings.entry == "recovery-Qwen2.5-0.5B-my-data-lora"
     assert preset("standard").entry == "recovery-sequences"
     assert replace(RecoverySettings(), space="*attn*").entry == "recovery-sequences-attn"
+    assert RecoverySettings(model="/tmp/Small.Q4_1.gguf").entry == "recovery-Small.Q4-1"
+
+
+def test_another_content_of_a_gguf_file_is_another_record(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF one")
+    settings = RecoverySettings(model=str(tmp_path / "m.gguf"))
+    before = settings.fingerprint()
+    assert before["model_files"] == hashlib.sha256(b"GGUF one").hexdigest()
+    (tmp_path / "m.gguf").write_bytes(b"GGUF two")
+    assert settings.fingerprint()["model_files"] != before["model_files"]
 
 
 def test_lora_is_measured_in_the_weights_first() -> None:

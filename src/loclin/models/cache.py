@@ -1,5 +1,5 @@
-"""Where built-in models, and points trained from them, are kept: written whole or not at all,
-verified by checksum on every load.
+"""Where built-in models, points trained from them and dequantised models are kept: written whole or
+not at all, verified by checksum on every load.
 """
 
 from __future__ import annotations
@@ -52,7 +52,11 @@ def kept(name: str, write: Callable[[Path], None]) -> Path:
 
 def _checksums(folder: Path) -> dict[str, str]:
     files = sorted(p for p in folder.iterdir() if p.name != "checksums.json")
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    sums = {}
+    for path in files:
+        with path.open("rb") as file:
+            sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
 
 
 def _intact(folder: Path, *, aloud: bool = False) -> bool:
@@ -63,5 +67,5 @@ def _intact(folder: Path, *, aloud: bool = False) -> bool:
     except (OSError, ValueError):
         pass
     if aloud:
-        _LOG.warning("what is kept in %s is damaged: training it again", folder)
+        _LOG.warning("what is kept in %s is damaged: making it again", folder)
     return False

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loclin.errors import LoclinError
 from loclin.models.builtin import BUILT_IN, built_in_examples, built_in_folder
+from loclin.models.gguf import dequantised, gguf_file
 from loclin.models.pretrained import context_of, read_pretrained, resolved
 from loclin.models.problem import Problem
 from loclin.models.zero_shot import best_phrasing
@@ -43,8 +44,8 @@ def load(
     checked before the model is loaded.
 
     Args:
-        model: "sequences", "statements" or "sequences-small" (trained on first use), a hub id, or a
-            folder; or all options of loading, which then name the data too.
+        model: "sequences", "statements" or "sequences-small" (trained on first use), a hub id, a
+            folder or a GGUF file; or all options of loading, which then name the data too.
         data: the name of a built-in model for its data, "facts", "self" (the model's own samples),
             JSON Lines files, or data sets of the hub. By default a built-in model's own.
         seed: of the splits, and of a built-in model's data and training; another seed is an
@@ -103,8 +104,8 @@ def _all_left(before: TaskData, after: TaskData) -> None:
 def load_model(
     options: LoadOptions, *, seed: int, progress: ProgressCallback | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[str, ...]]:
-    """A model without data: a built-in one (trained on first use), a folder's or a hub id's; its
-    tokenizer; and what its files hold beside it, in sentences.
+    """A model without data: a built-in one (trained on first use), a folder's, a GGUF file's or a
+    hub id's; its tokenizer; and what its files hold beside it, in sentences.
 
     Args:
         options: with a device that is there (`resolved`).
@@ -114,12 +115,16 @@ def load_model(
     Raises:
         LoclinError: whatever is wrong with the model, in one line.
     """
-    recipe = BUILT_IN.get(options.model)
-    if recipe is None:
+    about: tuple[str, ...] = ()
+    if options.model in BUILT_IN:
+        folder = built_in_folder(options.model, seed=seed, progress=progress or silent)
+    elif (file := gguf_file(options.model)) is not None:
+        folder, about = dequantised(file)
+    else:
         with hub_or_cache(options.model):
             return read_pretrained(options.model, options)
-    folder = built_in_folder(options.model, seed=seed, progress=progress or silent)
-    return read_pretrained(str(folder), replace(options, revision=None))
+    model, tokenizer, notes = read_pretrained(str(folder), replace(options, revision=None))
+    return model, tokenizer, (*about, *notes)
 
 
 def _read(name: str, options: LoadOptions, seed: int) -> TaskData:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -54,9 +55,7 @@ def loaded(kind: Any, name: str, **how: Any) -> tuple[PreTrainedModel, tuple[str
         OSError, ...: `UNREADABLE`, as the libraries do.
     """
     quantised = _quantisation(how["config"])
-    before = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()  # its table of what is missing is read here
-    try:
+    with quiet():
         model, report = kind.from_pretrained(
             name,
             use_safetensors=True,
@@ -65,8 +64,6 @@ def loaded(kind: Any, name: str, **how: Any) -> tuple[PreTrainedModel, tuple[str
             ignore_mismatched_sizes=True,  # they are reported, and refused below
             **how,
         )
-    finally:
-        transformers.utils.logging.set_verbosity(before)
     used = getattr(model, "_weight_conversions", None) or []  # which saving would take back
     model._weight_conversions = [way for way in used if way.target_patterns != [""]]
     _check_report(model, report, name)
@@ -89,6 +86,17 @@ def loaded(kind: Any, name: str, **how: Any) -> tuple[PreTrainedModel, tuple[str
             f"{', '.join(beside[:3])}{more}"
         )
     return model.eval(), tuple(notes)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' table of what is missing: its report is read instead."""
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(before)
 
 
 def _quantisation(config: Any) -> str | None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor
 
 from loclin.errors import LoclinError
+from loclin.models.gguf import gguf_package
 from loclin.steering.file import VERSION, unreadable, written
 from loclin.steering.vector import SITE, SteeringVector, rebuilt, strings
 
@@ -42,7 +42,7 @@ def write_gguf(vector: SteeringVector, path: str | os.PathLike[str]) -> None:
         LoclinError: a direction at block 0, one that is zero or not finite, no `gguf` package, a
             place that cannot be written.
     """
-    package = _package()
+    package = gguf_package()
     vector.check()
     if 0 in vector.directions:
         raise LoclinError(
@@ -79,7 +79,7 @@ def read_gguf(path: str | os.PathLike[str], *, shift: int = 0) -> SteeringVector
         LoclinError: no such file, none of a control vector, damaged, directions that are zero, not
             finite or not F32, a shift other than 0 of a file that loclin wrote, no `gguf` package.
     """
-    package, path = _package(), Path(path)
+    package, path = gguf_package(), Path(path)
     if not path.is_file():
         raise LoclinError(unreadable(path, FileNotFoundError()))
     try:
@@ -143,13 +143,3 @@ def _foreign(path: Path, texts: Mapping[str, str]) -> dict[str, str]:
         "norm": "as in the file",
         "site": SITE,
     }
-
-
-def _package() -> Any:
-    try:
-        return import_module("gguf")
-    except ImportError as error:
-        raise LoclinError(
-            "expected the gguf package for files of llama.cpp, found none: pip install "
-            "'loclin[gguf]'"
-        ) from error

