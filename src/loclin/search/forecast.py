@@ -17,7 +17,7 @@ from torch import Tensor
 from loclin import law
 from loclin.curvature import Method, probes
 from loclin.errors import LoclinError
-from loclin.geometry.gramian import to_float64
+from loclin.geometry.gramian import inner, norm
 from loclin.geometry.krylov import Product
 from loclin.models import Problem
 from loclin.models.evaluation import EvalSet
@@ -167,7 +167,7 @@ def forecast(
     step("asking the model itself")
     loss = _own_loss(eval_set, examples, seed=seed)
     gradient, true_gradient = _gradients(space, eval_set, coordinates, step)
-    length = float(to_float64(gradient).norm())
+    length = norm(gradient)
 
     def measure(product: Product) -> Curvature:
         return _measured(coordinates.seen(product), gradient, probes, seed, step)
@@ -177,7 +177,7 @@ def forecast(
         notes.append(f"noise of rank {noise.rank} {TAILS}")
     return Forecast(
         dimension=coordinates.dimension,
-        weights=float(to_float64(space.read()).norm()),
+        weights=norm(space.read()),
         coordinates=space.dimension,
         loss=loss,
         gradient=length,
@@ -212,11 +212,12 @@ def _gradients(
     total, own = None, 0.0
     for fold, share in enumerate(shares.tolist()):
         step("taking gradients")
-        piece = share * coordinates.fold(space.gradient(eval_set.loss, eval_set.fold(fold)))
-        own += float(to_float64(piece).square().sum())
-        total = piece if total is None else total + piece
+        piece = coordinates.fold(space.gradient(eval_set.loss, eval_set.fold(fold))).mul_(share)
+        own += inner(piece, piece)
+        total = piece if total is None else total.add_(piece)
+        del piece
     assert total is not None
-    whole = float(to_float64(total).square().sum())
+    whole = inner(total, total)
     return total, math.sqrt(max(shared_square(whole, own, shares), 0.0))
 
 

@@ -28,8 +28,9 @@ class Noise:
         kind: "gaussian": every entry by itself, each tensor from a stream of its own; the law of
             random search is about this one. "rademacher": every entry +1 or −1, by one random bit
             (as SPSA takes them, Spall 1992): slope and trace of the law are the same, the diagonal
-            of H makes no candidate differ from another. "lowrank": matrices of rank `rank` with entries of unit
-            variance (as in EGGROLL, Sarkar et al. 2025); tensors that are no matrices are gaussian.
+            of H makes no candidate differ from another. "lowrank": matrices of rank `rank` with
+            entries of unit variance (as in EGGROLL, Sarkar et al. 2025); tensors that are no
+            matrices are gaussian.
             "tied": every tensor takes its first numbers from one stream, as some public code does
             by seeding a generator again for each tensor. Tensors of one shape move alike, and the
             law does not hold: for comparison alone.
