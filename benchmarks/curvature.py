@@ -19,10 +19,12 @@ Beside each stands how far the process grew at most while it worked (Linux alone
 from __future__ import annotations
 
 import ctypes
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from lora import make
 from side_by_side import compare, report
 
@@ -38,18 +40,30 @@ from loclin.tasks.batch import answer_loss
 from loclin.updates import UpdateStorage
 
 
-def growth(work: Callable[[], object]) -> str:
-    """Most memory that the process took beyond what it held before, in MB."""
+def grown(work: Callable[[], object]) -> float:
+    """Most memory that the process took beyond what it held before, in MB, a GPU's where one is in
+    use; NaN where it is not known.
+    """
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(
-            0
-        )  # what was freed before is not to be had for nothing
+        # what was freed before is not to be had for nothing
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
         before = _status("VmRSS")
         work()
-        return f"{(_status('VmHWM') - before) / 1e3:.0f} MB"
+        return (_status("VmHWM") - before) / 1e3
     except OSError:
-        return "not known"
+        return math.nan
+
+
+def growth(work: Callable[[], object]) -> str:
+    """The same in words."""
+    size = grown(work)
+    return "not known" if math.isnan(size) else f"{size:.0f} MB"
 
 
 def _status(name: str) -> float:

@@ -105,11 +105,18 @@ def make(folder: Path, dtype: str) -> None:
     PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>").save_pretrained(
         folder / "model"
     )
+    questions(folder)
+
+
+def questions(folder: Path) -> Path:
+    """The questions alone."""
     records = (
         {"prompt": f"{i} the {WORDS[i % 4]} is", "options": list(ANSWERS), "label": ANSWERS[i % 4]}
         for i in range(480)
     )
-    (folder / "questions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    path = folder / "questions.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    return path
 
 
 def peak_of(command: list[str], folder: Path) -> tuple[float, float]:

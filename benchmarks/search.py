@@ -58,13 +58,17 @@ from loclin.tasks.example import Example
 ROW, ANSWER, WORDS, SIGMA = 64, 4, 4096, 1e-3
 
 
-def gpt2() -> Problem:
-    """The larger model, and no examples yet."""
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """A token for each word."""
     core = Tokenizer(
         pieces.WordLevel({w: i for i, w in enumerate(["<pad>", *words()])}, unk_token="<pad>")
     )
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>")
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>")
+
+
+def gpt2() -> Problem:
+    """The larger model, and no examples yet."""
     config = GPT2Config(
         n_layer=6,
         n_embd=384,
@@ -77,7 +81,8 @@ def gpt2() -> Problem:
     )
     with torch.random.fork_rng():
         torch.random.manual_seed(0)
-        return Problem(model=GPT2LMHeadModel(config).eval(), tokenizer=tokenizer, examples={})
+        model = GPT2LMHeadModel(config).eval()
+        return Problem(model=model, tokenizer=word_tokenizer(), examples={})
 
 
 def words() -> list[str]:
@@ -248,7 +253,7 @@ def shares() -> list[str]:
         opened(Path(folder) / "ledger.jsonl", {"examples": len(of.batch)}) as ledger,
     ):
         waiting = iter([replace(outcome, candidate=c) for c in candidates(100, [SIGMA], seed=0)])
-        noise = median(lambda: list(stream.of(candidate.seed)))
+        noise = median(lambda: [None for _ in stream.of(candidate.seed)])
         steps = {
             "noise": noise,
             "apply": median(lambda: perturbed.place(candidate)) - noise,

@@ -28,16 +28,23 @@ def compare(
 def seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
-def report(description: str, *parts: Callable[[], Sequence[str]]) -> None:
+def report(
+    description: str,
+    *parts: Callable[..., Sequence[str]],
+    model: Callable[[Path | None, str], object] | None = None,
+) -> None:
     """Parse the command line, measure the rows on one thread, print the table and write it where
     `--out` says.
 
     Args:
         description: of the benchmark.
         parts: each gives rows of the table; `--only` takes one of several by its function's name.
+        model: makes what all parts take, of the folder behind `--model` and of `--device`.
     """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--out", type=Path, help="also write the table to this file")
@@ -45,15 +52,22 @@ def report(description: str, *parts: Callable[[], Sequence[str]]) -> None:
         parser.add_argument(
             "--only", choices=[p.__name__ for p in parts], help="measure this part alone"
         )
+    if model:
+        parser.add_argument("--model", type=Path, help="folder of a model; a random one by default")
+        parser.add_argument("--device", default="cpu")
     asked = parser.parse_args()
     out, only = asked.out, getattr(asked, "only", None)
     torch.set_num_threads(1)
+    taken = (model(asked.model, asked.device),) if model else ()
+    device = f"{platform.machine()} CPU, one thread"
+    if torch.cuda.is_initialized():
+        device = f"{torch.cuda.get_device_name()}, {device}"
     table = [
-        f"{date.today()}, {platform.machine()} CPU, one thread, torch {torch.__version__}",
+        f"{date.today()}, {device}, torch {torch.__version__}",
         "",
         "| what | over | ratio, median [middle half] | aim |",
         "| --- | --- | --- | --- |",
-        *(row for part in parts if only in (None, part.__name__) for row in part()),
+        *(row for part in parts if only in (None, part.__name__) for row in part(*taken)),
     ]
     print("\n".join(table))
     if out:

@@ -14,7 +14,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
 from loclin.errors import LoclinError
-from loclin.geometry.gramian import at_least_float32, to_float64
+from loclin.geometry.gramian import at_least_float32, inner, norm
 from loclin.geometry.krylov import Product
 from loclin.parameters import ParameterSpace, SummedLoss, finite_loss, some_items, summed
 from loclin.seeds import derived
@@ -161,18 +161,18 @@ def finite_difference_product(
         raise LoclinError(
             f"expected float32 weights for finite differences, found {kind}: choose --dtype float32"
         )
-    length = float(to_float64(vector).norm())
+    length = norm(vector)
     if length == 0:
         return torch.zeros_like(vector)
     centre = space.read()
-    size = float(to_float64(centre).norm())
-    step = BEND * (torch.finfo(kind).eps / 2) ** (1 / 3) * size / length
-    with space.restored():
+    step = BEND * (torch.finfo(kind).eps / 2) ** (1 / 3) * norm(centre) / length
+    try:
         space.write(centre + step * vector)
         ahead = space.gradient(loss, batches)
         space.write(centre - step * vector)
-        product: Tensor = (ahead - space.gradient(loss, batches)) / (2 * step)
-    return product
+        return ahead.sub_(space.gradient(loss, batches)).div_(2 * step)
+    finally:
+        space.write(centre)
 
 
 def top_eigenpairs(
@@ -257,8 +257,8 @@ def probes(
     forms, squares = np.empty(count), np.empty(count)
     for i in range(count):
         z = draw(seed=derived(seed, "probe", i))
-        image = to_float64(product(z))
-        forms[i], squares[i] = float(to_float64(z) @ image), float(image @ image)
+        image = product(z)
+        forms[i], squares[i] = inner(z, image), inner(image, image)
     return Probes(forms=forms, squares=squares)
 
 

@@ -46,8 +46,11 @@ class Window:
     bracket: tuple[float, float] | None = None
 
 
-def ray(point: Float[Tensor, " D"], direction: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
-    """w = ‖θ‖ v/‖v‖: the step ε = 1 along a direction, as long as the point itself.
+def ray(
+    point: Float[Tensor, " D"], direction: Float[Tensor, " D"], length: float | None = None
+) -> Float[Tensor, " D"]:
+    """w = ‖θ‖ v/‖v‖: the step ε = 1 along a direction, as long as the point itself, or as `length`,
+    where the point is but the part of it that moves.
 
     Raises:
         LoclinError: the direction is zero or not finite, or the point is zero.
@@ -59,13 +62,13 @@ def ray(point: Float[Tensor, " D"], direction: Float[Tensor, " D"]) -> Float[Ten
         raise LoclinError(
             "expected a finite direction, found NaN or infinity: check where it comes from"
         )
-    length, whole = float(direction.norm()), float(point.norm())
-    for name, size in (("direction", length), ("point", whole)):
+    own, whole = float(direction.norm()), float(point.norm()) if length is None else length
+    for name, size in (("direction", own), ("point", whole)):
         if size == 0:
             raise LoclinError(
                 f"expected a {name} that is not zero, found zeros: relative steps are not defined"
             )
-    return direction * (whole / length)
+    return direction * (whole / own)
 
 
 def signed_grid(smallest: float, largest: float, per_decade: int) -> list[float]:

@@ -98,14 +98,8 @@ class ParameterSpace:
         pieces = vector.split(list(self.sizes))
         return {n: v.view(p.shape) for (n, p), v in zip(self._tensors.items(), pieces, strict=True)}
 
-    def flat(
-        self, pieces: Iterable[Tensor | None], into: Float[Tensor, " D"] | None = None
-    ) -> Float[Tensor, " D"]:
+    def flat(self, pieces: Iterable[Tensor | None]) -> Float[Tensor, " D"]:
         """Tensor-shaped pieces end to end, detached; zeros for None."""
-        if into is not None:
-            for view, piece in zip(self.by_tensor(into).values(), pieces, strict=True):
-                view.zero_() if piece is None else view.copy_(piece.detach())
-            return into
         filled = [
             torch.zeros_like(p) if g is None else g
             for g, p in zip(pieces, self.parameters, strict=True)
@@ -139,19 +133,16 @@ class ParameterSpace:
         )
         return torch.cat([z.reshape(-1).to(self._home) for z in drawn])
 
-    def gradient(
-        self, loss: SummedLoss[T], batches: Iterable[T], *, into: Float[Tensor, " D"] | None = None
-    ) -> Float[Tensor, " D"]:
+    def gradient(self, loss: SummedLoss[T], batches: Iterable[T]) -> Float[Tensor, " D"]:
         """g = ∇ (Σ_b loss_b / Σ_b count_b): the mean over items, however ragged the batches.
 
-        Written to `into` where that is given: for a large model, new room takes longer than filling
-        it. Raises `LoclinError` for no batches, no items, or a loss that is not finite.
+        Raises `LoclinError` for no batches, no items, or a loss that is not finite.
         """
         total, count = None, 0
         for batch in batches:
             value, items = summed(loss(batch))
             pieces = torch.autograd.grad(finite_loss(value), self.parameters, allow_unused=True)
-            own = self.flat(pieces, into if total is None else None)
+            own = self.flat(pieces)
             total = own if total is None else total.add_(own)
             count += items
         some_items(count)

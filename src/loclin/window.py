@@ -18,7 +18,7 @@ from torch import Tensor
 
 from loclin.curvature import CurvatureOperator, Method, NoSecondDerivative
 from loclin.errors import LoclinError
-from loclin.geometry.gramian import inner, to_float64
+from loclin.geometry.gramian import inner, norm
 from loclin.line import Line, Profile, Tallies, line_along, ray, signed_grid
 from loclin.parameters import ParameterSpace, SummedLoss, summed
 from loclin.progress import ProgressCallback, silent
@@ -108,6 +108,7 @@ def linear_window(
     tolerance: float = 0.1,
     steps: Sequence[float] | None = None,
     precision: float = 0.01,
+    length: float | None = None,
     whole: bool = False,
     groups: Sequence[int] | None = None,
     tallies: Tallies | None = None,
@@ -130,6 +131,7 @@ def linear_window(
         tolerance: τ.
         steps: signed ε in rising order, 0 among them; by default from 1e-6 to 1, two a decade.
         precision: relative width to which an edge is closed in on.
+        length: ‖θ‖, where the space holds but the tensors of θ that the direction moves.
         whole: whether the direction itself is tried too, λ = 1.
         groups: of each batch, in rising order those of `tallies`; each is its own by default.
         tallies: measures the groups at a point, scores too, in place of `loss`.
@@ -156,13 +158,13 @@ def linear_window(
         )
     parts = [[b for b, g in zip(batches, home, strict=True) if g == i] for i in sorted(set(home))]
     measured = tallies or _tallies(loss, parts)
-    w = ray(origin := space.read(), direction)
-    weights, length = (float(to_float64(v).norm()) for v in (origin, direction))
-    units = {"relative": 1.0, "length": weights, "multiple": 1 / (length / weights)}
+    weights, size = norm(space.read()) if length is None else length, norm(direction)
+    w = ray(space.read(), direction, length)
+    units = {"relative": 1.0, "length": weights, "multiple": 1 / (size / weights)}
     slopes, curvatures, method, refused = _derivatives(
         space, loss, parts, w, curvature, differentiable, progress
     )
-    end = length / weights
+    end = size / weights
     grid = sorted({*(steps or signed_grid(1e-6, 1.0, 2)), *([end] if whole else [])})
     bends = {"slopes": slopes, "curvatures": curvatures}
     line = line_along(space, measured, w, grid, **bends, progress=progress)
@@ -179,7 +181,7 @@ def linear_window(
         whole=_effect(line, end) if whole else None,
         inside=inside if whole and (inside or not ahead.open) else None,
         units=units,
-        length=length,
+        length=size,
         line=line,
         steps=grid,
         method=method,

@@ -10,9 +10,12 @@ from loclin.geometry.gramian import (
     cross_capture,
     future_capture,
     gramian,
+    inner,
+    norm,
     prefix_capture,
     span_overlap,
     spanned_energy,
+    summed_gramian,
 )
 from loclin.geometry.subspace import Subspace
 from tests.planted import drifting_steps, quadratic_descent, white_steps
@@ -35,6 +38,21 @@ def test_gramian_equals_the_dense_product_over_several_blocks() -> None:
     assert np.allclose(
         gramian(rows, others), (rows.double() @ others.double().T).numpy(), rtol=1e-12
     )
+
+
+@pytest.mark.parametrize("size", [1, 65_536, 65_537, 300_001])
+def test_long_products_are_those_of_float64(size: int) -> None:
+    one, other = torch.randn(2, size, generator=torch.Generator().manual_seed(size))
+    exact = float(one.double() @ other.double())
+    assert inner(one, other) == pytest.approx(exact, rel=1e-13, abs=1e-13 * size)
+    assert norm(one) == pytest.approx(float(one.double().norm()), rel=1e-13)
+
+
+def test_a_gramian_by_parts_is_that_of_the_whole_vectors() -> None:
+    rows = torch.randn(3, 70_000 + 6 + 1, generator=torch.Generator().manual_seed(0))
+    parts = [list(p.unbind()) for p in rows.split([70_000, 6, 1], dim=1)]
+    parts[1] = [p.view(2, 3).T for p in parts[1]]  # whatever the shapes
+    assert np.allclose(summed_gramian(parts), (rows.double() @ rows.double().T), rtol=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -38,6 +38,31 @@ class Point(nn.Module):
         return away @ task[0] @ away / 2, 1
 
 
+class Sum(nn.Module):
+    """Two points whose gradients autograd hands out as one tensor, and for one task as a view of a
+    single number.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Parameter(torch.zeros(3)) for _ in range(2))
+
+    def loss(self, weights: Tensor) -> tuple[Tensor, int]:
+        both = self.first + self.second
+        return (both.sum() if weights.ndim == 0 else (both * weights).sum()), 2
+
+
+def test_gradients_that_share_memory_are_taken_apart() -> None:
+    model = Sum()
+    space = ParameterSpace(model)
+    streams = {"a": repeat(torch.tensor([1.0, 2.0, 3.0])), "b": repeat(torch.tensor(1.0))}
+    optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
+    log = train_tasks(space, streams, model.loss, optimiser, [("a", "b")] * 2)
+    step = -(torch.tensor([1.0, 2.0, 3.0]) + 1) / 2  # both are means over two items
+    torch.testing.assert_close(space.read(), 2 * torch.cat([step, step]))
+    assert log.cosines[0] == pytest.approx(6 / np.sqrt(14 * 3))
+
+
 def curved(width: int, *, seed: int) -> Tensor:
     g = torch.Generator().manual_seed(seed)
     turn, _ = torch.linalg.qr(torch.randn(width, width, generator=g, dtype=torch.float64))

@@ -9,12 +9,12 @@ from transformers import PreTrainedModel
 from loclin.errors import LoclinError
 from loclin.parameters import ParameterSpace
 from loclin.search.candidate import Candidate, Perturbed, candidates, weights_hash
-from loclin.search.noise import Noise, dense
+from loclin.search.noise import Noise
 from loclin.search.normals import normals
 from tests.search.test_noise import draw
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
-NOISES = ["gaussian", "lowrank:2", "tied"]
+NOISES = ["gaussian", "rademacher", "lowrank:2", "tied"]
 
 
 class Net(nn.Module):
@@ -96,7 +96,7 @@ def test_weights_are_the_base_and_a_step_rounded_once(noise: str, dtype: torch.d
     perturbed.place(one(0.01, sign=-1))
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     for (name, placed), before in zip(net.named_parameters(), base.parameters(), strict=True):
-        z = dense(draw(Noise.parse(noise), 3, name, tuple(placed.shape)))
+        z = draw(Noise.parse(noise), 3, name, tuple(placed.shape))
         expected = (before.to(wide) - 0.01 * z.to(wide)).to(dtype)
         # one unit in the last place: the sum may be fused or not
         torch.testing.assert_close(
@@ -106,7 +106,7 @@ def test_weights_are_the_base_and_a_step_rounded_once(noise: str, dtype: torch.d
         perturbed.vector(one(0.01, sign=-1)),
         torch.cat(
             [
-                dense(draw(Noise.parse(noise), 3, n, tuple(p.shape))).flatten().to(wide)
+                draw(Noise.parse(noise), 3, n, tuple(p.shape)).flatten().to(wide)
                 for n, p in net.named_parameters()
             ]
         )
@@ -128,9 +128,7 @@ def test_the_base_is_there_bit_for_bit_after_200_candidates(dtype: torch.dtype) 
     for c in candidates(200, [1e-3], seed=0):  # the usual way, which this test must tell from ours
         for scale in (c.sigma, -c.sigma):
             for name, p in drifting.named_parameters():
-                p.data.add_(
-                    dense(draw(Noise(), c.seed, name, tuple(p.shape))).to(dtype), alpha=scale
-                )
+                p.data.add_(draw(Noise(), c.seed, name, tuple(p.shape)).to(dtype), alpha=scale)
     assert bytes_of(drifting) != before
 
 
@@ -149,6 +147,21 @@ def test_the_base_comes_back_whatever_is_raised_inside() -> None:
         interrupted()
     assert bytes_of(net) == before
     perturbed.verify()
+
+
+def test_nothing_is_held_beside_the_weights_but_one_candidate() -> None:
+    """The base is the model's own memory before, after and while a candidate stands beside it."""
+    net = Net()
+    own = {n: p.data_ptr() for n, p in net.named_parameters()}
+    with Perturbed(ParameterSpace(net), Noise()) as perturbed:
+        assert {n: t.data_ptr() for n, t in perturbed.base.items()} == own
+        places = []
+        for seed in (1, 2):
+            perturbed.place(one(seed=seed))
+            places.append({n: p.data_ptr() for n, p in net.named_parameters()})
+        assert places[0] == places[1]
+        assert not set(own.values()) & set(places[0].values())
+    assert {n: p.data_ptr() for n, p in net.named_parameters()} == own
 
 
 def test_another_base_is_found_out() -> None:
@@ -200,7 +213,7 @@ def test_half_precision_rounds_small_steps_away_and_says_so() -> None:
 
 def drawn_size(name: str) -> float:
     """RMS of the eight numbers that a tensor of `Net` takes."""
-    return float(dense(draw(Noise(), 3, name, (8,))).square().mean().sqrt())
+    return float(draw(Noise(), 3, name, (8,)).square().mean().sqrt())
 
 
 def test_candidates_of_a_basis_stay_in_its_span() -> None:

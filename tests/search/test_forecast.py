@@ -22,8 +22,8 @@ from loclin.parameters import ParameterSpace
 from loclin.search import local_law
 from loclin.search.candidate import Perturbed, candidates
 from loclin.search.ensemble import best_of
-from loclin.search.forecast import Forecast, forecast, shared_square
-from loclin.search.noise import Noise
+from loclin.search.forecast import Forecast, _measured, forecast, shared_square
+from loclin.search.noise import Noise, NoiseStream
 from loclin.search.scoring import score
 from loclin.stats import Estimate
 from loclin.tasks.example import Example
@@ -72,7 +72,8 @@ def lifted(space: ParameterSpace, noise: Noise, basis: Tensor | None) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("noise", "k"), [("gaussian", 0), ("lowrank:2", 0), ("tied", 0), ("gaussian", 3)]
+    ("noise", "k"),
+    [("gaussian", 0), ("rademacher", 0), ("lowrank:2", 0), ("tied", 0), ("gaussian", 3)],
 )
 def test_the_law_s_numbers_are_those_of_dense_derivatives(
     damaged: Problem, noise: str, k: int
@@ -101,7 +102,10 @@ def test_the_law_s_numbers_are_those_of_dense_derivatives(
     assert found.trace.value == pytest.approx(float(h.trace()), abs=4 * sd)
     assert found.trace.low < found.trace.value < found.trace.high
     spread = math.sqrt(2 / 100) * float((h @ h).norm())
-    assert found.frobenius.value**2 == pytest.approx(float(h.norm()) ** 2, abs=4 * spread)
+    square = float(h.norm()) ** 2
+    if noise == "rademacher":
+        square -= float(h.diagonal().square().sum())
+    assert found.frobenius.value**2 == pytest.approx(square, abs=4 * spread)
     edge = law.valid_up_to(gradient=found.gradient, frobenius=found.frobenius.value)
     assert found.edge == edge
     assert found.notes[-1] == (
@@ -174,6 +178,43 @@ def test_the_price_of_a_gain_pays_for_it_and_no_less_does() -> None:
     assert found.needed(10.0, 0.05) is None
     assert found.best_sigma(100) == law.best_sigma(gradient=1.0, trace=10.0, n=100, along=0.5)
     assert found.effective_rank == 25.0
+
+
+def test_the_diagonal_of_curvature_moves_all_candidates_of_signs_alike() -> None:
+    """δ = ±σ on a quadratic with a large diagonal: slope, mean and fluctuation of measures §10, and
+    what the probes say of them.
+    """
+    d, count, sigma = 48, 4000, 0.1
+    g, h = planted_quadratic(d, seed=0)
+    off = h - torch.diag(h.diagonal())
+    assert off.norm() < 0.3 * h.norm()
+    stream = NoiseStream(Noise(kind="rademacher"), {"w": (d,)})
+    drawn = candidates(count, [sigma], seed=1)
+    z = torch.stack([z.clone() for c in drawn for _, _, z in stream.of(c.seed)]).double()
+    slopes, bends = sigma * z @ g, sigma**2 / 2 * ((z @ h) * z).sum(1)
+    variance = sigma**4 * float(off.square().sum()) / 2
+    assert float(slopes.var()) == pytest.approx(sigma**2 * float(g @ g), rel=0.1)
+    assert float(bends.var()) == pytest.approx(variance, rel=0.1)
+    assert float(bends.mean()) == pytest.approx(
+        sigma**2 * float(h.trace()) / 2, abs=4 * math.sqrt(variance / count)
+    )
+    normal = torch.randn(count, d, generator=torch.Generator().manual_seed(2)).double()
+    assert float((sigma**2 / 2 * ((normal @ h) * normal).sum(1)).var()) > 5 * variance
+    trace, norm, along = _measured(
+        lambda v: h @ v, g, 200, seed=0, step=lambda stage: None, signs=True
+    )
+    assert norm.value == pytest.approx(float(off.norm()), rel=0.1)
+    assert trace.value == pytest.approx(float(h.trace()), abs=4 * math.sqrt(2 / 200) * off.norm())
+    assert along == pytest.approx(float(g @ h @ g / (g @ g)))
+    alone = _measured(lambda v: h.diagonal() * v, g, 3, seed=0, step=lambda stage: None, signs=True)
+    assert alone[1].value == pytest.approx(0, abs=1e-5)
+    assert alone[0].low == pytest.approx(alone[0].high)
+
+
+def planted_quadratic(d: int, *, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    g, m = (torch.randn(*shape, generator=generator).double() for shape in ((d,), (d, d)))
+    return g, 0.05 * (m + m.T) + torch.diag(1 + torch.rand(d, generator=generator).double())
 
 
 def test_real_candidates_gain_what_was_forecast(damaged: Problem) -> None:

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from loclin.errors import LoclinError
-from loclin.search.noise import LowRankNoise, Noise, NoiseStream, dense
-from loclin.search.normals import BLOCK
+from loclin.search.noise import CHUNK, LowRankNoise, Noise, NoiseStream, dense
+from loclin.search.normals import BLOCK, Numbers, normals
 
 SHAPES = {
     "a.weight": (24, 16),
@@ -17,16 +17,23 @@ SHAPES = {
 
 
 def drawn(noise: Noise, seed: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    return {n: dense(z).clone() for n, z in NoiseStream(noise, shapes).of(seed)}
+    return whole(NoiseStream(noise, shapes), seed, shapes)
 
 
-def draw(noise: Noise, seed: int, name: str, shape: tuple[int, ...]) -> Tensor | LowRankNoise:
+def whole(stream: NoiseStream, seed: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The pieces of every tensor, put together."""
+    noise = {n: torch.full((int(np.prod(shape)),), torch.nan) for n, shape in shapes.items()}
+    for name, part, z in stream.of(seed):
+        noise[name][part] = dense(z).reshape(-1)
+    return {n: z.view(shapes[n]) for n, z in noise.items()}
+
+
+def draw(noise: Noise, seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
     """Of one tensor alone."""
-    ((_, z),) = NoiseStream(noise, {name: shape}).of(seed)
-    return z
+    return drawn(noise, seed, {name: shape})[name]
 
 
-@pytest.mark.parametrize("text", ["gaussian", "lowrank:4", "tied"])
+@pytest.mark.parametrize("text", ["gaussian", "rademacher", "lowrank:4", "tied"])
 def test_a_noise_is_read_and_written_alike(text: str) -> None:
     assert str(Noise.parse(text)) == text
 
@@ -43,21 +50,22 @@ def test_a_noise_is_read_and_written_alike(text: str) -> None:
         "lowrank:²",
         "tied:2",
         "gaussian:",
+        "rademacher:1",
     ],
 )
 def test_other_noise_is_refused(text: str) -> None:
     with pytest.raises(
         LoclinError,
-        match="expected noise gaussian, lowrank:R with a rank R of at least 1, or tied, found",
+        match="expected noise gaussian, rademacher, lowrank:R with a rank R of at least 1, or tied",
     ):
         Noise.parse(text)
 
 
-@pytest.mark.parametrize("text", ["gaussian", "lowrank:3", "tied"])
+@pytest.mark.parametrize("text", ["gaussian", "rademacher", "lowrank:3", "tied"])
 def test_the_noise_of_a_tensor_depends_on_seed_and_name_alone(text: str) -> None:
     """Not on which others are drawn, in what order, by how many threads, or after what."""
     noise, before = Noise.parse(text), torch.get_num_threads()
-    expected = {n: dense(draw(noise, 7, n, shape)) for n, shape in SHAPES.items()}
+    expected = {n: draw(noise, 7, n, shape) for n, shape in SHAPES.items()}
     turned = dict(reversed(SHAPES.items()))
     ways = [
         drawn(noise, 7, SHAPES),
@@ -66,7 +74,7 @@ def test_the_noise_of_a_tensor_depends_on_seed_and_name_alone(text: str) -> None
     ]
     stream = NoiseStream(noise, SHAPES)
     list(stream.of(8))
-    ways.append({n: dense(z).clone() for n, z in stream.of(7)})
+    ways.append(whole(stream, 7, SHAPES))
     try:
         torch.set_num_threads(3)
         ways.append(drawn(noise, 7, SHAPES))
@@ -75,7 +83,30 @@ def test_the_noise_of_a_tensor_depends_on_seed_and_name_alone(text: str) -> None
     for way in ways:
         for name, z in way.items():
             assert torch.equal(z, expected[name])
-    assert not torch.equal(dense(draw(noise, 8, "a.weight", (24, 16))), expected["a.weight"])
+    assert not torch.equal(draw(noise, 8, "a.weight", (24, 16)), expected["a.weight"])
+
+
+def test_pieces_of_gaussian_noise_are_those_of_one_stream() -> None:
+    """However long a tensor is: searches of earlier versions drew it whole."""
+    for size in (1, 6, BLOCK + 1, CHUNK, CHUNK + 1, 2 * CHUNK + BLOCK + 6):
+        assert torch.equal(draw(Noise(), 3, "w", (size,)), normals(size, 3, "w"))
+    sizes = [len(z) for _, _, z in NoiseStream(Noise(), {"w": (3 * CHUNK + 1,)}).of(0)]
+    assert sizes == [CHUNK, CHUNK, CHUNK, 1]
+
+
+def test_rademacher_noise_is_fair_signs_bit_by_bit() -> None:
+    size = 4 * CHUNK + 13
+    z = draw(Noise(kind="rademacher"), 0, "w", (size,))
+    assert bool((z.abs() == 1).all())
+    assert abs(float(z.sum())) < 4.5 * np.sqrt(size)
+    for lag in (1, 2, 8, 64, BLOCK, CHUNK):
+        assert abs(float((z[lag:] * z[:-lag]).sum())) < 4.5 * np.sqrt(size - lag)
+    numbers = Numbers()
+    numbers.start(0, "w")
+    words = [int(w) for w in numbers._source.random_raw(CHUNK // 64)]
+    bits = [word >> i & 1 for word in words for i in range(64)]
+    assert z[:CHUNK].tolist() == [2 * bit - 1 for bit in bits]
+    assert torch.equal(z[:77], draw(Noise(kind="rademacher"), 0, "w", (77,)))
 
 
 def test_tensors_of_one_shape_are_independent_unless_tied() -> None:
@@ -96,8 +127,9 @@ def test_tied_tensors_take_the_first_numbers_of_one_stream() -> None:
 @pytest.mark.parametrize("rank", [1, 4])
 def test_lowrank_noise_has_its_rank_and_unit_variance(rank: int) -> None:
     noise, shape, entries = Noise(kind="lowrank", rank=rank), (24, 16), []
+    stream = NoiseStream(noise, {"w": shape})
     for seed in range(400):
-        z = draw(noise, seed, "w", shape)
+        ((_, _, z),) = stream.of(seed)
         assert isinstance(z, LowRankNoise)
         entries.append(z.dense())
         torch.testing.assert_close(z.dense(), z.left @ z.right.T / np.sqrt(rank))
@@ -112,6 +144,4 @@ def test_lowrank_noise_has_its_rank_and_unit_variance(rank: int) -> None:
 def test_lowrank_noise_leaves_what_is_no_matrix_gaussian() -> None:
     for shape in ((7,), (), (3, 4, 5)):
         z = draw(Noise(kind="lowrank", rank=2), 1, "w", shape)
-        assert isinstance(z, Tensor)
-        assert torch.equal(z, dense(draw(Noise(), 1, "w", shape)))
-        assert z.shape == shape
+        assert torch.equal(z, draw(Noise(), 1, "w", shape))

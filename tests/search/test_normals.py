@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import stats
 
-from loclin.search.normals import BLOCK, Normals, normals
+from loclin.search.normals import BLOCK, Numbers, normals
 
 
 def test_numbers_are_standard_normal() -> None:
@@ -45,19 +45,22 @@ def test_whole_blocks_do_not_depend_on_how_many_follow() -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 17, BLOCK + 1])
 def test_any_number_of_numbers_is_finite_and_can_be_had_again(size: int) -> None:
-    numbers = Normals()
-    first = numbers.fill(torch.empty(size), 5, "w").clone()
-    numbers.fill(torch.empty(BLOCK), 6, "other")
+    numbers = Numbers()
+    numbers.start(5, "w")
+    first = numbers.normals(torch.empty(size)).clone()
+    numbers.start(6, "other")
+    numbers.normals(torch.empty(BLOCK))
     assert len(first) == size
     assert bool(torch.isfinite(first).all())
-    assert torch.equal(first, numbers.fill(torch.full((size,), torch.nan), 5, "w"))
+    numbers.start(5, "w")
+    assert torch.equal(first, numbers.normals(torch.full((size,), torch.nan)))
 
 
 @pytest.mark.parametrize("bits", [-(2**31), -(2**31) + 1, -1, 0, 1, 2**31 - 65, 2**31 - 1])
 def test_no_bits_give_a_number_that_is_not_finite(
     bits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    numbers = Normals()
+    numbers = Numbers()
 
     class Fixed:
         state = numbers._state
@@ -66,6 +69,7 @@ def test_no_bits_give_a_number_that_is_not_finite(
             return np.full(2 * count, bits, np.int32).view(np.uint64)
 
     monkeypatch.setattr(numbers, "_source", Fixed())
-    found = numbers.fill(torch.empty(7), 0, "w")
+    numbers.start(0, "w")
+    found = numbers.normals(torch.empty(7))
     assert bool(torch.isfinite(found).all())
     assert float(found.abs().max()) < 5.8

@@ -7,7 +7,7 @@ factor of G_{1..k,1..k}. T is hundreds where D is millions, so the vectors are r
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -20,7 +20,9 @@ from loclin.errors import LoclinError
 #: earlier ones, is below this share of it. Updates are float32 (unit round-off 6e-8, squared
 #: 4e-15); the margin covers sums over thousands of terms.
 DEPENDENT = 1e-11
-_CHUNK = 1 << 16  # coordinates in float64 at a time: no such copy of U ever exists
+#: Coordinates in float64 at a time: no such copy of a whole vector ever exists. On an accelerator
+#: more, for each of them is a call.
+_CHUNK, _LARGE = 1 << 16, 1 << 24
 _ROWS = 64  # rows of a symmetric Gramian computed at a time
 
 
@@ -40,7 +42,14 @@ def inner(one: Float[Tensor, " D"], other: Float[Tensor, " D"]) -> float:
     >>> inner(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
     11.0
     """
-    return float(to_float64(one) @ to_float64(other))
+    size = _LARGE if one.is_cuda else _CHUNK
+    parts = zip(one.split(size), other.split(size), strict=True)
+    return float(torch.stack([to_float64(x) @ to_float64(y) for x, y in parts]).sum())
+
+
+def norm(vector: Float[Tensor, " D"]) -> float:
+    """‖vector‖, accumulated in float64."""
+    return math.sqrt(inner(vector, vector))
 
 
 def gramian(
@@ -57,6 +66,26 @@ def gramian(
         for i in range(0, len(rows), _ROWS):  # on and above the diagonal
             total[i : i + _ROWS, i:].addmm_(left[i : i + _ROWS], left[i:].T)
     return mirrored(total) if others is None else total.cpu().numpy()
+
+
+def summed_gramian(parts: Iterable[Sequence[Tensor]]) -> Float[np.ndarray, "n n"]:
+    """The Gramian of n vectors that come in parts, each part of all of them at a time: no vector is
+    ever end to end.
+
+    >>> summed_gramian([[torch.ones(2), torch.eye(2)[0]], [torch.ones(1, 1), torch.ones(1, 1)]])
+    array([[3., 2.],
+           [2., 2.]])
+    """
+    sums, n = list[Tensor](), 0
+    for vectors in parts:
+        size, n = _LARGE if vectors[0].is_cuda else _CHUNK, len(vectors)
+        for rows in zip(*(v.reshape(-1).split(size) for v in vectors), strict=True):
+            wide = [to_float64(row) for row in rows]
+            products = [x @ y for i, x in enumerate(wide) for y in wide[i:]]
+            sums.append(torch.stack(products).to(sums[0].device if sums else wide[0].device))
+    upper = torch.zeros(n, n, dtype=torch.float64)
+    upper[tuple(torch.triu_indices(n, n))] = torch.stack(sums).sum(0).cpu()
+    return mirrored(upper)
 
 
 def mirrored(upper: Float[Tensor, "n n"]) -> Float[np.ndarray, "n n"]:

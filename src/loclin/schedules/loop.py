@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loclin.errors import LoclinError
-from loclin.geometry.gramian import cosines, gramian
+from loclin.geometry.gramian import cosines, summed_gramian
 from loclin.geometry.subspace import Subspace
-from loclin.parameters import ParameterSpace, SummedLoss, summed
+from loclin.parameters import ParameterSpace, SummedLoss, some_items, summed
 from loclin.schedules import weights as closed_forms
 from loclin.schedules.library import library_weights
 from loclin.schedules.names import LIBRARY
@@ -115,19 +115,21 @@ def train_tasks(
             are named. Weights that are not finite.
     """
     began, elsewhere, first = time.perf_counter(), 0.0, np.empty(0)
-    # every step's gradients, then their sum
-    room = space.read().repeat(max(map(len, plan), default=1), 1)
     means, turned = np.empty(len(plan)), np.full(len(plan), np.nan)
     for t, names in enumerate(plan, start=1):
-        where, rows = f"step {t} of {len(plan)}", room[: len(names)]
-        losses = _gradients(space, streams, loss, names, rows, where)
-        products = _checked(gramian(rows), names, where)
+        where = f"step {t} of {len(plan)}"
+        each = [_summed(space, loss, next(streams[n]), f"{n} at {where}") for n in names]
+        sums, counts, pieces = zip(*each, strict=True)
+        losses = np.array(sums) / np.array(counts)
+        products = _checked(summed_gramian(_means(pieces, counts)), names, where)
         first = losses if len(first) != len(losses) else first
         means[t - 1], turned[t - 1] = losses.mean(), mean_cosine(products)
         now = StepGradients(products, losses, first, derived(seed, "step", t))
-        gradient = _combined(rows, weigh(now) if weigh else np.ones(len(names)), where)
+        gradient = _combined(pieces, weigh(now) if weigh else np.ones(len(names)), where)
+        del each, pieces  # the sum alone stays while the optimiser steps
         if penalty is not None:
-            gradient.add_(penalty())
+            for g, more in zip(gradient, space.by_tensor(penalty()).values(), strict=True):
+                g.add_(more.to(g.device))
         _step(space, optimiser, gradient, away_from)
         if after_step:
             paused = time.perf_counter()
@@ -150,30 +152,35 @@ def mixed(streams: Sequence[Iterator[Batch]]) -> Iterator[Batch]:
         yield concatenate([next(stream) for stream in streams])
 
 
-def _gradients(
-    space: ParameterSpace,
-    streams: Mapping[str, Iterator[T]],
-    loss: SummedLoss[T],
-    names: Sequence[str],
-    rows: Float[Tensor, "K D"],
-    where: str,
-) -> Weights:
-    """Write the gradient of each task's next batch into a row; the mean losses."""
-    losses: list[float] = []
+def _summed(
+    space: ParameterSpace, loss: SummedLoss[T], batch: T, where: str
+) -> tuple[float, int, list[Tensor]]:
+    """The summed loss of a batch, its items, and the gradient in memory of its own, by tensor."""
+    total, count = summed(loss(batch))
+    value = float(total.detach())
+    some_items(count)
+    if not np.isfinite(value):
+        raise LoclinError(
+            f"expected a finite loss, found {value / count} on {where}: lower the learning rate"
+        )
+    pieces, taken = list[Tensor](), set[int]()
+    own = torch.autograd.grad(total, space.parameters, allow_unused=True)
+    for g, parameter in zip(own, space.parameters, strict=True):
+        if g is None:
+            g = torch.zeros_like(parameter)
+        elif not g.is_contiguous() or g.data_ptr() in taken:  # autograd may hand out views
+            g = g.clone(memory_format=torch.contiguous_format)
+        taken.add(g.data_ptr())
+        pieces.append(g)
+    return value, count, pieces
 
-    def checked(batch: T) -> tuple[Tensor, int]:
-        total, count = summed(loss(batch))
-        losses.append(float(total.detach()) / max(count, 1))
-        if not np.isfinite(losses[-1]):
-            raise LoclinError(
-                f"expected a finite loss, found {losses[-1]} on {names[len(losses) - 1]} at "
-                f"{where}: lower the learning rate"
-            )
-        return total, count
 
-    for row, name in zip(rows, names, strict=True):
-        space.gradient(checked, [next(streams[name])], into=row)
-    return np.array(losses)
+def _means(pieces: Sequence[Sequence[Tensor]], counts: Sequence[int]) -> Iterator[list[Tensor]]:
+    """One tensor after the other, the gradients of mean losses, written in place of the sums': what
+    reads them next has them in the cache.
+    """
+    for own in zip(*pieces, strict=True):
+        yield [g.div_(count) for g, count in zip(own, counts, strict=True)]
 
 
 def _checked(products: Products, names: Sequence[str], where: str) -> Products:
@@ -191,28 +198,30 @@ def _checked(products: Products, names: Sequence[str], where: str) -> Products:
     return products
 
 
-def _combined(rows: Float[Tensor, "K D"], weights: Weights, where: str) -> Float[Tensor, " D"]:
-    """Σ w_i g_i, in the first row's place."""
+def _combined(pieces: Sequence[Sequence[Tensor]], weights: Weights, where: str) -> Sequence[Tensor]:
+    """Σ w_i g_i, in the first gradient's place."""
     if not np.isfinite(weights).all():
         raise LoclinError(
             f"expected finite weights of the gradients at {where}, found {weights.tolist()}: "
             "choose another schedule"
         )
-    total = rows[0].mul_(weights[0])
-    for row, weight in zip(rows[1:], weights[1:], strict=True):
-        total.add_(row, alpha=float(weight))
-    return total
+    for total, *others in zip(*pieces, strict=True):
+        if weights[0] != 1:
+            total.mul_(weights[0])
+        for other, weight in zip(others, weights[1:], strict=True):
+            total.add_(other, alpha=float(weight))
+    return pieces[0]
 
 
 @torch.no_grad()
 def _step(
     space: ParameterSpace,
     optimiser: torch.optim.Optimizer,
-    gradient: Tensor,
+    gradient: Sequence[Tensor],
     away_from: Subspace | None,
 ) -> None:
-    for parameter, piece in zip(space.parameters, space.by_tensor(gradient).values(), strict=True):
-        parameter.grad = piece.to(parameter.device)
+    for parameter, piece in zip(space.parameters, gradient, strict=True):
+        parameter.grad = piece
     before = None if away_from is None else space.read()
     optimiser.step()
     if away_from is not None and before is not None:

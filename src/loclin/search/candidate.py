@@ -16,8 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loclin.errors import LoclinError
+from loclin.geometry.gramian import to_float64
 from loclin.parameters import ParameterSpace
-from loclin.search.noise import LowRankNoise, Noise, NoiseStream, dense
+from loclin.search.noise import CHUNK, LowRankNoise, Noise, NoiseStream, dense
 from loclin.search.normals import normals
 from loclin.seeds import derived
 
@@ -92,10 +93,11 @@ def candidates(
 class Perturbed:
     """A model's chosen tensors, moved to one candidate after the other and back, bit for bit.
 
-    Every candidate's weights are base + sign·σ·z, computed in float32 or better from a copy of the
-    base and rounded once to the dtype of the weights. Nothing is ever subtracted, so nothing
-    drifts. As a context manager it restores the base and checks it against its hash, whatever
-    happened inside. Beside the copy of the base, memory grows by the largest tensor.
+    Every candidate's weights are base + sign·σ·z, computed in float32 or better and rounded once to
+    the dtype of the weights. They are written beside the base, which nothing writes to, and the
+    tensors point at them: nothing drifts, and going back costs nothing. As a context manager it
+    restores the base and checks it against its hash, whatever happened inside. From the first
+    candidate on, memory grows by the tensors, and by no more than a piece of noise.
 
     Args:
         space: the tensors; where they stand now is the base.
@@ -104,7 +106,7 @@ class Perturbed:
 
     Attributes:
         tensors: the model's own, as they stand, by name.
-        base: a copy of every tensor, by name.
+        base: the values that every tensor had when this began, by name.
         hashes: `weights_hash` of every tensor, by name.
 
     Raises:
@@ -119,26 +121,41 @@ class Perturbed:
             _check_basis(basis, space.dimension, noise)
         self.space, self.noise, self.basis = space, noise, basis
         self.tensors = dict(zip(space.names, space.parameters, strict=True))
-        self.base = {n: p.detach().clone() for n, p in self.tensors.items()}
         self.hashes = {n: weights_hash({n: p}) for n, p in self.tensors.items()}
         ends = torch.tensor(space.sizes).cumsum(0).tolist()
         starts = [0, *ends[:-1]]
         self._spans = dict(zip(space.names, map(slice, starts, ends), strict=True))
-        self._stream = NoiseStream(noise, {n: tuple(p.shape) for n, p in self.tensors.items()})
+        self.begin()
+
+    def begin(self) -> None:
+        """Take where the tensors stand for the base, on the devices where they lie."""
+        self.base, self._beside = (
+            {n: p.detach() for n, p in self.tensors.items()},
+            dict[str, Tensor](),
+        )
+        self._stream = NoiseStream(
+            self.noise,
+            {n: tuple(p.shape) for n, p in self.base.items()},
+            self.base[self.space.names[0]].device,
+        )
 
     @torch.no_grad()
     def place(self, candidate: Candidate) -> None:
         """Move the model to a candidate, from wherever it stands: every tensor is written once,
         from the base.
         """
-        for name, z in self._noise(candidate.seed):
-            _step(self.base[name], z, candidate.scale, self.tensors[name])
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Move the model back to the base, by copy."""
+        for name, base in self.base.items():
+            if name not in self._beside:
+                self._beside[name] = torch.empty_like(base, memory_format=torch.contiguous_format)
+        for name, part, z in self._noise(candidate.seed):
+            _step(self.base[name], part, z, candidate.scale, self._beside[name])
         for name, parameter in self.tensors.items():
-            parameter.copy_(self.base[name])
+            parameter.data = self._beside[name]
+
+    def restore(self) -> None:
+        """Move the model back to the base."""
+        for name, parameter in self.tensors.items():
+            parameter.data = self.base[name]
 
     @contextmanager
     def at(self, candidate: Candidate | None) -> Iterator[None]:
@@ -173,6 +190,7 @@ class Perturbed:
         trace: TracebackType | None,
     ) -> None:
         self.restore()
+        self._beside.clear()
         self.verify()
 
     def vector(self, candidate: Candidate) -> Float[Tensor, " D"]:
@@ -181,8 +199,8 @@ class Perturbed:
         """
         double = self.base[self.space.names[0]].dtype == torch.float64
         whole = torch.empty(self.space.dimension, dtype=torch.float64 if double else torch.float32)
-        for name, z in self._noise(candidate.seed):
-            whole[self._spans[name]] = dense(z).reshape(-1)
+        for name, part, z in self._noise(candidate.seed):
+            whole[self._spans[name]][part] = dense(z).reshape(-1)
         return whole.mul_(candidate.scale)
 
     @torch.no_grad()
@@ -191,10 +209,13 @@ class Perturbed:
         dtype rounds steps away.
         """
         shares = {}
-        for name, z in self._noise(candidate.seed):
-            base = self.base[name]
-            moved = _step(base, z, candidate.scale, torch.empty_like(base)).double() - base.double()
-            shares[name] = float(moved.square().mean().sqrt()) / candidate.sigma
+        with self.at(candidate):
+            for name, base in self.base.items():
+                there, here = (t.reshape(-1).split(CHUNK) for t in (self.tensors[name], base))
+                moves = (to_float64(x) - to_float64(y) for x, y in zip(there, here, strict=True))
+                square = float(torch.stack([move.square().sum() for move in moves]).sum())
+                shares[name] = math.sqrt(square / base.numel()) / candidate.sigma
+        self._beside.clear()
         return shares
 
     @torch.no_grad()
@@ -205,36 +226,44 @@ class Perturbed:
             LoclinError: σ is not positive and finite, or so small that no weight moves.
         """
         _check_positive(sigma)
-        for name, z in self._noise(derived(0, "probe")):
-            base = self.base[name]
-            if not torch.equal(_step(base, z, sigma, torch.empty_like(base)), base):
-                return
-        dtype = str(base.dtype).removeprefix("torch.")
+        probe = Candidate(index=0, seed=derived(0, "probe"), sigma=sigma)
+        with self.at(probe):
+            moved = any(not torch.equal(t, self.base[n]) for n, t in self.tensors.items())
+        self._beside.clear()
+        if moved:
+            return
+        dtype = str(self.space.parameters[0].dtype).removeprefix("torch.")
         raise LoclinError(
             f"expected a σ that moves a weight, found {sigma:g}, which {dtype} rounds away "
             "everywhere: raise --sigma"
         )
 
-    def _noise(self, seed: int) -> Iterator[tuple[str, Tensor | LowRankNoise]]:
-        """The noise of every tensor in turn, each good until the next is asked for."""
+    def _noise(self, seed: int) -> Iterator[tuple[str, slice, Tensor | LowRankNoise]]:
+        """The noise of every tensor, as `NoiseStream.of` gives it."""
         if self.basis is not None:
             z = normals(len(self.basis), seed, "basis").to(self.basis)
-            for name, base in self.base.items():
-                yield name, (z @ self.basis[:, self._spans[name]]).view(base.shape)
+            for name in self.base:
+                yield name, slice(None), z @ self.basis[:, self._spans[name]]
         else:
             yield from self._stream.of(seed)
 
 
-def _step(base: Tensor, z: Tensor | LowRankNoise, scale: float, out: Tensor) -> Tensor:
-    """base + scale·z, written to `out`: in float32 or better, and rounded once."""
-    precise = base if base.dtype in (torch.float32, torch.float64) else base.float()
-    direct = out.detach() if precise is base else precise
+def _step(base: Tensor, part: slice, z: Tensor | LowRankNoise, scale: float, out: Tensor) -> None:
+    """base + scale·z at some of the entries, written to `out`: in float32 or better, and rounded
+    once.
+    """
+    whole = isinstance(z, LowRankNoise)
+    here, there = (base, out) if whole else (base.reshape(-1)[part], out.view(-1)[part])
+    exact = base.dtype in (torch.float32, torch.float64)
+    precise = here if exact else here.float()
+    direct = there if exact else precise
     if isinstance(z, LowRankNoise):
         left, right = z.left.to(precise), z.right.to(precise)
         torch.addmm(precise, left, right.T, alpha=scale * z.scale, out=direct)
     else:
         torch.add(precise, z.to(precise), alpha=scale, out=direct)
-    return out if precise is base else out.copy_(precise)
+    if not exact:
+        there.copy_(precise)
 
 
 def weights_hash(tensors: Mapping[str, Tensor]) -> str:

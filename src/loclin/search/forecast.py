@@ -17,7 +17,7 @@ from torch import Tensor
 from loclin import law
 from loclin.curvature import Method, probes
 from loclin.errors import LoclinError
-from loclin.geometry.gramian import to_float64
+from loclin.geometry.gramian import inner, norm
 from loclin.geometry.krylov import Product
 from loclin.models import Problem
 from loclin.models.evaluation import EvalSet
@@ -34,6 +34,10 @@ AT_ONCE = 16  # rows in a pass that is differentiated
 #: tr H, ‖H‖_F and ĝᵀHĝ in the coordinates of the search.
 Curvature = tuple[Estimate, Estimate, float]
 Step = Callable[[str], None]
+SIGNS = (
+    "noise of ±σ: the diagonal of H moves all candidates alike, so ‖H‖_F is that of H without it, "
+    "and σ⁴‖H‖_F²/2 is the variance of curvature"
+)
 TAILS = "is not normal: the law's slope and trace hold, its tails are heavier"
 METHODS: tuple[Method, ...] = ("double backward", "finite differences")
 
@@ -51,7 +55,8 @@ class Forecast:
             candidates and does not hinder selection.
         gradient: ‖g‖ on the select examples.
         true_gradient: ‖ḡ‖ that other examples of the kind share (`shared_square`).
-        trace, frobenius, along: tr H, ‖H‖_F and ĝᵀHĝ; None where no curvature could be taken.
+        trace, frobenius, along: tr H, ‖H‖_F (under Rademacher noise without H's diagonal) and
+            ĝᵀHĝ; None where no curvature could be taken.
         notes: how curvature was taken.
     """
 
@@ -167,17 +172,20 @@ def forecast(
     step("asking the model itself")
     loss = _own_loss(eval_set, examples, seed=seed)
     gradient, true_gradient = _gradients(space, eval_set, coordinates, step)
-    length = float(to_float64(gradient).norm())
+    length = norm(gradient)
 
     def measure(product: Product) -> Curvature:
-        return _measured(coordinates.seen(product), gradient, probes, seed, step)
+        signs = noise.kind == "rademacher"
+        return _measured(coordinates.seen(product), gradient, probes, seed, step, signs=signs)
 
     (trace, frobenius, along), notes = _curvature(space, eval_set, measure)
+    if noise.kind == "rademacher" and frobenius is not None:
+        notes.append(SIGNS)
     if noise.kind == "lowrank":
         notes.append(f"noise of rank {noise.rank} {TAILS}")
     return Forecast(
         dimension=coordinates.dimension,
-        weights=float(to_float64(space.read()).norm()),
+        weights=norm(space.read()),
         coordinates=space.dimension,
         loss=loss,
         gradient=length,
@@ -212,11 +220,12 @@ def _gradients(
     total, own = None, 0.0
     for fold, share in enumerate(shares.tolist()):
         step("taking gradients")
-        piece = share * coordinates.fold(space.gradient(eval_set.loss, eval_set.fold(fold)))
-        own += float(to_float64(piece).square().sum())
-        total = piece if total is None else total + piece
+        piece = coordinates.fold(space.gradient(eval_set.loss, eval_set.fold(fold))).mul_(share)
+        own += inner(piece, piece)
+        total = piece if total is None else total.add_(piece)
+        del piece
     assert total is not None
-    whole = float(to_float64(total).square().sum())
+    whole = inner(total, total)
     return total, math.sqrt(max(shared_square(whole, own, shares), 0.0))
 
 
@@ -263,18 +272,40 @@ def _curvature(
 
 
 def _measured(
-    product: Product, gradient: Float[Tensor, " d"], count: int, seed: int, step: Step
+    product: Product,
+    gradient: Float[Tensor, " d"],
+    count: int,
+    seed: int,
+    step: Step,
+    *,
+    signs: bool,
 ) -> Curvature:
+    """By Gaussian probes; for Rademacher noise by its own kind, whose z_i(Hz)_i have mean H_ii and
+    are independent between probes: their products give Σ H_ii² without bias.
+    """
     step("taking curvature along the gradient")
-    along = along_gradient(product, gradient)
+    along, own = along_gradient(product, gradient), 0.0
+    diagonal = torch.zeros_like(gradient) if signs else None
 
     def draw(*, seed: int) -> Tensor:
         step("taking curvature along random directions")
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(len(gradient), generator=generator).to(gradient)
+        z = torch.randn(len(gradient), generator=torch.Generator().manual_seed(seed)).to(gradient)
+        return z.sign_() if signs else z
 
-    found = probes(product, count, seed=derived(seed, "forecast"), noise=draw)
-    square = over_runs(found.squares)
-    low, value, high = (math.sqrt(max(x, 0.0)) for x in (square.low, square.value, square.high))
-    norm = Estimate(value=value, low=low, high=high, n=square.n)
-    return over_runs(found.forms), norm, along
+    def seen(z: Tensor) -> Tensor:
+        nonlocal own
+        image = product(z)
+        if diagonal is not None:
+            diagonal.add_(piece := z * image)
+            own += inner(piece, piece)
+        return image
+
+    found = probes(seen, count, seed=derived(seed, "forecast"), noise=draw)
+    square, alike = over_runs(found.squares), 0.0
+    if diagonal is not None and count > 1:
+        alike = (inner(diagonal, diagonal) - own) / (count * (count - 1))
+    low, value, high = (
+        math.sqrt(max(x - alike, 0.0)) for x in (square.low, square.value, square.high)
+    )
+    frobenius = Estimate(value=value, low=low, high=high, n=square.n)
+    return over_runs(found.forms), frobenius, along

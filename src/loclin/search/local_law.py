@@ -17,7 +17,7 @@ from torch import Tensor
 
 from loclin import law
 from loclin.curvature import CurvatureOperator, Method, probes
-from loclin.geometry.gramian import inner, to_float64
+from loclin.geometry.gramian import inner, norm, to_float64
 from loclin.geometry.krylov import Product
 from loclin.models import Problem, twice_differentiable
 from loclin.parameters import ParameterSpace, SummedLoss
@@ -120,7 +120,7 @@ class LocalLaw:
 
         sums = probes(kept, count, seed=seed, noise=noise)
         return LocalLaw(
-            gradient=float(to_float64(gradient).norm()),
+            gradient=norm(gradient),
             trace=float(sums.forms.mean()),
             along=along_gradient(product, gradient),
             frobenius=math.sqrt(float(sums.squares.mean())),
@@ -166,7 +166,7 @@ class LocalLaw:
             probe = Candidate(index=i, seed=derived(seed, "tied probe", i), sigma=1.0)
             z = perturbed.vector(probe).to(gradient)
             forms.append(inner(z, product(z)))
-        length, along = float(to_float64(g).norm()), inner(unit, product(unit))
+        length, along = norm(g), inner(unit, product(unit))
         trace = float(np.mean(forms))
         return LocalLaw(gradient=length, trace=trace, along=along, frobenius=math.nan)
 
@@ -223,8 +223,8 @@ def along_gradient(product: Product, gradient: Vector) -> float:
 
 
 def _unit(vector: Tensor) -> Tensor:
-    length = to_float64(vector).norm()
-    return vector / length.to(vector) if length else vector
+    length = norm(vector)
+    return vector / length if length else vector
 
 
 @contextmanager

@@ -195,7 +195,7 @@ class Scorer:
         model, perturbed = self.problem.model, self.perturbed
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = tensor.data.to(device)
-        perturbed.base = {n: t.to(device) for n, t in perturbed.base.items()}
+        perturbed.begin()
         perturbed.basis = None if perturbed.basis is None else perturbed.basis.to(device)
 
 

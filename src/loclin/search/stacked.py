@@ -80,13 +80,12 @@ def stacked(perturbed: Perturbed, model: nn.Module, group: Sequence[Candidate]) 
 
 def _factors(perturbed: Perturbed, group: Sequence[Candidate]) -> dict[str, Float[Tensor, "C ..."]]:
     """The factors of every candidate, by name: the very values that are placed."""
-    tensors = {n: t.detach() for n, t in perturbed.tensors.items()}
-    factors = {n: t.new_empty(len(group), *t.shape) for n, t in tensors.items()}
+    factors = {n: t.new_empty(len(group), *t.shape) for n, t in perturbed.base.items()}
     try:
         for c, candidate in enumerate(group):
             perturbed.place(candidate)
-            for name, tensor in tensors.items():
-                factors[name][c] = tensor
+            for name, tensor in perturbed.tensors.items():
+                factors[name][c] = tensor.detach()
     finally:
         perturbed.restore()
     return factors

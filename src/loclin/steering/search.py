@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from loclin.activations.capture import activations
 from loclin.errors import LoclinError
-from loclin.geometry.gramian import to_float64
+from loclin.geometry.gramian import norm
 from loclin.parameters import ParameterSpace
 from loclin.search.candidate import Perturbed, candidates
 from loclin.search.noise import Noise
@@ -151,7 +151,7 @@ def _sigma(space: ParameterSpace, count: int, size: float, best: int | None) -> 
         raise LoclinError(
             f"expected float32 weights for small steps, found {kind}: choose --dtype float32"
         )
-    length = float(to_float64(space.read()).norm())
+    length = norm(space.read())
     if not 0 < length < math.inf:
         raise LoclinError(
             f"expected weights of a positive, finite norm, found {length}: load the model again"

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from loclin import updates
 from loclin.curvature import NoSecondDerivative
 from loclin.errors import LoclinError
-from loclin.models import Problem, load
+from loclin.line import signed_grid
+from loclin.models import Problem, load, twice_differentiable
 from loclin.models.evaluation import EvalSet
 from loclin.options import LoadOptions
 from loclin.parameters import ParameterSpace
@@ -22,6 +23,7 @@ from loclin.run.runner import Session
 from loclin.studies.linearity import radius_measure as module
 from loclin.studies.linearity.radius_measure import examples_drawn, measure
 from loclin.studies.linearity.radius_settings import RadiusSettings
+from loclin.window import linear_window
 from tests.studies.linearity.planted import number, one
 
 SMALL: dict[str, Any] = {"examples": 40, "folds": 4, "per_decade": 1, "batch": 7, "smallest": 1e-5}
@@ -103,6 +105,47 @@ def test_both_ways_of_taking_curvature_agree_and_a_pattern_moves_what_it_names(
     assert any(n.endswith("of these lie outside '*mlp*' and stay") for n in exact.notes)
     model = problem_of(settings(folders, text), folders / "base").model
     assert number(exact.rows, "dimension") == ParameterSpace(model, "*mlp*").dimension
+
+
+def test_only_the_tensors_that_move_are_differentiated_and_nothing_else_changes(
+    folders: Path, tmp_path: Path
+) -> None:
+    """A file that moves two tensors, against the window along the same vector, with zeros for all
+    others, in the whole space.
+    """
+    asked = settings(folders, str(tmp_path / "change.safetensors"))
+    problem = problem_of(asked, folders / "base")
+    space = ParameterSpace(problem.model)
+    vector = torch.zeros_like(space.read())
+    pieces = dict(list(space.by_tensor(vector).items())[3:9:5])
+    for i, piece in enumerate(pieces.values()):
+        piece.copy_(torch.randn(piece.shape, generator=torch.Generator().manual_seed(i)))
+    save_file({n: t.clone() for n, t in pieces.items()}, asked.direction)
+    rows = radius(asked).rows
+    eval_set = EvalSet.of(problem, examples_asked(asked, problem)[0], folds=4, at_once=7)
+    whole = linear_window(
+        space,
+        eval_set.loss,
+        chunks := [b for i in range(4) for b in eval_set.fold(i)],
+        vector,
+        steps=signed_grid(asked.smallest, asked.largest, asked.per_decade),
+        whole=True,
+        groups=[i for i in range(4) for _ in eval_set.fold(i)],
+        tallies=eval_set.tallies,
+        differentiable=lambda: twice_differentiable(problem.model),
+    )
+    assert len(chunks) > 4
+    profile = whole.line.profile()
+    assert number(rows, "weights_length") == pytest.approx(float(space.read().norm()), rel=1e-12)
+    assert number(rows, "direction_length") == pytest.approx(float(vector.norm()), rel=1e-12)
+    assert number(rows, "dimension") == space.dimension
+    assert number(rows, "slope") == pytest.approx(profile.slope, rel=1e-9)
+    assert number(rows, "curvature") == pytest.approx(profile.curvature, rel=1e-9)
+    for sign, reach in (("+", whole.forward), ("−", whole.backward)):
+        assert reach.size is not None
+        found = one(rows, "radius", sign=sign, **{"as": "λ"})
+        assert found.value == pytest.approx(reach.size["multiple"].value, rel=1e-6)
+        assert found.high == pytest.approx(reach.size["multiple"].high, rel=1e-6)
 
 
 def test_a_model_without_second_derivatives_falls_back_and_says_so(

@@ -4,6 +4,7 @@ window, and say it in rows (measures §7, §14).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from loclin.activations.blocks import bare
 from loclin.errors import LoclinError
+from loclin.geometry.gramian import norm
 from loclin.line import check_finite, signed_grid
 from loclin.models import Problem, load, twice_differentiable
 from loclin.models.direction import read_direction
@@ -30,7 +32,6 @@ from loclin.updates import check_room
 from loclin.window import Effect, LinearWindow, linear_window
 
 HELD = 6  # vectors as long as the weights that are held at once, beside the weights themselves
-Direction = tuple[Float[Tensor, " D"], list[str]]
 
 
 def measure(settings: RadiusSettings, run: int, session: Session) -> Part:
@@ -44,7 +45,7 @@ def measure(settings: RadiusSettings, run: int, session: Session) -> Part:
     problem = load(settings, seed=settings.seed, progress=session.progress)
     before = known(problem, settings)
     space = ParameterSpace(problem.model, "*" if settings.space == "full" else settings.space)
-    check_room(space, HELD, "move fewer weights by --space")
+    dimension, length = space.dimension, _length(space)
     examples, notes = examples_drawn(settings, problem)
     eval_set = EvalSet.of(problem, examples, folds=settings.folds, at_once=settings.batch)
     check_finite(*eval_set.tallies(), eval_set.count)
@@ -52,9 +53,10 @@ def measure(settings: RadiusSettings, run: int, session: Session) -> Part:
     groups, batches = [i for i, _ in chunks], [batch for _, batch in chunks]
     along_gradient = settings.direction == GRADIENT
     if along_gradient:
+        check_room(space, HELD, "move fewer weights by --space")
         vector, more = space.gradient(eval_set.loss, batches), list[str]()
     else:
-        vector, more = read_vector(settings, problem, space)
+        space, vector, more = moved(settings, problem, space)
     window = linear_window(
         space,
         eval_set.loss,
@@ -63,6 +65,7 @@ def measure(settings: RadiusSettings, run: int, session: Session) -> Part:
         tolerance=settings.tolerance,
         steps=signed_grid(settings.smallest, settings.largest, settings.per_decade),
         precision=settings.precision,
+        length=length,
         whole=not along_gradient,
         groups=groups,
         tallies=eval_set.tallies,
@@ -71,7 +74,7 @@ def measure(settings: RadiusSettings, run: int, session: Session) -> Part:
         progress=session.progress,
     )
     rows = [*before.rows, *window_rows(window, settings.tolerance)]
-    rows.append(Row(quantity="dimension", value=float(space.dimension)))
+    rows.append(Row(quantity="dimension", value=float(dimension)))
     alike = problem.one_answer(examples)
     notes = [*problem.notes, *before.notes, *notes, alike, *more, *_method(window, problem)]
     return Part(rows=rows, arrays={}, notes=list(filter(None, notes)))
@@ -92,8 +95,12 @@ def examples_drawn(settings: RadiusSettings, problem: Problem) -> tuple[list[Exa
     return chosen, [f"{len(chosen)} of {len(every)} examples of {', '.join(tasks)} are asked"]
 
 
-def read_vector(settings: RadiusSettings, problem: Problem, space: ParameterSpace) -> Direction:
-    """A direction from files in the coordinates of the space, as long as it was given."""
+def moved(
+    settings: RadiusSettings, problem: Problem, space: ParameterSpace
+) -> tuple[ParameterSpace, Float[Tensor, " D"], list[str]]:
+    """A direction from files, as long as it was given, in the coordinates that it moves: the rest
+    of the model is frozen, so that no derivative is taken there.
+    """
     direction = read_direction(settings.direction, bare(problem.model))
     tensors, notes = direction.tensors, list(direction.notes)
     outside = len(tensors.keys() - set(space.names))
@@ -102,13 +109,19 @@ def read_vector(settings: RadiusSettings, problem: Problem, space: ParameterSpac
             "expected a space with weights that the direction moves, found none of its "
             f"{len(tensors)} tensors in {settings.space!r}: change --space"
         )
-    vector = torch.zeros_like(space.read())
-    for name, piece in space.by_tensor(vector).items():
-        if name in tensors:
-            piece.copy_(tensors[name])
     if outside:
         notes.append(f"{outside} of these lie outside {settings.space!r} and stay")
-    return vector, notes
+    kept = set(space.names) & tensors.keys()
+    for name, parameter in problem.model.named_parameters():
+        parameter.requires_grad_(name in kept)
+    space = ParameterSpace(problem.model)
+    check_room(space, HELD, "move fewer weights by --space")
+    return space, space.flat(tensors[n].to(space.parameters[0]) for n in space.names), notes
+
+
+def _length(space: ParameterSpace) -> float:
+    """‖θ‖, tensor by tensor."""
+    return math.hypot(*(norm(p.detach().reshape(-1)) for p in space.parameters))
 
 
 def _method(window: LinearWindow, problem: Problem) -> list[str]:

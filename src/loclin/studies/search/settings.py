@@ -44,8 +44,9 @@ class SearchSettings(ModelSettings):
     ("*attn*"; several separated by commas); or prefix:K, the span of the first K AdamW updates on
     the train split."""
     noise: str = "gaussian"
-    """gaussian; lowrank:R, rank R on every matrix; or tied, which repeats one stream on every
-    tensor as some public code does (to compare, not to use)."""
+    """gaussian; rademacher, +σ or −σ on every coordinate by one random bit, many times as quick to
+    draw; lowrank:R, rank R on every matrix; or tied, which repeats one stream on every tensor as
+    some public code does (to compare, not to use)."""
     antithetic: bool = False
     """Candidates in pairs of opposite signs that share a seed."""
     k: tuple[int, ...] = (1, 5, 10)
