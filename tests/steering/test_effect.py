@@ -9,7 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from loclin.activations.adding import added
 from loclin.activations.capture import activations
 from loclin.errors import LoclinError
-from loclin.steering.effect import adding, anti_steerable, dose_response, logit_differences, slopes
+from loclin.steering.changes import adding
+from loclin.steering.effect import anti_steerable, dose_response, logit_differences, slopes
 from loclin.steering.prompts import PromptSet
 from loclin.tasks.batch import prompts_batch
 from loclin.tasks.example import Example

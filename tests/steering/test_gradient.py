@@ -162,7 +162,7 @@ def test_weights_are_bit_for_bit_what_they_were_also_after_a_failure(speaking: P
     def fail(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    handle = model.transformer.h[1].register_forward_hook(fail)
+    handle = model.transformer.h[0].register_forward_hook(fail)
     try:
         with pytest.raises(RuntimeError, match="out of memory"):
             shift(model, space, direction, asked.batch, size=1e-2, layers=[0], origin=origin)

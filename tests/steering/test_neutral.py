@@ -13,7 +13,8 @@ from loclin.activations.adding import added
 from loclin.errors import LoclinError
 from loclin.models import Problem
 from loclin.parameters import ParameterSpace
-from loclin.steering.effect import adding, logit_differences
+from loclin.steering.changes import adding
+from loclin.steering.effect import logit_differences
 from loclin.steering.neutral import (
     Neutral,
     at_equal_damage,

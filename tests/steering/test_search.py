@@ -17,7 +17,8 @@ from loclin.search.candidate import Perturbed, candidates
 from loclin.search.noise import Noise
 from loclin.seeds import derived
 from loclin.stats import permutation_p
-from loclin.steering.effect import adding, dose_response, slopes
+from loclin.steering.changes import adding
+from loclin.steering.effect import dose_response, slopes
 from loclin.steering.prompts import PromptSet, prompt_set
 from loclin.steering.search import (
     SearchedShifts,

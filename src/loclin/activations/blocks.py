@@ -91,6 +91,16 @@ def width(model: nn.Module) -> int:
     return size
 
 
+def tokens_at_once(model: nn.Module, most: int) -> int:
+    """Tokens of one pass that keeps what a backward pass needs: as much as the weights take, or
+    256 MB; 80 bytes for each coordinate of a block's output (34 in half precision, and what
+    attention adds: Korthikanti et al., "Reducing activation recomputation", 2022).
+    """
+    config, weights = _text_config(bare(model)), sum(p.nbytes for p in model.parameters())
+    kept = 80 * width(model) * getattr(config, "num_hidden_layers", 1)
+    return max(1, min(most, max(1 << 28, weights) // kept))
+
+
 def _text_config(core: nn.Module) -> Any:
     """The configuration of the language part."""
     config: Any = getattr(core, "config", None)

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from loclin.activations.blocks import blocks, chosen_layers, width
+from loclin.activations.blocks import blocks, chosen_layers, tokens_at_once, width
 from loclin.errors import LoclinError
 from loclin.geometry.gramian import at_least_float32
-from loclin.tasks.batch import IGNORED, LOGITS_AT_ONCE, TOKENS_AT_ONCE, Batch, vocabulary_size
+from loclin.tasks.batch import IGNORED, TOKENS_AT_ONCE, Batch
 
 #: What is read of a row: its last real token, the mean of those with labels, or each real one.
 Position = Literal["last", "answer", "every"]
@@ -61,6 +61,26 @@ def captured(
         yield outputs
 
 
+class _Stop(Exception):
+    """Enough of the model has run."""
+
+
+@contextmanager
+def stopped_after(block: nn.Module) -> Iterator[None]:
+    """Inside, a forward pass ends after this block, and the body with it: nothing later is run."""
+
+    def stop(_module: nn.Module, _inputs: Any, _result: Any) -> None:
+        raise _Stop
+
+    handle = block.register_forward_hook(stop)
+    try:
+        yield
+    except _Stop:
+        pass
+    finally:
+        handle.remove()
+
+
 def last_places(attention_mask: Int[Tensor, "n length"]) -> Int[Tensor, " n"]:
     """Place of the last real token of each row; `LoclinError` for a row without one.
 
@@ -98,7 +118,8 @@ def activations(
         position: "last": the last real token of each row (m = n); "answer": the mean over its
             tokens with labels (m = n); "every": each real token, row by row (m = all real tokens).
         path: of the list of blocks, see `blocks`.
-        rows_at_once: in one forward pass, at most; by default as many as have 16,384 tokens.
+        rows_at_once: in one forward pass, at most; by default as many as have 16,384 tokens, or
+            fewer where these would take more than the weights (`tokens_at_once`).
 
     Raises:
         LoclinError: a row without a real token, or (for "answer") without a label; a layer out of
@@ -114,8 +135,9 @@ def activations(
     first = next(model.parameters())
     size = len(numbers), sum(map(len, places)), width(model)
     out = torch.empty(size, dtype=at_least_float32(first).dtype)
-    rows = rows_at_once or max(1, LOGITS_AT_ONCE // vocabulary_size(model))  # with one place each
-    for index in _alike(lengths, rows):
+    # without a graph an eighth is kept
+    tokens = 8 * tokens_at_once(model, TOKENS_AT_ONCE // 8)
+    for index in _alike(lengths, rows_at_once or len(batch), tokens):
         chunk = batch.rows(index.to(batch.input_ids.device)).to(first.device)
         read = _read(model, chunk, stack, numbers, position)
         out[:, torch.cat([places[i] for i in index.tolist()])] = read
@@ -149,7 +171,7 @@ def _read(
             return (at_least_float32(h) * answers).sum(1) / answers.sum(1)
         return h.flatten(0, 1).index_select(0, places.to(h.device))
 
-    with captured(layers, numbers, keep) as outputs:
+    with captured(layers, numbers, keep) as outputs, stopped_after(layers[max(numbers)]):
         model(input_ids=batch.input_ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
     if missing := [n for n in numbers if n not in outputs]:
         raise LoclinError(
@@ -168,11 +190,11 @@ def _right_padded(batch: Batch) -> Batch:
     return batch.each(lambda tensor: tensor.gather(1, order))
 
 
-def _alike(lengths: Int[Tensor, " n"], rows: int) -> Iterator[Int[Tensor, " m"]]:
+def _alike(lengths: Int[Tensor, " n"], rows: int, tokens: int) -> Iterator[Int[Tensor, " m"]]:
     """Numbers of rows in batches of like length, the longest first."""
     order = lengths.argsort(descending=True, stable=True)
     start = 0
     while start < len(order):
-        size = max(1, min(rows, TOKENS_AT_ONCE // int(lengths[order[start]])))
+        size = max(1, min(rows, tokens // int(lengths[order[start]])))
         yield order[start : start + size]
         start += size

@@ -5,23 +5,18 @@ their slopes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
-from loclin.activations.adding import added
 from loclin.errors import LoclinError
+from loclin.steering.changes import Adding, ByLayer, Change, Dose, adding, as_it_is, under
 from loclin.steering.prompts import PromptSet, next_logits, pieces
 
-#: Vectors by layer, 0-based.
-ByLayer = Mapping[int, Float[Tensor, " d"]]
-#: For a strength, a context inside which the model is changed by so much.
-Change = Callable[[float], AbstractContextManager[object]]
 LINEAR = 1.0  # the slopes of a response are over strengths up to here
 
 
@@ -40,37 +35,52 @@ def logit_differences(
     Raises:
         LoclinError: logits that are not finite.
     """
-    found = np.empty(len(prompts))
+    return differences(model, prompts, (), rows_at_once=rows_at_once)[0]
+
+
+@torch.no_grad()
+def differences(
+    model: nn.Module,
+    prompts: PromptSet,
+    doses: Sequence[Dose],
+    *,
+    rows_at_once: int | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Float[np.ndarray, "b n"]:
+    """The same where the model stands, in the first row, and then under every dose. A vector that
+    is added costs the blocks after it alone, once the rest has run for all of them.
+
+    Raises:
+        LoclinError: logits that are not finite.
+    """
+    found, done = np.empty((1 + len(doses), len(prompts))), 0.0
+    added = {i: d for i, d in enumerate(doses, 1) if isinstance(d[0], Adding)}
     for rows in pieces(model, prompts.batch, rows_at_once=rows_at_once):
-        chosen = prompts.rows(rows)
-        logits = next_logits(model, chosen.batch)
-        toward, away = (t.to(logits.device)[:, None] for t in (chosen.toward, chosen.away))
-        difference = logits.gather(1, toward) - logits.gather(1, away)
-        found[rows.numpy()] = difference[:, 0].cpu().numpy()
+        read, index = partial(_difference, model, prompts.rows(rows)), rows.numpy()
+        found[0, index], known = as_it_is(read, [change for change, _ in added.values()])
+        for i, dose in added.items():
+            found[i, index] = under(read, dose, known)
+            done += len(rows) / len(prompts)
+            if progress is not None:
+                progress(done / len(doses))
+    for i, (change, strength) in enumerate(doses, 1):
+        if i not in added:  # what steps the weights does so once
+            with change(strength):
+                found[i] = logit_differences(model, prompts, rows_at_once=rows_at_once)
     if not np.isfinite(found).all():
+        wrong = int((~np.isfinite(found)).any(0).sum())
         raise LoclinError(
-            f"expected finite logits, found {int((~np.isfinite(found)).sum())} of {len(found)} "
-            "prompts without: take a smaller strength or step, or check the model's weights"
+            f"expected finite logits, found {wrong} of {len(prompts)} prompts without: take a "
+            "smaller strength or step, or check the model's weights"
         )
     return found
 
 
-def adding(
-    model: nn.Module,
-    vectors: ByLayer,
-    *,
-    path: str | None = None,
-    only: Literal["every", "last"] = "every",
-) -> Change:
-    """Adds strength·v_L to the output of every block L given; `path` and `only` as `added` takes
-    them.
-    """
-
-    def change(strength: float) -> AbstractContextManager[object]:
-        scaled = {layer: strength * v for layer, v in vectors.items()}
-        return added(model, scaled, only=only, path=path)
-
-    return change
+def _difference(model: nn.Module, prompts: PromptSet) -> Float[np.ndarray, " n"]:
+    logits = next_logits(model, prompts.batch)
+    toward, away = (t.to(logits.device)[:, None] for t in (prompts.toward, prompts.away))
+    difference = logits.gather(1, toward) - logits.gather(1, away)
+    return difference[:, 0].cpu().numpy()
 
 
 def dose_response(
@@ -95,11 +105,7 @@ def dose_response(
         raise LoclinError(
             f"expected finite strengths, at least one, found {list(strengths)}: change them"
         )
-    rows = []
-    for dose in doses.tolist():
-        with change(dose):
-            rows.append(logit_differences(model, prompts))
-    return np.stack(rows)
+    return differences(model, prompts, [(change, dose) for dose in doses.tolist()])[1:]
 
 
 def layer_slopes(
@@ -113,13 +119,10 @@ def layer_slopes(
     """Each layer alone: half the difference of the logit difference at strengths 1 and −1, of every
     prompt.
     """
-    found = {}
-    for i, (layer, vector) in enumerate(vectors.items()):
-        change = adding(model, {layer: vector}, path=path)
-        minus, plus = dose_response(model, prompts, change, [-1.0, 1.0])
-        found[layer] = (plus - minus) / 2
-        progress((i + 1) / len(vectors))
-    return found
+    changes = [adding(model, {layer: vector}, path=path) for layer, vector in vectors.items()]
+    doses = [(change, sign) for change in changes for sign in (-1.0, 1.0)]
+    found = differences(model, prompts, doses, progress=progress)[1:]
+    return {n: (found[2 * i + 1] - found[2 * i]) / 2 for i, n in enumerate(vectors)}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -143,26 +146,28 @@ class Response:
         return changes
 
 
-def response(
+def responses(
     model: nn.Module,
     prompts: PromptSet,
-    change: Change,
+    changes: Mapping[str, Change],
     strengths: Sequence[float],
     *,
-    before: Float[np.ndarray, " n"],
-) -> Response:
-    """The response to one change; `before` is taken for strength 0: the model as it is.
+    progress: Callable[[float], None] | None = None,
+) -> dict[str, Response]:
+    """The response to every change by its name; the model as it is is measured once.
 
     The strengths are 0 and at least two others within ±1, in any order.
     """
-    ordered, rows = tuple(sorted(strengths)), []
-    for strength in ordered:
-        with change(strength) if strength else nullcontext():
-            rows.append(logit_differences(model, prompts) if strength else before)
-    differences = np.stack(rows)
+    ordered = tuple(sorted(strengths))
     near = [j for j, s in enumerate(ordered) if abs(s) <= LINEAR]
-    fitted = slopes(differences[near], [ordered[j] for j in near])
-    return Response(strengths=ordered, differences=differences, slopes=fitted)
+    doses = [(change, s) for change in changes.values() for s in ordered if s]
+    before, *after = differences(model, prompts, doses, progress=progress)
+    rows, found = iter(after), {}
+    for name in changes:
+        each = np.stack([next(rows) if s else before for s in ordered])
+        fitted = slopes(each[near], [ordered[j] for j in near])
+        found[name] = Response(strengths=ordered, differences=each, slopes=fitted)
+    return found
 
 
 def slopes(

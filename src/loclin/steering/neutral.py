@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +16,20 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from loclin.activations.blocks import width
 from loclin.errors import LoclinError
 from loclin.seeds import derived
-from loclin.steering.effect import Change, logit_differences
+from loclin.steering.changes import Adding, Change, Dose, as_it_is, under
+from loclin.steering.effect import logit_differences
 from loclin.steering.prompts import PromptSet
-from loclin.tasks.batch import IGNORED, Batch, answer_logits, prompts_batch, rows_at_once
+from loclin.tasks.batch import (
+    IGNORED,
+    Batch,
+    answer_logits,
+    prompts_batch,
+    rows_at_once,
+    vocabulary_size,
+)
 from loclin.tasks.samples import self_examples
 from loclin.tasks.tokens import text_tokens
 
@@ -137,32 +147,42 @@ def _text_batch(
     return Batch(input_ids=ids, attention_mask=mask, labels=torch.where(mask > 0, ids, IGNORED))
 
 
-@torch.no_grad()
 def damage(
     model: nn.Module, neutral: Neutral, change: Callable[[], AbstractContextManager[object]]
 ) -> Damage:
-    """KL(p ‖ p′) and perplexity of the next tokens of neutral text under a change (measures §13).
+    """`damages` under one change, of which there is one strength."""
+    return damages(model, neutral, [(lambda _strength: change(), 1.0)])[0]
+
+
+@torch.no_grad()
+def damages(model: nn.Module, neutral: Neutral, doses: Sequence[Dose]) -> list[Damage]:
+    """KL(p ‖ p′) and perplexity of the next tokens of neutral text under every change (measures
+    §13).
 
     Args:
-        model: in evaluation mode, as it is outside the change.
-        neutral: the text. Its rows go through the model in chunks; the logits before and after the
-            change together obey `LOGITS_AT_ONCE`.
-        change: makes a context inside which the model is the changed one.
+        model: in evaluation mode, as it is outside the changes.
+        neutral: the text. Its rows go through the model in chunks (`_chunks`).
+        doses: the changes, each with its strength.
     """
-    kl, losses, losses_before, tokens = [], 0.0, 0.0, 0
+    kl: list[list[np.ndarray]] = [[] for _ in doses]
+    losses, before_them, tokens = np.zeros(len(doses)), 0.0, 0
     for chunk in _chunks(model, neutral):
-        before = _next_tokens(model, chunk)
-        with change():
-            after = _next_tokens(model, chunk)
-        kl.append(_divergence(before, after, neutral.answers))
-        losses_before += before.loss
-        losses += after.loss
+        read = partial(_next_tokens, model, chunk)
+        before, known = as_it_is(read, [change for change, _ in doses])
+        before_them += before.loss
         tokens += int(before.kept.sum())
-    return Damage(
-        kl=np.concatenate(kl),
-        perplexity=_exp(losses / tokens),
-        perplexity_before=_exp(losses_before / tokens),
-    )
+        for i, dose in enumerate(doses):
+            after = under(read, dose, known)
+            kl[i].append(_divergence(before, after, neutral.answers))
+            losses[i] += after.loss
+    return [
+        Damage(
+            kl=np.concatenate(each),
+            perplexity=_exp(float(loss) / tokens),
+            perplexity_before=_exp(before_them / tokens),
+        )
+        for each, loss in zip(kl, losses, strict=True)
+    ]
 
 
 class _NextTokens(NamedTuple):
@@ -185,14 +205,19 @@ def _divergence(
 ) -> Float[np.ndarray, " n"]:
     """Mean over the positions of every row of Σ p (log p − log p′); what p rules out adds none."""
     p = before.log_p.exp()
-    each = torch.where(p > 0, p * (before.log_p - after.log_p), 0.0).sum(-1)
+    each = (before.log_p - after.log_p).mul_(p).masked_fill_(~(p > 0), 0.0).sum(-1)
     counted = before.kept & (p[..., list(answers)].sum(-1) <= DUE)
     means = torch.where(counted, each, 0.0).sum(1) / counted.sum(1).clamp(min=1)
     return means.clamp(min=0).cpu().numpy().astype(float)  # round-off alone brings it below
 
 
 def _chunks(model: nn.Module, neutral: Neutral) -> list[Batch]:
-    return list(neutral.batch.chunks(max(1, rows_at_once(model, neutral.batch) // 2)))
+    """Logits of a chunk are as many numbers as a sixteenth of the weights, or eight million: a
+    comparison holds some six of them.
+    """
+    most = max(1 << 23, sum(p.numel() for p in model.parameters()) // 16)
+    rows = most // (neutral.batch.input_ids.shape[1] * vocabulary_size(model))
+    return list(neutral.batch.chunks(max(1, min(rows, rows_at_once(model, neutral.batch) // 2))))
 
 
 def _exp(loss: float) -> float:
@@ -238,16 +263,23 @@ def strength_at_kl(
     for name, value in {"KL": target, "smallest strength": smallest}.items():
         if not (math.isfinite(value) and value > 0):
             raise LoclinError(f"expected a positive, finite {name}, found {value}: change it")
-    chunks = _chunks(model, neutral)
-    # the same at every strength: kept where all of it is small
-    kept = [_next_tokens(model, chunks[0])] if len(chunks) == 1 else []
+    reads = [partial(_next_tokens, model, chunk) for chunk in _chunks(model, neutral)]
+    # where all of it is small, the model as it is is kept; else begun again at its last block
+    at_end: Change = nullcontext
+    if isinstance(change, Adding):
+        at_end = replace(change, vectors={-1: torch.zeros(width(model))})
+    known = []
+    for read in reads:
+        before, start = as_it_is(read, [change, at_end])
+        known.append(start)
+    kept = before if len(reads) == 1 else None
 
     def kl(strength: float) -> float:
         rows = []
-        for chunk in chunks:
-            before = kept[0] if kept else _next_tokens(model, chunk)
-            with change(strength):
-                rows.append(_divergence(before, _next_tokens(model, chunk), neutral.answers))
+        for read, start in zip(reads, known, strict=True):
+            plain = under(read, (at_end, 0.0), start) if kept is None else kept
+            after = under(read, (change, strength), start)
+            rows.append(_divergence(plain, after, neutral.answers))
         return float(np.concatenate(rows).mean())
 
     bracket = _bracket(kl, target, smallest)

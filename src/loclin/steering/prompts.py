@@ -5,8 +5,9 @@ effect is read from.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -15,16 +16,18 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from loclin.activations.blocks import bare, tokens_at_once
 from loclin.errors import LoclinError
+from loclin.geometry.gramian import at_least_float32
 from loclin.models.pretrained import context_of
 from loclin.steering.estimands import Form
-from loclin.tasks.batch import IGNORED, LOGITS_AT_ONCE, Batch, padded
+from loclin.tasks.batch import IGNORED, LOGITS_AT_ONCE, Batch, padded, vocabulary_size
 from loclin.tasks.example import Example, split
 from loclin.tasks.tokens import continuations
 
 Index = Int[np.ndarray, " m"] | Bool[np.ndarray, " n"] | Int[Tensor, " m"] | Sequence[int] | slice
 YES = " yes"  # the positive option where nobody names one
-#: Tokens of one pass that keeps what a backward pass needs: about 3 GB for a model of 500M weights.
+#: Tokens of one pass that keeps what a backward pass needs, at most.
 GRADED_AT_ONCE = 1 << 11
 
 
@@ -227,42 +230,49 @@ def group_numbers(groups: Sequence[str]) -> list[int]:
 def pieces(
     model: nn.Module, batch: Batch, *, rows_at_once: int | None = None
 ) -> Iterator[Int[Tensor, " m"]]:
-    """Rows of like length together: at most `GRADED_AT_ONCE` tokens, and logits after the last
-    token of each within 256 MB.
+    """Rows of like length together: at most `GRADED_AT_ONCE` tokens, or fewer where these would
+    take more than the weights (`tokens_at_once`), and logits after each within 256 MB.
 
     A single row always passes. With `rows_at_once`, at most so many rows whatever their length.
     """
-    config: Any = model.config
-    vocabulary = int(config.get_text_config().vocab_size)
     lengths = batch.attention_mask.sum(1).tolist()
+    tokens, most = tokens_at_once(model, GRADED_AT_ONCE), LOGITS_AT_ONCE // vocabulary_size(model)
     piece: list[int] = []
-    ends: set[int] = set()
     for row in sorted(range(len(batch)), key=lambda row: lengths[row]):
-        size, reached = len(piece) + 1, ends | {lengths[row]}
-        full = (
-            size * lengths[row] > GRADED_AT_ONCE
-            or size * len(reached) * vocabulary > LOGITS_AT_ONCE
-        )
-        if piece and (full if rows_at_once is None else size > rows_at_once):
+        size = len(piece) + 1
+        full = size > (rows_at_once or most) or (not rows_at_once and size * lengths[row] > tokens)
+        if piece and full:
             yield torch.tensor(piece)
-            piece, reached = [], {lengths[row]}
+            piece = []
         piece.append(row)
-        ends = reached
     yield torch.tensor(piece)
 
 
 def next_logits(model: nn.Module, batch: Batch) -> Float[Tensor, "n vocab"]:
-    """Logits after the last real token of each right-padded row, in one pass, float32 or better."""
+    """Logits after the last real token of each right-padded row, in one pass, float32 or better;
+    the output layer is run at that token alone.
+    """
     last = batch.attention_mask.sum(1) - 1
     places, which = last.unique(return_inverse=True)
-    logits = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        use_cache=False,
-        logits_to_keep=places,
-    ).logits
-    found: Tensor = logits[torch.arange(len(batch), device=logits.device), which.to(logits.device)]
-    return found.float() if found.dtype in (torch.float16, torch.bfloat16) else found
+    row = torch.arange(len(batch), device=last.device)
+    with ExitStack() as stack:
+        head = getattr(bare(model), "get_output_embeddings", lambda: None)()
+        if head is not None and len(places) > 1:
+
+            def one(_head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+                h = inputs[0]
+                return (h[row.to(h.device), which.to(h.device)][:, None], *inputs[1:])
+
+            stack.callback(head.register_forward_pre_hook(one).remove)
+        logits = model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            use_cache=False,
+            logits_to_keep=places,
+        ).logits
+    if logits.shape[1] == 1:
+        return at_least_float32(logits[:, 0])
+    return at_least_float32(logits[row.to(logits.device), which.to(logits.device)])
 
 
 def _two_options(examples: Sequence[Example]) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from loclin.steering.effect import logit_differences, response
+from loclin.steering.effect import logit_differences, responses
 from loclin.studies.steering import claims_names as names
 from loclin.studies.steering.claims_conditions import (
     choose_layers,
@@ -41,7 +41,7 @@ def test_the_weight_step_shifts_as_much_as_caa_is_long_and_is_undone(
     before, test = bits(ctx.model), ctx.parts["test"]
     change = stepping(ctx, fixed, size)
     plain = logit_differences(ctx.model, test)
-    found = response(ctx.model, test, change, TINY.strengths, before=plain)
+    found = responses(ctx.model, test, {"step": change}, TINY.strengths)["step"]
     with ctx.space.restored():
         point = ctx.space.read()
         ctx.space.write(point + 0.5 * size * point.norm() * fixed / fixed.norm())

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from loclin.steering.effect import adding, layer_slopes, logit_differences
-from loclin.studies.steering.responses import random_vectors, responses
+from loclin.steering.changes import adding
+from loclin.steering.effect import layer_slopes, logit_differences, responses
+from loclin.studies.steering.responses import random_vectors
 from tests.planted import LinearModel, truth_world
 
 

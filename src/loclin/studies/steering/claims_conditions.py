@@ -15,21 +15,21 @@ from torch import Tensor
 
 from loclin.run.rows import Row
 from loclin.seeds import derived
+from loclin.steering.changes import Change, adding
 from loclin.steering.effect import (
-    Change,
     Response,
-    adding,
     anti_steerable,
-    dose_response,
+    differences,
     layer_slopes,
+    responses,
     slopes,
 )
 from loclin.steering.gradient import shift
-from loclin.steering.neutral import at_equal_damage, damage
+from loclin.steering.neutral import at_equal_damage, damages
 from loclin.studies.steering import claims_names as names
 from loclin.studies.steering.claims_context import Layered, SteeringContext, late, middle
 from loclin.studies.steering.claims_vectors import Vectors
-from loclin.studies.steering.responses import random_vectors, responses
+from loclin.studies.steering.responses import random_vectors
 
 BISECTIONS = 40  # of a step's size: a thousandth is reached long before
 #: Keys of the record: slope of every prompt, and its change at the strength of equal KL.
@@ -227,9 +227,9 @@ def _damage_rows(
     """
     unit, test, rows = None, ctx.parts["test"], list[Row]()
     at_kl: Arrays = {}
-    for i, (name, change) in enumerate(changes.items()):
+    done_by = damages(ctx.model, ctx.neutral, [(change, 1.0) for change in changes.values()])
+    for i, ((name, change), done) in enumerate(zip(changes.items(), done_by, strict=True)):
         ctx.progress("measuring damage", i / len(changes))
-        done = damage(ctx.model, ctx.neutral, partial(change, 1.0))
         rows.append(here("kl", float(done.kl.mean()), condition=name))
         rows.append(here("perplexity", done.perplexity, condition=name))
         if name == names.CAA:
@@ -255,8 +255,12 @@ def _chance_rows(ctx: SteeringContext, v: Vectors, own: Response, unit: float) -
     slope = float(slopes(at_ends, ends).mean())
     yield ctx.row("ends_ratio", _ratio(slope, unit), condition=names.SEARCH)
     length, drawn = float(v.caa[layer].norm()), v.chance[:, layer]
-    for i, vector in enumerate(drawn):
-        ctx.progress("steering by chance", i / len(drawn))
-        change = _adding(ctx, layer, vector * (length / vector.norm()))
-        plus, minus = dose_response(ctx.model, ctx.parts["test"], change, ends).mean(1)
+    changes = [_adding(ctx, layer, vector * (length / vector.norm())) for vector in drawn]
+    found = differences(
+        ctx.model,
+        ctx.parts["test"],
+        [(change, strength) for change in changes for strength in ends],
+        progress=lambda share: ctx.progress("steering by chance", share),
+    )[1:].mean(1)
+    for i, (plus, minus) in enumerate(found.reshape(-1, 2)):
         yield ctx.row("chance_ratio", _ratio(float(plus - minus) / 2, unit), draw=i)

@@ -21,16 +21,17 @@ from loclin.run.rows import Part, Row
 from loclin.run.runner import Session
 from loclin.seeds import derived
 from loclin.stats import over_examples
-from loclin.steering.effect import LINEAR, ByLayer, adding, layer_slopes, logit_differences
+from loclin.steering.changes import ByLayer, adding
+from loclin.steering.effect import LINEAR, layer_slopes, logit_differences, responses
 from loclin.steering.generation import Generation, generations
 from loclin.steering.gguf import write_gguf
-from loclin.steering.neutral import Neutral, at_equal_damage, damage, neutral_text
+from loclin.steering.neutral import Neutral, at_equal_damage, damages, neutral_text
 from loclin.steering.routes import described, labels_norm, made_of
 from loclin.steering.vector import SteeringVector
 from loclin.studies.known import known
 from loclin.studies.steering import rows as make_rows
 from loclin.studies.steering.directions import SteerContext, make_directions
-from loclin.studies.steering.responses import random_vectors, responses
+from loclin.studies.steering.responses import random_vectors
 from loclin.studies.steering.settings import SteerSettings
 from loclin.studies.steering.splits import split_examples
 from loclin.tasks.choices import JOINT
@@ -216,8 +217,8 @@ def _damage(ctx: SteerContext, vectors: Mapping[str, ByLayer]) -> tuple[list[Row
     for i, (route, by_layer) in enumerate(vectors.items()):
         change = adding(model, by_layer, path=settings.layers_path)
         strengths = sorted(settings.strengths) if route == settings.route else [1.0]
-        done = {s: damage(model, neutral, partial(change, s)) for s in strengths}
-        rows += make_rows.damage_rows(route, done, over)
+        done = damages(model, neutral, [(change, strength) for strength in strengths])
+        rows += make_rows.damage_rows(route, dict(zip(strengths, done, strict=True)), over)
         there = at_equal_damage(model, test, neutral, change, settings.kl)
         equal[route] = there and (there[0], there[1] - logit_differences(model, test))
         progress((i + 1) / len(vectors))

@@ -1,31 +1,13 @@
-"""How every prompt answers to the strength of several vectors, and of random ones."""
+"""Random directions of activations, beside which effects stand."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from loclin.seeds import derived
-from loclin.steering.effect import Change, Response, logit_differences, response
-from loclin.steering.prompts import PromptSet
-
-
-def responses(
-    model: nn.Module,
-    prompts: PromptSet,
-    changes: Mapping[str, Change],
-    strengths: Sequence[float],
-    *,
-    progress: Callable[[float], None],
-) -> dict[str, Response]:
-    """The response to every change by its name; the model as it is is measured once."""
-    before, found = logit_differences(model, prompts), {}
-    for i, (name, change) in enumerate(changes.items()):
-        found[name] = response(model, prompts, change, strengths, before=before)
-        progress((i + 1) / len(changes))
-    return found
 
 
 def random_vectors(
