@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, TypeVar
 
 from loclin.errors import LoclinError
 from loclin.options import BUILT_IN, PACKAGED, LoadOptions, data_files
@@ -19,6 +19,7 @@ from loclin.options import BUILT_IN, PACKAGED, LoadOptions, data_files
 Profile = Literal["smoke", "standard", "paper"]
 #: Settings that say where and how fast, not what: records that differ in these alone are the same.
 NOT_IN_RECORD = ("out", "workers", "ray", "profile")
+R = TypeVar("R", bound="RunSettings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ class RunSettings:
         """The settings that decide the record."""
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in NOT_IN_RECORD}
 
-    def checked(self) -> Self:
+    def checked(self: R) -> R:
         """These settings, if they can be run.
 
         Raises:
