@@ -16,7 +16,6 @@ from loclin.run.rows import Part, by_run
 from loclin.run.runner import Session
 from loclin.studies.context import make_context
 from loclin.studies.damage import damage, recovery
-from loclin.studies.linearity import measure as module
 from loclin.studies.linearity.measure import examples_followed, measure, requirements
 from loclin.studies.linearity.settings import LinearitySettings
 from tests.studies.linearity.planted import number, one
@@ -77,7 +76,8 @@ def test_a_kernel_that_stays_fused_is_named_and_differences_do_without(
             assert number(differences.rows, "curvature", **here) == pytest.approx(
                 number(part.rows, "curvature", **here), rel=1e-4
             )
-    monkeypatch.setattr(module, "twice_differentiable", lambda model: nullcontext())
+    switched = "loclin.search.local_law.twice_differentiable"
+    monkeypatch.setattr(switched, lambda model: nullcontext())
     with pytest.raises(
         NoSecondDerivative,
         match=r"found a kernel that cannot .*: switch attention to eager, or choose finite",
