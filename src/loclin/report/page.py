@@ -4,14 +4,16 @@ sections of every study. Knows no study: it is told where their sections come fr
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from loclin.report.figures import Drawing
+from loclin.report.glance import glance, sentences
 from loclin.report.section import Section
 from loclin.report.words import estimate_text, number, p_text
 from loclin.run.record import Record
@@ -50,12 +52,15 @@ def build(
         for drawing in (d for section in drawn[name]["sections"] for d in section.figures):
             record.write_text(f"figures/{name}/{drawing.name}.svg", drawing.svg)
     studies = [drawn[name] for name in done]
+    claims = [claim for _, claim in record.claims()]
     content = {
         "run": run,
         "studies": studies,
         "unfinished": [n for n in run["studies"] if n not in done and n not in planned],
         "planned": planned,
-        "claims": [claim for _, claim in record.claims()],
+        "claims": claims,
+        "glance": glance(claims) if claims else None,
+        "says": sentences(claims),
         "last": run["sessions"][-1] if run["sessions"] else None,
     }
     pages = _environment()
@@ -88,6 +93,8 @@ def _environment() -> Environment:
     return pages
 
 
-def _image(drawing: Drawing) -> str:
-    """The figure as an image of its own: nothing inside it can reach the page."""
-    return "data:image/svg+xml;base64," + base64.b64encode(drawing.svg.encode()).decode()
+def _image(drawing: Drawing) -> Markup:
+    """The figure as an image of its own, for an attribute in double quotes: without quotes and
+    ampersands nothing inside it can reach the page.
+    """
+    return Markup("data:image/svg+xml," + quote(drawing.svg, safe=" :/;,=()-._'*!@$+?<>{}"))

@@ -85,7 +85,9 @@ class Run:
 
     def _repr_html_(self) -> str:
         claims = self.claims
-        shown: str = claims[[c for c in SHOWN if c in claims]].to_html(index=False, float_format="%.3g")
+        shown: str = claims[[c for c in SHOWN if c in claims]].to_html(
+            index=False, float_format="%.3g"
+        )
         first = (path for entry in self.entries for path in self.figures(entry)[:1])
         images = (
             f'<img alt="{html.escape(path.stem)}" '

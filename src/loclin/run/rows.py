@@ -91,6 +91,9 @@ class Claim:
         halved, doubled: the verdict with thresholds and margins of half and of twice the size; ""
             where all are 0.
         agree: how many units lie on the verdict's side.
+        bar: what the estimate itself is held against; None where no condition is about it.
+        supports: on which side of it the claim holds: "above", "below", or "within" ±bar (on a
+            log scale, within bar and 1/bar).
     """
 
     id: str
@@ -115,6 +118,8 @@ class Claim:
     halved: str = ""
     doubled: str = ""
     agree: str = ""
+    bar: float | None = None
+    supports: str = ""
 
     @property
     def p_of_verdict(self) -> float | None:

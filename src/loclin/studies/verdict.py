@@ -227,8 +227,11 @@ def _decided(rule: Rule, i: int, tests: Tests, after: tuple[float, float | None]
     )
     tested = [c for c in rule.conditions if not isinstance(c, Drawn)]
     weakest = max(tested, key=lambda c: c.p(rule.models), default=None)
+    bar, supports = _bar(rule)
     return replace(
         rule.claim,
+        bar=bar,
+        supports=supports,
         p=p,
         p_holm=after[0],
         p_against=against,
@@ -239,6 +242,19 @@ def _decided(rule: Rule, i: int, tests: Tests, after: tuple[float, float | None]
         halved=halved,
         doubled=doubled,
     )
+
+
+def _bar(rule: Rule) -> tuple[float | None, str]:
+    """What the first condition that is about the estimate itself holds it against."""
+    for c in rule.conditions:
+        if isinstance(c, Drawn) or np.isnan(np.asarray(c.values, dtype=float)).all():
+            continue
+        e = over_models(c.values, rule.models, c.scale)
+        if math.isclose(e.value, rule.claim.value or 0.0, rel_tol=1e-9, abs_tol=1e-12):
+            if isinstance(c, Within):
+                return c.high, "within"
+            return c.threshold, "below" if c.below else "above"
+    return None, ""
 
 
 def _agreeing(rule: Rule, word: str) -> str:

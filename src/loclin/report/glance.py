@@ -1,0 +1,123 @@
+"""All claims of a run in one figure, and what they say in a few sentences."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from loclin.report.figures import STYLE, Drawing, drawn_svg
+from loclin.report.words import estimate_text
+from loclin.run.rows import Claim
+
+#: Colour and shape of a verdict; both, for readers who do not see one of them.
+MARKS = {
+    "supported": ("#00704f", "^"),
+    "refuted": ("#a63a00", "v"),
+    "inconclusive": ("#7a5c00", "o"),
+    "measurement": ("#5b5b66", "D"),
+    "not run": ("#5b5b66", "x"),
+}
+#: Numbers in the paper's words: 0.77 (Fig. 2); r ≈ −0.40; cosine ≈ 0.58.
+PAPER = re.compile(r"(?:^|≈ )([−-]?0\.\d+)")
+
+
+def glance(claims: Sequence[Claim]) -> Drawing:
+    """One line a claim and setting: where its estimate lies beside the bar that it is held against.
+
+    Every line has its own scale: the bar stands in the middle and what supports the claim lies
+    right of it; the interval's further end is at one.
+    """
+    names = list(dict.fromkeys(c.id for c in claims))
+    lines: list[str | Claim] = []
+    for name in names:
+        lines += [name, *(c for c in claims if c.id == name)]
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        height = 0.9 + 0.19 * len(lines)
+        figure = Figure(figsize=(9.6, height))
+        axes = figure.add_axes((0.25, 0.4 / height, 0.56, 1 - 0.8 / height))
+        for y, line in enumerate(lines):
+            if isinstance(line, Claim):
+                _line(axes, line, y)
+            else:
+                axes.axhline(y - 0.5, color="#e6e6e6", linewidth=0.8)
+                axes.text(-0.43, y, line, weight="bold", **_words(axes))
+        axes.axvline(0, color="#555555", linewidth=0.8)
+        axes.set(xlim=(-1.15, 1.15), ylim=(len(lines) - 0.4, -1.0), yticks=[])
+        axes.set_xticks([-1, 0, 1], ["speaks against it", "the bar", "speaks for it"])
+        axes.spines["left"].set_visible(False)
+        for word, (colour, mark) in MARKS.items():
+            if any(c.verdict == word for c in claims):
+                axes.plot([], [], mark, color=colour, label=word, linestyle="none")
+        axes.plot([], [], "|", color="#000000", label="the paper", linestyle="none")
+        figure.legend(loc="upper center", ncols=6)
+        caption = "Every claim: its estimate with the 95 % interval beside the bar. " + " ".join(
+            sentences(claims)
+        )
+        return Drawing(name="glance", svg=drawn_svg(figure), caption=caption)
+
+
+def _words(axes: Axes) -> dict[str, Any]:
+    return {"va": "center", "fontsize": 8, "transform": axes.get_yaxis_transform()}
+
+
+def _line(axes: Axes, claim: Claim, y: int) -> None:
+    (colour, mark), words = MARKS[claim.verdict], _words(axes)
+    axes.text(-0.41, y, claim.setting, **words)
+    axes.text(1.01, y, estimate_text(claim.value, claim.low, claim.high), color=colour, **words)
+    if claim.bar is None or claim.value is None:
+        axes.plot(1.1, y, mark, color=colour, clip_on=False)
+        return
+    low, value, high = (_towards(claim, v) for v in (claim.low, claim.value, claim.high))
+    paper = PAPER.search(claim.paper)
+    said = _towards(claim, float(paper[1].replace("−", "-"))) if paper else None
+    reach = max(abs(v) for v in (low, value, high, said) if v is not None) or 1.0
+    if low is not None and high is not None:
+        axes.plot([low / reach, high / reach], [y, y], color=colour, linewidth=1.4)
+    axes.plot(value / reach, y, mark, color=colour, markersize=5)
+    if said is not None:
+        axes.plot(said / reach, y, "|", color="#000000", markersize=8)
+
+
+def _towards(claim: Claim, value: float | None) -> float | None:
+    """How far a number lies on the claim's side of its bar, in its own units."""
+    if value is None or claim.bar is None:
+        return None
+    if claim.supports == "within":
+        return claim.bar - (value if (claim.value or 0.0) >= 0 else -value)
+    return (value - claim.bar) * (-1 if claim.supports == "below" else 1)
+
+
+def sentences(claims: Sequence[Claim]) -> list[str]:
+    """What the verdicts say together."""
+    ruled = [c for c in claims if c.verdict not in ("measurement", "not run")]
+    found = {w: [c for c in claims if c.verdict == w] for w in MARKS}
+    n = len(ruled)
+    said = [
+        f"Of {n} claims under a rule {len(found['supported'])} are supported, "
+        f"{len(found['refuted'])} refuted and {len(found['inconclusive'])} open."
+    ]
+    for word, verb in (("supported", "Supported"), ("refuted", "Refuted")):
+        if found[word]:
+            said.append(f"{verb}: {_listed(found[word])}.")
+    moved = [
+        c for c in ruled if c.verdict != "inconclusive" and {c.halved, c.doubled} - {c.verdict, ""}
+    ]
+    if moved:
+        said.append(f"Verdicts that hang on where the bar stands: {_listed(moved)}.")
+    near = [c for c in found["inconclusive"] if c.p_holm is not None and (c.p or 1) < 0.05]
+    if near:
+        said.append(f"Open, but below 0.05 before Holm's correction: {_listed(near)}.")
+    return said
+
+
+def _listed(claims: Sequence[Claim]) -> str:
+    """Claims with where they were tested; those of one claim together."""
+    where: dict[str, list[str]] = {}
+    for claim in claims:
+        where.setdefault(claim.id, []).append(claim.setting)
+    return "; ".join(f"{name} ({' · '.join(settings)})" for name, settings in where.items())

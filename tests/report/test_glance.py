@@ -1,0 +1,42 @@
+import re
+from dataclasses import replace
+
+from loclin.report.glance import glance, sentences
+from tests.run.constant import CLAIM
+
+BASE = replace(CLAIM, id="a", verdict="supported", value=0.76, low=0.68, high=0.83, bar=0.5)
+ABOVE = replace(
+    BASE, supports="above", paper="0.77 (Fig. 2)", halved="supported", doubled="refuted"
+)
+
+
+def test_every_number_stands_as_it_is_and_every_setting_once() -> None:
+    claims = [
+        replace(ABOVE, setting="one", value=0.76543, low=0.00123, high=0.999),
+        replace(BASE, id="b", setting="two", verdict="refuted", supports="below"),
+        replace(BASE, id="a", setting="three", verdict="measurement", bar=None),
+        replace(BASE, id="b", setting="four", value=None, low=None, high=None, verdict="not run"),
+    ]
+    text = re.findall(r"<text[^>]*>([^<]*)</text>", glance(claims).svg)
+    assert "0.765 [0.00123, 0.999]" in text
+    assert [t for t in text if t in ("a", "b", "one", "two", "three", "four")] == [
+        *("a", "one", "three"),
+        *("b", "two", "four"),
+    ]
+
+
+def test_the_sentences_count_and_name_what_hangs_on_the_bar() -> None:
+    claims = [
+        ABOVE,
+        replace(BASE, id="b", verdict="refuted", halved="refuted", doubled="refuted"),
+        replace(BASE, id="c", verdict="inconclusive", p=0.01, p_holm=0.1),
+        replace(BASE, id="d", verdict="measurement"),
+    ]
+    counted, supported, refuted, moved, near = sentences(claims)
+    assert counted == "Of 3 claims under a rule 1 are supported, 1 refuted and 1 open."
+    assert (supported[:13], refuted[:11], moved[-len(f"a ({CLAIM.setting}).") :]) == (
+        "Supported: a ",
+        "Refuted: b ",
+        f"a ({CLAIM.setting}).",
+    )
+    assert near == f"Open, but below 0.05 before Holm's correction: c ({CLAIM.setting})."
