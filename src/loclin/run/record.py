@@ -167,8 +167,8 @@ class Record:
         data = self._read_json(where, dict)
         self._fields(data, {"rows": list, "seconds": (int, float), "notes": list}, where)
         arrays = self._read_arrays(path.with_suffix(".safetensors"))
-        rows = [self._made(Row, r, where) for r in data.pop("rows")]
-        return Part(rows=rows, arrays=arrays, **data)
+        rows = [self._made(Row, r, where) for r in data["rows"]]
+        return Part(rows=rows, arrays=arrays, seconds=data["seconds"], notes=data["notes"])
 
     def write_part(self, study: str, name: str, part: Part) -> None:
         """Keep a finished part: arrays first, then the JSON file that says they are whole."""
@@ -214,12 +214,8 @@ class Record:
 
     def claims(self) -> list[tuple[str, Claim]]:
         """Every decided claim with the study that decided it."""
-        made = []
-        for entry in self._claim_entries():
-            study = self._fields(entry, {"study": str}, "claims.json")["study"]
-            rest = {k: v for k, v in entry.items() if k != "study"}
-            made.append((study, self._made(Claim, rest, "claims.json")))
-        return made
+        every = self._claim_entries()
+        return [(c.pop("study"), self._made(Claim, c, "claims.json")) for c in every]
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a text file of the record, such as a figure or the report."""
@@ -227,7 +223,8 @@ class Record:
 
     def _claim_entries(self) -> list[dict[str, Any]]:
         there = (self.folder / "claims.json").exists()
-        return self._read_json("claims.json", list) if there else []
+        every = self._read_json("claims.json", list) if there else []
+        return [self._fields(c, {"study": str}, "claims.json") for c in every]
 
     def _parts(self, study: str) -> Path:
         return self.folder / study / "parts"
@@ -252,15 +249,14 @@ class Record:
 
     def _made(self, kind: type[T], content: Any, name: str) -> T:
         """A row or a claim of the object that was written for it."""
-        known = {f.name: f.type for f in dataclasses.fields(kind)}
         try:
             made = kind(**content)
         except TypeError as error:
             raise self._unreadable(name, error) from error
-        for key, held in known.items():
-            value = getattr(made, key)
-            if type(value) not in TYPES[str(held)]:
-                raise self._unreadable(name, f"{value!r} in {key!r}")
+        for held in dataclasses.fields(kind):
+            value = getattr(made, held.name)
+            if type(value) not in TYPES[str(held.type)]:
+                raise self._unreadable(name, f"{value!r} in {held.name!r}")
         return made
 
     def _unreadable(self, name: str, found: object) -> LoclinError:
