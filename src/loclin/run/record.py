@@ -261,8 +261,8 @@ class Record:
 
     def _unreadable(self, name: str, found: object) -> LoclinError:
         return LoclinError(
-            f"expected JSON of loclin in {self.folder / name}, found {str(found)[:200]}: delete it "
-            "and run again"
+            f"expected JSON in {self.folder / name} as loclin writes it, found "
+            f"{str(found)[:200]}: delete it and run again"
         )
 
     def _read_arrays(self, path: Path) -> dict[str, np.ndarray]:
