@@ -333,8 +333,17 @@ def _report(folder: Path) -> None:
         )
     from loclin.report.page import build
 
-    build(folder, _sections)
-    _print(folder)
+    try:
+        build(folder, _sections)
+        _print(folder)
+    except (LoclinError, OSError, MemoryError):
+        raise
+    except Exception as error:  # rows that no study writes lead the drawing to any
+        first = " ".join(f"{type(error).__name__} ({error})".split())[:200]
+        raise LoclinError(
+            f"expected the record of a run in {folder}, found what cannot be drawn, {first}: run "
+            "it again into another folder"
+        ) from error
 
 
 def _print(folder: Path) -> None:

@@ -108,6 +108,19 @@ def test_damaged_records_say_so(tmp_path: Path) -> None:
     (tmp_path / "recovery/parts/run-000.json").write_text("{")
     with pytest.raises(LoclinError, match=r"expected JSON in .*run-000.json"):
         record.part("recovery", "run-000")
+    record.write_results("recovery", PART.rows, {})
+    for name, text, line in (
+        ("recovery/results.json", '[{"quantity": "q", "value": NaN}]', "found NaN, which no"),
+        ("recovery/results.json", '[{"quantity": "q", "value": "1"}]', "found '1' in 'value'"),
+        ("recovery/results.json", "3", "found a int"),
+        ("claims.json", '[{"id": "a"}]', "found an entry without a right 'study'"),
+        ("claims.json", '[{"study": "a"}]', "missing 14 required"),
+        ("run.json", '{"format": 2, "name": "a"}', "found an entry without a right 'studies'"),
+    ):
+        (tmp_path / name).write_text(text)
+        read = record.claims if "claims" in name else lambda: record.results("recovery")
+        with pytest.raises(LoclinError, match=f"expected JSON in .* as loclin writes it, .*{line}"):
+            record.run() if name == "run.json" else read()
     (tmp_path / "run.json").write_text('{"format": 99}')
     with pytest.raises(LoclinError, match=r"record of format 2 .* found 99"):
         record.run()

@@ -1,3 +1,5 @@
+import csv
+import io
 import json
 import random
 import re
@@ -171,10 +173,21 @@ def test_damaged_files_are_refused_or_right(tmp_path: Path, name: str) -> None:
         text = json.dumps(kind) if name == "pool.json" else "\n".join(map(json.dumps, kind))
         path.write_bytes(damaged((TRUTH if name == "pool.csv" else text).encode(), rng))
         try:
-            check(read_file(path))
+            data = read_file(path)
+            check(data)
+            assert data.read == rows_of(path)
         except LoclinError as error:
             refused += "\n" not in str(error)
     assert 10 < refused < 150
+
+
+def rows_of(path: Path) -> int:
+    """How many records a file holds, by the formats' own rules."""
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix == ".csv":
+        return sum(any(cell.strip() for cell in row) for row in csv.reader(io.StringIO(text))) - 1
+    array = text.lstrip().startswith("[")
+    return len(json.loads(text)) if array else sum(bool(x.strip()) for x in text.split("\n"))
 
 
 def check(data: TaskData) -> None:

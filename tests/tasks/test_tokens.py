@@ -67,19 +67,21 @@ def bytes_in_pairs(around: processors.TemplateProcessing | None) -> PreTrainedTo
     return finished(core)
 
 
-def like_llama() -> PreTrainedTokenizerBase:
-    """Sentencepiece as Llama 2 has it: a space before every text, line breaks as bytes."""
+def like_llama(*, prefix: bool = True) -> PreTrainedTokenizerBase:
+    """Sentencepiece as Llama 2 has it: a space before every text, line breaks as bytes; or without
+    that space, as Gemma has it.
+    """
     pairs = [("e", "s"), ("y", "es"), ("n", "o"), (MARK, "yes"), (MARK, "no"), ("t", "h")]
     letters = sorted({MARK, *"".join(WORDS)} - {" ", "\n"})
     every = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *letters, *map("".join, pairs)]
     vocabulary = {piece: i for i, piece in enumerate(every)}
     core = Tokenizer(pieces.BPE(vocabulary, pairs, unk_token="<unk>", byte_fallback=True))
     core.normalizer = normalizers.Sequence(
-        [normalizers.Prepend(MARK), normalizers.Replace(" ", MARK)]
+        [*[normalizers.Prepend(MARK)] * prefix, normalizers.Replace(" ", MARK)]
     )
-    begun = decoders.Strip(" ", 1, 0)
+    begun = [decoders.Strip(" ", 1, 0)] * prefix
     core.decoder = decoders.Sequence(
-        [decoders.Replace(MARK, " "), decoders.ByteFallback(), decoders.Fuse(), begun]
+        [decoders.Replace(MARK, " "), decoders.ByteFallback(), decoders.Fuse(), *begun]
     )
     core.post_processor = BEGIN
     return finished(core)
@@ -116,6 +118,7 @@ KINDS: dict[str, Callable[[], PreTrainedTokenizerBase]] = {
     "byte pairs, begin token": lambda: bytes_in_pairs(BEGIN),
     "byte pairs, begin and end tokens": lambda: bytes_in_pairs(BOTH),
     "sentencepiece": like_llama,
+    "sentencepiece, no space": lambda: like_llama(prefix=False),
     "Unigram, space before every text": lambda: marked_words("always"),
     "Unigram, space before the first text": lambda: marked_words("first"),
     "Unigram, no space": lambda: marked_words("never"),

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors.numpy
@@ -36,6 +36,12 @@ from loclin.run.rows import Claim, Part, Row
 
 FORMAT = 2  # of the record; raised when a reader of older records would be wrong
 LOCK = ".lock"
+#: What a field of a row or a claim is in JSON, by its annotation; a bool is no number.
+TYPES = {
+    "str": {str}, "int": {int}, "float | None": {float, int, type(None)},
+    "Mapping[str, Any]": {dict},
+}  # fmt: skip
+T = TypeVar("T")
 EMPTY = {LOCK, "run.json", "report.html", "report.md"}  # what a command leaves that did nothing
 
 
@@ -138,12 +144,16 @@ class Record:
         if not path.exists():
             name = self.folder.resolve().name
             return {"format": FORMAT, "name": name, "studies": {}, "notes": {}, "sessions": []}
-        run: dict[str, Any] = self._read_json("run.json")
+        run: dict[str, Any] = self._read_json("run.json", dict)
         if run.get("format") != FORMAT:
             raise LoclinError(
                 f"expected a record of format {FORMAT} in {path}, found {run.get('format')}: "
                 "read it with the loclin that wrote it, or run again into another --out"
             )
+        kinds = {"name": str, "studies": dict, "notes": dict, "sessions": list}
+        entries = [*self._fields(run, kinds, "run.json")["studies"].values(), *run["sessions"]]
+        if not all(isinstance(entry, dict) for entry in entries):
+            raise self._unreadable("run.json", "an entry that is no object")
         return run
 
     def part(self, study: str, name: str) -> Part | None:
@@ -153,14 +163,12 @@ class Record:
         path = self._parts(study) / f"{name}.json"
         if not path.exists():
             return None
-        data = self._read_json(str(path.relative_to(self.folder)))
+        where = str(path.relative_to(self.folder))
+        data = self._read_json(where, dict)
+        self._fields(data, {"rows": list, "seconds": (int, float), "notes": list}, where)
         arrays = self._read_arrays(path.with_suffix(".safetensors"))
-        return Part(
-            rows=[Row(**r) for r in data["rows"]],
-            arrays=arrays,
-            seconds=data["seconds"],
-            notes=data["notes"],
-        )
+        rows = [self._made(Row, r, where) for r in data["rows"]]
+        return Part(rows=rows, arrays=arrays, seconds=data["seconds"], notes=data["notes"])
 
     def write_part(self, study: str, name: str, part: Part) -> None:
         """Keep a finished part: arrays first, then the JSON file that says they are whole."""
@@ -190,7 +198,8 @@ class Record:
             raise LoclinError(
                 f"expected results of {study} in {self.folder}, found none: let it end first"
             )
-        return [Row(**r) for r in self._read_json(f"{study}/results.json")]
+        where = f"{study}/results.json"
+        return [self._made(Row, r, where) for r in self._read_json(where, list)]
 
     def arrays(self, study: str) -> dict[str, np.ndarray]:
         """A study's arrays by key."""
@@ -205,25 +214,56 @@ class Record:
 
     def claims(self) -> list[tuple[str, Claim]]:
         """Every decided claim with the study that decided it."""
-        return [(c.pop("study"), Claim(**c)) for c in self._claim_entries()]
+        every = self._claim_entries()
+        return [(c.pop("study"), self._made(Claim, c, "claims.json")) for c in every]
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a text file of the record, such as a figure or the report."""
         return self._write(name, text.encode())
 
     def _claim_entries(self) -> list[dict[str, Any]]:
-        return self._read_json("claims.json") if (self.folder / "claims.json").exists() else []
+        there = (self.folder / "claims.json").exists()
+        every = self._read_json("claims.json", list) if there else []
+        return [self._fields(c, {"study": str}, "claims.json") for c in every]
 
     def _parts(self, study: str) -> Path:
         return self.folder / study / "parts"
 
-    def _read_json(self, name: str) -> Any:
+    def _read_json(self, name: str, kind: type) -> Any:
         try:
-            return json.loads((self.folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise LoclinError(
-                f"expected JSON in {self.folder / name}, found {error}: delete it and run again"
-            ) from error
+            text = (self.folder / name).read_text(encoding="utf-8")
+            content = json.loads(text, parse_constant=_no_number)
+        except (OSError, ValueError, RecursionError) as error:
+            raise self._unreadable(name, error) from error
+        if not isinstance(content, kind):
+            raise self._unreadable(name, f"a {type(content).__name__}")
+        return content
+
+    def _fields(self, content: Any, kinds: Mapping[str, Any], name: str) -> dict[str, Any]:
+        """The object, whose fields are of these kinds."""
+        held = content if isinstance(content, dict) else {}
+        wrong = next((k for k, kind in kinds.items() if not isinstance(held.get(k), kind)), None)
+        if wrong is not None:
+            raise self._unreadable(name, f"an entry without a right {wrong!r}")
+        return held
+
+    def _made(self, kind: type[T], content: Any, name: str) -> T:
+        """A row or a claim of the object that was written for it."""
+        try:
+            made = kind(**content)
+        except TypeError as error:
+            raise self._unreadable(name, error) from error
+        for held in dataclasses.fields(kind):
+            value = getattr(made, held.name)
+            if type(value) not in TYPES[str(held.type)]:
+                raise self._unreadable(name, f"{value!r} in {held.name!r}")
+        return made
+
+    def _unreadable(self, name: str, found: object) -> LoclinError:
+        return LoclinError(
+            f"expected JSON in {self.folder / name} as loclin writes it, found "
+            f"{str(found)[:200]}: delete it and run again"
+        )
 
     def _read_arrays(self, path: Path) -> dict[str, np.ndarray]:
         try:
@@ -264,6 +304,10 @@ class Record:
             f"expected to write {path}, found {error.strerror or error}: make room or choose "
             f"another {self.option}; everything finished so far is kept"
         )
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name}, which no record holds")
 
 
 def _plain(value: Any) -> Any:

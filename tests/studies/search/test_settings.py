@@ -42,6 +42,10 @@ def test_impossible_settings_are_refused(change: dict[str, Any], text: str) -> N
         replace(PLAIN, **change).checked()
 
 
+def test_ensembles_are_no_larger_than_the_search_by_default() -> None:
+    assert [replace(PLAIN, n=n).checked().k for n in (4, 9, 12)] == [(1,), (1, 5), (1, 5, 10)]
+
+
 def test_an_entry_names_model_data_and_space() -> None:
     assert PLAIN.checked().entry == "search-sequences-small"
     other = replace(PLAIN, data=("some/mine.jsonl",), space="prefix:2")

@@ -20,6 +20,10 @@ def test_the_run_folder_names_model_and_route() -> None:
     assert replace(GOOD, out=Path("here")).run_folder == Path("here")
 
 
+def test_winners_are_fewer_than_candidates_by_default() -> None:
+    assert [replace(GOOD, n=n).checked().k for n in (2, 20, 40)] == [1, 2, 20]
+
+
 def test_the_routes_begin_with_the_one_that_was_asked_for() -> None:
     found = replace(GOOD, route="search", compare=("logits", "labels", "search")).routes
     assert found == ("search", "labels", "logits")

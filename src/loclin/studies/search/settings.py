@@ -5,7 +5,7 @@ is quick.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -13,6 +13,8 @@ import tyro
 
 from loclin.errors import LoclinError
 from loclin.studies.settings import ModelSettings, check_counts
+
+ENSEMBLES = (1, 5, 10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +51,9 @@ class SearchSettings(ModelSettings):
     some public code does (to compare, not to use)."""
     antithetic: bool = False
     """Candidates in pairs of opposite signs that share a seed."""
-    k: tuple[int, ...] = (1, 5, 10)
-    """Sizes of the ensembles that validate chooses from; they answer by majority vote."""
+    k: tuple[int, ...] = ENSEMBLES
+    """Sizes of the ensembles that validate chooses from; they answer by majority vote. Of the
+    default, those up to N."""
     temperature: float = 0.7
     """At which the model itself is sampled, as often as the ensemble is asked: the control of a
     vote."""
@@ -104,6 +107,8 @@ class SearchSettings(ModelSettings):
             raise LoclinError(
                 f"expected an even number of candidates for pairs, found {self.n}: change --n"
             )
+        if self.k == ENSEMBLES and self.n < max(self.k):
+            return replace(self, k=tuple(k for k in self.k if k <= self.n)).checked()
         if not self.k or min(self.k) < 1 or max(self.k) > self.n:
             raise LoclinError(
                 f"expected ensembles of 1 to N = {self.n} candidates, found k = {list(self.k)}: "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -18,6 +18,8 @@ from loclin.steering.estimands import Estimand, Form
 from loclin.studies.settings import check_counts
 from loclin.studies.steering.names import ROUTES
 from loclin.studies.steering.options import SteeringSettings
+
+WINNERS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +69,8 @@ class SteerSettings(SteeringSettings):
     is not, of the same step."""
     n: int = 200
     """Candidates of the search."""
-    k: int = 20
-    """Of them, the best, whose mean shift is the vector."""
+    k: int = WINNERS
+    """Of them, the best, whose mean shift is the vector; a tenth by default where N is small."""
     size: float = 0.02
     """Length of the candidates' random steps over the length of the weights."""
 
@@ -135,6 +137,8 @@ class SteerSettings(SteeringSettings):
             (0, ("null", "tokens")),
         ):
             check_counts(self, names, least)
+        if self.k == WINNERS >= self.n:
+            return replace(self, k=max(1, self.n // 10)).checked()
         if self.k >= self.n and "search" in self.routes:
             raise LoclinError(
                 f"expected fewer winners than candidates, found k = {self.k} of n = {self.n}: "
