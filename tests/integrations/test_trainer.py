@@ -197,13 +197,27 @@ def test_sketched_adapters_are_measured_in_their_factors_and_say_so(tmp_path: Pa
     )
 
 
-def test_adapters_without_a_plain_scale_say_so(tmp_path: Path) -> None:
-    callback = TrajectoryCallback()
-    trainer(tiny_lora(use_dora=True), tmp_path, callback, save_strategy="no", max_steps=3).train()
-    assert list(callback.run().spaces) == ["weights"]
-    assert callback.run().notes == (
-        "the scale of the adapters is not known: measured in their own parameters alone",
-    )
+@pytest.mark.parametrize(
+    ("settings", "note"),
+    [
+        ({"use_dora": True}, "adapters of kind DoRA are measured in their own parameters alone"),
+        ({"lora_bias": True}, "adapters of kind LoRA with biases are measured"),
+        ({"rank_pattern": {r"h\.1\..*c_fc": 2}, "use_rslora": True}, ""),
+        ({"modules_to_save": ["ln_f"]}, ""),
+    ],
+)
+# peft's, of biases, which have one axis
+@pytest.mark.filterwarnings(r"ignore:Adapter 'default'. \d+ LoRA tensor.s. have invalid shape")
+def test_checkpoints_and_callback_tell_the_same_of_every_adapter(
+    tmp_path: Path, settings: dict[str, Any], note: str
+) -> None:
+    callback, model = TrajectoryCallback(), tiny_lora(**settings)
+    model.save_pretrained(tmp_path / "start")
+    trainer(model, tmp_path, callback, max_steps=3).train()
+    run, read = callback.run(), run_of(read_run(tmp_path, start=tmp_path / "start"))
+    assert list(run.spaces) == (["weights"] if note else ["factors", "weights"])
+    assert (run.notes or ("",))[0].startswith(note)
+    assert_same_movement(run, read)
 
 
 def test_the_record_holds_what_was_kept(

@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     Trainer,
     TrainerCallback,
@@ -40,6 +42,23 @@ def tiny() -> PreTrainedModel:
         eos_token_id=None,
     )
     return GPT2LMHeadModel(config)
+
+
+SHAPE = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+def experts(vocabulary: int = 40) -> PreTrainedModel:
+    """A mixture of experts: one tensor for all of a layer in memory, many on disk."""
+    set_seed(0)
+    shape = {**SHAPE, "vocab_size": vocabulary, "num_local_experts": 4, "num_experts_per_tok": 2}
+    return MixtralForCausalLM(MixtralConfig(**shape))
 
 
 def tiny_lora(**change: Any) -> Any:

@@ -183,3 +183,105 @@ def test_adapters_of_two_configurations_are_refused(tmp_path: Path) -> None:
         match="one configuration, found lora_alpha 8 in checkpoint-1 and 16 in checkpoint-3",
     ):
         read_run(adapters(tmp_path, lora_alpha=16))
+
+
+def killed_empty(folder: Path) -> None:
+    (folder / "checkpoint-101").mkdir()
+
+
+def killed_half_way(folder: Path) -> None:
+    write(folder / "checkpoint-101", weights(101))
+    path = folder / "checkpoint-101" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def killed_between_shards(folder: Path) -> None:
+    (folder / "checkpoint-101").mkdir()
+    index = {"weight_map": {"wte.weight": "model-00001-of-00002.safetensors"}}
+    (folder / "checkpoint-101" / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("kill", [killed_empty, killed_half_way, killed_between_shards])
+def test_a_last_checkpoint_that_is_not_whole_is_left_out_with_a_note(
+    kill: Callable[[Path], None], tmp_path: Path
+) -> None:
+    kill(hand_made(tmp_path))
+    points = read_run(tmp_path)
+    assert points.labels == ("checkpoint-2", "checkpoint-10", "checkpoint-100")
+    assert points.notes[0].startswith("checkpoint-101 is not whole (")
+    assert points.notes[0].endswith(") and is left out")
+    # in the middle of a run it is not left out: its neighbours would be taken for one step
+    (tmp_path / "checkpoint-101").rename(tmp_path / "checkpoint-50")
+    with pytest.raises(LoclinError, match="checkpoint-50"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "_fsdp_wrapped_module.", "module."])
+def test_names_of_wrappers_are_no_part_of_a_name(wrapper: str, tmp_path: Path) -> None:
+    for step in (5, 6):
+        held = {wrapper + n: t for n, t in weights(step).items()}
+        write(tmp_path / "run" / f"checkpoint-{step}", held)
+    write(tmp_path / "base", weights(0))
+    points = read_run(tmp_path / "run", start=tmp_path / "base", pattern=f"{wrapper}wte*")
+    assert list(points.shapes) == ["wte.weight"]
+    found = points.read("wte.weight", slice(None))
+    assert torch.equal(found, torch.stack([weights(s)["wte.weight"] for s in (0, 5, 6)]))
+
+
+def test_a_named_adapter_lies_one_folder_down(tmp_path: Path) -> None:
+    plain = read_run(adapters(tmp_path / "plain"))
+    adapters(tmp_path / "named")
+    for step in (1, 2, 3):
+        folder = tmp_path / "named" / f"checkpoint-{step}"
+        (folder / "wolf").mkdir()
+        for file in [p for p in folder.iterdir() if p.is_file()]:
+            file.rename(folder / "wolf" / file.name)
+    named = read_run(tmp_path / "named")
+    assert named.adapted == plain.adapted
+    for name in plain.shapes:
+        assert torch.equal(named.read(name, slice(None)), plain.read(name, slice(None)))
+    last = tmp_path / "named" / "checkpoint-3"
+    shutil.copytree(last / "wolf", last / "bear")
+    with pytest.raises(LoclinError, match=r"one adapter in .*checkpoint-3, found bear, wolf: give"):
+        read_run(tmp_path / "named")
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        {"h.0.attn.q_proj.weight": torch.ones(4, 4).to(torch.float8_e4m3fn)},
+        {"h.0.attn.q_proj.weight": torch.ones(4, 4, dtype=torch.uint8)},
+        {"h.0.attn.q_proj.qweight": torch.ones(4, 4, dtype=torch.int32)},
+    ],
+)
+def test_quantised_tensors_are_refused_by_name(
+    tensor: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    for step in (1, 2, 3):
+        write(tmp_path / f"checkpoint-{step}", weights(step) | tensor)
+    with pytest.raises(
+        LoclinError, match=r"not quantised in .*, found h\.0\.attn\.q_proj\.q?weight"
+    ):
+        read_run(tmp_path)
+
+
+def test_a_stale_file_beside_shards_is_noted(tmp_path: Path) -> None:
+    hand_made(tmp_path)
+    index = {"weight_map": {"wte.weight": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "checkpoint-10" / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert read_run(tmp_path).notes[-1] == (
+        "checkpoint-10 holds model.safetensors beside shards of another save: the single file is "
+        "read, as transformers does"
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "kind"),
+    [({"lora_bias": True}, "LoRA with biases"), ({"alora_invocation_tokens": [1]}, "aLoRA")],
+)
+def test_adapters_that_do_more_than_a_product_say_so(
+    setting: dict[str, object], kind: str, tmp_path: Path
+) -> None:
+    points = read_run(adapters(tmp_path, all=True, **setting))
+    assert points.adapted == {}
+    assert points.notes[-1].startswith(f"adapters of kind {kind} are measured in their own")

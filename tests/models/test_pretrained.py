@@ -43,14 +43,14 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_folder_is_read_as_it_was_saved(
     family: str, folders: dict[str, Path], families: dict[str, PreTrainedModel]
 ) -> None:
-    model, tokenizer = read_pretrained(
+    model, tokenizer, _notes = read_pretrained(
         str(folders[family]), LoadOptions(model="other", device="cpu")
     )
     assert torch.equal(ParameterSpace(model).read(), ParameterSpace(families[family]).read())
     assert not model.training
     assert context_of(model) == 64
     assert tokenizer.pad_token_id is not None
-    half, _ = read_pretrained(str(folders[family]), LoadOptions(model="other", dtype="bfloat16"))
+    half, *_ = read_pretrained(str(folders[family]), LoadOptions(model="other", dtype="bfloat16"))
     assert half.dtype == torch.bfloat16
 
 
@@ -61,7 +61,7 @@ def test_the_end_token_serves_where_there_is_no_padding_token(
     file = copy / "tokenizer_config.json"
     settings = json.loads(file.read_text())
     file.write_text(json.dumps({k: v for k, v in settings.items() if k != "pad_token"}))
-    _, tokenizer = read_pretrained(str(copy), LoadOptions(model="other", device="cpu"))
+    _, tokenizer, _ = read_pretrained(str(copy), LoadOptions(model="other", device="cpu"))
     assert tokenizer.pad_token == tokenizer.eos_token == "</s>"
     file.write_text(
         json.dumps({k: v for k, v in settings.items() if k not in ("pad_token", "eos_token")})

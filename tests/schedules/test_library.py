@@ -87,6 +87,22 @@ def test_a_package_that_is_missing_is_named_in_one_line(
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("name", LIBRARY)
+def test_weights_are_finite_where_gradients_vanish(name: str) -> None:
+    g = np.zeros((3, 3))
+    g[:2, :2] = gram(0, 2)
+    w = library_weights(name, 3)(g)
+    assert np.isfinite(w).all()
+    if name == "UPGrad":  # a gradient of zero asks for nothing
+        assert w[:2] == pytest.approx(library_weights(name, 2)(g[:2, :2]), rel=1e-3)
+    nothing = np.zeros((2, 2))
+    if name == "Nash-MTL":
+        with pytest.raises(LoclinError, match="gradients to bargain over, found zero alone"):
+            library_weights(name, 2)(nothing)
+    else:
+        assert np.isfinite(library_weights(name, 2)(nothing)).all()
+
+
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(
         LoclinError, match="unknown schedule 'GradDrop' of torchjd: expected one of MGDA"

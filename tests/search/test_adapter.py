@@ -25,7 +25,7 @@ def adapter(trained: Problem, tmp_path: Path) -> Path:
     """A trained adapter of the model in tmp_path/base."""
     trained.model.save_pretrained(tmp_path / "base")
     trained.tokenizer.save_pretrained(tmp_path / "base")
-    network, _ = read_pretrained(str(tmp_path / "base"), options())
+    network, *_ = read_pretrained(str(tmp_path / "base"), options())
     adapted = attach(network, Lora(rank=2), seed=0)
     problem = Problem(model=adapted, tokenizer=trained.tokenizer, examples=trained.examples)
     space = ParameterSpace(adapted)

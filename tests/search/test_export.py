@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from loclin.errors import LoclinError
 from loclin.models import Problem
-from loclin.models.direction import Tensors, read_direction
+from loclin.models.direction import read_direction
 from loclin.models.lora import Lora, attach
 from loclin.parameters import ParameterSpace
 from loclin.search.candidate import Candidate, Perturbed, weights_hash
@@ -60,7 +60,7 @@ def test_a_delta_is_what_was_really_added_and_others_read_it(
         "index": "7",
         "noise": "gaussian",
     }
-    direction = read_direction(str(path), Tensors.of(problem.model))
+    direction = read_direction(str(path), problem.model)
     assert set(direction.tensors) == set(perturbed.space.names)
     write_candidate(
         problem, perturbed, replace(CANDIDATE, sign=1), tmp_path / "best"
@@ -77,7 +77,7 @@ def test_a_delta_is_what_was_really_added_and_others_read_it(
 @pytest.mark.filterwarnings("ignore:.*base model.*:UserWarning")
 def test_an_adapter_is_a_folder_that_peft_and_radius_read(trained: Problem, tmp_path: Path) -> None:
     model = copy.deepcopy(trained.model)
-    shown = Tensors.of(copy.deepcopy(model))
+    shown = copy.deepcopy(model)
     problem = Problem(
         model=attach(model, Lora(rank=2), seed=0),
         tokenizer=trained.tokenizer,

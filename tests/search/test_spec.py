@@ -165,7 +165,7 @@ def test_the_fingerprint_names_what_is_another(
     part = differing(replace(plain, space="*attn*"))
     assert part == {"searched weights", "other weights", "coordinates"}
     assert "dtype" in differing(replace(plain, options=options(dtype="bfloat16")))
-    network, _ = read_pretrained(str(folder), options())
+    network, *_ = read_pretrained(str(folder), options())
     with torch.no_grad():
         network.transformer.h[0].ln_1.weight[0] += 1e-6
     network.save_pretrained(folder)

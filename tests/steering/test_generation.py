@@ -67,6 +67,31 @@ def test_generations_are_those_of_whole_passes_without_a_cache(
     assert len({g.text for g in made[:3]}) > 1
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"stop_strings": ["cat"]},
+        {"return_dict_in_generate": True},
+        {"num_return_sequences": 3, "do_sample": True},
+        {"penalty_alpha": 0.6, "top_k": 4},
+        {"num_beams": 4, "repetition_penalty": 2.0, "min_new_tokens": 3},
+    ],
+)
+def test_a_models_own_ways_of_generating_change_nothing(
+    settings: dict[str, Any],
+    families: dict[str, PreTrainedModel],
+    tokenizers: dict[str, PreTrainedTokenizerBase],
+) -> None:
+    model, tokenizer = copy.deepcopy(families["llama"]), tokenizers["llama"]
+    vector = random(5, model_type="llama")
+    plain = generations(model, tokenizer, vector, PROMPTS, [0.0, 2.0], tokens=6)
+    own = model.generation_config
+    for name, value in settings.items():
+        setattr(own, name, value)
+    assert generations(model, tokenizer, vector, PROMPTS, [0.0, 2.0], tokens=6) == plain
+    assert model.generation_config is own
+
+
 def test_strength_0_is_the_plain_model_and_weights_stay(speaking: Problem) -> None:
     model, tokenizer = speaking.model, speaking.tokenizer
     prompt = speaking.examples["test"][speaking.tasks[0]][0].prompt

@@ -27,6 +27,11 @@ def output_of(result: Any) -> Tensor:
             "expected blocks that return a tensor, or a tuple that begins with one, found "
             f"{type(h).__name__}: name the list of blocks with --layers-path"
         )
+    if h.ndim != 3:
+        raise LoclinError(
+            "expected blocks that return one stream of batch × length × width, found shape "
+            f"{tuple(h.shape)}: activations of this family are not read"
+        )
     return h
 
 

@@ -4,6 +4,7 @@ trajectory`.
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Mapping
@@ -20,7 +21,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from loclin.errors import LoclinError
 from loclin.geometry.gramian import at_least_float32, gramian
 from loclin.geometry.sketch import Sketch
-from loclin.models.points import Adapted, Points, chosen, pairs
+from loclin.models.folder import lora_pairs, unwrapped
+from loclin.models.points import Adapted, Points, chosen
 from loclin.report.page import build
 from loclin.run.record import Record
 from loclin.studies import KINDS
@@ -256,7 +258,9 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 def _saved_name(name: str) -> str:
     """A parameter's name as it is saved: peft leaves out the name of the adapter."""
-    return re.sub(r"(\.lora_(?:embedding_)?[AB])\.[^.]+|\.modules_to_save\.[^.]+", r"\1", name)
+    named = r"(\.lora_(?:embedding_)?[AB])\.[^.]+|\.modules_to_save\.[^.]+"
+    magnitude = r"(\.lora_magnitude_vector)\.[^.]+\.weight"
+    return unwrapped(re.sub(f"{named}|{magnitude}", r"\1\2", name))
 
 
 def _trained(model: nn.Module, pattern: str) -> dict[str, Tensor]:
@@ -275,23 +279,14 @@ def _trained(model: nn.Module, pattern: str) -> dict[str, Tensor]:
             f"expected whole parameters, found a shard of {empty}: use `loclin trajectory` on "
             "checkpoints"
         )
-    return {n: tensors[n] for n in chosen(tensors, pattern)}
+    return {n: tensors[n] for n in chosen(tensors, unwrapped(pattern))}
 
 
 def _adapted(model: nn.Module, tensors: Tensors) -> tuple[dict[str, Adapted], tuple[str, ...]]:
-    """The LoRA pairs with the scale that their layers apply, or why there are none."""
-
-    def scale(weight: str) -> float:
-        layer: Any = model.get_submodule(weight)
-        (adapter,) = layer.active_adapters
-        rank = tensors[f"{weight}.lora_A.weight"].shape[0]
-        if getattr(layer, "use_dora", {}).get(adapter) or rank != layer.r[adapter]:
-            raise ValueError("no plain sBA")
-        return float(layer.scaling[adapter])
-
-    try:
-        return pairs(tensors, scale), ()
-    except (AttributeError, KeyError, ValueError):
-        return {}, (
-            "the scale of the adapters is not known: measured in their own parameters alone",
-        )
+    """The LoRA pairs, or why there are none, by the settings that peft saves with them."""
+    settings = getattr(model, "peft_config", None)
+    if settings is None:
+        return {}, ()
+    active: Any = getattr(model, "active_adapter", "default")
+    saved = json.loads(json.dumps(settings[active].to_dict(), default=list))
+    return lora_pairs(saved, {n: tuple(p.shape) for n, p in tensors.items()})

@@ -16,8 +16,16 @@ import torch
 from torch import Tensor
 
 from loclin.errors import LoclinError
-from loclin.models.folder import Checkpoint, check_alike, open_checkpoint, scaling, weights_in
-from loclin.models.points import Adapted, Points, chosen, pairs, row_blocks
+from loclin.models.folder import (
+    Checkpoint,
+    Incomplete,
+    check_alike,
+    lora_pairs,
+    open_checkpoint,
+    unwrapped,
+    weights_in,
+)
+from loclin.models.points import Points, chosen, row_blocks
 
 _STEP = re.compile(r"checkpoint-(\d+)")
 
@@ -34,9 +42,9 @@ def read_run(folder: Path, *, start: Path | None = None, pattern: str = "*") -> 
         LoclinError: no checkpoints, fewer than three points, checkpoints that do not belong
             together, weights that cannot be read.
     """
-    points = _checkpoints(folder)
-    final, notes = _final(folder, points)
-    points += final
+    points, notes = _checkpoints(folder)
+    final, more = _final(folder, points)
+    points, notes = points + final, notes + more
     if start is not None:
         points.insert(0, _start(start, points[0]))
     else:
@@ -52,12 +60,14 @@ def read_run(folder: Path, *, start: Path | None = None, pattern: str = "*") -> 
         )
     for other in points[1:]:
         check_alike(points[0], other, "give the checkpoints of one run")
-    names = chosen(points[-1].shapes, pattern)
-    adapted, note = _adapted(points[-1], names)
+    last = points[-1]
+    shapes = {n: last.shapes[n] for n in chosen(last.shapes, unwrapped(pattern))}
+    adapted, note = ({}, ()) if last.adapter is None else lora_pairs(last.adapter, shapes)
+    notes += dict.fromkeys(text for c in points for text in c.notes)
     return Points(
         labels=tuple(c.label for c in points),
         steps=tuple(c.step for c in points),
-        shapes={n: points[-1].shapes[n] for n in names},
+        shapes=shapes,
         adapted=adapted,
         read=_reader(points),
         notes=(*notes, *note),
@@ -73,8 +83,10 @@ def _reader(points: Sequence[Checkpoint]) -> Callable[[str, slice], Tensor]:
     return read
 
 
-def _checkpoints(folder: Path) -> list[Checkpoint]:
-    """The folders checkpoint-N in the order of N as a number."""
+def _checkpoints(folder: Path) -> tuple[list[Checkpoint], list[str]]:
+    """The folders checkpoint-N in the order of N as a number; and a sentence on the last where it
+    is not whole, as it is left by a run that was killed, and is left out.
+    """
     if not folder.is_dir():
         raise LoclinError(
             f"expected a folder of checkpoints, found none at {folder}: give a Trainer's output_dir"
@@ -94,7 +106,15 @@ def _checkpoints(folder: Path) -> list[Checkpoint]:
                 f"expected one checkpoint of step {step}, found {path.name} and {twin.name}: "
                 "remove one"
             )
-    return [open_checkpoint(path, step=step) for step, path in named]
+    points = [open_checkpoint(path, step=step) for step, path in named[:-1]]
+    step, path = named[-1]
+    try:
+        return [*points, open_checkpoint(path, step=step)], []
+    except Incomplete as error:
+        if not points:
+            raise
+        reason = str(error).partition("found ")[2].rpartition(": ")[0]
+        return points, [f"{path.name} is not whole ({reason}) and is left out"]
 
 
 def _final(folder: Path, points: Sequence[Checkpoint]) -> tuple[list[Checkpoint], list[str]]:
@@ -136,24 +156,3 @@ def _same(one: Checkpoint, other: Checkpoint) -> bool:
         for name, shape in one.shapes.items()
         for rows in row_blocks(shape, 2)
     )
-
-
-def _adapted(last: Checkpoint, names: Sequence[str]) -> tuple[dict[str, Adapted], tuple[str, ...]]:
-    """The LoRA pairs among the chosen tensors, or why there are none."""
-    adapter = last.adapter
-    if adapter is None:
-        return {}, ()
-    if last.kind != "LORA":
-        return {}, (
-            f"adapters of kind {last.kind} are measured in their own parameters alone: their "
-            "effect on the weights is no sBA",
-        )
-    adapted = pairs(names, lambda weight: scaling(adapter, weight)[1])
-    for weight, pair in adapted.items():
-        rank = scaling(adapter, weight)[0]
-        if last.shapes[pair.a][0] != rank:
-            return {}, (
-                f"{weight} is not adapted by one pair of rank {rank}: measured in the adapter's "
-                "own parameters alone",
-            )
-    return adapted, ()

@@ -1,11 +1,13 @@
 """A direction of a model's weights from files: a file of changes, the way between two checkpoints,
 or an adapter's ΔW.
 
-Nothing is loaded as a model: tensors are read by name, as in `checkpoints`.
+Checkpoints are loaded as models by transformers and adapters are merged by peft, so that whatever
+the files call their tensors, the change is that of the weights in memory.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,42 +16,22 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from transformers import PreTrainedModel
 
 from loclin.errors import LoclinError
 from loclin.geometry.gramian import at_least_float32
-from loclin.models.folder import Checkpoint, check_alike, matched_names, open_checkpoint, scaling
-from loclin.models.points import Adapted, pairs
+from loclin.models.adapters import merged_change
+from loclin.models.folder import (
+    ADAPTER,
+    held_in,
+    matched_names,
+    open_checkpoint,
+    unwrapped,
+    weights_in,
+)
+from loclin.models.network import UNREADABLE, loaded
 
 SHOWN = 3  # mismatches that are listed
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tensors:
-    """The tensors of a model that a direction may move.
-
-    Attributes:
-        shapes: by name; tied tensors once.
-        tied: other names of tied tensors, with the one in `shapes`.
-        transposed: weights that are kept as in × out (transformers' Conv1D), where LoRA's BA is out
-            × in.
-    """
-
-    shapes: Mapping[str, tuple[int, ...]]
-    tied: Mapping[str, str]
-    transposed: frozenset[str]
-
-    @staticmethod
-    def of(model: nn.Module) -> Tensors:
-        """Those of a model, frozen ones too."""
-        first = {id(p): n for n, p in model.named_parameters()}
-        every = {n: first[id(p)] for n, p in model.named_parameters(remove_duplicate=False)}
-        kept = (f"{n}.weight" for n, m in model.named_modules() if isinstance(m, Conv1D))
-        return Tensors(
-            shapes={n: tuple(p.shape) for n, p in model.named_parameters()},
-            tied={n: known for n, known in every.items() if n != known},
-            transposed=frozenset(kept),
-        )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -65,22 +47,22 @@ class Direction:
     notes: tuple[str, ...]
 
 
-def read_direction(text: str, model: Tensors) -> Direction:
+def read_direction(text: str, model: PreTrainedModel) -> Direction:
     """The direction that a text names.
 
     Args:
         text: PATH.safetensors, whose tensors are the changes themselves; BASE..TUNED, two folders
-            of full weights (the change is tuned − base) or of adapters of one configuration; or the
-            folder of one LoRA adapter (the change is its ΔW = sBA of every adapted weight).
-        model: whose weights are to move.
+            of full weights (the change is tuned − base) or of adapters of this model; or the folder
+            of one adapter (the change is ΔW, the merged weights less the model's).
+        model: whose weights are to move; it is not changed.
 
     Returns:
-        Tensors in float32, or float64 where they are stored so.
+        Tensors in float32, or float64 where they or the model are stored so.
 
     Raises:
         LoclinError: nothing there, no safetensors, names or shapes that are not the model's (the
-            first mismatches are listed), a direction that is zero or not finite, adapters that are
-            no plain LoRA or of two configurations.
+            first mismatches are listed), checkpoints that lack tensors, a direction that is zero or
+            not finite, adapters that move no weights or that peft cannot merge.
     """
     path = Path(text)
     if path.is_file() or (not path.exists() and text.endswith(".safetensors") and ".." not in text):
@@ -88,8 +70,7 @@ def read_direction(text: str, model: Tensors) -> Direction:
     elif path.is_dir():
         changes, notes = _one_folder(path, model)
     else:
-        base, tuned = (open_checkpoint(folder, step=None) for folder in _two_folders(text))
-        changes, notes = _between(base, tuned, model)
+        changes, notes = _between(*_two_folders(text), model)
     tensors = _matched(changes, model, text)
     moved = {n: t for n, t in tensors.items() if t.any()}
     if not moved:
@@ -97,7 +78,8 @@ def read_direction(text: str, model: Tensors) -> Direction:
             f"expected a direction that moves something, found zeros in {text}: give two points "
             "that differ"
         )
-    notes.append(f"the direction moves {len(moved)} of the model's {len(model.shapes)} tensors")
+    total = sum(1 for _ in model.parameters())
+    notes.append(f"the direction moves {len(moved)} of the model's {total} tensors")
     return Direction(tensors=moved, notes=tuple(notes))
 
 
@@ -131,106 +113,82 @@ def _file(path: Path) -> dict[str, Tensor]:
             f"expected changes of weights, found the factors of an adapter in {path}: give the "
             "adapter's folder, which says how they are scaled"
         )
-    return {n: at_least_float32(t) for n, t in changes.items() if t.is_floating_point()}
+    named = {unwrapped(n): t for n, t in changes.items()}
+    return {n: at_least_float32(t) for n, t in named.items() if t.is_floating_point()}
 
 
-def _one_folder(path: Path, model: Tensors) -> tuple[dict[str, Tensor], list[str]]:
-    adapter = open_checkpoint(path, step=None)
-    if adapter.adapter is None:
+def _one_folder(path: Path, model: PreTrainedModel) -> tuple[dict[str, Tensor], list[str]]:
+    if not _is_adapter(path):
         raise LoclinError(
             f"expected an adapter where one folder is given, found full weights in {path}: give "
             "two folders, BASE..TUNED"
         )
-    changes = _changes(adapter, model)
-    note = f"the direction is ΔW of the adapter {adapter.label}, at {len(changes)} weights"
-    return changes, [note]
+    changes = merged_change(held_in(path), model)
+    return changes, [f"the direction is ΔW of the adapter {path.name}, at {len(changes)} tensors"]
 
 
 def _between(
-    base: Checkpoint, tuned: Checkpoint, model: Tensors
+    base: Path, tuned: Path, model: PreTrainedModel
 ) -> tuple[dict[str, Tensor], list[str]]:
     """tuned − base, tensor by tensor."""
-    note = f"the direction leads from {base.label} to {tuned.label}"
-    if base.adapter is None and tuned.adapter is None:
-        changes, more = _full_difference(base, tuned, model)
-        return changes, [note, *more]
-    check_alike(base, tuned, "give two of one run, or the adapter's folder alone")
-    first, second = _changes(base, model), _changes(tuned, model)
-    return {n: second[n] - first[n] for n in second}, [note]
-
-
-def _full_difference(
-    base: Checkpoint, tuned: Checkpoint, model: Tensors
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Under the model's names; what neither folder has stays out, what the model does not have
-    keeps its own name.
-    """
-    sides = [(c, c.under([*model.shapes, *model.tied])) for c in (base, tuned)]
-    first, second = (renamed.files.keys() for _, renamed in sides)
-    once = (first ^ second) & model.tied.keys()  # a file may hold a tied tensor once or twice
-    changes = _differences(*(c.under([n for n in c.files if n not in once]) for _, c in sides))
-    left = [c.files.keys() - {n for _, n in renamed.files.values()} for c, renamed in sides]
-    # old checkpoints keep masks beside the weights: no change, no matter
-    beside = _differences(*(c.under(sorted(left[0] & left[1])) for c in (base, tuned)))
-    changes |= {n: change for n, change in beside.items() if change.any()}
-    alone = len(left[0] ^ left[1])
-    note = f"{alone} tensors that the model does not have stand in one of the two folders alone"
-    return changes, [note] if alone else []
-
-
-def _differences(base: Checkpoint, tuned: Checkpoint) -> dict[str, Tensor]:
-    check_alike(base, tuned, "give two checkpoints of one model")
-    every = slice(None)
-    return {
-        n: (tuned.read(n, every) - base.read(n, every)).reshape(shape)
-        for n, shape in tuned.shapes.items()
-    }
-
-
-def _changes(adapter: Checkpoint, model: Tensors) -> dict[str, Tensor]:
-    """ΔW = sBA of every adapted weight, under the weight's own name."""
-    if adapter.kind != "LORA":
+    note = f"the direction leads from {base.name} to {tuned.name}"
+    kinds = [_is_adapter(folder) for folder in (base, tuned)]
+    if all(kinds):
+        first, second = (merged_change(held_in(folder), model) for folder in (base, tuned))
+        zero = torch.zeros(())
+        changes = {n: second.get(n, zero) - first.get(n, zero) for n in second | first}
+        return changes, [note]
+    if any(kinds):
+        named = ["an adapter" if kind else "full weights" for kind in kinds]
         raise LoclinError(
-            f"expected a LoRA adapter, whose ΔW is sBA, found one of kind {adapter.kind} in "
-            f"{adapter.label}: merge it into the weights and give BASE..TUNED"
+            f"expected two folders of one kind, found {named[0]} in {base.name} and {named[1]} in "
+            f"{tuned.name}: give two of one run, or the adapter's folder alone"
         )
-    adapted = pairs(adapter.files, lambda weight: scaling(adapter.adapter or {}, weight)[1])
-    factors = {n for pair in adapted.values() for n in (pair.a, pair.b)}
-    beside = sorted(set(adapter.files) - factors)
-    if beside:
-        raise LoclinError(
-            f"expected LoRA factors alone in {adapter.label}, found {beside[0]} beside them: merge "
-            "the adapter into the weights and give BASE..TUNED"
-        )
-    named = {w.removeprefix("base_model.model.") + ".weight": pair for w, pair in adapted.items()}
-    own = {stored: n for n, stored in matched_names([*model.shapes, *model.tied], named).items()}
-    shared = {*model.tied, *model.tied.values()}
-    for stored, n in own.items():
-        if n in shared:
+    (first, notes), (second, more) = (_weights(folder, model) for folder in (base, tuned))
+    sizes = [{n: tuple(t.shape) for n, t in side.items()} for side in (first, second)]
+    for name in sorted(first | second):
+        one, other = (size.get(name) for size in sizes)
+        if one != other:
             raise LoclinError(
-                f"expected adapted weights that move alone, found {stored} in {adapter.label}, "
-                "which the model ties to another one: untie and merge it, and give BASE..TUNED"
+                f"expected one shape of {name}, found {one} in {base.name} and {other} in "
+                f"{tuned.name}: give two checkpoints of one model"
             )
-    return {
-        own.get(w, w): _product(adapter, pair, own.get(w, w) in model.transposed)
-        for w, pair in named.items()
-    }
+    changes = {n: second[n] - first[n] for n in second}
+    return changes, [note, *dict.fromkeys((*notes, *more))]
 
 
-def _product(adapter: Checkpoint, pair: Adapted, transposed: bool) -> Tensor:
-    """sBA in the shape of the weight that it changes: out × in, or turned (Conv1D, embeddings)."""
-    a, b = (adapter.read(n, slice(None)).reshape(adapter.shapes[n]) for n in (pair.a, pair.b))
-    made = pair.scale * (b.flatten(1).double() @ a.flatten(1).double()).to(
-        torch.promote_types(a.dtype, b.dtype)
-    )
-    if transposed or "lora_embedding_" in pair.a:
-        return made.T.contiguous()
-    return made.reshape(len(b), *a.shape[1:])
+def _weights(folder: Path, like: PreTrainedModel) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The weights in a folder by all their names, read as a model of another's class; its notes."""
+    try:
+        config = copy.deepcopy(like.config)
+        if (folder / "config.json").is_file():
+            config = type(config).from_pretrained(folder)
+        precision = torch.promote_types(like.dtype, torch.float32)
+        network, notes = loaded(type(like), str(folder), config=config, dtype=precision)
+    except LoclinError:
+        raise
+    except UNREADABLE as error:
+        raise LoclinError(
+            f"expected a checkpoint of {type(like).__name__} in {folder}, found "
+            f"{type(error).__name__}: {' '.join(str(error).split())[:200]}: give two of this model"
+        ) from error
+    named = network.named_parameters(remove_duplicate=False)
+    return {n: p.detach() for n, p in named}, notes
 
 
-def _matched(changes: Mapping[str, Tensor], model: Tensors, text: str) -> dict[str, Tensor]:
-    """The tensors under the model's own names, checked."""
-    held = matched_names([*model.shapes, *model.tied], changes)
+def _is_adapter(folder: Path) -> bool:
+    """Whether it holds an adapter; `LoclinError` where it holds no weights."""
+    where = held_in(folder)
+    if weights_in(where) is None:
+        open_checkpoint(where, step=None)  # says what is there instead
+    return weights_in(where) == ADAPTER
+
+
+def _matched(changes: Mapping[str, Tensor], model: nn.Module, text: str) -> dict[str, Tensor]:
+    """The tensors under the model's own names, tied ones under their first, checked."""
+    every = dict(model.named_parameters(remove_duplicate=False))
+    first = {id(p): n for n, p in model.named_parameters()}
+    held = matched_names(every, changes)
     wrong = [
         f"{n} (no such tensor in the model)"
         for n in sorted(set(changes) - set(held.values()))
@@ -238,11 +196,9 @@ def _matched(changes: Mapping[str, Tensor], model: Tensors, text: str) -> dict[s
     ]
     tensors: dict[str, Tensor] = {}
     for name, stored in held.items():
-        known, values = model.tied.get(name, name), changes[stored]
-        if tuple(values.shape) != model.shapes[known]:
-            wrong.append(
-                f"{stored} of shape {tuple(values.shape)} (the model's is {model.shapes[known]})"
-            )
+        known, values, shape = first[id(every[name])], changes[stored], tuple(every[name].shape)
+        if tuple(values.shape) != shape:
+            wrong.append(f"{stored} of shape {tuple(values.shape)} (the model's is {shape})")
         elif known in tensors and not torch.equal(tensors[known], values):
             wrong.append(
                 f"{stored} that changes otherwise than {known}, which the model ties to it"

@@ -12,21 +12,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from loclin.errors import LoclinError
+from loclin.models.points import Adapted, pairs
 
 FULL, SHARDED = "model.safetensors", "model.safetensors.index.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 STATE = "trainer_state.json"
 FLOATS = ("F64", "F32", "F16", "BF16")  # integer and boolean buffers are no coordinates
+#: Names that torch.compile, FSDP, activation checkpointing and DDP put before those of tensors.
+WRAPPER = (
+    r"(?:^module\.|(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)"
+)
+#: Tensors of integers that are weights, by the ways of quantising in use.
+QUANTISED = re.compile(r"weight|packed|blocks$")
 #: Names under which a model's body may stand, or be left out, in a file of its weights.
 BODIES = ("", "transformer.", "model.", "gpt_neox.")
 #: What decides what an adapter does.
 CONFIGURATION = (
     "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora",
 )  # fmt: skip
+#: Settings of a LoRA adapter that make its effect on the weights another than sBA.
+NO_PRODUCT = {
+    "use_dora": "DoRA", "alora_invocation_tokens": "aLoRA", "lora_bias": "LoRA with biases",
+}  # fmt: skip
+
+
+class Incomplete(LoclinError):
+    """A folder whose weights are not there, or not whole, as a killed run leaves its last one."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -37,6 +53,7 @@ class Checkpoint:
         label, step: the folder's name; optimiser steps taken there, where known.
         adapter: adapter_config.json; None for full weights.
         files, shapes: of every floating-point tensor: file and name there, and its shape.
+        notes: what else is in the folder, in sentences.
     """
 
     label: str
@@ -44,12 +61,7 @@ class Checkpoint:
     adapter: Mapping[str, Any] | None
     files: Mapping[str, tuple[Path, str]]
     shapes: Mapping[str, tuple[int, ...]]
-
-    @property
-    def kind(self) -> str | None:
-        """Of its adapter: "LORA", "DoRA", or another of peft's; None for full weights."""
-        adapter = self.adapter or {}
-        return "DoRA" if adapter.get("use_dora") else adapter.get("peft_type")
+    notes: tuple[str, ...] = ()
 
     def under(self, names: Iterable[str]) -> Checkpoint:
         """The same under these names, as far as it has them (`matched_names`)."""
@@ -83,14 +95,55 @@ def weights_in(folder: Path) -> str | None:
     return next((n for n in (ADAPTER, FULL, SHARDED) if (folder / n).is_file()), None)
 
 
+def held_in(folder: Path) -> Path:
+    """The folder that holds the weights: this one, or where it has none the one below it into which
+    peft puts an adapter that has a name.
+
+    Raises:
+        LoclinError: several adapters below it.
+    """
+    if weights_in(folder) or not folder.is_dir():
+        return folder
+    below = sorted(p.parent for p in folder.glob(f"*/{ADAPTER}"))
+    if len(below) > 1:
+        raise LoclinError(
+            f"expected one adapter in {folder}, found {', '.join(p.name for p in below)}: give one "
+            "of these folders"
+        )
+    return below[0] if below else folder
+
+
+def stale(folder: Path) -> tuple[str, ...]:
+    """A sentence where a folder holds weights twice: which of them are read."""
+    if not ((folder / FULL).is_file() and (folder / SHARDED).is_file()):
+        return ()
+    return (
+        f"{folder.name} holds {FULL} beside shards of another save: the single file is read, as "
+        "transformers does",
+    )
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name, or a pattern of names, without those of wrappers.
+
+    >>> unwrapped("_orig_mod.module.layers.0._fsdp_wrapped_module.weight")
+    'layers.0.weight'
+    """
+    while (shorter := re.sub(WRAPPER, "", name)) != name:
+        name = shorter
+    return name
+
+
 def open_checkpoint(folder: Path, *, step: int | None) -> Checkpoint:
     """Read the headers of a folder's weights (full, sharded, or an adapter's).
 
     Raises:
-        LoclinError: no weights, unsafe files only, a damaged file, or a trainer_state.json of
-            another step than the folder's name tells.
+        Incomplete: no weights, or a damaged file.
+        LoclinError: unsafe files only, quantised weights, or a trainer_state.json of another step
+            than the folder's name tells.
     """
-    kind = weights_in(folder)
+    where = held_in(folder)
+    kind = weights_in(where)
     if kind is None:
         raise _without_weights(folder)
     recorded = _json(folder / STATE).get("global_step") if (folder / STATE).is_file() else None
@@ -100,9 +153,9 @@ def open_checkpoint(folder: Path, *, step: int | None) -> Checkpoint:
             "give the folder its own name"
         )
     if kind == SHARDED:
-        paths = sorted({folder / n for n in _json(folder / SHARDED).get("weight_map", {}).values()})
+        paths = sorted({where / n for n in _json(where / SHARDED).get("weight_map", {}).values()})
     else:
-        paths = [folder / kind]
+        paths = [where / kind]
     files: dict[str, tuple[Path, str]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for path in paths:
@@ -110,19 +163,38 @@ def open_checkpoint(folder: Path, *, step: int | None) -> Checkpoint:
             for name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
                 part = file.get_slice(name)
                 if part.get_dtype() in FLOATS:
-                    files[name], shapes[name] = (path, name), tuple(part.get_shape())
+                    own = unwrapped(name)
+                    files[own], shapes[own] = (path, name), tuple(part.get_shape())
+                elif QUANTISED.search(name) or part.get_dtype().startswith("F"):
+                    raise LoclinError(
+                        f"expected weights that are not quantised in {folder}, found {name} of "
+                        f"{part.get_dtype()}: dequantise them and save them again"
+                    )
     if not files:
         raise LoclinError(
             f"expected floating-point tensors in {folder}, found none: give unquantised weights"
         )
-    adapter = _json(folder / ADAPTER_CONFIG) if kind == ADAPTER else None
     return Checkpoint(
         label=folder.name,
         step=step if recorded is None else recorded,
-        adapter=adapter,
+        adapter=adapter_settings(where) if kind == ADAPTER else None,
         files=files,
         shapes=shapes,
+        notes=stale(where),
     )
+
+
+def adapter_settings(folder: Path) -> dict[str, Any]:
+    """adapter_config.json, its names and patterns of names without those of wrappers."""
+
+    def bare(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {bare(k): bare(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [bare(v) for v in value]
+        return unwrapped(value) if isinstance(value, str) else value
+
+    return {k: bare(v) for k, v in _json(folder / ADAPTER_CONFIG).items()}
 
 
 def matched_names(wanted: Iterable[str], held: Iterable[str]) -> dict[str, str]:
@@ -170,8 +242,8 @@ def _differences(one: Checkpoint, other: Checkpoint) -> Iterator[str]:
 def scaling(adapter: Mapping[str, Any], weight: str) -> tuple[int, float]:
     """Rank and scale of an adapted weight: alpha/r, or alpha/√r with rank-stabilised LoRA.
 
-    A weight's own rank and alpha are found as peft finds them: by the first key of `rank_pattern`
-    and `alpha_pattern` that, as a regular expression, ends the weight's name.
+    A weight's own rank and alpha are those whose key in `rank_pattern` and `alpha_pattern` ends its
+    name.
 
     >>> adapter = {"r": 8, "lora_alpha": 16, "alpha_pattern": {"c_fc": 4}}
     >>> scaling(adapter, "base_model.model.h.0.mlp.c_fc")
@@ -183,15 +255,35 @@ def scaling(adapter: Mapping[str, Any], weight: str) -> tuple[int, float]:
             f"expected {missing!r} in adapter_config.json, found "
             f"{', '.join(adapter) or 'nothing'}: give a LoRA adapter of peft"
         )
-    rank = _own(adapter.get("rank_pattern"), weight, adapter["r"])
-    alpha = _own(adapter.get("alpha_pattern"), weight, adapter["lora_alpha"])
+    own, name = [adapter["r"], adapter["lora_alpha"]], weight.removeprefix("base_model.model.")
+    for i, patterns in enumerate((adapter.get("rank_pattern"), adapter.get("alpha_pattern"))):
+        if patterns:
+            own[i] = patterns.get(get_pattern_key(patterns, name), own[i])
+    rank, alpha = own
     return rank, alpha / (math.sqrt(rank) if adapter.get("use_rslora") else rank)
 
 
-def _own(pattern: Mapping[str, Any] | None, weight: str, otherwise: Any) -> Any:
-    name = weight.removeprefix("base_model.model.")
-    keys = (k for k in pattern or {} if re.match(rf"(.*\.)?({k})$", name))
-    return (pattern or {}).get(next(keys, ""), otherwise)
+def lora_pairs(
+    adapter: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, Adapted], tuple[str, ...]]:
+    """The LoRA pairs among some tensors of an adapter whose effect on the weights is s·BA; or why
+    there are none, in a sentence.
+    """
+    kind = next((n for key, n in NO_PRODUCT.items() if adapter.get(key)), adapter.get("peft_type"))
+    if kind != "LORA":
+        return {}, (
+            f"adapters of kind {kind} are measured in their own parameters alone: their effect on "
+            "the weights is no sBA",
+        )
+    adapted = pairs(shapes, lambda weight: scaling(adapter, weight)[1])
+    for weight, pair in adapted.items():
+        rank = scaling(adapter, weight)[0]
+        if shapes[pair.a][0] != rank:
+            return {}, (
+                f"{weight} is not adapted by one pair of rank {rank}: measured in the adapter's "
+                "own parameters alone",
+            )
+    return adapted, ()
 
 
 def _without_weights(folder: Path) -> LoclinError:
@@ -202,7 +294,7 @@ def _without_weights(folder: Path) -> LoclinError:
             "that runs code when it is loaded: convert to safetensors, for example by "
             "from_pretrained and save_pretrained"
         )
-    return LoclinError(
+    return Incomplete(
         f"expected {FULL}, {SHARDED} or {ADAPTER} in {folder}, found none of them: give a folder "
         "saved by Trainer or peft"
     )
@@ -214,7 +306,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (OSError, SafetensorError) as error:
-        raise LoclinError(
+        raise Incomplete(
             f"expected whole weights in {path}, found {error}: copy the file again or remove its "
             "folder"
         ) from error
@@ -224,7 +316,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise LoclinError(f"expected JSON in {path}, found {error}: copy the file again") from error
+        raise Incomplete(f"expected JSON in {path}, found {error}: copy the file again") from error
     if not isinstance(content, dict):
         raise LoclinError(
             f"expected a JSON object in {path}, found {type(content).__name__}: copy the file again"

@@ -63,7 +63,7 @@ def load(
     names = options.data
     source = BUILT_IN.get(names[0] if len(names) == 1 else "" if names else options.model)
     read = {name: _read(name, options) for name in names if not source and name != "self"}
-    network, tokenizer = load_model(options, seed=seed, progress=progress)
+    network, tokenizer, notes = load_model(options, seed=seed, progress=progress)
     divided = seed if source else derived(seed, "splits")
     if source:
         tasks = built_in_examples(source, divided)
@@ -82,7 +82,7 @@ def load(
         model=network,
         tokenizer=tokenizer,
         examples=grouped_splits(tasks, source.shares if source else shares, seed=divided),
-        notes=tuple(tasks.summary().splitlines()),
+        notes=(*notes, *tasks.summary().splitlines()),
     )
 
 
@@ -99,9 +99,9 @@ def _all_left(before: TaskData, after: TaskData) -> None:
 
 def load_model(
     options: LoadOptions, *, seed: int, progress: ProgressCallback | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model without data: a built-in one (trained on first use), a folder's or a hub id's, and
-    its tokenizer.
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[str, ...]]:
+    """A model without data: a built-in one (trained on first use), a folder's or a hub id's; its
+    tokenizer; and what its files hold beside it, in sentences.
 
     Args:
         options: with a device that is there (`resolved`).

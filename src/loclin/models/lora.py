@@ -28,6 +28,7 @@ from loclin.parameters import ParameterSpace
 from loclin.seeds import derived, seeded
 
 Init = Literal["default", "gaussian", "orthogonal", "pissa"]
+_MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 _ADAPTER = "default"  # peft's own name for an adapter that is given none
 
 
@@ -83,10 +84,19 @@ def attach(model: PreTrainedModel, lora: Lora, *, seed: int) -> peft.PeftModel:
         init_lora_weights=True if lora.init == "default" else lora.init,
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in linear.values()),
     )
+    if model.config.model_type in _MAMBA and targets == "all-linear":
+        settings.exclude_modules = ["out_proj", "conv1d"]  # peft refuses them in these families
     with seeded(derived(seed, "adapter")), warnings.catch_warnings():
         # peft's, over names that transformers is about to retire
         warnings.simplefilter("ignore", FutureWarning)
-        return peft.get_peft_model(model, settings).eval()
+        try:
+            return peft.get_peft_model(model, settings).eval()
+        except (ValueError, NotImplementedError) as error:
+            first = " ".join(str(error).split())[:200]
+            raise LoclinError(
+                f"expected linear maps that peft adapts, found that it does not: {first}: change "
+                "--targets"
+            ) from error
 
 
 def chosen_space(

@@ -7,10 +7,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
-import transformers
 from huggingface_hub.constants import HF_HUB_CACHE
-from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -18,9 +17,10 @@ from transformers import (
 )
 
 from loclin.errors import LoclinError
+from loclin.models.network import UNREADABLE, check_causal, context_of, loaded, of_today
 from loclin.options import BUILT_IN, LoadOptions
 
-transformers.utils.logging.disable_progress_bar()  # loclin shows its own
+__all__ = ["context_of", "device_of", "missing_from_cache", "read_pretrained", "resolved"]
 TOKENIZERS = {
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "spiece.model",
 }  # fmt: skip
@@ -28,12 +28,14 @@ TOKENIZERS = {
 
 def read_pretrained(
     name: str, options: LoadOptions
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A hub id's or a folder's model in evaluation mode, and its tokenizer with a padding token.
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[str, ...]]:
+    """A hub id's or a folder's model in evaluation mode, its tokenizer with a padding token, and
+    what its files hold beside the model, in sentences.
 
     Raises:
         LoclinError: no model, pickles only, no tokenizer, a damaged file, a hub id that is neither
-            cached nor reachable, code of its own without leave.
+            cached nor reachable, code of its own without leave, tensors that the files lack,
+            weights that cannot be dequantised, a model that is not causal.
     """
     folder = Path(name)
     if folder.exists():
@@ -49,20 +51,18 @@ def read_pretrained(
     except Exception as error:  # the tokenizers library raises plain ones
         raise LoclinError(_why(name, folder, options, error)) from error
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=options.dtype, use_safetensors=True, device_map=options.device_map, **where
-        )
+        config = AutoConfig.from_pretrained(name, **where)
+        how = {"config": config, "dtype": options.dtype, "device_map": options.device_map}
+        model, notes = loaded(AutoModelForCausalLM, name, **how, **where)
         if options.device_map is None:
             model.to(device_of(options))
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError, RuntimeError) as error:
+    except LoclinError:
+        raise
+    except UNREADABLE as error:
         raise LoclinError(_why(name, folder, options, error)) from error
-    return model.eval(), _with_padding(tokenizer, name)
-
-
-def context_of(model: PreTrainedModel) -> int | None:
-    """The most tokens that the model reads at once; None where its configuration has no limit."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(limit) if limit else None
+    of_today(model)
+    check_causal(model, name)
+    return model, _with_padding(tokenizer, name), notes
 
 
 def missing_from_cache(name: str, *, dataset: bool = False) -> bool:

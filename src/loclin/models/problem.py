@@ -107,23 +107,25 @@ class Problem:
 
 @contextmanager
 def twice_differentiable(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """Eager attention inside: fused kernels have no double backward (measures §8).
+    """Eager attention and experts inside: fused kernels have no double backward (measures §8).
 
     Raises:
         NoSecondDerivative: attention that cannot be made eager.
     """
     core = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
-    before = core.config._attn_implementation
+    before, experts = core.config._attn_implementation, core.get_experts_implementation()
     try:
         core.set_attn_implementation("eager")
     except (ValueError, ImportError) as error:
         raise _fused(before) from error
     if core.config._attn_implementation != "eager":  # transformers only warns
         raise _fused(before)
+    core.set_experts_implementation("eager")
     try:
         yield
     finally:
         core.set_attn_implementation(before)
+        core.set_experts_implementation(experts)
 
 
 def _fused(attention: str) -> NoSecondDerivative:

@@ -34,7 +34,8 @@ def library_weights(name: str, tasks: int) -> Callable[[Products], Weights]:
         tasks: K.
 
     Raises:
-        LoclinError: an unknown name, or a package that is not installed.
+        LoclinError: an unknown name, or a package that is not installed; by Nash-MTL's function,
+            gradients that are all zero.
 
     >>> library_weights("MGDA", 2)(np.diag([1.0, 3.0]))
     array([1.5, 0.5])
@@ -83,6 +84,7 @@ def _projecting(make: Any) -> Callable[[Products], Weights]:
 
     def weigh(gramian: Products) -> Weights:
         lengths = np.sqrt(np.diag(gramian))
+        lengths[lengths == 0] = 1.0  # zero in every unit
         units = torch.from_numpy(gramian / np.outer(lengths, lengths))
         weights = make(pref_vector=torch.from_numpy(lengths))(units).numpy()
         return np.asarray(weights / lengths, dtype=float)
@@ -92,10 +94,15 @@ def _projecting(make: Any) -> Callable[[Products], Weights]:
 
 def _bargaining(aggregator: Any) -> Callable[[Products], Weights]:
     def weigh(gramian: Products) -> Weights:
+        if not gramian.any():
+            raise LoclinError(
+                "expected gradients to bargain over, found zero alone: leave out tasks that have "
+                "nothing to learn"
+            )
         # rows with these products, as the solver wants them
         values, vectors = np.linalg.eigh(_of_length_one(gramian))
         rows = torch.from_numpy(vectors * np.sqrt(np.maximum(values, 0.0)))
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):  # 1/0
             for message in (
                 "You are solving a parameterized problem that is not DPP",
                 "Solution may be inaccurate",
@@ -109,4 +116,4 @@ def _bargaining(aggregator: Any) -> Callable[[Products], Weights]:
 
 def _of_length_one(gramian: Products) -> Products:
     """In a unit in which the mean square length is 1, as the solvers' tolerances expect."""
-    return np.asarray(gramian / np.diag(gramian).mean())
+    return np.asarray(gramian / (np.diag(gramian).mean() or 1.0))

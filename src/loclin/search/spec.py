@@ -96,7 +96,7 @@ class SearchSpec:
         """
         k = self.prefix
         if loaded is None:
-            network, tokenizer = load_model(resolved(self.options), seed=self.seed)
+            network, tokenizer, _ = load_model(resolved(self.options), seed=self.seed)
             loaded = Problem(model=network, tokenizer=tokenizer, examples={})
         problem, space = self._chosen(loaded)
         if any(p.is_meta for p in problem.model.parameters()):

@@ -13,12 +13,14 @@ from jaxtyping import Float, Int
 from peft import PeftModel
 from torch import Tensor
 from transformers import (
+    GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from loclin.activations.blocks import bare
 from loclin.errors import LoclinError
 from loclin.models.pretrained import context_of
 from loclin.seeds import derived, seeded
@@ -144,15 +146,24 @@ def _continued(
     drawing: dict[str, Any] = {"do_sample": False}
     if temperature:
         drawing = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    with seeded(seed) if temperature else nullcontext():
-        out = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=count,
-            num_beams=1,
-            pad_token_id=tokenizer.pad_token_id,
-            logits_processor=LogitsProcessorList([_Finite()]),
-            **drawing,
-        )
+    core: Any = bare(model)
+    own = core.generation_config
+    plain = GenerationConfig(
+        max_new_tokens=count,
+        eos_token_id=own.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **drawing,
+    )
+    core.generation_config = GenerationConfig()  # its own would fill in beams, penalties, strings
+    try:
+        with seeded(seed) if temperature else nullcontext():
+            out = core.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=plain,
+                logits_processor=LogitsProcessorList([_Finite()]),
+            )
+    finally:
+        core.generation_config = own
     new: list[int] = out[0, ids.shape[1] :].tolist()
     return new

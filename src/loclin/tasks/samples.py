@@ -182,7 +182,8 @@ class _Speech:
                 "expected logits that are numbers, found NaN: the model's weights are broken, load "
                 "it again"
             )
-        self.cache, self.read = output.past_key_values, ids.shape[1]
+        self.cache = getattr(output, "past_key_values", None)
+        self.read = 0 if self.cache is None else ids.shape[1]  # without one all is read again
         last: Tensor = output.logits[:, -1].cpu()
         return last
 

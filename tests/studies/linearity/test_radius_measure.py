@@ -146,7 +146,7 @@ def delta(folders: Path, **tensors: torch.Tensor) -> str:
         (lambda f: delta(f, nowhere=torch.ones(2)), {}, r"found nowhere \(no such tensor in the "
                                                         r"model\)"),
         (lambda f: f"{f}/base..{f}/base", {}, "a direction that moves something, found zeros"),
-        (empty_adapter, {}, "found one of kind IA3"),
+        (empty_adapter, {}, "found IA3 "),
         (lambda f: f"{f}/adapter", {"space": "*ln*"}, r"found none of its \d+ tensors in '\*ln\*': "
                                                       r"change --space"),
         (lambda f: "gradient", {"task": "divide"}, "unknown task 'divide': expected one of copy, "),

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from loclin.models import Problem, load
-from loclin.models.direction import Tensors, read_direction
+from loclin.models.direction import read_direction
 from loclin.models.evaluation import EvalSet
 from loclin.run.record import LOCK, Record
 from loclin.run.rows import Row
@@ -127,7 +127,7 @@ def test_the_winner_s_scores_are_those_of_its_exported_weights(
     sizes = {"select": 24, "validate": 16, "test": 32}
     splits = dealt(every, sizes, seed=0, purpose="search split")
     path = out / "best" / "delta.safetensors"
-    assert read_direction(str(path), Tensors.of(problem.model)).tensors.keys() <= set(
+    assert read_direction(str(path), problem.model).tensors.keys() <= set(
         dict(problem.model.named_parameters())
     )
     rows, before = Record(out).results(ENTRY), {}
@@ -286,7 +286,7 @@ def test_several_searches_share_splits_and_have_intervals_over_searches(
     assert "the law says" not in printed
     network = load(str(model), data="sequences-small").model
     for name in ("best", "best-1"):
-        assert len(read_direction(str(out / name), Tensors.of(network)).tensors) > 0
+        assert len(read_direction(str(out / name), network).tensors) > 0
     assert (out / "best" / "adapter_config.json").exists()
 
 

@@ -94,7 +94,7 @@ def test_a_folder_is_read_without_data(
 ) -> None:
     families["gpt2"].save_pretrained(tmp_path / "gpt2")
     tokenizers["gpt2"].save_pretrained(tmp_path / "gpt2")
-    model, _ = load_model(LoadOptions(model=str(tmp_path / "gpt2"), device="cpu"), seed=0)
+    model, *_ = load_model(LoadOptions(model=str(tmp_path / "gpt2"), device="cpu"), seed=0)
     assert torch.equal(ParameterSpace(model).read(), ParameterSpace(families["gpt2"]).read())
     vector = random(0, (0, 1), blocks=3)
     vector.save(tmp_path / "v.safetensors")

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from loclin.activations.blocks import bare
 from loclin.curvature import CurvatureOperator, Method
 from loclin.geometry.gramian import inner
 from loclin.geometry.krylov import Product
 from loclin.line import Line, Profile, line_along, losses_along, ray, signed_grid
 from loclin.models import Problem, twice_differentiable
 from loclin.models.evaluation import EvalSet
+from loclin.models.network import in_float64
 from loclin.progress import ProgressCallback
 from loclin.run.rows import Part, Row
 from loclin.run.runner import Session
@@ -61,7 +63,7 @@ def measure(settings: LinearitySettings, run: int, session: Session) -> Part:
     }
     points = {"pretrained": ctx.space.read(), "damaged": damaged}
     if settings.evaluate == "float64":
-        ctx.problem.model.double()  # in place: the space holds the same tensors
+        in_float64(bare(ctx.problem.model.double()))  # in place: the space holds the same tensors
     arrays: dict[str, np.ndarray] = {}
     for name, place in points.items():
         ctx.space.write(place)

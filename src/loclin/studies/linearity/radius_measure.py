@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from loclin.activations.blocks import bare
 from loclin.errors import LoclinError
 from loclin.line import check_finite, signed_grid
 from loclin.models import Problem, load, twice_differentiable
-from loclin.models.direction import Tensors, read_direction
+from loclin.models.direction import read_direction
 from loclin.models.evaluation import EvalSet
 from loclin.parameters import ParameterSpace
 from loclin.run.rows import Part, Row, estimated, finite
@@ -91,7 +92,7 @@ def examples_asked(settings: RadiusSettings, problem: Problem) -> tuple[list[Exa
 
 def read_vector(settings: RadiusSettings, problem: Problem, space: ParameterSpace) -> Direction:
     """A direction from files in the coordinates of the space, as long as it was given."""
-    direction = read_direction(settings.direction, Tensors.of(problem.model))
+    direction = read_direction(settings.direction, bare(problem.model))
     tensors, notes = direction.tensors, list(direction.notes)
     outside = len(tensors.keys() - set(space.names))
     if outside == len(tensors):

@@ -141,7 +141,7 @@ def apply(settings: ApplySettings, *, console: Console | None = None) -> list[Ge
     vector = read_gguf(path, shift=settings.shift) if gguf else SteeringVector.load(path)
     prompts, options = _prompts(settings), resolved(settings)
     with console.status("reading the model") as status:
-        model, tokenizer = load_model(
+        model, tokenizer, _ = load_model(
             options,
             seed=settings.seed,
             progress=lambda text, share: status.update(f"{text}: {share:.0%}"),

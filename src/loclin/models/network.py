@@ -1,0 +1,226 @@
+"""A network as transformers reads it, and whether it is what its files and its name say."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+import transformers
+from jaxtyping import Int
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
+
+from loclin.errors import LoclinError
+from loclin.models.folder import WRAPPER, stale
+
+transformers.utils.logging.disable_progress_bar()  # loclin shows its own
+
+#: What the libraries raise about files that they cannot read.
+UNREADABLE = (OSError, ValueError, KeyError, ImportError, SafetensorError, RuntimeError)
+#: Names of wrappers in those of tensors; transformers takes off one match of every pattern.
+MAPPING = {rf"{WRAPPER}(?#{i})": "" for i in range(4)}
+#: Beside a weight these say how it was quantised.
+SCALES = re.compile(
+    r"weight_scale|scale_inv|absmax|qweight|qzeros|qscale|g_idx|\.SCB$|quant_state|packed|_scales$"
+)
+#: Ways of quantising that transformers takes back on request.
+DEQUANTISED = ("fp8", "mxfp4")
+TOKENS = 8  # of the rows that show whether a model is causal
+#: What a later token may move of an earlier logit, as a share of the largest: round-off, for a
+#: mixture of experts that of sums in another order.
+ROUND_OFF = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 0.03, torch.float16: 0.01}
+
+
+def loaded(kind: Any, name: str, **how: Any) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """A model in evaluation mode whose every tensor is from its files, and what else they hold, in
+    sentences.
+
+    Args:
+        kind: an Auto class or a model's own class.
+        name: a folder or a hub id.
+        how: what `from_pretrained` takes, the configuration among it.
+
+    Raises:
+        LoclinError: tensors that are not in the files, of another shape there, or that stay
+            quantised.
+        OSError, ...: `UNREADABLE`, as the libraries do.
+    """
+    quantised = _quantisation(how["config"])
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # its table of what is missing is read here
+    try:
+        model, report = kind.from_pretrained(
+            name,
+            use_safetensors=True,
+            key_mapping=MAPPING,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported, and refused below
+            **how,
+        )
+    finally:
+        transformers.utils.logging.set_verbosity(before)
+    used = getattr(model, "_weight_conversions", None) or []  # which saving would take back
+    model._weight_conversions = [way for way in used if way.target_patterns != [""]]
+    _check_report(model, report, name)
+    beside = sorted(report["unexpected_keys"])
+    scale = next((n for n in beside if SCALES.search(n)), None)
+    whole = all(p.is_floating_point() and p.itemsize > 1 for p in model.parameters())
+    if scale or not whole:
+        found = quantised or f"{scale} beside them" if scale else quantised or "integers"
+        raise LoclinError(
+            f"expected weights that are not quantised in {name}, found {found}: dequantise the "
+            "model and save it again"
+        )
+    notes = [*stale(Path(name))]
+    if quantised:
+        notes.append(f"weights quantised by {quantised} are dequantised")
+    if beside:
+        more = ", ..." if len(beside) > 3 else ""
+        notes.append(
+            f"{len(beside)} tensors in the files are no part of the model and are left out: "
+            f"{', '.join(beside[:3])}{more}"
+        )
+    return model.eval(), tuple(notes)
+
+
+def _quantisation(config: Any) -> str | None:
+    """How the weights are quantised; the configuration is changed so that they are dequantised."""
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
+        return None
+    plain = settings if isinstance(settings, dict) else settings.to_dict()
+    method = str(plain.get("quant_method"))
+    if method in DEQUANTISED:
+        config.quantization_config = {**plain, "dequantize": True}
+    return method
+
+
+def _check_report(model: PreTrainedModel, report: Mapping[str, Any], name: str) -> None:
+    """What transformers fills with random numbers, and only reports."""
+    buffers = {n for n, _ in model.named_buffers()}  # made by the model's own code
+    lost = sorted(set(report["missing_keys"]) - buffers)
+    wrong = [f"no {n}" for n in lost]
+    wrong += [f"{n} of shape {tuple(a)} for {tuple(b)}" for n, a, b in report["mismatched_keys"]]
+    wrong += [" ".join(text.split())[:200] for text in report["error_msgs"]]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        there = sorted(report["unexpected_keys"])
+        beside = f", and {there[0]} that is no part of it" if there else ""
+        raise LoclinError(
+            f"expected every tensor of the model in the files of {name}, found {wrong[0]}{more}"
+            f"{beside}: save the model again with model.save_pretrained, as they would be random"
+        )
+
+
+@torch.no_grad()
+def check_causal(model: PreTrainedModel, name: str) -> None:
+    """Whether the model reads tokens alone, and a later token changes no earlier logit.
+
+    Raises:
+        LoclinError: it does not.
+    """
+    rows = _two_rows(model)
+    if rows is None:
+        return
+    try:
+        logits = model(input_ids=rows).logits.double()
+    except (AttributeError, IndexError, NotImplementedError, TypeError, *UNREADABLE) as error:
+        first = " ".join(str(error).split())[:200]
+        raise LoclinError(
+            f"expected a causal language model that runs on tokens alone in {name}, found "
+            f"{type(error).__name__}: {first}: give another model"
+        ) from error
+    moved = float((logits[0] - logits[1])[:-1].abs().max())
+    if moved > ROUND_OFF.get(model.dtype, 0.03) * float(logits.abs().max()):
+        raise LoclinError(
+            f"expected a causal language model in {name}, found {type(model).__name__}, in which a "
+            f"later token changes earlier logits (by {moved:.2g}): give a model that reads from "
+            "left to right"
+        )
+
+
+def context_of(model: PreTrainedModel) -> int | None:
+    """The most tokens that the model reads at once; None where its configuration has no limit."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(limit) if limit and limit > 0 else None
+
+
+def _two_rows(model: PreTrainedModel) -> Int[Tensor, "2 length"] | None:
+    """Rows of different tokens that differ in the last; None where there are too few to choose."""
+    config, table = model.config.get_text_config(), model.get_input_embeddings()
+    special = {getattr(config, f"{n}_token_id", None) for n in ("pad", "bos", "eos")}
+    usual = [i for i in range(table.weight.shape[0]) if i not in special]
+    length = min(TOKENS, context_of(model) or TOKENS, len(usual) - 1)
+    if length < 2:
+        return None
+    ids = usual[:: len(usual) // (length + 1)][: length + 1]
+    rows = torch.tensor([ids[:-1], [*ids[:-2], ids[-1]]])
+    return rows.to(table.weight.device)
+
+
+def of_today(model: PreTrainedModel) -> None:
+    """Give an older family's model what the others have: `logits_to_keep`, and ears for a mask and
+    for `use_cache` where it needs neither; and a model in float64 that precision throughout.
+    """
+    forward = type(model).forward
+    if "logits_to_keep" not in inspect.signature(forward).parameters:
+        setattr(model, "forward", MethodType(_keeping(forward), model))  # noqa: B010 (a method)
+    if model.dtype == torch.float64:
+        in_float64(model)
+
+
+def in_float64(model: PreTrainedModel) -> None:
+    """The model in float64, in place, its every step: transformers' norms, softmaxes and routers
+    cast to float32, which serves half precision and costs half of the digits here (second
+    differences of a Mixtral's loss were off by 0.4 of their size).
+    """
+    forward = model.double().forward
+
+    @functools.wraps(forward)
+    def run(self: PreTrainedModel, *args: Any, **more: Any) -> Any:
+        with _Float64Stays():
+            return forward.__func__(self, *args, **more)
+
+    setattr(model, "forward", MethodType(run, model))  # noqa: B010 (a method)
+    model.set_experts_implementation("eager")  # grouped products of matrices have no float64
+
+
+class _Float64Stays(TorchFunctionMode):
+    """Inside, what is float64 is not cast to float32."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
+            if func is Tensor.float:
+                return args[0]
+            args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+            kwargs = {k: torch.float64 if a is torch.float32 else a for k, a in kwargs.items()}
+        return func(*args, **kwargs)
+
+
+def _keeping(forward: Callable[..., Any]) -> Callable[..., Any]:
+    known = inspect.signature(forward).parameters
+    loose = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    spare = {"attention_mask", "use_cache", "past_key_values"} - known.keys()
+
+    @functools.wraps(forward)
+    def run(
+        self: PreTrainedModel, *args: Any, logits_to_keep: int | Tensor = 0, **more: Any
+    ) -> Any:
+        taken = more if loose else {n: v for n, v in more.items() if n not in spare}
+        output = forward(self, *args, **taken)
+        whole = isinstance(logits_to_keep, int)
+        output.logits = output.logits[:, slice(-logits_to_keep, None) if whole else logits_to_keep]
+        return output
+
+    return run
