@@ -12,18 +12,31 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import PreTrainedModel
 
 from loclin.cli import main
 from loclin.errors import LoclinError
-from loclin.models.folder import open_checkpoint
+from loclin.models.direction import read_direction
+from loclin.models.folder import open_checkpoint, scaling
+from loclin.models.pretrained import read_pretrained
+from loclin.options import LoadOptions
 from loclin.run.record import Record
-from tests.models.runs import hand_made, weights, write
-from tests.tasks.test_tokens import damaged
+from tests.conftest import random_model
+from tests.models.runs import hand_made, tiny, tiny_lora
+from tests.tasks.test_tokens import bytes_in_pairs, damaged
 
 ODD = (
     *(None, True, False, 0, -1, 3, 2.5, 1e308, 10**30, math.nan, math.inf, "", "x", "\ud800"),
     *([], {}, [1], [[]], {"x": 1}),
 )  # fmt: skip
+#: What decides what a GPT-2 computes.
+MEANING = (
+    *("model_type", "n_head", "n_layer", "n_embd", "n_inner", "vocab_size", "n_positions"),
+    *("activation_function", "layer_norm_epsilon", "scale_attn_weights", "tie_word_embeddings"),
+    *("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "add_cross_attention"),
+)
+ROW = torch.arange(5, 13)[None]
 
 
 def mutated(content: bytes, rng: random.Random) -> bytes:
@@ -105,14 +118,36 @@ def refused(read: Callable[[], None]) -> bool:
     return bool(line)
 
 
-def test_checkpoints(tmp_path: Path) -> None:
-    """Of a run, read tensor by tensor."""
-    path, rng, count = tmp_path / "model.safetensors", random.Random(1), 0
-    write(tmp_path, weights(0))
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with its tokenizer."""
+    where = tmp_path_factory.mktemp("whole")
+    tokenizer = bytes_in_pairs(None)
+    random_model("gpt2", len(tokenizer)).save_pretrained(where)
+    tokenizer.save_pretrained(where)
+    return where
+
+
+def loaded(folder: Path) -> PreTrainedModel:
+    return read_pretrained(str(folder), LoadOptions(model="other", device="cpu"))[0]
+
+
+def test_weights(folder: Path, tmp_path: Path) -> None:
+    """As a model, and as a checkpoint of a run."""
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    path, rng, count = copy / "model.safetensors", random.Random(1), 0
     whole = path.read_bytes()
 
-    def check() -> None:
-        checkpoint, held = open_checkpoint(tmp_path, step=None), spelled(path)
+    def as_model() -> None:
+        weights = loaded(copy).state_dict()
+        held = {n.removeprefix("transformer."): t for n, t in spelled(path).items()}
+        for name, values in weights.items():
+            if name != "lm_head.weight":  # tied
+                assert same(values.numpy(), held[name.removeprefix("transformer.")]), name
+                assert values.isfinite().all(), name
+
+    def as_checkpoint() -> None:
+        checkpoint, held = open_checkpoint(copy, step=None), spelled(path)
         assert checkpoint.files.keys() == held.keys()
         for name, shape in checkpoint.shapes.items():
             values = checkpoint.read(name, slice(None)).reshape(shape)
@@ -120,6 +155,55 @@ def test_checkpoints(tmp_path: Path) -> None:
 
     for _ in range(60):
         path.write_bytes(mutated_tensors(whole, rng))
+        count += refused(as_model)
+        refused(as_checkpoint)
+    assert 10 < count < 60
+
+
+def test_a_models_configuration(folder: Path, tmp_path: Path) -> None:
+    """Where what decides the outputs is the same, so are they; and they are finite."""
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    path, rng, count = copy / "config.json", random.Random(2), 0
+    whole = path.read_bytes()
+    right, known = loaded(copy)(ROW).logits, json.loads(whole)
+
+    def check() -> None:
+        model, said = loaded(copy), json.loads(path.read_bytes())
+        logits = model(ROW).logits
+        assert logits.isfinite().all()
+        if all(said.get(k, "") == known.get(k, "") for k in MEANING):
+            assert torch.allclose(logits, right, atol=1e-5), said
+        for k in MEANING:
+            assert k not in said or getattr(model.config, k) == said[k], k
+
+    for _ in range(80):
+        path.write_bytes(mutated(whole, rng))
+        count += refused(check)
+    assert 10 < count < 80
+
+
+def test_an_adapters_configuration(tmp_path: Path) -> None:
+    """The direction is s·BA with the scale that the file says."""
+    adapter = tiny_lora()
+    for n, p in adapter.named_parameters():
+        if "lora_B" in n:
+            torch.nn.init.normal_(p, generator=torch.Generator().manual_seed(0))
+    adapter.save_pretrained(tmp_path)
+    model = tiny()
+    path, rng, count = tmp_path / "adapter_config.json", random.Random(3), 0
+    whole = path.read_bytes()
+    right, known = read_direction(str(tmp_path), model).tensors, json.loads(whole)
+
+    def check() -> None:
+        made, said = read_direction(str(tmp_path), model).tensors, json.loads(path.read_bytes())
+        assert made.keys() == right.keys()
+        for name, change in made.items():
+            weight = "base_model.model." + name.removesuffix(".weight")
+            scale = scaling(said, weight)[1] / scaling(known, weight)[1]
+            assert torch.allclose(change, scale * right[name], rtol=1e-4, atol=1e-6), (name, said)
+
+    for _ in range(60):
+        path.write_bytes(mutated(whole, rng))
         count += refused(check)
     assert 10 < count < 60
 

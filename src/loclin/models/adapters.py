@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from loclin.errors import LoclinError
 from loclin.models.folder import ADAPTER, ADAPTER_CONFIG, adapter_settings, unwrapped
-from loclin.models.network import UNREADABLE
 from loclin.seeds import seeded
 
 _LOST = "Found missing adapter keys"  # peft's warning, where factors stay as they were drawn
@@ -52,9 +51,9 @@ def merged_change(folder: Path, model: nn.Module) -> dict[str, Tensor]:
             merged = made.double().merge_and_unload()
         after = merged.named_parameters(remove_duplicate=False)
         changes = {n: (p.detach() - before[n].double()).float() for n, p in after}
-    except LoclinError:
+    except (LoclinError, MemoryError):
         raise
-    except (AttributeError, TypeError, *UNREADABLE) as error:
+    except Exception as error:  # damaged files lead peft to any
         raise LoclinError(
             f"expected an adapter of this model that peft can merge in {folder}, found "
             f"{settings.get('peft_type')} ({type(error).__name__}: "

@@ -29,7 +29,7 @@ from loclin.models.folder import (
     unwrapped,
     weights_in,
 )
-from loclin.models.network import UNREADABLE, loaded
+from loclin.models.network import loaded
 
 SHOWN = 3  # mismatches that are listed
 
@@ -167,7 +167,7 @@ def _weights(folder: Path, like: PreTrainedModel) -> tuple[dict[str, Tensor], tu
         network, notes = loaded(type(like), str(folder), config=config, dtype=precision)
     except LoclinError:
         raise
-    except UNREADABLE as error:
+    except Exception as error:  # damaged files lead transformers to any
         raise LoclinError(
             f"expected a checkpoint of {type(like).__name__} in {folder}, found "
             f"{type(error).__name__}: {' '.join(str(error).split())[:200]}: give two of this model"

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import transformers
 from jaxtyping import Int
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
@@ -24,8 +23,6 @@ from loclin.models.folder import WRAPPER, stale
 
 transformers.utils.logging.disable_progress_bar()  # loclin shows its own
 
-#: What the libraries raise about files that they cannot read.
-UNREADABLE = (OSError, ValueError, KeyError, ImportError, SafetensorError, RuntimeError)
 #: Names of wrappers in those of tensors; transformers takes off one match of every pattern.
 MAPPING = {rf"{WRAPPER}(?#{i})": "" for i in range(4)}
 #: Beside a weight these say how it was quantised.
@@ -50,9 +47,9 @@ def loaded(kind: Any, name: str, **how: Any) -> tuple[PreTrainedModel, tuple[str
         how: what `from_pretrained` takes, the configuration among it.
 
     Raises:
-        LoclinError: tensors that are not in the files, of another shape there, or that stay
-            quantised.
-        OSError, ...: `UNREADABLE`, as the libraries do.
+        LoclinError: tensors that are not in the files, of another shape there, not finite, or that
+            stay quantised.
+        Exception: any, as the libraries do about damaged files.
     """
     quantised = _quantisation(how["config"])
     with quiet():
@@ -76,6 +73,7 @@ def loaded(kind: Any, name: str, **how: Any) -> tuple[PreTrainedModel, tuple[str
             f"expected weights that are not quantised in {name}, found {found}: dequantise the "
             "model and save it again"
         )
+    _check_finite(model, name)
     notes = [*stale(Path(name))]
     if quantised:
         notes.append(f"weights quantised by {quantised} are dequantised")
@@ -128,6 +126,16 @@ def _check_report(model: PreTrainedModel, report: Mapping[str, Any], name: str) 
         )
 
 
+def _check_finite(model: PreTrainedModel, name: str) -> None:
+    here = ((n, p) for n, p in model.named_parameters() if not p.is_meta)
+    broken = next((n for n, p in here if not p.isfinite().all()), None)
+    if broken is not None:
+        raise LoclinError(
+            f"expected finite weights in {name}, found NaN or infinity in {broken}: download or "
+            "save the model again, or choose another --dtype"
+        )
+
+
 @torch.no_grad()
 def check_causal(model: PreTrainedModel, name: str) -> None:
     """Whether the model reads tokens alone, and a later token changes no earlier logit.
@@ -140,12 +148,17 @@ def check_causal(model: PreTrainedModel, name: str) -> None:
         return
     try:
         logits = model(input_ids=rows).logits.double()
-    except (AttributeError, IndexError, NotImplementedError, TypeError, *UNREADABLE) as error:
+    except Exception as error:  # whatever its own code raises
         first = " ".join(str(error).split())[:200]
         raise LoclinError(
             f"expected a causal language model that runs on tokens alone in {name}, found "
             f"{type(error).__name__}: {first}: give another model"
         ) from error
+    if logits.isnan().any():
+        raise LoclinError(
+            f"expected logits that are numbers from {name}, found NaN: mend its config.json, or "
+            "choose another --dtype"
+        )
     moved = float((logits[0] - logits[1])[:-1].abs().max())
     if moved > ROUND_OFF.get(model.dtype, 0.03) * float(logits.abs().max()):
         raise LoclinError(

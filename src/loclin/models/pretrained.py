@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from loclin.errors import LoclinError
-from loclin.models.network import UNREADABLE, check_causal, context_of, loaded, of_today
+from loclin.models.network import check_causal, context_of, loaded, of_today
 from loclin.options import BUILT_IN, LoadOptions
 
 __all__ = ["context_of", "device_of", "missing_from_cache", "read_pretrained", "resolved"]
@@ -48,17 +48,14 @@ def read_pretrained(
     }
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **where)
-    except Exception as error:  # the tokenizers library raises plain ones
-        raise LoclinError(_why(name, folder, options, error)) from error
-    try:
         config = AutoConfig.from_pretrained(name, **where)
         how = {"config": config, "dtype": options.dtype, "device_map": options.device_map}
         model, notes = loaded(AutoModelForCausalLM, name, **how, **where)
         if options.device_map is None:
             model.to(device_of(options))
-    except LoclinError:
+    except (LoclinError, MemoryError):
         raise
-    except UNREADABLE as error:
+    except Exception as error:  # damaged files lead the libraries to any
         raise LoclinError(_why(name, folder, options, error)) from error
     of_today(model)
     check_causal(model, name)
