@@ -72,7 +72,8 @@ def _line(axes: Axes, claim: Claim, y: int) -> None:
     if claim.bar is None or claim.value is None:
         axes.plot(1.1, y, mark, color=colour, clip_on=False)
         return
-    low, value, high = (_towards(claim, v) for v in (claim.low, claim.value, claim.high))
+    value = _towards(claim, claim.value)
+    low, high = (None if v is None else _towards(claim, v) for v in (claim.low, claim.high))
     paper = PAPER.search(claim.paper)
     said = _towards(claim, float(paper[1].replace("−", "-"))) if paper else None
     reach = max(abs(v) for v in (low, value, high, said) if v is not None) or 1.0
@@ -83,13 +84,12 @@ def _line(axes: Axes, claim: Claim, y: int) -> None:
         axes.plot(said / reach, y, "|", color="#000000", markersize=8)
 
 
-def _towards(claim: Claim, value: float | None) -> float | None:
+def _towards(claim: Claim, value: float) -> float:
     """How far a number lies on the claim's side of its bar, in its own units."""
-    if value is None or claim.bar is None:
-        return None
+    bar = claim.bar or 0.0
     if claim.supports == "within":
-        return claim.bar - (value if (claim.value or 0.0) >= 0 else -value)
-    return (value - claim.bar) * (-1 if claim.supports == "below" else 1)
+        return bar - (value if (claim.value or 0.0) >= 0 else -value)
+    return (value - bar) * (-1 if claim.supports == "below" else 1)
 
 
 def sentences(claims: Sequence[Claim]) -> list[str]:
