@@ -41,7 +41,7 @@ def measure(settings: RadiusSettings, run: int, session: Session) -> Part:
     """
     session.progress("loading the model", 0.0)
     problem = load(settings, seed=settings.seed, progress=session.progress)
-    before = known(problem, settings)
+    before = known(problem, settings, progress=session.progress)
     space = ParameterSpace(problem.model, "*" if settings.space == "full" else settings.space)
     _check_room(space)
     examples, notes = examples_asked(settings, problem)
