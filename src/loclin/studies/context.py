@@ -122,8 +122,7 @@ def make_context(
         raise LoclinError(
             f"unknown task {settings.task!r}: expected each, or one of {', '.join(problem.tasks)}"
         )
-    progress("asking what the model knows", 0.0)
-    before = known(problem, settings, run)
+    before = known(problem, settings, run, progress=progress)
     problem, note = _to_destroy(problem, before.tasks, settings.task)
     problem, space = adapted(problem, settings, run)
     model, tasks = problem.model, problem.tasks

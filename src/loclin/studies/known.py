@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from loclin.models.problem import Problem
 from loclin.models.zero_shot import ZeroShot, zero_shot
+from loclin.progress import ProgressCallback, silent
 from loclin.run.rows import Row, estimated, finite
 from loclin.search.splits import learned
 from loclin.studies.names import AREA, BLIND, KNOWN, MASS, ZERO_SHOT
@@ -27,10 +28,17 @@ class Known:
     tasks: tuple[str, ...] = ()
 
 
-def known(problem: Problem, settings: ModelSettings, run: int | None = None) -> Known:
+def known(
+    problem: Problem,
+    settings: ModelSettings,
+    run: int | None = None,
+    *,
+    progress: ProgressCallback = silent,
+) -> Known:
     """Ask a model as it was loaded. The numbers are noted in the first run alone."""
     if learned(settings.model, settings.data):
         return Known(tasks=problem.tasks)
+    progress("asking what the model knows", 0.0)
     found = zero_shot(problem, seed=settings.seed + (run or 0))
     tasks = tuple(z.task for z in found if z.known)
     scores = ", ".join(f"{z.score.value:.2f} on {z.task} ({z.blind:.2f} blindly)" for z in found)

@@ -99,7 +99,7 @@ def test_both_optimisers_train_from_one_start(
     settings = own(folder["gpt2"], files, optimisers=("adamw", "sgd"))
     rows = measure(settings, 1, Session()).rows
     alone = measure(replace(settings, optimisers=("sgd",)), 1, Session()).rows
-    assert [r for r in rows if r.context["optimiser"] == "sgd"] == list(alone)
+    assert [r for r in rows if r.context.get("optimiser") != "adamw"] == list(alone)
     first = [by_run(rows, "first_worst_score", optimiser=o) for o in ("adamw", "sgd")]
     assert first[0] == first[1]
 

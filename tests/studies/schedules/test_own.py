@@ -18,9 +18,10 @@ def test_tasks_are_in_the_order_asked_for_and_start_at_the_model_as_it_is(
     folder: dict[str, str], files: tuple[str, str]
 ) -> None:
     settings = own(folder["llama"], files, tasks=("B", "A"), optimisers=("adamw", "sgd"))
-    found, notes = own_comparisons(settings, 0, silent)
+    found, before, notes = own_comparisons(settings, 0, silent)
     adamw, sgd = found["adamw"], found["sgd"]
     assert adamw.tasks == ("B", "A")
+    assert [r.context["of"] for r in before.rows if r.quantity == "known"] == ["B", "A"]
     assert adamw.train_split == "train"
     assert torch.equal(adamw.start, adamw.space.read())
     assert (adamw.lr, sgd.lr, adamw.seed) == (1e-3, 3e-2, sgd.seed)

@@ -43,7 +43,7 @@ def measure(settings: RadiusSettings, run: int, session: Session) -> Part:
     """
     session.progress("loading the model", 0.0)
     problem = load(settings, seed=settings.seed, progress=session.progress)
-    before = known(problem, settings)
+    before = known(problem, settings, progress=session.progress)
     space = ParameterSpace(problem.model, "*" if settings.space == "full" else settings.space)
     dimension, length = space.dimension, _length(space)
     examples, notes = examples_drawn(settings, problem)

@@ -48,7 +48,7 @@ def requirements(settings: SchedulesSettings) -> Requirements:
 
 def _tasks_trained_in(settings: SchedulesSettings, run: int, progress: ProgressCallback) -> Part:
     comparisons, before, notes = own_comparisons(settings, run, progress)
-    rows: list[Row] = [*before.rows]
+    rows: list[Row] = []
     for done, (optimiser, comparison) in enumerate(comparisons.items()):
         tasks = "+".join(comparison.tasks)
         context = {"run": run, "task": tasks, "pair": EVERY_PAIR, "optimiser": optimiser}
@@ -56,7 +56,8 @@ def _tasks_trained_in(settings: SchedulesSettings, run: int, progress: ProgressC
         more, cost = comparison_rows(comparison, context, report, validated=True)
         rows += more
         notes += cost if done == 0 else []
-    return Part(rows=rows, arrays=arrays_of(rows, run), notes=notes if run == 0 else [])
+    notes = notes if run == 0 else []
+    return Part(rows=[*rows, *before.rows], arrays=arrays_of(rows, run), notes=notes)
 
 
 def _pairs_trained_back(settings: SchedulesSettings, run: int, progress: ProgressCallback) -> Part:

@@ -31,7 +31,7 @@ def own_comparisons(
     # of a built-in set a model may have learned the train split
     split = "recovery" if settings.data[0] in BUILT_IN else "train"
     tasks = chosen_tasks(settings, problem, split)
-    before = known(problem.only(tasks), settings, run)
+    before = known(problem.only(tasks), settings, run, progress=progress)
     problem, space = adapted(problem, settings, run)
     comparisons = {
         optimiser: ScheduleComparison(

@@ -59,7 +59,7 @@ def measure(settings: SearchSettings, run: int, session: Session) -> Part:
     problem = load(settings, seed=settings.seed, progress=session.progress)
     spec, splits, notes = described(settings, noise, problem)
     with one_thread(spec.device):
-        before = known(problem, settings)
+        before = known(problem, settings, progress=session.progress)
         for note in before.notes:
             session.note(note)
         spec = replace(spec, basis=kept_basis(session.record, settings.entry))

@@ -87,7 +87,7 @@ def steer(settings: SteerSettings, progress: ProgressCallback) -> tuple[Part, St
     damaged, notes = _damage(ctx, vectors)
     vector = _vector(ctx, vectors[settings.route])
     rows += [*damaged, *make_rows.generation_rows(_texts(ctx, vector))]
-    before = known(ctx.problem, settings)
+    before = known(ctx.problem, settings, progress=progress)
     rows = [*before.rows, *rows]
     arrays = {f"direction/{route}": raw.float().numpy() for route, raw in found.raw.items()}
     return Part(rows=rows, arrays=arrays, notes=[*_notes(ctx), *before.notes, *notes]), vector
