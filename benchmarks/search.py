@@ -244,16 +244,15 @@ def shares() -> list[str]:
     problem = gpt2()
     of, space = eval_set(problem, 256), ParameterSpace(problem.model)
     perturbed, (candidate,) = Perturbed(space, Noise()), candidates(1, [SIGMA], seed=0)
-    stream = NoiseStream(
-        Noise(), {n: tuple(p.shape) for n, p in zip(space.names, space.parameters, strict=True)}
-    )
+    shapes = {n: tuple(p.shape) for n, p in zip(space.names, space.parameters, strict=True)}
+    stream = NoiseStream(Noise(), shapes)
     (outcome,) = score(perturbed, of, [candidate])
     with (
         tempfile.TemporaryDirectory() as folder,
         opened(Path(folder) / "ledger.jsonl", {"examples": len(of.batch)}) as ledger,
     ):
         waiting = iter([replace(outcome, candidate=c) for c in candidates(100, [SIGMA], seed=0)])
-        noise = median(lambda: [None for _ in stream.of(candidate.seed)])
+        noise = median(lambda: [None for n in shapes for _ in stream.of(candidate.seed, n)])
         steps = {
             "noise": noise,
             "apply": median(lambda: perturbed.place(candidate)) - noise,
