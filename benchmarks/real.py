@@ -107,9 +107,9 @@ def radius(asked: LoadOptions) -> list[str]:
         device=asked.device,
         dtype=asked.dtype,
         direction=str(Path(FOLDER.name) / "change.safetensors"),
-        examples=40,
+        examples=20,
         folds=5,
-        batch=8,
+        batch=4,
     ).checked()
     calls, took = 0, list[float]()
     tallies = EvalSet.tallies

@@ -4,8 +4,9 @@ A candidate is δ = σz, z ~ N(0, I_D). In the space that is searched the loss h
 Hessian H, and every function takes them alike: `gradient` is ‖g‖, `trace` tr H, `along` ĝᵀHĝ,
 `frobenius` ‖H‖_F, `cube` tr H³, `n` is N, `sigma` σ. `noise` is τ, the standard deviation of a
 candidate's score about its true one, independent between candidates. Losses and gains are in nats
-per answer token, σ and radii in the units of the weights. A number that is not finite or out of its
-range raises `LoclinError`. `tests/test_law.py` holds every formula against simulation.
+per answer token, σ and radii in the units of the weights. Where z_i = ±1, ‖H‖_F is that of H
+without its diagonal: the curvature's variance is σ⁴Σ_{i≠j}H_ij²/2. A number that is not finite or
+out of its range raises `LoclinError`. `tests/test_law.py` holds every formula against simulation.
 """
 
 from __future__ import annotations

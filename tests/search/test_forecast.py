@@ -108,11 +108,14 @@ def test_the_law_s_numbers_are_those_of_dense_derivatives(
     assert found.frobenius.value**2 == pytest.approx(square, abs=4 * spread)
     edge = law.valid_up_to(gradient=found.gradient, frobenius=found.frobenius.value)
     assert found.edge == edge
-    assert found.notes[-1] == (
-        "noise of rank 2 is not normal: the law's slope and trace hold, its tails are heavier"
-        if noise == "lowrank:2"
-        else "attention was switched from sdpa to eager for it"
-    )
+    assert found.notes[0] == "attention was switched from sdpa to eager for it"
+    said = {
+        "lowrank:2": "noise of rank 2 is not normal: the law's slope and trace hold, its tails are "
+        "heavier",
+        "rademacher": "noise of ±σ: the diagonal of H moves all candidates alike, so ‖H‖_F is that "
+        "of H without it, and σ⁴‖H‖_F²/2 is the variance of curvature",
+    }
+    assert list(found.notes[1:]) == [said[noise]] * (noise in said)
     assert found.weights == pytest.approx(float(space.read().norm()))
 
 
@@ -190,7 +193,7 @@ def test_the_diagonal_of_curvature_moves_all_candidates_of_signs_alike() -> None
     assert off.norm() < 0.3 * h.norm()
     stream = NoiseStream(Noise(kind="rademacher"), {"w": (d,)})
     drawn = candidates(count, [sigma], seed=1)
-    z = torch.stack([z.clone() for c in drawn for _, _, z in stream.of(c.seed)]).double()
+    z = torch.stack([z.clone() for c in drawn for _, z in stream.of(c.seed, "w")]).double()
     slopes, bends = sigma * z @ g, sigma**2 / 2 * ((z @ h) * z).sum(1)
     variance = sigma**4 * float(off.square().sum()) / 2
     assert float(slopes.var()) == pytest.approx(sigma**2 * float(g @ g), rel=0.1)
@@ -204,7 +207,7 @@ def test_the_diagonal_of_curvature_moves_all_candidates_of_signs_alike() -> None
         lambda v: h @ v, g, 200, seed=0, step=lambda stage: None, signs=True
     )
     assert norm.value == pytest.approx(float(off.norm()), rel=0.1)
-    assert trace.value == pytest.approx(float(h.trace()), abs=4 * math.sqrt(2 / 200) * off.norm())
+    assert trace.value == pytest.approx(float(h.trace()), abs=0.4 * float(off.norm()))
     assert along == pytest.approx(float(g @ h @ g / (g @ g)))
     alone = _measured(lambda v: h.diagonal() * v, g, 3, seed=0, step=lambda stage: None, signs=True)
     assert alone[1].value == pytest.approx(0, abs=1e-5)
@@ -214,7 +217,7 @@ def test_the_diagonal_of_curvature_moves_all_candidates_of_signs_alike() -> None
 def planted_quadratic(d: int, *, seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     g, m = (torch.randn(*shape, generator=generator).double() for shape in ((d,), (d, d)))
-    return g, 0.05 * (m + m.T) + torch.diag(1 + torch.rand(d, generator=generator).double())
+    return g, 0.04 * (m + m.T) + torch.diag(1 + torch.rand(d, generator=generator).double())
 
 
 def test_real_candidates_gain_what_was_forecast(damaged: Problem) -> None:

@@ -2,7 +2,8 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import numpy as np
@@ -50,12 +51,16 @@ class Small:
         self.room, self.calls = room, 0
 
     def __call__(
-        self, perturbed: Perturbed, eval_set: EvalSet, drawn: Sequence[Candidate]
+        self,
+        perturbed: Perturbed,
+        eval_set: EvalSet,
+        drawn: Sequence[Candidate],
+        at: Callable[[Candidate], AbstractContextManager[None]] | None = None,
     ) -> list[Outcome]:
         self.calls += 1
         if len(eval_set.batch) > self.room:
             raise torch.OutOfMemoryError("tried to allocate 2.00 GiB")
-        return score(perturbed, eval_set, drawn)
+        return score(perturbed, eval_set, drawn, at)
 
 
 @pytest.mark.parametrize("room", [20, 7, 1])
