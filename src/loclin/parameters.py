@@ -64,6 +64,7 @@ class ParameterSpace:
         self.names = tuple(self._tensors)
         self.sizes = tuple(p.numel() for p in self._tensors.values())
         self.dimension = sum(self.sizes)
+        self._spare: list[Tensor] | None = None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -117,26 +118,35 @@ class ParameterSpace:
 
         By copy: adding a step and subtracting it again drifts.
         """
-        saved = [p.detach().clone() for p in self.parameters]
+        saved, self._spare = self._spare or [torch.empty_like(p) for p in self.parameters], None
+        with torch.no_grad():
+            for values, parameter in zip(saved, self.parameters, strict=True):
+                values.copy_(parameter)
         try:
             yield
         finally:
             with torch.no_grad():
                 for parameter, values in zip(self.parameters, saved, strict=True):
                     parameter.copy_(values)
+            self._spare = saved  # for a large model, new room takes longer than filling it
 
-    def noise(self, *, seed: int) -> Float[Tensor, " D"]:
-        """z ~ N(0, I_D), a function of (seed, tensor name) alone.
+    def noise(self, *, seed: int, into: Float[Tensor, " D"] | None = None) -> Float[Tensor, " D"]:
+        """z ~ N(0, I_D), a function of (seed, tensor name) alone; written to `into` where that is
+        given.
 
         Each tensor has a stream of its own. Where one stream starts anew for every tensor, as in
         public search code, tensors of one shape get the same noise and the law of random search
         does not hold.
         """
         drawn = (
-            torch.randn(p.shape, generator=torch.Generator().manual_seed(derived(seed, n))).to(p)
+            torch.randn(p.shape, generator=torch.Generator().manual_seed(derived(seed, n)))
             for n, p in self._tensors.items()
         )
-        return torch.cat([z.reshape(-1).to(self._home) for z in drawn])
+        return self.flat(drawn, self.zeros() if into is None else into)
+
+    def zeros(self) -> Float[Tensor, " D"]:
+        """A vector of zeros."""
+        return torch.zeros(self.dimension, dtype=self.parameters[0].dtype, device=self._home)
 
     def gradient(
         self, loss: SummedLoss[T], batches: Iterable[T], *, into: Float[Tensor, " D"] | None = None
@@ -146,16 +156,30 @@ class ParameterSpace:
         Written to `into` where that is given: for a large model, new room takes longer than filling
         it. Raises `LoclinError` for no batches, no items, or a loss that is not finite.
         """
-        total, count = None, 0
-        for batch in batches:
-            value, items = loss(batch)
-            pieces = torch.autograd.grad(finite_loss(value), self.parameters, allow_unused=True)
-            own = self.flat(pieces, into if total is None else None)
-            total = own if total is None else total.add_(own)
-            count += items
+        total, count = self.zeros() if into is None else into.zero_(), 0
+        with self.gradients_in(total):
+            for batch in batches:
+                value, items = loss(batch)
+                torch.autograd.backward(finite_loss(value), inputs=self.parameters)
+                count += items
         some_items(count)
-        assert total is not None
         return total.div_(count)
+
+    @contextmanager
+    def gradients_in(self, vector: Float[Tensor, " D"]) -> Iterator[None]:
+        """Inside, backward passes add gradients to this vector, tensor by tensor as they are made:
+        all of them at once would be a second one.
+        """
+        before, views = [p.grad for p in self.parameters], self.by_tensor(vector).values()
+        for parameter, view in zip(self.parameters, views, strict=True):
+            parameter.grad = view.to(parameter.device)  # the view itself, on the same device
+        try:
+            yield
+        finally:
+            for parameter, view, old in zip(self.parameters, views, before, strict=True):
+                if parameter.grad is not None and parameter.device != view.device:
+                    view.copy_(parameter.grad)
+                parameter.grad = old
 
 
 def finite_loss(loss: Tensor) -> Tensor:

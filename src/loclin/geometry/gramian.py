@@ -6,6 +6,7 @@ factor of G_{1..k,1..k}. T is hundreds where D is millions, so the vectors are r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +20,9 @@ from loclin.errors import LoclinError
 #: earlier ones, is below this share of it. Updates are float32 (unit round-off 6e-8, squared
 #: 4e-15); the margin covers sums over thousands of terms.
 DEPENDENT = 1e-11
-_CHUNK = 1 << 16  # coordinates in float64 at a time: no such copy of U ever exists
+#: Coordinates in float64 at a time: no such copy of a whole vector ever exists. On an accelerator
+#: more, for each of them is a call.
+_CHUNK, _LARGE = 1 << 16, 1 << 24
 _ROWS = 64  # rows of a symmetric Gramian computed at a time
 
 
@@ -39,7 +42,14 @@ def inner(one: Float[Tensor, " D"], other: Float[Tensor, " D"]) -> float:
     >>> inner(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
     11.0
     """
-    return float(to_float64(one) @ to_float64(other))
+    size = _CHUNK if one.device.type == "cpu" else _LARGE
+    parts = zip(one.split(size), other.split(size), strict=True)
+    return float(torch.stack([to_float64(x) @ to_float64(y) for x, y in parts]).sum())
+
+
+def norm(vector: Float[Tensor, " D"]) -> float:
+    """‖vector‖, accumulated in float64."""
+    return math.sqrt(inner(vector, vector))
 
 
 def gramian(

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from loclin.activations.capture import activations
 from loclin.errors import LoclinError
-from loclin.geometry.gramian import to_float64
 from loclin.parameters import ParameterSpace
 from loclin.search.candidate import Perturbed, candidates
 from loclin.search.noise import Noise
 from loclin.seeds import derived
+from loclin.steering.gradient import weights_norm
 from loclin.steering.prompts import PromptSet, next_logits, pieces
 
 #: ‖σz‖/‖θ‖, a tenth of the law's limit `law.valid_up_to` for the loss of E1 on the smaller built-in
@@ -151,7 +151,7 @@ def _sigma(space: ParameterSpace, count: int, size: float, best: int | None) -> 
         raise LoclinError(
             f"expected float32 weights for small steps, found {kind}: choose --dtype float32"
         )
-    length = float(to_float64(space.read()).norm())
+    length = weights_norm(space)
     if not 0 < length < math.inf:
         raise LoclinError(
             f"expected weights of a positive, finite norm, found {length}: load the model again"

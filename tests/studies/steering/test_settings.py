@@ -20,6 +20,14 @@ def test_the_run_folder_names_model_and_route() -> None:
     assert replace(GOOD, out=Path("here")).run_folder == Path("here")
 
 
+def test_a_model_of_your_own_gets_one_route_and_counts_that_fit() -> None:
+    own = module.preset("some/model")
+    assert own.routes == ("labels",)
+    assert (own.choose, own.test, own.texts) == (32, 64, 16)
+    assert module.preset("statements-small") == GOOD
+    assert replace(own, compare=("gradient",)).routes == ("labels", "gradient")
+
+
 def test_the_routes_begin_with_the_one_that_was_asked_for() -> None:
     found = replace(GOOD, route="search", compare=("logits", "labels", "search")).routes
     assert found == ("search", "labels", "logits")
