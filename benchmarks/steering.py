@@ -364,7 +364,7 @@ def whole(asked: Namespace) -> list[str]:
         layer = next(int(r["value"]) for r in rows if r["quantity"] == "chosen_layer")
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     model, settings = subject(asked), preset(asked.model)
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     count, after = len(blocks(model)), len(blocks(model)) - 1 - layer
     near = sum(0 < abs(s) <= 1 for s in settings.strengths)
     by_prompt = {

@@ -91,8 +91,9 @@ def cosines_by_law(
     With c the unit vector of `against`, a = cᵀJv is Gaussian with variance V = Σ_t (s_t²/D_t)
     ‖J_tᵀc‖², D_t the coordinates of tensor t. What is left of the shift once a is taken out, w = Jv
     − (b/V)a with b = Cov(Jv, a) = Σ_t (s_t²/D_t) J_t J_tᵀc, is independent of a, and is read off a
-    dozen drawn steps. cos = a/‖(b/V)a + w‖, at a hundred quantiles of a beside each w. Without b,
-    where few directions carry most of Jv, its length would count as independent of a, and is not.
+    dozen drawn steps. cos = a/‖(b/V)a + w‖, at a hundred quantiles of a beside each w, and minus
+    it. Without b, the length of Jv would count as independent of a: where few directions carry most
+    of Jv, it is not.
     """
     unit = torch.nn.functional.normalize(against.double(), dim=-1)
     vector, total = steps.space.zeros(), len(steps.layers) + DRAWS
@@ -112,7 +113,7 @@ def cosines_by_law(
         left = moved - slope * (moved * unit).sum(-1, keepdim=True)
         rows.append(a / (slope * a[..., None] + left).norm(dim=-1))
         progress((len(steps.layers) + i + 1) / total)
-    return torch.cat(rows).clamp(-1, 1).numpy()
+    return both_ways(list(torch.cat(rows).clamp(-1, 1)))
 
 
 def _along(
