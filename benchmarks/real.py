@@ -15,6 +15,7 @@ over pairs measured in turn, with the range of the pairs' middle half:
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -36,15 +37,15 @@ from loclin.models.evaluation import EvalSet
 from loclin.options import LoadOptions
 from loclin.parameters import ParameterSpace
 from loclin.run.runner import Session
-from loclin.studies.linearity.radius_measure import examples_asked, measure, moved
+from loclin.studies.linearity.radius_measure import examples_drawn, measure, moved
 from loclin.studies.linearity.radius_settings import RadiusSettings
 
 FOLDER = tempfile.TemporaryDirectory()
 
 
-def options(model: Path | None, device: str) -> LoadOptions:
+def options(asked: argparse.Namespace) -> LoadOptions:
     """Which model, with questions beside it."""
-    folder = Path(FOLDER.name)
+    folder, model, device = Path(FOLDER.name), asked.model, asked.device
     if model is None:
         lora.make(folder, "float32")
     questions = lora.questions(folder)
@@ -61,8 +62,8 @@ def worded(asked: LoadOptions) -> tuple[Problem, str, float]:
     return problem, Path(asked.model).name, size
 
 
-def search(asked: LoadOptions) -> list[str]:
-    problem, name, weights = worded(asked)
+def search(chosen: argparse.Namespace) -> list[str]:
+    problem, name, weights = worded(options(chosen))
     few = searches.eval_set(problem, 256)
     kinds = (
         (few, "gaussian", 4, 5, "≤ 1.3"),
@@ -83,14 +84,15 @@ def memory(what: str, more: float, weights: float, aim: float) -> str:
     return f"| {what}: memory | the weights, {weights:.0f} MB | {ratio:.2f} | ≤ {aim} |"
 
 
-def schedules(asked: LoadOptions) -> list[str]:
-    problem, name, _ = worded(asked)
+def schedules(chosen: argparse.Namespace) -> list[str]:
+    problem, name, _ = worded(options(chosen))
     first, second = searches.eval_set(problem, 512).batch.chunks(4)
     taken = ("raw sum", "equal decrease", "PCGrad")
     return schedule_rows(name, problem.model, ([first], [second]), 1, taken, pairs=3, aim=1.05)
 
 
-def radius(asked: LoadOptions) -> list[str]:
+def radius(chosen: argparse.Namespace) -> list[str]:
+    asked = options(chosen)
     """The command, then the same number of the same passes."""
     problem, name, weights = worded(asked)
     generator = torch.Generator().manual_seed(0)
@@ -136,7 +138,7 @@ def radius(asked: LoadOptions) -> list[str]:
 def passes(settings: RadiusSettings, losses: int) -> float:
     """Seconds of the gradients, products and losses alone."""
     problem = load(settings)
-    examples, _ = examples_asked(settings, problem)
+    examples, _ = examples_drawn(settings, problem)
     of = EvalSet.of(problem, examples, folds=settings.folds, at_once=settings.batch)
     space, vector, _ = moved(settings, problem, ParameterSpace(problem.model))
     parts = [list(of.fold(i)) for i in range(of.count)]
@@ -160,4 +162,4 @@ def passes(settings: RadiusSettings, losses: int) -> float:
 
 if __name__ == "__main__":
     parts: Sequence = (search, schedules, radius)
-    report(__doc__ or "", *parts, model=options)
+    report(__doc__ or "", *parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -33,18 +34,14 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def report(
-    description: str,
-    *parts: Callable[..., Sequence[str]],
-    model: Callable[[Path | None, str], object] | None = None,
-) -> None:
+def report(description: str, *parts: Callable[..., Sequence[str]]) -> None:
     """Parse the command line, measure the rows on one thread, print the table and write it where
     `--out` says.
 
     Args:
         description: of the benchmark.
         parts: each gives rows of the table; `--only` takes one of several by its function's name.
-        model: makes what all parts take, of the folder behind `--model` and of `--device`.
+            One that takes an argument is handed the options: `--model`, a folder, and `--device`.
     """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--out", type=Path, help="also write the table to this file")
@@ -52,22 +49,26 @@ def report(
         parser.add_argument(
             "--only", choices=[p.__name__ for p in parts], help="measure this part alone"
         )
-    if model:
-        parser.add_argument("--model", type=Path, help="folder of a model; a random one by default")
-        parser.add_argument("--device", default="cpu")
+    takes = [p for p in parts if inspect.signature(p).parameters]
+    if takes:
+        parser.add_argument("--model", help="a model folder")
+        parser.add_argument("--device", default="cpu", help="cpu or cuda")
     asked = parser.parse_args()
     out, only = asked.out, getattr(asked, "only", None)
     torch.set_num_threads(1)
-    taken = (model(asked.model, asked.device),) if model else ()
-    device = f"{platform.machine()} CPU, one thread"
-    if torch.cuda.is_initialized():
-        device = f"{torch.cuda.get_device_name()}, {device}"
+    cuda = getattr(asked, "device", "cpu") == "cuda"
+    device = torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, one thread"
     table = [
         f"{date.today()}, {device}, torch {torch.__version__}",
         "",
         "| what | over | ratio, median [middle half] | aim |",
         "| --- | --- | --- | --- |",
-        *(row for part in parts if only in (None, part.__name__) for row in part(*taken)),
+        *(
+            row
+            for part in parts
+            if only in (None, part.__name__)
+            for row in (part(asked) if part in takes else part())
+        ),
     ]
     print("\n".join(table))
     if out:

@@ -1,6 +1,6 @@
 """What steering costs: reading activations, making a vector, generating with it.
 
-    python benchmarks/steering.py [--only reading|usual|making|speaking] [--out FILE]
+    python benchmarks/steering.py [--only PART] [--model FOLDER] [--device cuda] [--out FILE]
 
 On the built-in statements model (4 layers, width 96, prompts of about a dozen tokens) and on a
 GPT-2 configuration of 8 layers, width 256 and 4,096 words with random weights (prompts of 64
@@ -22,35 +22,64 @@ tokens). Medians over pairs measured in turn, with the range of the pairs' middl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
-from side_by_side import compare, report
+from side_by_side import compare, report, seconds
 from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers import models as pieces
-from transformers import BatchEncoding, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from tokenizers import models as vocabularies
+from transformers import (
+    AutoModelForCausalLM,
+    BatchEncoding,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
 
 from loclin import models
 from loclin.activations.adding import added
 from loclin.activations.blocks import blocks, width
 from loclin.activations.capture import activations
+from loclin.activations.suffix import resumable
 from loclin.models import Problem
+from loclin.models.pretrained import read_pretrained
+from loclin.options import LoadOptions
+from loclin.parameters import ParameterSpace
 from loclin.steering import from_gradient, from_labels
-from loclin.tasks.batch import Batch, prompts_batch
+from loclin.steering.changes import adding
+from loclin.steering.compare import shares_of
+from loclin.steering.effect import responses
+from loclin.steering.gradient import step_direction
+from loclin.steering.null import RandomSteps, cosines_by_law
+from loclin.steering.prompts import PromptSet, pieces
+from loclin.studies.steering.settings import preset
+from loclin.tasks.batch import Batch, prompts_batch, vocabulary_size
 from loclin.tasks.example import Example
 
 PROMPTS = {"statements": 512, "GPT-2": 64}
 #: Tokens of a generation, and how often it is made; contexts are 16 and 128 tokens.
 SPOKEN = {"statements": (4, 12), "GPT-2": (48, 1)}
 ROWS, ROW, WORDS = 32, 64, 4096
+STATEMENT = 24  # tokens of a statement
 
 
 def gpt2() -> Problem:
     """The larger model, with random words as prompts and yes or no as answers."""
     said = ["<pad>", "yes", "no", *(f"w{i}" for i in range(WORDS - 3))]
-    core = Tokenizer(pieces.WordLevel({w: i for i, w in enumerate(said)}, unk_token="<pad>"))
+    core = Tokenizer(vocabularies.WordLevel({w: i for i, w in enumerate(said)}, unk_token="<pad>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>")
     config = GPT2Config(
@@ -207,5 +236,165 @@ def generated(problem: Problem, batch: BatchEncoding, tokens: int, times: int) -
         )
 
 
+def subject(asked: Namespace) -> PreTrainedModel:
+    """The model of `--model`; without one the GPT-2 configuration, or on a GPU that of Qwen2.5-0.5B
+    with random weights.
+    """
+    if asked.model:
+        options = LoadOptions(model=asked.model, data=("self",), device=asked.device)
+        return read_pretrained(asked.model, options)[0]
+    if asked.device == "cpu":
+        return gpt2().model
+    sizes = {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14}
+    wide = {"intermediate_size": 4864, "num_key_value_heads": 2, "vocab_size": 151936}
+    with torch.device(asked.device):
+        model = AutoModelForCausalLM.from_config(Qwen2Config(**sizes, **wide))
+    return model.eval()
+
+
+def posed(model: PreTrainedModel, count: int, length: int = 24) -> PromptSet:
+    """Prompts of random tokens, every second of which is answered by the first of two tokens."""
+    random, size = torch.Generator().manual_seed(0), vocabulary_size(model)
+    ids = torch.randint(3, size, (count, length), generator=random)
+    whole = Batch(
+        input_ids=ids, attention_mask=torch.ones_like(ids), labels=torch.full_like(ids, -100)
+    )
+    right = np.arange(count) % 2 == 0
+    gold = torch.from_numpy(np.where(right, 1, 2))
+    return PromptSet(
+        batch=whole,
+        toward=torch.ones_like(gold),
+        away=torch.full_like(gold, 2),
+        labels=right,
+        gold=gold,
+        groups=tuple(map(str, range(count))),
+        examples=(),
+        form="class",
+        positive=" yes",
+    ).to(model.device)
+
+
+@contextmanager
+def without_first(model: PreTrainedModel, count: int) -> Iterator[None]:
+    """Inside, the model has the blocks after the first `count` alone."""
+    layers = blocks(model)
+    owner, name = next(
+        (m, n) for m in model.modules() for n, child in m.named_children() if child is layers
+    )
+    setattr(owner, name, layers[count:])
+    try:
+        yield
+    finally:
+        setattr(owner, name, layers)
+
+
+@torch.no_grad()
+def plain(model: PreTrainedModel, prompts: PromptSet) -> None:
+    """Forward passes over the rows that one measurement takes together, the last token's logits."""
+    for rows in pieces(model, prompts.batch):
+        chunk = prompts.batch.rows(rows.to(model.device))
+        inputs = {"input_ids": chunk.input_ids, "attention_mask": chunk.attention_mask}
+        model(**inputs, use_cache=False, logits_to_keep=1)
+
+
+def suffix(asked: Namespace) -> list[str]:
+    """Responses, over one whole pass and as many passes of the blocks after the one added to."""
+    model, strengths, lines = subject(asked), (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0), []
+    prompts, count = posed(model, 16), len(blocks(model))
+    name, v = model.config.name_or_path or type(model).__name__, torch.ones(width(model)) / 100
+    resumable(model)
+    for layer in (count // 6, count // 2, 5 * count // 6):
+
+        def needed(layer: int = layer) -> None:
+            plain(model, prompts)
+            with without_first(model, layer + 1):
+                for _ in range(len(strengths) - 1):
+                    plain(model, prompts)
+
+        change = {"v": adding(model, {layer: v})}
+        took, found = compare(partial(responses, model, prompts, change, strengths), needed, 3)
+        lines.append(
+            f"| {Path(name).name}: responses at 6 strengths, block {layer} of {count}, 16 prompts "
+            f"of 24 tokens | a whole pass and 6 of the {count - layer - 1} blocks after it, "
+            f"{took:.2f} s | {found} | ≤ 1.15 |"
+        )
+    return lines
+
+
+def null(asked: Namespace) -> list[str]:
+    """The null of the cosine by its law, over a backward pass a block and 24 forward passes."""
+    model = subject(asked)
+    prompts, count = posed(model, 16), len(blocks(model))
+    layers, space = tuple(range(count // 10, count, max(1, count // 5))), ParameterSpace(model)
+    toward = step_direction(model, space, prompts, loss="fixed")
+    at = {"estimand": "E1", "eta": 1e-3, "path": None, "seed": 0, "layers": layers}
+    shares = shares_of(space, toward)
+    steps = RandomSteps(model=model, space=space, shares=shares, read=prompts, **at)  # type: ignore[arg-type]
+    against = torch.randn(len(layers), width(model), generator=torch.Generator().manual_seed(1))
+
+    def needed() -> None:
+        for _ in layers:
+            step_direction(model, space, prompts, loss="fixed")
+        for _ in range(24):
+            plain(model, prompts)
+
+    law = partial(cosines_by_law, steps, against, progress=lambda _share: None)
+    step_direction(model, space, prompts, loss="fixed")
+    by_law, took = seconds(law), seconds(needed)  # one pair: minutes on a CPU
+    return [
+        f"| {Path(model.config.name_or_path or 'random').name}: null of the cosine at "
+        f"{len(layers)} blocks of {count}, 16 prompts | {len(layers)} backward passes and 24 "
+        f"forward, {took:.1f} s | {by_law / took:.2f} | ≤ 1.15 |"
+    ]
+
+
+def whole(asked: Namespace) -> list[str]:
+    """`loclin steer` from labels on a model folder, over the time of the block-passes it needs."""
+    if not asked.model:
+        return []
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "statements.jsonl"
+        data.write_text("\n".join(map(json.dumps, statements(1500))), encoding="utf-8")
+        words = [sys.executable, "-m", "loclin", "steer", "--model", asked.model]
+        more = ["--data", str(data), "--device", asked.device, "--out", str(Path(folder) / "run")]
+        took = seconds(
+            partial(subprocess.run, [*words, *more], check=True, stdout=subprocess.DEVNULL)
+        )
+        rows = json.loads(next(Path(folder).glob("run/*/results.json")).read_text())["rows"]
+        layer = next(int(r["value"]) for r in rows if r["quantity"] == "chosen_layer")
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    model, settings = subject(asked), preset(asked.model)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    count, after = len(blocks(model)), len(blocks(model)) - 1 - layer
+    near = sum(0 < abs(s) <= 1 for s in settings.strengths)
+    by_prompt = {
+        settings.labels: count,
+        settings.choose: count + count * (count - 1),  # both signs at every block
+        settings.test: count + (len(settings.strengths) + near * settings.band) * after,
+    }
+    prompts = posed(model, 64, STATEMENT)
+    plain(model, prompts)
+    each = min(seconds(partial(plain, model, prompts)) for _ in range(3)) / 64 / count
+    needed = each * sum(n * passes for n, passes in by_prompt.items())
+    weights = sum(p.nbytes for p in model.parameters()) / 2**30
+    return [
+        f"| {Path(asked.model).name}: `loclin steer` from labels, defaults, 1,500 statements, "
+        f"{took:.0f} s, {peak:.2f} GB ({weights:.2f} of weights) | the block-passes of labels, "
+        f"choice and test, {needed:.0f} s | {took / needed:.2f} | ≤ 1.25, 600 s, 2.8 GB |"
+    ]
+
+
+def statements(count: int) -> list[dict[str, object]]:
+    """Sums that are right or wrong, of about as many tokens as `STATEMENT` says."""
+    rng, made = np.random.default_rng(0), []
+    for i in range(count):
+        a, b = rng.integers(2, 90, 2)
+        claimed = a + b + (i % 2) * rng.integers(1, 9)
+        prompt = f"Statement: the sum of {a} and {b} is {claimed}. Is this statement true? Answer:"
+        options = [" yes", " no"]
+        made.append({"prompt": prompt, "options": options, "label": i % 2, "group": f"{a}+{b}"})
+    return made
+
+
 if __name__ == "__main__":
-    report(__doc__, reading, usual, making, speaking)
+    report(__doc__, reading, usual, making, speaking, suffix, null, whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -12,12 +13,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loclin.errors import LoclinError
+from loclin.geometry.gramian import norm
 from loclin.seeds import derived
 
 T = TypeVar("T")
 #: Of a batch: the loss summed over its items, a scalar with a graph, and how many items those are
-#: (examples or tokens). Sums add up without bias over ragged batches.
-#: Of a batch: the sum over its items and their number, or a mean alone, which counts as one item.
+#: (examples or tokens). Sums add up without bias over ragged batches. A mean alone, without a
+#: count, is the sum of one item.
 SummedLoss = Callable[[T], tuple[Tensor, int] | Tensor]
 
 
@@ -65,6 +67,7 @@ class ParameterSpace:
         self.names = tuple(self._tensors)
         self.sizes = tuple(p.numel() for p in self._tensors.values())
         self.dimension = sum(self.sizes)
+        self._spare: list[Tensor] | None = None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -98,8 +101,14 @@ class ParameterSpace:
         pieces = vector.split(list(self.sizes))
         return {n: v.view(p.shape) for (n, p), v in zip(self._tensors.items(), pieces, strict=True)}
 
-    def flat(self, pieces: Iterable[Tensor | None]) -> Float[Tensor, " D"]:
+    def flat(
+        self, pieces: Iterable[Tensor | None], into: Float[Tensor, " D"] | None = None
+    ) -> Float[Tensor, " D"]:
         """Tensor-shaped pieces end to end, detached; zeros for None."""
+        if into is not None:
+            for view, piece in zip(self.by_tensor(into).values(), pieces, strict=True):
+                view.zero_() if piece is None else view.copy_(piece.detach())
+            return into
         filled = [
             torch.zeros_like(p) if g is None else g
             for g, p in zip(pieces, self.parameters, strict=True)
@@ -112,42 +121,74 @@ class ParameterSpace:
 
         By copy: adding a step and subtracting it again drifts.
         """
-        saved = [p.detach().clone() for p in self.parameters]
+        saved, self._spare = self._spare or [torch.empty_like(p) for p in self.parameters], None
+        with torch.no_grad():
+            for values, parameter in zip(saved, self.parameters, strict=True):
+                values.copy_(parameter)
         try:
             yield
         finally:
             with torch.no_grad():
                 for parameter, values in zip(self.parameters, saved, strict=True):
                     parameter.copy_(values)
+            self._spare = saved  # for a large model, new room takes longer than filling it
 
-    def noise(self, *, seed: int) -> Float[Tensor, " D"]:
-        """z ~ N(0, I_D), a function of (seed, tensor name) alone.
+    def noise(self, *, seed: int, into: Float[Tensor, " D"] | None = None) -> Float[Tensor, " D"]:
+        """z ~ N(0, I_D), a function of (seed, tensor name) alone; written to `into` where that is
+        given.
 
         Each tensor has a stream of its own. Where one stream starts anew for every tensor, as in
         public search code, tensors of one shape get the same noise and the law of random search
         does not hold.
         """
         drawn = (
-            torch.randn(p.shape, generator=torch.Generator().manual_seed(derived(seed, n))).to(p)
+            torch.randn(p.shape, generator=torch.Generator().manual_seed(derived(seed, n)))
             for n, p in self._tensors.items()
         )
-        return torch.cat([z.reshape(-1).to(self._home) for z in drawn])
+        return self.flat(drawn, self.zeros() if into is None else into)
 
-    def gradient(self, loss: SummedLoss[T], batches: Iterable[T]) -> Float[Tensor, " D"]:
+    def norm(self) -> float:
+        """‖θ‖, tensor by tensor, in float64: in float32 a hundred million squares are half a
+        percent off.
+        """
+        return math.hypot(*(norm(p.detach().flatten()) for p in self.parameters))
+
+    def zeros(self) -> Float[Tensor, " D"]:
+        """A vector of zeros."""
+        return torch.zeros(self.dimension, dtype=self.parameters[0].dtype, device=self._home)
+
+    def gradient(
+        self, loss: SummedLoss[T], batches: Iterable[T], *, into: Float[Tensor, " D"] | None = None
+    ) -> Float[Tensor, " D"]:
         """g = ∇ (Σ_b loss_b / Σ_b count_b): the mean over items, however ragged the batches.
 
-        Raises `LoclinError` for no batches, no items, or a loss that is not finite.
+        Written to `into` where that is given: for a large model, new room takes longer than filling
+        it. Raises `LoclinError` for no batches, no items, or a loss that is not finite.
         """
-        total, count = None, 0
-        for batch in batches:
-            value, items = summed(loss(batch))
-            pieces = torch.autograd.grad(finite_loss(value), self.parameters, allow_unused=True)
-            own = self.flat(pieces)
-            total = own if total is None else total.add_(own)
-            count += items
+        total, count = self.zeros() if into is None else into.zero_(), 0
+        with self.gradients_in(total):
+            for batch in batches:
+                value, items = summed(loss(batch))
+                torch.autograd.backward(finite_loss(value), inputs=self.parameters)
+                count += items
         some_items(count)
-        assert total is not None
         return total.div_(count)
+
+    @contextmanager
+    def gradients_in(self, vector: Float[Tensor, " D"]) -> Iterator[None]:
+        """Inside, backward passes add gradients to this vector, tensor by tensor as they are made:
+        all of them at once would be a second one.
+        """
+        before, views = [p.grad for p in self.parameters], self.by_tensor(vector).values()
+        for parameter, view in zip(self.parameters, views, strict=True):
+            parameter.grad = view.to(parameter.device)  # the view itself, on the same device
+        try:
+            yield
+        finally:
+            for parameter, view, old in zip(self.parameters, views, before, strict=True):
+                if parameter.grad is not None and parameter.device != view.device:
+                    view.copy_(parameter.grad)
+                parameter.grad = old
 
 
 def summed(result: tuple[Tensor, int] | Tensor) -> tuple[Tensor, int]:

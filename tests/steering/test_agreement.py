@@ -11,13 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from loclin.activations.capture import activations
 from loclin.models import Problem
 from loclin.parameters import ParameterSpace
 from loclin.stats import Estimate
 from loclin.steering import agreement as module
-from loclin.steering.agreement import Resampled, agreement, gradient_batches, null_cosines
-from loclin.steering.averages import Averaged, labels_averaged, loss_of, step_averaged
+from loclin.steering.agreement import Resampled, agreement, gradient_batches
+from loclin.steering.averages import Averaged, loss_of, step_averaged
 from loclin.steering.compare import cosines
 from loclin.steering.estimands import Estimand
 from loclin.steering.gradient import centred_shift, step_direction
@@ -190,40 +189,3 @@ def test_groups_are_in_one_gradient_batch_each(precise: Problem) -> None:
             precise.model, space, alone, asked.batch, size=module.SMALL, layers=[0]
         )
         assert cosines(batch.direction(), expected.mean(1)).min() > 1 - 1e-12
-
-
-def test_the_null_is_a_function_of_its_seed_and_has_both_signs(speaking: Problem) -> None:
-    some = examples(speaking)
-    asked = prompt_set(some, speaking.tokenizer, device="cpu")
-    space = ParameterSpace(speaking.model)
-    before = space.read()
-    like = step_direction(speaking.model, space, asked, loss="fixed")
-    against = labels_averaged(
-        speaking.model, asked, form="auto", layers=[0, 1], path=None
-    ).direction()
-    origin = activations(speaking.model, asked.batch, layers=[0, 1])
-
-    def null(seed: int) -> np.ndarray:
-        return null_cosines(
-            speaking.model,
-            space,
-            like,
-            asked,
-            against,
-            estimand="E1",
-            eta=1e-3,
-            count=5,
-            layers=[0, 1],
-            path=None,
-            origin=origin,
-            seed=seed,
-            progress=quiet,
-        )
-
-    found = null(0)
-    assert found.shape == (10, 2)
-    assert np.allclose(np.sort(found, axis=0), np.sort(-found, axis=0))
-    assert len(np.unique(np.abs(found))) == 10
-    assert np.array_equal(found, null(0))
-    assert not np.allclose(found, null(1))
-    assert torch.equal(space.read(), before)

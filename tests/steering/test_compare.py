@@ -19,6 +19,7 @@ from loclin.steering.compare import (
     disattenuated,
     random_directions,
     reliability,
+    shares_of,
     shrunk_covariance,
     whitening,
     without,
@@ -92,8 +93,10 @@ def test_random_directions_are_unit_seeded_and_matched() -> None:
     pieces = space.by_tensor(like)
     for factor, piece in zip((9.0, 0.0, 1.0, 2.0), pieces.values(), strict=True):
         piece.mul_(factor)
-    matched = list(random_directions(space, 3, seed=1, like=like))
-    plain = list(random_directions(space, 3, seed=1))
+    shares = shares_of(space, like)
+    # each is good until the next
+    matched = [v.clone() for v in random_directions(space, 3, seed=1, shares=shares)]
+    plain = [v.clone() for v in random_directions(space, 3, seed=1)]
     for direction in (*matched, *plain):
         assert float(direction.norm()) == pytest.approx(1, abs=1e-6)
     for direction in matched:
@@ -101,12 +104,14 @@ def test_random_directions_are_unit_seeded_and_matched() -> None:
             assert float(piece.norm()) == pytest.approx(
                 float(pieces[name].norm() / like.norm()), rel=1e-5
             )
-    again = list(random_directions(space, 2, seed=1, like=-3 * like))
+    again = [
+        v.clone() for v in random_directions(space, 2, seed=1, shares=shares_of(space, -3 * like))
+    ]
     assert all(torch.allclose(x, y, atol=1e-7) for x, y in zip(again, matched[:2], strict=True))
     other = next(random_directions(space, 1, seed=2))
     assert all(abs(float(x @ y)) < 0.2 for x, y in itertools.combinations([*plain, other], 2))
-    with pytest.raises(LoclinError, match="found zeros: the matched one has no angle"):
-        next(random_directions(space, 1, seed=0, like=torch.zeros(space.dimension)))
+    with pytest.raises(LoclinError, match="found a length of 0: no step along it is defined"):
+        shares_of(space, space.zeros())
 
 
 def test_isotropic_directions_follow_their_law() -> None:

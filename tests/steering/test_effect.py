@@ -1,4 +1,6 @@
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -9,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from loclin.activations.adding import added
 from loclin.activations.capture import activations
 from loclin.errors import LoclinError
-from loclin.steering.changes import adding
-from loclin.steering.effect import anti_steerable, dose_response, logit_differences, slopes
+from loclin.steering.changes import Change, adding
+from loclin.steering.effect import anti_steerable, differences, logit_differences, slopes
 from loclin.steering.prompts import PromptSet
 from loclin.tasks.batch import prompts_batch
 from loclin.tasks.example import Example
@@ -46,6 +48,13 @@ def posed(tokenizer: PreTrainedTokenizerBase, prompts: list[str] = PROMPTS) -> P
 def direction(model: PreTrainedModel, seed: int = 0) -> torch.Tensor:
     d = int(model.config.hidden_size)
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(d)).float()
+
+
+def dose_response(
+    model: nn.Module, prompts: PromptSet, change: Change, strengths: list[float]
+) -> np.ndarray:
+    """Logit differences under a change, one row for each strength."""
+    return differences(model, prompts, [(change, s) for s in strengths])[1:]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -144,10 +153,6 @@ def test_what_cannot_be_compared_is_refused(
 ) -> None:
     model, prompts = families["gpt2"], posed(tokenizers["gpt2"])
     v = direction(model)
-    with pytest.raises(LoclinError, match="finite strengths"):
-        dose_response(model, prompts, adding(model, {0: v}), [1.0, np.nan])
-    with pytest.raises(LoclinError, match="finite strengths"):
-        dose_response(model, prompts, adding(model, {0: v}), [])
     with pytest.raises(LoclinError, match="expected finite logits, found 5 of 5"):
         dose_response(model, prompts, adding(model, {1: v * torch.inf}), [1.0])
     for strengths in ([1.0, 1.0], [1.0]):
@@ -155,3 +160,34 @@ def test_what_cannot_be_compared_is_refused(
             slopes(np.zeros((2, 3)), strengths)
     with pytest.raises(LoclinError, match="at least one prompt"):
         anti_steerable(np.zeros(0))
+
+
+def test_many_changes_at_once_are_each_alone_to_the_last_bit(
+    families: dict[str, PreTrainedModel], tokenizers: dict[str, PreTrainedTokenizerBase]
+) -> None:
+    """Vectors at one block and at two, whose passes are resumed, and a step of the weights."""
+    model = copy.deepcopy(families["qwen2"])
+    prompts, v = posed(tokenizers["qwen2"]), direction(model)
+    weight = next(model.parameters())
+
+    @contextmanager
+    def stepped(strength: float) -> Iterator[None]:
+        before = weight.detach().clone()
+        with torch.no_grad():
+            weight.add_(strength)
+        yield
+        with torch.no_grad():
+            weight.copy_(before)
+
+    changes = [adding(model, {1: v}), stepped, adding(model, {0: v, 1: -v}), adding(model, {})]
+    doses = [(change, strength) for strength in (-2.0, 0.1) for change in changes]
+    shares: list[float] = []
+    before, *found = differences(model, prompts, doses, rows_at_once=2, progress=shares.append)
+    for (change, strength), each in zip(doses, found, strict=True):
+        with change(strength):
+            alone = logit_differences(model, prompts, rows_at_once=2)
+        assert np.array_equal(each, alone)
+        assert np.array_equal(alone, before) == (change is changes[3])
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1)
+    assert np.array_equal(before, logit_differences(model, prompts, rows_at_once=2))

@@ -18,7 +18,7 @@ from loclin.search.noise import Noise
 from loclin.seeds import derived
 from loclin.stats import permutation_p
 from loclin.steering.changes import adding
-from loclin.steering.effect import dose_response, slopes
+from loclin.steering.effect import differences, slopes
 from loclin.steering.prompts import PromptSet, prompt_set
 from loclin.steering.search import (
     SearchedShifts,
@@ -167,10 +167,8 @@ def test_winners_steer_further_than_chance_on_prompts_of_their_own(speaking: Pro
     )
     vectors = [winners_vector(found, 8), *chance_vectors(found, 8, draws=39, seed=0)]
     steered = [
-        slopes(
-            dose_response(model, test, adding(model, {1: v[0] / v[0].norm()}), [-1, 1]), [-1, 1]
-        ).mean()
-        for v in vectors
+        slopes(differences(model, test, [(change, -1.0), (change, 1.0)])[1:], [-1, 1]).mean()
+        for change in (adding(model, {1: v[0] / v[0].norm()}) for v in vectors)
     ]
     assert permutation_p(steered[0], steered[1:]) < 0.05
     assert steered[0] > 0

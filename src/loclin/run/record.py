@@ -37,7 +37,7 @@ from loclin.run.rows import Claim, Part, Row
 FORMAT = 2  # of the record; raised when a reader of older records would be wrong
 LOCK = ".lock"
 #: What a field of a row or a claim is in JSON, by its annotation; a bool is no number.
-TYPES = {
+TYPES: dict[str, set[type]] = {
     "str": {str}, "int": {int}, "float | None": {float, int, type(None)},
     "Mapping[str, Any]": {dict},
 }  # fmt: skip
@@ -253,7 +253,7 @@ class Record:
             made = kind(**content)
         except TypeError as error:
             raise self._unreadable(name, error) from error
-        for held in dataclasses.fields(kind):
+        for held in dataclasses.fields(kind):  # type: ignore[arg-type]
             value = getattr(made, held.name)
             if type(value) not in TYPES[str(held.type)]:
                 raise self._unreadable(name, f"{value!r} in {held.name!r}")

@@ -1,5 +1,5 @@
 """How far routes to a steering vector agree, layer by layer: cosines with intervals over prompts
-and gradient batches, and a null.
+and gradient batches.
 """
 
 from __future__ import annotations
@@ -8,20 +8,19 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from scipy import stats
 from torch import Tensor, nn
 
+from loclin.geometry.gramian import norm
 from loclin.parameters import ParameterSpace
 from loclin.seeds import derived
 from loclin.stats import CONFIDENCE, Estimate
-from loclin.steering.averages import Averaged, estimated_by, loss_of, step_averaged
-from loclin.steering.compare import both_ways, cosines, random_directions
+from loclin.steering.averages import Averaged, loss_of, step_averaged
+from loclin.steering.compare import cosines
 from loclin.steering.estimands import Estimand
-from loclin.steering.gradient import shift
 from loclin.steering.prompts import PromptSet, group_numbers, pieces
 from loclin.tasks.batch import answer_loss
 
@@ -48,7 +47,7 @@ class Resampled:
 def gradient_batches(
     model: nn.Module,
     space: ParameterSpace,
-    step: PromptSet,
+    stepped: PromptSet,
     read: PromptSet,
     *,
     estimand: Estimand,
@@ -61,16 +60,17 @@ def gradient_batches(
 
     Groups are dealt out to at most 8 batches, so that none is in two.
     """
-    home, found = np.array(group_numbers(step.groups)), []
+    home, found = np.array(group_numbers(stepped.groups)), []
+    step: Tensor | None = None
     for b in range(min(BATCHES, int(home.max()) + 1)):
-        rows = step.rows(home % BATCHES == b)
+        rows = stepped.rows(home % BATCHES == b)
         batch = rows.answered(rows.toward if loss_of(estimand) == "fixed" else rows.gold)
         chunks = (batch.rows(r.to(batch.labels.device)) for r in pieces(model, rows.batch))
-        gradient = space.gradient(lambda each: answer_loss(model, each), chunks)
+        step = space.gradient(lambda each: answer_loss(model, each), chunks, into=step).neg_()
         moved = step_averaged(
-            model, space, -gradient, read, estimand=estimand, eta=SMALL, layers=layers, path=path
+            model, space, step, read, estimand=estimand, eta=SMALL, layers=layers, path=path
         )
-        weight = len(rows) * float(gradient.double().norm())
+        weight = len(rows) * norm(step)
         found.append(replace(moved, each=weight * moved.each))
         progress((b + 1) / BATCHES)
     return tuple(found)
@@ -104,34 +104,6 @@ def agreement(
         known = [spread.get(frozenset((a, b, i)), (math.inf, 1)) for i in range(len(values))]
         found[a, b] = [_estimate(c, *each) for c, each in zip(values, known, strict=True)]
     return found
-
-
-def null_cosines(
-    model: nn.Module,
-    space: ParameterSpace,
-    like: Float[Tensor, " D"],
-    read: PromptSet,
-    against: Float[Tensor, "L d"],
-    *,
-    estimand: Estimand,
-    eta: float,
-    count: int,
-    layers: Sequence[int],
-    path: str | None,
-    origin: Float[Tensor, "L n d"],
-    seed: int,
-    progress: Callable[[float], None],
-) -> Float[np.ndarray, "m L"]:
-    """The same cosine with labels for random steps of the weights, as long in every tensor as the
-    gradient step (`like`); of each also minus it, see `both_ways`.
-    """
-    at: dict[str, Any] = {"size": eta, "layers": layers, "path": path, "origin": origin}
-    rows = []
-    for direction in random_directions(space, count, seed=derived(seed, "null"), like=like):
-        moved = estimated_by(shift(model, space, direction, read.batch, **at), read, estimand)
-        rows.append(cosines(moved.direction(), against))
-        progress(len(rows) / count)
-    return both_ways(rows)
 
 
 def _estimate(cosine: float, spread: float, units: int) -> Estimate:

@@ -4,7 +4,8 @@ them reach.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loclin.errors import LoclinError
+from loclin.geometry.gramian import norm
 from loclin.geometry.subspace import Subspace
 from loclin.parameters import ParameterSpace
 from loclin.seeds import derived
@@ -67,34 +69,45 @@ def without_outliers(
     return v.scatter(-1, largest, 0.0)
 
 
+def shares_of(space: ParameterSpace, direction: Float[Tensor, " D"]) -> dict[str, float]:
+    """‖v_t‖/‖v‖ of every tensor t.
+
+    Raises:
+        LoclinError: a direction that is zero or not finite.
+    """
+    lengths = {n: norm(piece.reshape(-1)) for n, piece in space.by_tensor(direction).items()}
+    whole = math.hypot(*lengths.values())
+    if not 0 < whole < math.inf:
+        raise LoclinError(
+            f"expected a direction that is finite and not zero, found a length of {whole:g}: no "
+            "step along it is defined"
+        )
+    return {name: length / whole for name, length in lengths.items()}
+
+
 def random_directions(
     space: ParameterSpace,
     count: int,
     *,
     seed: int,
-    like: Float[Tensor, " D"] | None = None,
+    shares: Mapping[str, float] | None = None,
 ) -> Iterator[Float[Tensor, " D"]]:
-    """Unit vectors of the space, one after the other: the null of weight steps (measures §13).
+    """Unit vectors of the space, one after the other: the null of weight steps (measures §13). Each
+    is good until the next is asked for, which takes its memory.
 
     Args:
         space, count: where they live, and how many.
         seed: direction i is a function of (seed, i) alone.
-        like: each direction is isotropic within every tensor, and has this one's share of the norm
-            there: real gradients put very unequal weight on the tensors, and the null that is
-            isotropic over all of them, as without `like`, is then too narrow.
-
-    Raises:
-        LoclinError: a `like` that is zero or not finite.
+        shares: each direction is isotropic within every tensor, and has this share of the norm
+            there (`shares_of` a gradient): real gradients put very unequal weight on the tensors,
+            and the null that is isotropic over all of them, as without shares, is then too narrow.
     """
-    shares = {}
-    if like is not None:
-        pieces = space.by_tensor(_unit(like, "matched").to(like.dtype))
-        shares = {name: float(piece.norm()) for name, piece in pieces.items()}
+    noise: Tensor | None = None
     for i in range(count):
-        noise = space.noise(seed=derived(seed, "weight direction", i))
+        noise = space.noise(seed=derived(seed, "weight direction", i), into=noise)
         for name, piece in space.by_tensor(noise).items() if shares else ():
-            piece.mul_(shares[name] / float(piece.norm()))  # a view: writes into the noise
-        yield noise.div_(noise.norm())
+            piece.mul_((shares or {})[name] / norm(piece.reshape(-1)))  # a view: into the noise
+        yield noise.div_(norm(noise))
 
 
 def both_ways(cosines: Sequence[Float[Tensor, " L"]]) -> Float[np.ndarray, "m L"]:

@@ -54,19 +54,25 @@ def differences(
         LoclinError: logits that are not finite.
     """
     found, done = np.empty((1 + len(doses), len(prompts))), 0.0
+
+    def advance(share: float) -> None:
+        nonlocal done
+        done += share / len(doses)
+        if progress is not None:
+            progress(min(done, 1.0))
+
     added = {i: d for i, d in enumerate(doses, 1) if isinstance(d[0], Adding)}
     for rows in pieces(model, prompts.batch, rows_at_once=rows_at_once):
         read, index = partial(_difference, model, prompts.rows(rows)), rows.numpy()
         found[0, index], known = as_it_is(read, [change for change, _ in added.values()])
         for i, dose in added.items():
             found[i, index] = under(read, dose, known)
-            done += len(rows) / len(prompts)
-            if progress is not None:
-                progress(done / len(doses))
+            advance(len(rows) / len(prompts))
     for i, (change, strength) in enumerate(doses, 1):
         if i not in added:  # what steps the weights does so once
             with change(strength):
                 found[i] = logit_differences(model, prompts, rows_at_once=rows_at_once)
+            advance(1.0)
     if not np.isfinite(found).all():
         wrong = int((~np.isfinite(found)).any(0).sum())
         raise LoclinError(
@@ -81,31 +87,6 @@ def _difference(model: nn.Module, prompts: PromptSet) -> Float[np.ndarray, " n"]
     toward, away = (t.to(logits.device)[:, None] for t in (prompts.toward, prompts.away))
     difference = logits.gather(1, toward) - logits.gather(1, away)
     return difference[:, 0].cpu().numpy()
-
-
-def dose_response(
-    model: nn.Module,
-    prompts: PromptSet,
-    change: Change,
-    strengths: Sequence[float | int] | np.ndarray,
-) -> Float[np.ndarray, "a n"]:
-    """Logit differences of every prompt under a change, one row for each strength (measures §13).
-
-    Args:
-        model, prompts: in evaluation mode, untouched afterwards; with their two tokens.
-        change: a vector that is added (`adding`), a weight step, ...
-        strengths: finite, of both signs.
-
-    Raises:
-        LoclinError: a strength that is not finite, or what `logit_differences` and the change
-            refuse.
-    """
-    doses = np.asarray(strengths, dtype=float)
-    if not len(doses) or not np.isfinite(doses).all():
-        raise LoclinError(
-            f"expected finite strengths, at least one, found {list(strengths)}: change them"
-        )
-    return differences(model, prompts, [(change, dose) for dose in doses.tolist()])[1:]
 
 
 def layer_slopes(

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from loclin.activations.blocks import blocks, chosen_layers
 from loclin.activations.capture import activations, captured, last_places
 from loclin.errors import LoclinError
+from loclin.geometry.gramian import norm
 from loclin.models import twice_differentiable
 from loclin.parameters import ParameterSpace
 from loclin.steering.prompts import PromptSet, pieces
@@ -55,10 +56,10 @@ def step_direction(
         of, tokens = f"a gradient of the {loss} loss", getattr(prompts, _LOSSES[loss])
     batch = prompts.answered(cast(Tensor, tokens))
     rows = pieces(model, prompts.batch, rows_at_once=rows_at_once)
-    step = -space.gradient(
+    step = space.gradient(
         lambda b: answer_loss(model, b), (batch.rows(r.to(batch.labels.device)) for r in rows)
     )
-    return step / _length(step, of)
+    return step.div_(-_length(step, of))
 
 
 def shift(
@@ -90,10 +91,10 @@ def shift(
         LoclinError: weights in half precision, which rounds small steps away; a zero or non-finite
             direction; a shift that is not finite.
     """
-    step = size * _step(model, space, direction)
+    scale = size * _scale(model, space, direction)
     before = activations(model, batch, layers=layers, path=path) if origin is None else origin
     with space.restored():
-        space.add(step)
+        space.add(direction, scale)
         after = activations(model, batch, layers=layers, path=path)
     return _finite(after - before, f"the activations of a step of {size:g}")
 
@@ -113,11 +114,10 @@ def centred_shift(
     What is even in the step cancels; where prompts pull against each other (E3) it is not small.
     The distance from the limit falls as O(size²), that of `shift` as O(size). Raises as `shift`.
     """
-    step = size * _step(model, space, direction)
-    ends = []
+    scale, ends = size * _scale(model, space, direction), []
     for sign in (1.0, -1.0):
         with space.restored():
-            space.add(step, sign)
+            space.add(direction, sign * scale)
             ends.append(activations(model, batch, layers=layers, path=path))
     return _finite((ends[0] - ends[1]) / 2, f"the activations of steps of {size:g}")
 
@@ -142,7 +142,8 @@ def shift_per_size(
         NoSecondDerivative: attention that cannot be made eager.
     """
     numbers = chosen_layers(len(blocks(model, path)), layers)
-    tangents = space.by_tensor(_step(model, space, direction))
+    scale = _scale(model, space, direction)
+    tangents = {n: v * scale for n, v in space.by_tensor(direction).items()}
     points = {n: p.detach() for n, p in zip(space.names, space.parameters, strict=True)}
     whole = isinstance(model, PreTrainedModel | PeftModel)
     eager = twice_differentiable(model) if whole else nullcontext()
@@ -177,22 +178,20 @@ def _product(
             for n in layers
         )
 
-    ways = {n: tangents[n].to(p.device) for n, p in points.items()}
+    ways = {n: tangents[n].to(p) for n, p in points.items()}
     with warnings.catch_warnings():  # torch's own forward mode still uses what torch deprecates
         warnings.filterwarnings("ignore", "`torch.jit.script`", DeprecationWarning)
         moving = torch.func.jvp(states, (points,), (ways,))[1]
     return torch.stack([m.cpu() for m in moving])
 
 
-def _step(
-    model: nn.Module, space: ParameterSpace, direction: Float[Tensor, " D"]
-) -> Float[Tensor, " D"]:
-    """‖θ‖·direction/‖direction‖ in the dtype of the space, checked."""
-    point = space.read()
-    if point.dtype in HALF:
+def _scale(model: nn.Module, space: ParameterSpace, direction: Float[Tensor, " D"]) -> float:
+    """‖θ‖/‖direction‖, the model and the direction checked."""
+    kind = space.parameters[0].dtype
+    if kind in HALF:
         raise LoclinError(
-            f"expected weights in float32 or better, found {point.dtype}: small steps round away, "
-            "load float32"
+            f"expected weights in float32 or better, found {kind}: small steps round away, load "
+            "float32"
         )
     own = dict(model.named_parameters())
     if any(own.get(n) is not p for n, p in zip(space.names, space.parameters, strict=True)):
@@ -200,12 +199,11 @@ def _step(
             "expected a space of this model, found the tensors of another module: make one of this "
             "model"
         )
-    length = _length(direction, "a direction of the weights")
-    return direction.to(point) * (float(point.norm()) / length)
+    return space.norm() / _length(direction, "a direction of the weights")
 
 
 def _length(vector: Tensor, named: str) -> float:
-    length = float(vector.norm())
+    length = norm(vector)
     if length == 0 or not np.isfinite(length):
         found = "zeros" if length == 0 else "NaN or infinity"
         raise LoclinError(

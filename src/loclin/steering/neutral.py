@@ -20,7 +20,7 @@ from loclin.activations.blocks import width
 from loclin.errors import LoclinError
 from loclin.seeds import derived
 from loclin.steering.changes import Adding, Change, Dose, as_it_is, under
-from loclin.steering.effect import logit_differences
+from loclin.steering.effect import differences
 from loclin.steering.prompts import PromptSet
 from loclin.tasks.batch import (
     IGNORED,
@@ -227,14 +227,14 @@ def _exp(loss: float) -> float:
 def at_equal_damage(
     model: nn.Module, prompts: PromptSet, neutral: Neutral, change: Change, target: float
 ) -> tuple[float, Float[np.ndarray, " n"]] | None:
-    """The strength of a change at which the damage reaches a target, and the logit difference of
-    every prompt there; None where it never does. Arguments as of `strength_at_kl`.
+    """The strength of a change at which the damage reaches a target, and what it adds to the logit
+    difference of every prompt there; None where it never does. Arguments as of `strength_at_kl`.
     """
     strength = strength_at_kl(model, neutral, change, target)
     if strength is None:
         return None
-    with change(strength):
-        return strength, logit_differences(model, prompts)
+    before, after = differences(model, prompts, [(change, strength)])
+    return strength, after - before
 
 
 @torch.no_grad()

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from loclin.activations.capture import activations
 from loclin.errors import LoclinError
-from loclin.geometry.gramian import norm
 from loclin.parameters import ParameterSpace
 from loclin.search.candidate import Perturbed, candidates
 from loclin.search.noise import Noise
@@ -151,7 +150,7 @@ def _sigma(space: ParameterSpace, count: int, size: float, best: int | None) -> 
         raise LoclinError(
             f"expected float32 weights for small steps, found {kind}: choose --dtype float32"
         )
-    length = norm(space.read())
+    length = space.norm()
     if not 0 < length < math.inf:
         raise LoclinError(
             f"expected weights of a positive, finite norm, found {length}: load the model again"

@@ -24,6 +24,14 @@ def test_winners_are_fewer_than_candidates_by_default() -> None:
     assert [replace(GOOD, n=n).checked().k for n in (2, 20, 40)] == [1, 2, 20]
 
 
+def test_a_model_of_your_own_gets_one_route_and_counts_that_fit() -> None:
+    own = module.preset("some/model")
+    assert own.routes == ("labels",)
+    assert (own.choose, own.test, own.texts) == (32, 64, 16)
+    assert module.preset("statements-small") == GOOD
+    assert replace(own, compare=("gradient",)).routes == ("labels", "gradient")
+
+
 def test_the_routes_begin_with_the_one_that_was_asked_for() -> None:
     found = replace(GOOD, route="search", compare=("logits", "labels", "search")).routes
     assert found == ("search", "labels", "logits")

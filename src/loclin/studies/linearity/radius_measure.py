@@ -4,7 +4,6 @@ window, and say it in rows (measures §7, §14).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from loclin.activations.blocks import bare
 from loclin.errors import LoclinError
-from loclin.geometry.gramian import norm
 from loclin.line import check_finite, signed_grid
 from loclin.models import Problem, load, twice_differentiable
 from loclin.models.direction import read_direction
@@ -45,7 +43,7 @@ def measure(settings: RadiusSettings, run: int, session: Session) -> Part:
     problem = load(settings, seed=settings.seed, progress=session.progress)
     before = known(problem, settings, progress=session.progress)
     space = ParameterSpace(problem.model, "*" if settings.space == "full" else settings.space)
-    dimension, length = space.dimension, _length(space)
+    dimension, length = space.dimension, space.norm()
     examples, notes = examples_drawn(settings, problem)
     eval_set = EvalSet.of(problem, examples, folds=settings.folds, at_once=settings.batch)
     check_finite(*eval_set.tallies(), eval_set.count)
@@ -117,11 +115,6 @@ def moved(
     space = ParameterSpace(problem.model)
     check_room(space, HELD, "move fewer weights by --space")
     return space, space.flat(tensors[n].to(space.parameters[0]) for n in space.names), notes
-
-
-def _length(space: ParameterSpace) -> float:
-    """‖θ‖, tensor by tensor."""
-    return math.hypot(*(norm(p.detach().reshape(-1)) for p in space.parameters))
 
 
 def _method(window: LinearWindow, problem: Problem) -> list[str]:

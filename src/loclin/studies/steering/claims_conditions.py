@@ -152,10 +152,11 @@ def _effects_at(ctx: SteeringContext, v: Vectors, place: str) -> tuple[list[Row]
         rows.append(here("slope_ratio", None, condition=names.STEP))
     rows += _response_rows(here, {name: found[name] for name in changes})
     rows += _random_rows(here, [found[name] for name in random], _slope(found[names.CAA]))
-    before = _before(found[names.CAA])
-    damaged, at_kl = _damage_rows(ctx, here, changes, before)
+    damaged, at_kl = _damage_rows(ctx, here, changes)
     rows += damaged
     if place == names.MIDDLE:
+        own = found[names.CAA]
+        before = own.differences[own.strengths.index(0.0)]  # of the model as it is
         rows.append(ctx.row("logit_difference", float(before.mean())))
         rows += _chance_rows(ctx, v, found[names.SEARCH], _slope(found[names.CAA]))
     slopes_of = {f"{SLOPES}/{place}/{name}": found[name].slopes for name in changes}
@@ -174,12 +175,6 @@ def _place_row(
 
 def _slope(found: Response) -> float:
     return float(found.slopes.mean())
-
-
-def _before(found: Response) -> Float[np.ndarray, " n"]:
-    """Of the model as it is."""
-    before: np.ndarray = found.differences[found.strengths.index(0.0)]
-    return before
 
 
 def _ratio(value: float | None, unit: float | None) -> float | None:
@@ -220,7 +215,6 @@ def _damage_rows(
     ctx: SteeringContext,
     here: Here,
     changes: Mapping[str, Change],
-    before: Float[np.ndarray, " n"],
 ) -> tuple[list[Row], Arrays]:
     """KL and perplexity on neutral text at strength 1; and the change of the answers at the
     strength > 0 of equal KL, of every prompt where there is one.
@@ -236,7 +230,7 @@ def _damage_rows(
             rows.append(here("perplexity", done.perplexity_before, condition=names.MODEL))
         there = at_equal_damage(ctx.model, test, ctx.neutral, change, ctx.settings.kl)
         if there:
-            at_kl[name] = there[1] - before
+            at_kl[name] = there[1]
         effect = float(at_kl[name].mean()) if there else None
         unit = effect if name == names.CAA else unit
         found = {"strength_at_kl": there and there[0], "effect_at_kl": effect}

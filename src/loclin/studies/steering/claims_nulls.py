@@ -16,7 +16,7 @@ from loclin.run.rows import Row
 from loclin.search.splits import askable
 from loclin.seeds import derived
 from loclin.stats import permutation_p
-from loclin.steering.compare import both_ways, random_directions, without
+from loclin.steering.compare import both_ways, random_directions, shares_of, without
 from loclin.steering.gradient import shift, step_direction
 from loclin.studies.steering import claims_names as names
 from loclin.studies.steering.claims_context import Layered, SteeringContext, cosine, places
@@ -103,10 +103,11 @@ def random_weights(
     also without the readout and in whitened activations. The directions are the same in all runs on
     one model, and others on another; claims.py says why.
     """
-    like, kind = (v.steps[loss], "tensor") if loss else (None, "all")
+    shares = shares_of(ctx.space, v.steps[loss]) if loss else None
+    kind = "tensor" if loss else "all"
     seed, count = derived(ctx.model_seed, "random weights", kind), ctx.settings.directions
     found = defaultdict[tuple[str, str], list[Tensor]](list)
-    for i, direction in enumerate(random_directions(ctx.space, count, seed=seed, like=like)):
+    for i, direction in enumerate(random_directions(ctx.space, count, seed=seed, shares=shares)):
         for of, moved in _moved(ctx, v, direction, loss).items():
             angles = _angles(moved, v) if loss else {names.WHOLE: cosine(moved, v.caa)}
             for null, values in angles.items():

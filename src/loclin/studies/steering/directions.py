@@ -17,7 +17,7 @@ from loclin.activations.capture import activations
 from loclin.models.problem import Problem
 from loclin.progress import ProgressCallback
 from loclin.run.rows import Row
-from loclin.steering.agreement import Resampled, agreement, gradient_batches, null_cosines
+from loclin.steering.agreement import Resampled, agreement, gradient_batches
 from loclin.steering.averages import (
     Averaged,
     as_long_as,
@@ -28,7 +28,9 @@ from loclin.steering.averages import (
     space_of,
     step_averaged,
 )
+from loclin.steering.compare import shares_of
 from loclin.steering.gradient import step_direction
+from loclin.steering.null import RandomSteps, cosines_by_law, drawn_cosines
 from loclin.steering.search import perturbed_shifts, winners_vector
 from loclin.studies.steering.rows import cosine_rows
 from loclin.studies.steering.settings import SteerSettings
@@ -83,20 +85,22 @@ def make_directions(ctx: SteerContext) -> Directions:
     settings, labels, model = ctx.settings, ctx.splits.labels, ctx.model
     raw: dict[str, Tensor] = {}
     prompts: dict[str, Averaged] = {}
-    weights, batches, null = None, tuple[Averaged, ...](), None
+    shares, batches, null = dict[str, float](), tuple[Averaged, ...](), None
     ctx.stage("reading activations")
     labelled = labels_averaged(model, labels, form=settings.form, **ctx.at)
-    lengths = reference(model, labels, **ctx.at)
+    lengths = labelled.direction().double().norm(dim=-1)
+    if settings.form != "auto":
+        lengths = reference(model, labels, **ctx.at)
     for route in settings.routes:
         if route == "gradient":
-            weights, raw[route], batches = _gradient_step(ctx)
+            shares, raw[route], batches = _gradient_step(ctx)
         elif route == "search":
             raw[route] = _search(ctx)
         else:
             prompts[route] = labelled if route == "labels" else _logits(ctx)
             raw[route] = prompts[route].direction()
-    if weights is not None and "labels" in raw and settings.null:
-        null = _null(ctx, weights, raw["labels"])
+    if shares and "labels" in raw and settings.null:
+        null = _null(ctx, shares, raw["labels"])
     made = Resampled(prompts=prompts, batches=batches)
     return Directions(
         raw=raw,
@@ -113,18 +117,20 @@ def _logits(ctx: SteerContext) -> Averaged:
 
 def _gradient_step(
     ctx: SteerContext,
-) -> tuple[Float[Tensor, " D"], Float[Tensor, "L d"], tuple[Averaged, ...]]:
-    """The direction of the weights, the shift that a step along it makes, and the same in batches,
-    for its interval.
+) -> tuple[dict[str, float], Float[Tensor, "L d"], tuple[Averaged, ...]]:
+    """How long the step is in every tensor, the shift that it makes, and the same in batches, for
+    its interval.
     """
     settings, splits, model = ctx.settings, ctx.splits, ctx.model
     ctx.stage("stepping along the gradient")
     space, by = space_of(model, settings.space), {"estimand": settings.estimand, **ctx.at}
     weights = step_direction(model, space, splits.gradient, loss=loss_of(settings.estimand))
     whole = step_averaged(model, space, weights, splits.shift, eta=settings.eta, **by)
+    shares = shares_of(space, weights)
+    del weights  # as large as the model
     progress = ctx.stage("stepping along the gradient, batch by batch")
     batches = gradient_batches(model, space, splits.gradient, splits.shift, progress=progress, **by)
-    return weights, whole.direction(), batches
+    return shares, whole.direction(), batches
 
 
 def _search(ctx: SteerContext) -> Float[Tensor, "L d"]:
@@ -145,21 +151,22 @@ def _search(ctx: SteerContext) -> Float[Tensor, "L d"]:
 
 
 def _null(
-    ctx: SteerContext, weights: Float[Tensor, " D"], labels: Float[Tensor, "L d"]
+    ctx: SteerContext, shares: Mapping[str, float], labels: Float[Tensor, "L d"]
 ) -> Float[np.ndarray, "m L"]:
     """Cosines with labels of random steps like the gradient step."""
     settings, shift = ctx.settings, ctx.splits.shift
-    return null_cosines(
-        ctx.model,
-        space_of(ctx.model, settings.space),
-        weights,
-        shift,
-        labels,
+    steps = RandomSteps(
+        model=ctx.model,
+        space=space_of(ctx.model, settings.space),
+        shares=shares,
+        read=shift,
         estimand=settings.estimand,
         eta=settings.eta,
-        count=settings.null,
-        origin=activations(ctx.model, shift.batch, **ctx.at),
         seed=settings.seed,
-        progress=ctx.stage("stepping at random"),
         **ctx.at,
     )
+    progress = ctx.stage("stepping at random")
+    if settings.null == "law":
+        return cosines_by_law(steps, labels, progress=progress)
+    origin = activations(ctx.model, shift.batch, **ctx.at)
+    return drawn_cosines(steps, labels, count=int(settings.null), origin=origin, progress=progress)

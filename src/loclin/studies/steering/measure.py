@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from loclin.activations.blocks import blocks, chosen_layers
+from loclin.activations.suffix import resumable
 from loclin.errors import LoclinError
 from loclin.models import load
 from loclin.models.pretrained import context_of
@@ -22,7 +23,7 @@ from loclin.run.runner import Session
 from loclin.seeds import derived
 from loclin.stats import over_examples
 from loclin.steering.changes import ByLayer, adding
-from loclin.steering.effect import LINEAR, layer_slopes, logit_differences, responses
+from loclin.steering.effect import LINEAR, layer_slopes, responses
 from loclin.steering.generation import Generation, generations
 from loclin.steering.gguf import write_gguf
 from loclin.steering.neutral import Neutral, at_equal_damage, damages, neutral_text
@@ -38,6 +39,10 @@ from loclin.tasks.choices import JOINT
 from loclin.tasks.tokens import text_tokens
 
 VECTOR = "vector.safetensors"  # in the run folder
+WHOLE = (
+    "every effect took whole passes: begun at the block that is added to, this model's are not the "
+    "same to the last bit"
+)
 SHOWN = 3  # test prompts whose steered texts stand on the page
 NEUTRAL_TOKENS = 32  # of a passage of neutral text, at most
 
@@ -133,6 +138,7 @@ def _notes(ctx: SteerContext) -> list[str]:
         *read_notes(ctx.problem.notes),
         f"the examples are divided into {sizes}; no group in two of them",
         f"+ is towards {plus}, at the token in which the two options differ",
+        *([] if resumable(ctx.model, ctx.settings.layers_path) else [WHOLE]),
     ]
 
 
@@ -219,8 +225,7 @@ def _damage(ctx: SteerContext, vectors: Mapping[str, ByLayer]) -> tuple[list[Row
         strengths = sorted(settings.strengths) if route == settings.route else [1.0]
         done = damages(model, neutral, [(change, strength) for strength in strengths])
         rows += make_rows.damage_rows(route, dict(zip(strengths, done, strict=True)), over)
-        there = at_equal_damage(model, test, neutral, change, settings.kl)
-        equal[route] = there and (there[0], there[1] - logit_differences(model, test))
+        equal[route] = at_equal_damage(model, test, neutral, change, settings.kl)
         progress((i + 1) / len(vectors))
     over = partial(over, groups=test.groups)
     rows += make_rows.equal_damage_rows(equal, settings.kl, over)

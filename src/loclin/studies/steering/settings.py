@@ -74,9 +74,10 @@ class SteerSettings(SteeringSettings):
     size: float = 0.02
     """Length of the candidates' random steps over the length of the weights."""
 
-    null: int = 100
-    """Random directions in the weights behind the null of the cosine with labels; 0 leaves it out.
-    """
+    null: int | Literal["law"] = "law"
+    """The null of the gradient step's cosine with labels, that of random steps in the weights: law,
+    from one backward pass a block and a dozen steps; or so many steps that are taken; 0 leaves it
+    out."""
     band: int = 20
     """Random directions of the activations that stand beside the effect."""
     texts: int = 64
@@ -134,7 +135,7 @@ class SteerSettings(SteeringSettings):
             (4, ("labels", "shift")),
             (2, ("gradient", "choose", "test", "n", "band")),
             (1, ("k", "texts")),
-            (0, ("null", "tokens")),
+            (0, ("tokens",) if self.null == "law" else ("null", "tokens")),
         ):
             check_counts(self, names, least)
         if self.k == WINNERS >= self.n:
@@ -175,6 +176,16 @@ class SteerSettings(SteeringSettings):
                 f"expected float32 or float64 weights for small steps, found --dtype {self.dtype}: "
                 "take float32, or --from labels --compare labels logits"
             )
+
+
+def preset(model: str | None = None) -> SteerSettings:
+    """The defaults for a model: of your own, one route and counts that take minutes at a hundred
+    million weights on two cores. Choosing the layer and random directions are most of the work.
+    """
+    settings = SteerSettings(model=model or tyro.MISSING)
+    if model is None or model in BUILT_IN:
+        return settings
+    return replace(settings, compare=(), choose=32, test=64, texts=16)
 
 
 def _check_target(name: str, path: Path) -> None:
