@@ -268,7 +268,7 @@ def posed(model: PreTrainedModel, count: int, length: int = 24) -> PromptSet:
         labels=right,
         gold=gold,
         groups=tuple(map(str, range(count))),
-        examples=(),
+        examples=tuple(Example(prompt=" ", answer=" yes") for _ in range(count)),
         form="class",
         positive=" yes",
     ).to(model.device)

@@ -54,7 +54,7 @@ def dose_response(
     model: nn.Module, prompts: PromptSet, change: Change, strengths: list[float]
 ) -> np.ndarray:
     """Logit differences under a change, one row for each strength."""
-    return differences(model, prompts, [(change, s) for s in strengths])[1:]
+    return differences(model, prompts, [(change, float(s)) for s in strengths])[1:]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

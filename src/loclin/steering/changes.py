@@ -78,7 +78,7 @@ def under(read: Callable[[], T], dose: Dose, known: Known) -> T:
     """What one pass over the same rows reads under a change: only the blocks after it are run."""
     change, strength = dose
     with ExitStack() as stack:
-        if known and isinstance(change, Adding) and change.first in known:
+        if isinstance(change, Adding) and change.vectors and change.first in known:
             stack.enter_context(resumed(change.layers, change.first, known))
         with change(strength):
             return read()

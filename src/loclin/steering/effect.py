@@ -35,7 +35,8 @@ def logit_differences(
     Raises:
         LoclinError: logits that are not finite.
     """
-    return differences(model, prompts, (), rows_at_once=rows_at_once)[0]
+    found: np.ndarray = differences(model, prompts, (), rows_at_once=rows_at_once)[0]
+    return found
 
 
 @torch.no_grad()

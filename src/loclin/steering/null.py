@@ -146,4 +146,5 @@ def _weights(read: PromptSet, estimand: Estimand) -> Float[np.ndarray, " n"]:
     """What every prompt counts for in the shift."""
     if estimand != "E3" or read.labels is None:
         return np.full(len(read), 1 / len(read))
-    return np.asarray(np.where(read.labels, 1 / read.labels.sum(), -1 / (~read.labels).sum()))
+    sides = 1 / read.labels.sum(), -1 / (~read.labels).sum()
+    return np.asarray(np.where(read.labels, *sides))
