@@ -30,7 +30,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +50,6 @@ from loclin.run.dispatch import Place, results
 from loclin.search.candidate import Perturbed, candidates
 from loclin.search.ledger import opened
 from loclin.search.noise import Noise, NoiseStream
-from loclin.search.passing import passes as passes_of
-from loclin.search.passing import passing
 from loclin.search.scoring import score
 from loclin.search.spec import SearchSpec
 from loclin.tasks.batch import answer_logits
@@ -129,14 +126,12 @@ def searched(
     aim: str = "",
 ) -> str:
     """A line of our own way."""
-    model = of.problem.model
-    space = ParameterSpace(model, pattern)
+    space = ParameterSpace(of.problem.model, pattern)
     perturbed, group = Perturbed(space, Noise.parse(noise)), candidates(each, [SIGMA], seed=0)
-    at = partial(passing, perturbed, model) if passes_of(perturbed, of) else None
     return row(
         f"{name}, D = {space.dimension}, {noise} noise",
         of,
-        lambda: score(perturbed, of, group, at),
+        lambda: score(perturbed, of, group),
         each=each,
         pairs=pairs,
         aim=aim,
@@ -249,15 +244,16 @@ def shares() -> list[str]:
     problem = gpt2()
     of, space = eval_set(problem, 256), ParameterSpace(problem.model)
     perturbed, (candidate,) = Perturbed(space, Noise()), candidates(1, [SIGMA], seed=0)
-    shapes = {n: tuple(p.shape) for n, p in zip(space.names, space.parameters, strict=True)}
-    stream = NoiseStream(Noise(), shapes)
+    stream = NoiseStream(
+        Noise(), {n: tuple(p.shape) for n, p in zip(space.names, space.parameters, strict=True)}
+    )
     (outcome,) = score(perturbed, of, [candidate])
     with (
         tempfile.TemporaryDirectory() as folder,
         opened(Path(folder) / "ledger.jsonl", {"examples": len(of.batch)}) as ledger,
     ):
         waiting = iter([replace(outcome, candidate=c) for c in candidates(100, [SIGMA], seed=0)])
-        noise = median(lambda: [None for n in shapes for _ in stream.of(candidate.seed, n)])
+        noise = median(lambda: [None for _ in stream.of(candidate.seed)])
         steps = {
             "noise": noise,
             "apply": median(lambda: perturbed.place(candidate)) - noise,

@@ -2,8 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -51,16 +50,12 @@ class Small:
         self.room, self.calls = room, 0
 
     def __call__(
-        self,
-        perturbed: Perturbed,
-        eval_set: EvalSet,
-        drawn: Sequence[Candidate],
-        at: Callable[[Candidate], AbstractContextManager[None]] | None = None,
+        self, perturbed: Perturbed, eval_set: EvalSet, drawn: Sequence[Candidate]
     ) -> list[Outcome]:
         self.calls += 1
         if len(eval_set.batch) > self.room:
             raise torch.OutOfMemoryError("tried to allocate 2.00 GiB")
-        return score(perturbed, eval_set, drawn, at)
+        return score(perturbed, eval_set, drawn)
 
 
 @pytest.mark.parametrize("room", [20, 7, 1])

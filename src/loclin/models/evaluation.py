@@ -96,14 +96,6 @@ class EvalSet:
         )
 
     @property
-    def passes(self) -> int:
-        """Forward passes that `answers` takes; those over whole options count as many."""
-        if self.options is None and self.choices is not None:
-            return len(self.batch)
-        own = -(-len(self.batch) // rows_at_once(self.problem.model, self.batch))
-        return own + (replace(self, batch=self.others[0], others=None).passes if self.others else 0)
-
-    @property
     def size(self) -> int:
         """Tokens that the model is given in all, padding included."""
         whole = self.choices if self.options is None else None

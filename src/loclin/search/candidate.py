@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -139,31 +139,23 @@ class Perturbed:
             self.base[self.space.names[0]].device,
         )
 
-    def place(self, candidate: Candidate, names: Collection[str] | None = None) -> None:
-        """Move the model to a candidate, or some of its tensors, from wherever it stands: every
-        tensor is written once, from the base.
-        """
-        for name in self.base if names is None else names:
-            if name not in self._beside:
-                like = self.base[name]
-                self._beside[name] = torch.empty_like(like, memory_format=torch.contiguous_format)
-            self.write(candidate, name, self._beside[name])
-
     @torch.no_grad()
-    def write(self, candidate: Candidate, name: str, into: Tensor) -> None:
-        """Write what a tensor is at a candidate to other memory, and point the tensor at it."""
-        for part, z in self._noise(candidate.seed, name):
-            _step(self.base[name], part, z, candidate.scale, into)
-        self.tensors[name].data = into
+    def place(self, candidate: Candidate) -> None:
+        """Move the model to a candidate, from wherever it stands: every tensor is written once,
+        from the base.
+        """
+        for name, base in self.base.items():
+            if name not in self._beside:
+                self._beside[name] = torch.empty_like(base, memory_format=torch.contiguous_format)
+        for name, part, z in self._noise(candidate.seed):
+            _step(self.base[name], part, z, candidate.scale, self._beside[name])
+        for name, parameter in self.tensors.items():
+            parameter.data = self._beside[name]
 
     def restore(self) -> None:
         """Move the model back to the base."""
         for name, parameter in self.tensors.items():
             parameter.data = self.base[name]
-
-    def free(self) -> None:
-        """Give back the memory of the last candidate: the model stands at its base."""
-        self._beside.clear()
 
     @contextmanager
     def at(self, candidate: Candidate | None) -> Iterator[None]:
@@ -198,7 +190,7 @@ class Perturbed:
         trace: TracebackType | None,
     ) -> None:
         self.restore()
-        self.free()
+        self._beside.clear()
         self.verify()
 
     def vector(self, candidate: Candidate) -> Float[Tensor, " D"]:
@@ -207,9 +199,8 @@ class Perturbed:
         """
         double = self.base[self.space.names[0]].dtype == torch.float64
         whole = torch.empty(self.space.dimension, dtype=torch.float64 if double else torch.float32)
-        for name, span in self._spans.items():
-            for part, z in self._noise(candidate.seed, name):
-                whole[span][part] = dense(z).reshape(-1)
+        for name, part, z in self._noise(candidate.seed):
+            whole[self._spans[name]][part] = dense(z).reshape(-1)
         return whole.mul_(candidate.scale)
 
     @torch.no_grad()
@@ -224,7 +215,7 @@ class Perturbed:
                 moves = (to_float64(x) - to_float64(y) for x, y in zip(there, here, strict=True))
                 square = float(torch.stack([move.square().sum() for move in moves]).sum())
                 shares[name] = math.sqrt(square / base.numel()) / candidate.sigma
-        self.free()
+        self._beside.clear()
         return shares
 
     @torch.no_grad()
@@ -238,7 +229,7 @@ class Perturbed:
         probe = Candidate(index=0, seed=derived(0, "probe"), sigma=sigma)
         with self.at(probe):
             moved = any(not torch.equal(t, self.base[n]) for n, t in self.tensors.items())
-        self.free()
+        self._beside.clear()
         if moved:
             return
         dtype = str(self.space.parameters[0].dtype).removeprefix("torch.")
@@ -247,12 +238,14 @@ class Perturbed:
             "everywhere: raise --sigma"
         )
 
-    def _noise(self, seed: int, name: str) -> Iterator[tuple[slice, Tensor | LowRankNoise]]:
-        """The noise of a tensor, as `NoiseStream.of` gives it."""
-        if self.basis is None:
-            return self._stream.of(seed, name)
-        z = normals(len(self.basis), seed, "basis").to(self.basis)
-        return iter([(slice(None), z @ self.basis[:, self._spans[name]])])
+    def _noise(self, seed: int) -> Iterator[tuple[str, slice, Tensor | LowRankNoise]]:
+        """The noise of every tensor, as `NoiseStream.of` gives it."""
+        if self.basis is not None:
+            z = normals(len(self.basis), seed, "basis").to(self.basis)
+            for name in self.base:
+                yield name, slice(None), z @ self.basis[:, self._spans[name]]
+        else:
+            yield from self._stream.of(seed)
 
 
 def _step(base: Tensor, part: slice, z: Tensor | LowRankNoise, scale: float, out: Tensor) -> None:

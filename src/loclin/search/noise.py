@@ -110,21 +110,23 @@ class NoiseStream:
         size = min(most, CHUNK) if self._device.type == "cpu" else most
         self._room = torch.empty(size)  # in whole blocks: a tied tensor begins as a longer one does
 
-    def of(self, seed: int, name: str) -> Iterator[tuple[slice, Tensor | LowRankNoise]]:
-        """The noise of a tensor: which of its entries, end to end, and their noise in float32, good
-        until the next is asked for.
+    def of(self, seed: int) -> Iterator[tuple[str, slice, Tensor | LowRankNoise]]:
+        """The noise of every tensor in turn: its name, which of its entries, end to end, and their
+        noise in float32, good until the next is asked for.
         """
-        shape = self._shapes[name]
-        self._numbers.start(seed, "tied" if self._noise.kind == "tied" else name)
-        if self._noise.kind == "lowrank" and len(shape) == 2:
-            factors = torch.empty(sum(shape), self._noise.rank)
-            left, right = self._numbers.normals(factors.view(-1)).view_as(factors).split(shape)
-            yield slice(None), LowRankNoise(left=left, right=right)
-            return
-        size, step = math.prod(shape), len(self._room)
-        for start in range(0, size, step):
-            part = slice(start, min(start + step, size))
-            yield part, self._next(part.stop - start)
+        for name, shape in self._shapes.items():
+            if self._noise.kind == "lowrank" and len(shape) == 2:
+                factors = torch.empty(sum(shape) * self._noise.rank)
+                self._numbers.start(seed, name)
+                both = self._numbers.normals(factors).view(-1, self._noise.rank)
+                left, right = both.split(shape)
+                yield name, slice(None), LowRankNoise(left=left, right=right)
+                continue
+            self._numbers.start(seed, "tied" if self._noise.kind == "tied" else name)
+            size, step = math.prod(shape), len(self._room)
+            for start in range(0, size, step):
+                part = slice(start, min(start + step, size))
+                yield name, part, self._next(part.stop - start)
 
     def _next(self, count: int) -> Float[Tensor, " count"]:
         if self._noise.kind == "rademacher":

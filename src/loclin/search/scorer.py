@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,6 @@ from loclin.parameters import ParameterSpace
 from loclin.progress import ProgressCallback, silent
 from loclin.search.candidate import Candidate, Perturbed, weights_hash
 from loclin.search.noise import Noise
-from loclin.search.passing import passes, passing
 from loclin.search.scoring import Outcome, score
 from loclin.search.splits import examples_hash
 from loclin.search.stacked import score_stacked, stacks
@@ -85,11 +84,6 @@ class Scorer:
         """Whether the candidates of a group share their forward passes."""
         return stacks(self.perturbed, self.eval_set)
 
-    @cached_property
-    def passes(self) -> bool:
-        """Whether candidates are made as a pass goes."""
-        return passes(self.perturbed, self.eval_set)
-
     def do(self, item: Sequence[Candidate], progress: ProgressCallback = silent) -> list[Outcome]:
         """Score a group of candidates; every outcome depends on its candidate alone, up to the
         round-off of stacked passes.
@@ -129,10 +123,7 @@ class Scorer:
         return len(item) > 1 and not self._apart and self.stacks
 
     def _scored(self, part: EvalSet, item: Sequence[Candidate]) -> list[Outcome]:
-        if self._together(item):
-            return score_stacked(self.perturbed, part, item)
-        at = partial(passing, self.perturbed, self.problem.model) if self.passes else None
-        return score(self.perturbed, part, item, at)
+        return (score_stacked if self._together(item) else score)(self.perturbed, part, item)
 
     def _halve(self, why: str) -> None:
         """Half as many examples at a time."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,24 +40,21 @@ class Outcome:
         return float(self.right.mean())
 
 
-def score(
-    perturbed: Perturbed,
-    eval_set: EvalSet,
-    drawn: Sequence[Candidate],
-    at: Callable[[Candidate], AbstractContextManager[None]] | None = None,
-) -> list[Outcome]:
+def score(perturbed: Perturbed, eval_set: EvalSet, drawn: Sequence[Candidate]) -> list[Outcome]:
     """The outcome of every candidate. Afterwards the model stands at its base, whatever happens.
 
     Args:
         perturbed: the model's chosen tensors.
         eval_set: asked of every candidate.
         drawn: the candidates.
-        at: inside of which a pass sees a candidate; by default the model is placed there.
     """
     outcomes, tokens = [], float(eval_set.tokens.sum())
-    for candidate in drawn:
-        with (at or perturbed.at)(candidate):
+    try:
+        for candidate in drawn:
+            perturbed.place(candidate)
             outcomes.append(outcome(candidate, tokens, *eval_set.answers()))
+    finally:
+        perturbed.restore()
     return outcomes
 
 
