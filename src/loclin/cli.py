@@ -16,7 +16,9 @@ import tyro
 
 from loclin.errors import LoclinError, disk_error
 from loclin.options import BUILT_IN
-from loclin.run.runner import Study, run_studies
+from loclin.run.record import Record
+from loclin.run.rows import Row
+from loclin.run.runner import Study, run_studies, summed_up
 from loclin.studies import KINDS, STUDIES
 from loclin.studies.settings import Profile
 
@@ -331,8 +333,18 @@ def _report(folder: Path) -> None:
         )
     from loclin.report.page import build
 
-    build(folder, _sections)
+    build(folder, _sections, so_far=lambda entry: _so_far(Record(folder), entry))
     _print(folder)
+
+
+def _so_far(record: Record, entry: str) -> list[Row]:
+    """The rows of a study that has not ended, and what follows from them."""
+    held, rows = record.run()["studies"][entry], record.rows_so_far(entry)
+    module, name = _settings_of(held["study"])
+    kind = getattr(module, name)
+    plain = {f.name: held[f.name] for f in fields(kind) if held.get(f.name) is not None}
+    settings = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()})
+    return summed_up(KINDS[held["study"]], settings, rows) if rows else []
 
 
 def _print(folder: Path) -> None:

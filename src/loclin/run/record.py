@@ -8,6 +8,7 @@ runs/<name>/
   <entry>/results.json         tidy rows (docs/record.md)
   <entry>/arrays.safetensors   arrays by key
   <entry>/parts/               one independent run each; a resumed command does not do it again
+  <entry>/parts/<run>/         pieces of a run that has not ended (run/pieces.py)
 ```
 """
 
@@ -154,7 +155,7 @@ class Record:
         if not path.exists():
             return None
         data = self._read_json(str(path.relative_to(self.folder)))
-        arrays = self._read_arrays(path.with_suffix(".safetensors"))
+        arrays = self._read_arrays(self._parts(study) / f"{name}.safetensors")
         return Part(
             rows=[Row(**r) for r in data["rows"]],
             arrays=arrays,
@@ -168,6 +169,16 @@ class Record:
         rows = [dataclasses.asdict(r) for r in part.rows]
         content = {"rows": rows, "seconds": round(part.seconds, 1), "notes": list(part.notes)}
         self._write_json(f"{study}/parts/{name}.json", content)
+        shutil.rmtree(self._parts(study) / name, ignore_errors=True)  # its pieces
+
+    def rows_so_far(self, study: str) -> list[Row]:
+        """The rows of every finished run, and of the finished pieces of others."""
+        folder = self._parts(study)
+        runs, pieces = (sorted(folder.glob(pattern)) for pattern in ("*.json", "*/*.json"))
+        ended = [path.with_suffix("") for path in runs]
+        files = [*runs, *(path for path in pieces if path.parent not in ended)]
+        parts = [self._read_json(str(path.relative_to(self.folder))) for path in files]
+        return [Row(**row) for part in parts for row in part["rows"]]
 
     def write_results(
         self, study: str, rows: Sequence[Row], arrays: Mapping[str, np.ndarray]

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from loclin.errors import LoclinError
-from loclin.progress import ProgressCallback, silent
+from loclin.progress import Kept, ProgressCallback, afresh, silent
 from loclin.run.dispatch import LOADING, Place, results
 from loclin.run.display import Display, distinct
 from loclin.run.interrupt import interruptions
+from loclin.run.pieces import Pieces
 from loclin.run.record import Record
 from loclin.run.rows import Claim, Part, Row, summaries
 
@@ -95,11 +96,16 @@ class Session:
         progress: called with the stage and the share of it that is done.
         display: of a study that runs in this process, to print beside the bar.
         record: of such a study, to keep unfinished work in.
+        pieces: called with the name of a piece of the run and what makes its part: that which was
+            kept, or a new one.
+        kept: the same of a piece that gives arrays alone.
     """
 
     progress: ProgressCallback = silent
     display: Display | None = None
     record: Record | None = None
+    pieces: Callable[[str, Callable[[], Part]], Part] = afresh
+    kept: Kept[Any] = afresh
 
     def note(self, sentence: str) -> None:
         """Print a sentence at once, where there is a display."""
@@ -109,15 +115,18 @@ class Session:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyJob:
-    """Runs of a study, for workers."""
+    """Runs of a study, for workers; pieces of unfinished ones are kept in the folder, where there
+    is one that they can reach.
+    """
 
     measure: str
     settings: Any
     device: str
+    folder: Path | None = None
 
     def build(self) -> StudyWorker:
         """Import what measures."""
-        return StudyWorker(import_module(self.measure), self.settings)
+        return StudyWorker(import_module(self.measure), self.settings, self.folder)
 
 
 class StudyWorker:
@@ -125,12 +134,22 @@ class StudyWorker:
 
     notes: Sequence[str] = ()
 
-    def __init__(self, module: Any, settings: Any) -> None:
+    def __init__(self, module: Any, settings: Any, folder: Path | None) -> None:
         self._module, self._settings = module, settings
+        self._record = Record(folder) if folder else None
 
     def do(self, item: int, progress: ProgressCallback) -> Part:
         """One run."""
-        return _measured(self._module, self._settings, item, Session(progress=progress))
+        session = Session(progress=progress, **_keeping(self._record, self._settings, item))
+        return _measured(self._module, self._settings, item, session)
+
+
+def _keeping(record: Record | None, settings: Any, run: int) -> dict[str, Any]:
+    """How a session keeps the pieces of a run, if it can."""
+    if record is None or not settings.kept:
+        return {}
+    pieces = Pieces(record, settings.entry, _name(run))
+    return {"pieces": pieces, "kept": pieces.arrays}
 
 
 def _measured(module: Any, settings: Any, run: int, session: Session) -> Part:
@@ -206,7 +225,7 @@ def run_study(
             display.close(run)
     claims = _finish(record, study, settings, [parts[run] for run in sorted(parts)], began)
     if settings.in_process and hasattr(module := import_module(study.measure), "deliver"):
-        module.deliver(settings, _session(record, display, 0))
+        module.deliver(settings, _session(settings, record, display, 0))
     return claims
 
 
@@ -233,7 +252,8 @@ def _in_workers(
     study: Study, settings: Any, where: str, record: Record, display: Display, kept: Any
 ) -> Runs:
     left = [run for run in range(settings.runs) if run not in kept]
-    job = StudyJob(measure=study.measure, settings=settings, device=where.split(":")[0])
+    device, folder = where.split(":")[0], None if settings.ray else record.folder
+    job = StudyJob(measure=study.measure, settings=settings, device=device, folder=folder)
     count = settings.workers if where == "cpu" else 1
     place = Place(workers=count, ray=settings.ray, alone=False, retries=0)
 
@@ -251,7 +271,7 @@ def _here(
 ) -> Runs:
     for run in range(settings.runs):
         if run not in kept:
-            session = _session(record, display, run)
+            session = _session(settings, record, display, run)
             try:
                 yield run, _measured(import_module(study.measure), settings, run, session)
             except MemoryError as error:
@@ -262,9 +282,9 @@ def _here(
                 raise _no_room(where, error) from error
 
 
-def _session(record: Record, display: Display, run: int) -> Session:
-    progress = partial(display.update, run)
-    return Session(progress=progress, display=display, record=record)
+def _session(settings: Any, record: Record, display: Display, run: int) -> Session:
+    progress, keeping = partial(display.update, run), _keeping(record, settings, run)
+    return Session(progress=progress, display=display, record=record, **keeping)
 
 
 def _no_room(where: str, error: BaseException) -> LoclinError:
@@ -284,15 +304,23 @@ def _finish(
     rows: list[Row] = [row for part in parts for row in part.rows]
     claims: list[Claim] = []
     with interruptions() as interruption:
-        rules = import_module(study.claims) if study.claims else None
-        more = [] if settings.in_process else summaries(rows, settings.models, settings.scales)
-        more += rules.conclude(settings, rows) if hasattr(rules, "conclude") and rules else []
         arrays = {k: v for part in parts for k, v in part.arrays.items()}
-        record.write_results(settings.entry, rows + more, arrays)
-        if rules is not None:
-            claims = rules.decide(settings, rows)
+        record.write_results(settings.entry, summed_up(study, settings, rows), arrays)
+        if study.claims:
+            claims = import_module(study.claims).decide(settings, rows)
         interruption.check()
         if claims:
             record.write_claims(settings.entry, claims)
         record.close_study(settings.entry, time.perf_counter() - began, _notes(parts))
     return claims
+
+
+def summed_up(study: Study, settings: Any, rows: list[Row]) -> list[Row]:
+    """The rows of runs, what they are on average, and what follows."""
+    rules = import_module(study.claims) if study.claims else None
+    more = [] if settings.in_process else summaries(rows, settings.models, settings.scales)
+    return [
+        *rows,
+        *more,
+        *(rules.conclude(settings, rows) if hasattr(rules, "conclude") and rules else []),
+    ]

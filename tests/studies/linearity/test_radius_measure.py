@@ -21,6 +21,7 @@ from loclin.run.runner import Session
 from loclin.studies.linearity import radius_measure as module
 from loclin.studies.linearity.radius_measure import examples_asked, measure
 from loclin.studies.linearity.radius_settings import RadiusSettings
+from tests.run.killed import assert_same, measured_through_kills
 from tests.studies.linearity.planted import number, one
 
 SMALL: dict[str, Any] = {"examples": 40, "folds": 4, "per_decade": 1, "batch": 7, "smallest": 1e-5}
@@ -198,3 +199,14 @@ def test_a_model_is_loaded_once(folders: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(loading, "read_pretrained", lambda *a: calls.append(a) or read(*a))
     radius(settings(folders, f"{folders}/base..{folders}/tuned", precision=0.5))
     assert len(calls) == 1
+
+
+def test_a_radius_that_is_killed_goes_on_with_the_same_results(
+    folders: Path, tmp_path: Path
+) -> None:
+    asked = settings(folders, f"{folders}/base..{folders}/tuned")
+    where = "loclin.studies.linearity.radius_measure"
+    part, counts = measured_through_kills(tmp_path / "out", where, asked)
+    assert counts == sorted(counts)
+    assert counts
+    assert_same(part, radius(asked))

@@ -20,6 +20,7 @@ from loclin.studies.damage import damage
 from loclin.studies.schedules.measure import measure
 from loclin.studies.schedules.settings import SchedulesSettings, preset
 from tests.conftest import FAMILIES
+from tests.run.killed import assert_same, measured_through_kills
 from tests.studies.schedules.small import NAMES, SCHEDULES, TINY, own, task_file
 
 
@@ -189,3 +190,15 @@ def test_pairs_of_a_users_own_tasks_are_destroyed_too(
         LoclinError, match="expected three tasks or more for pairs chosen by rule, found A, B"
     ):
         measure(replace(settings, pairs=("agreeing",)), 0, Session())
+
+
+def test_a_run_that_is_killed_goes_on_with_the_same_results(
+    folder: dict[str, str], files: tuple[str, str], tmp_path: Path
+) -> None:
+    settings = own(folder["llama"], files, evaluations=24, schedules=(*SCHEDULES, "replay"))
+    part, counts = measured_through_kills(
+        tmp_path / "out", "loclin.studies.schedules.measure", settings
+    )
+    assert counts == sorted(counts)
+    assert counts
+    assert_same(part, measure(settings, 0, Session()))
