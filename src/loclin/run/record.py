@@ -163,6 +163,10 @@ class Record:
             notes=data["notes"],
         )
 
+    def ended(self, study: str, run: int) -> bool:
+        """Whether a run's part is there."""
+        return (self._parts(study) / f"{part_name(run)}.json").exists()
+
     def write_part(self, study: str, name: str, part: Part) -> None:
         """Keep a finished part: arrays first, then the JSON file that says they are whole."""
         self._write_arrays(f"{study}/parts/{name}.safetensors", part.arrays)
@@ -275,6 +279,11 @@ class Record:
             f"expected to write {path}, found {error.strerror or error}: make room or choose "
             f"another {self.option}; everything finished so far is kept"
         )
+
+
+def part_name(run: int, stage: str = "run") -> str:
+    """Name of a run's part, or of what a later stage adds to it."""
+    return f"{stage}-{run:03d}"
 
 
 def _plain(value: Any) -> Any:

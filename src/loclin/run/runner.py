@@ -20,7 +20,7 @@ from loclin.run.dispatch import LOADING, Place, results
 from loclin.run.display import Display, distinct
 from loclin.run.interrupt import interruptions
 from loclin.run.pieces import Pieces
-from loclin.run.record import Record
+from loclin.run.record import Record, part_name
 from loclin.run.rows import Claim, Part, Row, summaries
 
 
@@ -42,6 +42,10 @@ class RunnableSettings(Protocol):
     @property
     def in_process(self) -> bool:
         """Whether `measure` runs in this process, keeps its own unfinished work and spreads it."""
+
+    @property
+    def stage(self) -> str:
+        """Of a run: the parts of another one stand beside those of the first."""
 
     @property
     def kept(self) -> bool:
@@ -78,7 +82,8 @@ class Study:
             own process also `deliver(settings, session)`, which hands out what is finished.
         page: module with `sections(rows, settings) -> list[Section]`.
         claims: module with `decide(settings, rows) -> list[Claim]`, where it decides any, and
-            `conclude(settings, rows) -> list[Row]`, where it recommends something.
+            `conclude(settings, rows) -> list[Row]`, where it recommends something, and
+            `widened(settings, rows)`, the settings of a second stage where one is called for.
     """
 
     summary: str
@@ -148,7 +153,7 @@ def _keeping(record: Record | None, settings: Any, run: int) -> dict[str, Any]:
     """How a session keeps the pieces of a run, if it can."""
     if record is None or not settings.kept:
         return {}
-    pieces = Pieces(record, settings.entry, _name(run))
+    pieces = Pieces(record, settings.entry, part_name(run, settings.stage))
     return {"pieces": pieces, "kept": pieces.arrays}
 
 
@@ -164,6 +169,7 @@ def run_studies(
     *,
     option: str = "--out",
     draw: Callable[[Sequence[str]], None] = lambda still: None,
+    seconds: float = 0.0,
 ) -> None:
     """Run studies into one folder, one after the other, under one display.
 
@@ -175,13 +181,15 @@ def run_studies(
         option: of the command that names the folder.
         draw: draws the page; called at the start and as each study ends, with the entries that are
             still to come.
+        seconds: that it will take, where that is known.
 
     Raises:
         LoclinError: what stopped studies, in one line.
     """
     record, failed = Record(folder, option=option), list[str]()
     entries = [settings.entry for _, settings in planned]
-    with record.working(), Display(sum(settings.runs for _, settings in planned)) as display:
+    total = sum(settings.runs for _, settings in planned)
+    with record.working(), Display(total, expected=seconds) as display:
         for i, (study, settings) in enumerate(planned):
             try:
                 run_study(study, settings, record, display, begun=lambda i=i: draw(entries[i:]))  # type: ignore[misc]
@@ -213,32 +221,43 @@ def run_study(
     device = f"{where}, Ray at {settings.ray}" if settings.ray else where
     record.open_study(entry, settings.fingerprint(), device=device, kind=settings.kind)
     begun()
+    parts = _every_part(study, settings, where, record, display)
+    rules = import_module(study.claims) if study.claims else None
+    if rules is not None and hasattr(rules, "widened"):
+        more = rules.widened(settings, [row for part in parts for row in part.rows])
+        if more is not None:
+            display.more(more.runs)
+            parts += _every_part(study, more, where, record, display)
+    claims = _finish(record, study, settings, parts, began)
+    if settings.in_process and hasattr(module := import_module(study.measure), "deliver"):
+        module.deliver(settings, _session(settings, record, display, 0))
+    return claims
+
+
+def _every_part(
+    study: Study, settings: RunnableSettings, where: str, record: Record, display: Display
+) -> list[Part]:
+    """Every run of one stage, in their order; each is kept as it ends."""
     parts = _parts(record, settings)
-    display.open(entry, kept=len(parts))
+    display.open(settings.entry, kept=len(parts))
     display.note(*_notes(parts.values()))
     measured = _here if settings.in_process else _in_workers
     with closing(measured(study, settings, where, record, display, parts)) as found:
         for run, part in found:
-            record.write_part(entry, _name(run), part)
+            record.write_part(settings.entry, part_name(run, settings.stage), part)
             parts[run] = part
             display.note(*part.notes)
             display.close(run)
-    claims = _finish(record, study, settings, [parts[run] for run in sorted(parts)], began)
-    if settings.in_process and hasattr(module := import_module(study.measure), "deliver"):
-        module.deliver(settings, _session(settings, record, display, 0))
-    return claims
+    return [parts[run] for run in sorted(parts)]
 
 
 def _parts(record: Record, settings: RunnableSettings) -> dict[int, Part]:
     """The runs that an earlier session finished."""
     if not settings.kept:
         return {}
-    kept = {run: record.part(settings.entry, _name(run)) for run in range(settings.runs)}
+    names = {run: part_name(run, settings.stage) for run in range(settings.runs)}
+    kept = {run: record.part(settings.entry, name) for run, name in names.items()}
     return {run: part for run, part in kept.items() if part is not None}
-
-
-def _name(run: int) -> str:
-    return f"run-{run:03d}"
 
 
 def _notes(parts: Any) -> list[str]:

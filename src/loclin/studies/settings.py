@@ -23,7 +23,28 @@ T = TypeVar("T", bound="StudySettings")
 S = TypeVar("S", bound="DamageSettings")
 R = TypeVar("R", bound="TrainBackSettings")
 #: Settings that say where and how fast, not what: records that differ in these alone are the same.
-NOT_IN_RECORD = ("out", "workers", "ray", "profile")
+NOT_IN_RECORD = ("out", "workers", "ray", "profile", "budget")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What there is to ask: tasks, and examples of each, in all and on average; blocks."""
+
+    tasks: int
+    examples: float
+    layers: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Examples that go through the model in one run, in words and by kind of pass: scored,
+    differentiated, in products with the Hessian.
+    """
+
+    what: str
+    forward: float = 0.0
+    backward: float = 0.0
+    product: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +58,14 @@ class RunSettings:
     kind: ClassVar[str]
     in_process: ClassVar[bool] = False
     kept: ClassVar[bool] = True
+    stage: ClassVar[str] = "run"
+    #: Counts that a budget may lower, and how far; which of them are examples that are scored.
+    lowered: ClassVar[Mapping[str, int]] = {}
+    scored: ClassVar[tuple[str, ...]] = ()
 
+    budget: str | None = None
+    """Time that it may take, such as 5m, 90s or 1h: counts are lowered until they fit, and stand in
+    the record."""
     seed: int = 0
     """Of everything random; run r uses seed + r."""
     out: Path | None = None
@@ -66,6 +94,10 @@ class RunSettings:
     def runs(self) -> int:
         """Independent runs that the runner starts."""
         return 1
+
+    def work(self, sizes: Sizes) -> Sequence[Work]:
+        """What one run asks of the model; nothing where that is not known."""
+        return ()
 
     def where(self) -> str:
         """The device, in words.
@@ -156,6 +188,7 @@ class StudySettings(ModelSettings):
     """Where the defaults come from: smoke (a few minutes), standard (minutes on two cores), paper
     (hours)."""
 
+    lowered: ClassVar[Mapping[str, int]] = {"seeds": 2}
     #: On which scale the mean of a quantity is taken; plain where none stands.
     scales: ClassVar[Mapping[str, str]] = {}
 
@@ -239,6 +272,13 @@ class DamageSettings(StudySettings):
     is 0.05 or less (with options: until accuracy is no better than guessing)."""
     damage_lr: float = 1e-3
     """AdamW learning rate of the damage."""
+
+    def destroying(self, sizes: Sizes) -> Work:
+        """A round of teaching, where there is one, and the damage."""
+        known = self.model in BUILT_IN and self.space != "lora"
+        steps = self.damage_steps + (0 if known else self.teach_steps)
+        scored = sizes.tasks * sizes.examples * 0.4
+        return Work(what="teaching and damage", forward=scored, backward=steps * self.batch)
 
     @property
     def spaces(self) -> tuple[str, ...]:

@@ -10,12 +10,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from loclin import cli
 from loclin.curvature import NoSecondDerivative
 from loclin.errors import LoclinError
 from loclin.models import Problem, load
 from loclin.models.evaluation import EvalSet
 from loclin.options import LoadOptions
 from loclin.parameters import ParameterSpace
+from loclin.report.page import SO_FAR
+from loclin.run import pieces
+from loclin.run.pieces import Pieces
+from loclin.run.record import Record
 from loclin.run.rows import Part
 from loclin.run.runner import Session
 from loclin.studies.linearity import radius_measure as module
@@ -210,3 +215,19 @@ def test_a_radius_that_is_killed_goes_on_with_the_same_results(
     assert counts == sorted(counts)
     assert counts
     assert_same(part, radius(asked))
+
+
+def test_a_page_of_what_is_there_can_be_had_at_any_time(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = settings(folders, "gradient")
+    monkeypatch.setattr(pieces, "EVERY", 0.0)
+    record = Record(tmp_path / "out")
+    record.open_study(asked.entry, asked.fingerprint(), device="cpu", kind="radius")
+    kept = Pieces(record, asked.entry, "run-000")
+    measure(asked, 0, Session(pieces=kept, kept=kept.arrays))
+    cli.main(["report", str(tmp_path / "out")])
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert SO_FAR in page
+    assert "radius" in page.lower()
+    assert not record.finished(asked.entry)

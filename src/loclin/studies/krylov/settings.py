@@ -15,7 +15,14 @@ from loclin.studies.presets import (
     recovering_quickly,
     studied,
 )
-from loclin.studies.settings import Profile, TrainBackSettings, check_counts, check_within
+from loclin.studies.settings import (
+    Profile,
+    Sizes,
+    TrainBackSettings,
+    Work,
+    check_counts,
+    check_within,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +67,16 @@ class KrylovSettings(TrainBackSettings):
     products: Literal["auto", "finite differences"] = "auto"
     """Hessian-vector products: auto differentiates twice, with attention switched to eager; finite
     differences of gradients are a fallback for models whose attention cannot be switched."""
+
+    def work(self, sizes: Sizes) -> list[Work]:
+        """Two recoveries; K_k, eigenvectors and probes at the damaged point; descents."""
+        products = 2 * self.most + 4 * self.most + 5 + self.probes
+        gradients = 2 * self.steps * self.batch + 2 * self.most * self.batch
+        return [
+            self.destroying(sizes),
+            Work(what="training it back", backward=gradients),
+            Work(what="curvature", product=products * self.curvature_examples),
+        ]
 
     def checked(self) -> KrylovSettings:
         """These settings, if they can be run; raises as `RunSettings.checked` does."""

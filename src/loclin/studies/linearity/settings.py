@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -15,7 +16,14 @@ from loclin.studies.presets import (
     recovering_quickly,
     studied,
 )
-from loclin.studies.settings import Profile, TrainBackSettings, check_counts, check_within
+from loclin.studies.settings import (
+    Profile,
+    Sizes,
+    TrainBackSettings,
+    Work,
+    check_counts,
+    check_within,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +80,22 @@ class LinearitySettings(TrainBackSettings):
     products: Literal["auto", "finite differences"] = "auto"
     """Hessian-vector products: auto differentiates twice, with attention switched to eager; finite
     differences of gradients are a fallback for models whose attention cannot be switched."""
+
+    def work(self, sizes: Sizes) -> list[Work]:
+        """Two points; a direction has a product, and a line of steps, their scatter and edges."""
+        decades = math.log10(self.largest / self.smallest)
+        steps, n = 2 * (decades * self.per_decade + 1) + 12, self.window_examples
+        directions = (
+            2 * (3 + self.hessian_directions) + sizes.tasks + 2 * (2 + len(self.prefix_vectors))
+        )
+        trained = (2 * self.steps + sizes.tasks * self.task_vector_steps) * self.batch
+        products = directions + 2 * (8 * self.hessian_directions + 5)
+        return [
+            self.destroying(sizes),
+            Work(what="training", backward=trained),
+            Work(what="curvature", product=products * n),
+            Work(what="following the loss", forward=directions * steps * n),
+        ]
 
     def checked(self) -> LinearitySettings:
         """These settings, if they can be run; raises as `RunSettings.checked` does."""

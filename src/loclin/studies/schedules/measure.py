@@ -61,8 +61,12 @@ def _tasks_trained_in(settings: SchedulesSettings, run: int, session: Session) -
         context = {"run": run, "task": tasks, "pair": EVERY_PAIR, "optimiser": optimiser}
         part = _part(session, done, len(comparisons))
         more, cost = comparison_rows(comparison, context, part, validated=True)
-        rows += more
+        first = not settings.widened  # whose rows of no schedule are there already
+        rows += [row for row in more if first or "schedule" in row.context]
         notes += cost if done == 0 else []
+    if settings.widened:
+        names = ", ".join(settings.named)
+        notes = [f"trained too, for the leaders of the others are not told apart: {names}"]
     return Part(rows=rows, arrays=arrays_of(rows, run), notes=notes if run == 0 else [])
 
 
