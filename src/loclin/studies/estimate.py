@@ -7,13 +7,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import psutil
 from scipy import stats
 
 from loclin.curvature import CurvatureOperator
@@ -23,6 +22,7 @@ from loclin.models.evaluation import EvalSet
 from loclin.parameters import ParameterSpace
 from loclin.run.workers import cores, one_thread
 from loclin.studies.context import adapted
+from loclin.studies.schedules.own import SHARES
 from loclin.studies.settings import DamageSettings, Sizes, Work
 from loclin.tasks.batch import answer_loss
 
@@ -35,7 +35,7 @@ SHRINKING = 0.85  # of counts, from one try to the next
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """Seconds of an example, by kind of pass; what there is to ask; bytes in use at most so far."""
+    """Seconds of an example, by kind of pass; what there is to ask; bytes in use after them."""
 
     forward: float
     backward: float
@@ -55,7 +55,8 @@ def timed(settings: Any) -> Timings:
     device = settings.where().split(":")[0]
     alone = settings.in_process and settings.kind != "search"
     with one_thread("none" if alone else device):
-        problem = load(settings, seed=settings.seed)
+        own = settings.kind == "schedules" and not settings.pairs
+        problem = load(settings, seed=settings.seed, shares=SHARES if own else None)
         if isinstance(settings, DamageSettings):
             problem, space = adapted(problem, settings, 0)
         else:
@@ -87,7 +88,7 @@ def timed(settings: Any) -> Timings:
             backward=backward,
             product=bent,
             sizes=Sizes(tasks=tasks, examples=len(examples) / tasks, layers=layers),
-            memory=_peak(),
+            memory=psutil.Process().memory_info().rss,
         )
 
 
@@ -105,12 +106,6 @@ def _each(act: Callable[[int], None], n: int, most: int) -> float:
         if seconds > ENOUGH or n >= most:
             return seconds / n
         n = min(4 * n, most)
-
-
-def _peak() -> int:
-    """The most memory that this process has had, in bytes."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else 1024 * most
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ class Sizes:
     """What there is to ask: tasks, and examples of each, in all and on average; blocks."""
 
     tasks: int
-    examples: float
+    examples: int | float
     layers: int = 1
 
 
@@ -42,9 +42,9 @@ class Work:
     """
 
     what: str
-    forward: float = 0.0
-    backward: float = 0.0
-    product: float = 0.0
+    forward: int | float = 0
+    backward: int | float = 0
+    product: int | float = 0
 
 
 @dataclass(frozen=True, kw_only=True)
