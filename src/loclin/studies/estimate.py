@@ -56,7 +56,7 @@ def timed(settings: Any) -> Timings:
     alone = settings.in_process and settings.kind != "search"
     with one_thread("none" if alone else device):
         own = settings.kind == "schedules" and not settings.pairs
-        problem = load(settings, seed=settings.seed, shares=SHARES if own else None)
+        problem = load(settings, seed=settings.seed, **({"shares": SHARES} if own else {}))
         if isinstance(settings, DamageSettings):
             problem, space = adapted(problem, settings, 0)
         else:
