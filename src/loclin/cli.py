@@ -16,9 +16,11 @@ import tyro
 
 from loclin.errors import LoclinError, disk_error
 from loclin.options import BUILT_IN, PACKAGED, fact_form
-from loclin.run.runner import Study, run_studies
+from loclin.run.record import Record
+from loclin.run.rows import Row
+from loclin.run.runner import Study, run_studies, summed_up
 from loclin.studies import KINDS, STUDIES
-from loclin.studies.settings import Profile
+from loclin.studies.settings import Profile, RunSettings
 
 T = TypeVar("T")
 #: The commands that run a study, and its kind. A second word asks a second question of the room.
@@ -132,6 +134,7 @@ class _Early:
     model: str | None = None
     data: tuple[str, ...] = ()
     pairs: tuple[str, ...] = ()
+    schedules: tuple[str, ...] = ()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -289,6 +292,10 @@ def _run(planned: Sequence[tuple[Study, Any]], folder: Path, option: str) -> Non
     ready = [(study, settings.checked()) for study, settings in planned]
     if len(ready) > 1:
         _all_cached([settings for _, settings in ready])
+    record, seconds = Record(folder, option=option), 0.0
+    if len(ready) == 1:
+        settings, seconds = _said(ready[0][1], record)
+        ready = [(ready[0][0], settings)]
     from loclin.report.page import build
 
     drawn: dict[str, Any] = {}
@@ -296,8 +303,37 @@ def _run(planned: Sequence[tuple[Study, Any]], folder: Path, option: str) -> Non
     def draw(still: Sequence[str]) -> None:
         build(folder, _sections, planned=still, drawn=drawn)
 
-    run_studies(ready, folder, option=option, draw=draw)
+    run_studies(ready, folder, option=option, draw=draw, seconds=seconds)
     _print(folder)
+
+
+def _said(settings: Any, record: Record) -> tuple[Any, float]:
+    """Say what a command will take, if passes can tell; the settings, with the counts that a budget
+    leaves or that the record already has, and the seconds.
+    """
+    held = record.run()["studies"].get(settings.entry, {})
+    if settings.budget and held:
+        counts = {name: held[name] for name in settings.lowered if name in held}
+        settings = replace(settings, **counts).checked()
+    left = [r for r in range(settings.runs) if not record.ended(settings.entry, r)]
+    if type(settings).work is RunSettings.work or not (settings.kept and left):
+        return settings, 0.0
+    from loclin.studies import estimate
+
+    budget = estimate.seconds_of(settings.budget) if settings.budget else None
+    try:
+        timings = estimate.timed(settings)
+    except (MemoryError, RuntimeError):  # the command itself says it better
+        return settings, 0.0
+    whole = settings
+    if budget and not held:
+        settings = estimate.fitted(settings, timings, budget).checked()
+    takes = estimate.estimated(settings, timings)
+    seconds = takes.seconds * len(left) / settings.runs
+    print(f"{takes}" + ("" if settings.budget else "; --budget 5m asks for less"))
+    for line in estimate.intervals(settings, whole):
+        print(f"  {line}")
+    return settings, seconds
 
 
 def _all_cached(every: Sequence[Any]) -> None:
@@ -334,7 +370,7 @@ def _report(folder: Path) -> None:
     from loclin.report.page import build
 
     try:
-        build(folder, _sections)
+        build(folder, _sections, so_far=lambda entry: _so_far(Record(folder), entry))
         _print(folder)
     except (LoclinError, OSError, MemoryError):
         raise
@@ -344,6 +380,16 @@ def _report(folder: Path) -> None:
             f"expected the record of a run in {folder}, found what cannot be drawn, {first}: run "
             "it again into another folder"
         ) from error
+
+
+def _so_far(record: Record, entry: str) -> list[Row]:
+    """The rows of a study that has not ended, and what follows from them."""
+    held, rows = record.run()["studies"][entry], record.rows_so_far(entry)
+    module, name = _settings_of(held["study"])
+    kind = getattr(module, name)
+    plain = {f.name: held[f.name] for f in fields(kind) if held.get(f.name) is not None}
+    settings = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()})
+    return summed_up(KINDS[held["study"]], settings, rows) if rows else []
 
 
 def _print(folder: Path) -> None:

@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -21,7 +23,7 @@ from loclin.errors import LoclinError
 from loclin.geometry.gramian import inner, norm
 from loclin.line import Line, Profile, Tallies, line_along, ray, signed_grid
 from loclin.parameters import ParameterSpace, SummedLoss, summed
-from loclin.progress import ProgressCallback, silent
+from loclin.progress import Kept, ProgressCallback, afresh, silent
 from loclin.stats import CONFIDENCE, Estimate
 
 T = TypeVar("T")
@@ -115,6 +117,8 @@ def linear_window(
     curvature: Literal["auto", "double backward", "finite differences"] = "auto",
     differentiable: Switch = nullcontext,
     progress: ProgressCallback = silent,
+    keep: Kept[np.ndarray] = afresh,
+    early: Callable[[LinearWindow], None] | None = None,
 ) -> LinearWindow:
     """Over which steps, both ways along a direction, is the loss straight?
 
@@ -138,6 +142,8 @@ def linear_window(
         curvature: auto falls back on finite differences where a model refuses second derivatives.
         differentiable: entered while they are taken, such as `models.twice_differentiable`.
         progress: called with the stage and the share of it that is done.
+        keep: has every derivative and every loss kept, for a call that goes on after a stop.
+        early: called with the window as the grid alone shows it, before it is closed in on.
 
     Raises:
         LoclinError: no batches, a direction or a point of zeros, a loss that is not finite.
@@ -157,36 +163,54 @@ def linear_window(
             f"expected batches, with one group each, found {len(batches)} of {len(home)}: give both"
         )
     parts = [[b for b, g in zip(batches, home, strict=True) if g == i] for i in sorted(set(home))]
-    measured = tallies or _tallies(loss, parts)
+    measured = _kept_tallies(tallies or _tallies(loss, parts), keep)
     weights, size = norm(space.read()) if length is None else length, norm(direction)
     w = ray(space.read(), direction, length)
     units = {"relative": 1.0, "length": weights, "multiple": 1 / (size / weights)}
     slopes, curvatures, method, refused = _derivatives(
-        space, loss, parts, w, curvature, differentiable, progress
+        space, loss, parts, w, curvature, differentiable, progress, keep
     )
     end = size / weights
     grid = sorted({*(steps or signed_grid(1e-6, 1.0, 2)), *([end] if whole else [])})
     bends = {"slopes": slopes, "curvatures": curvatures}
     line = line_along(space, measured, w, grid, **bends, progress=progress)
+
+    def seen(line: Line) -> LinearWindow:
+        forward, backward = (_reach(line, sign, tolerance, units) for sign in (1, -1))
+        ahead = line.profile().window(1, tolerance)
+        inside = ahead.size is not None and end <= ahead.size
+        predicted = over_groups(line, lambda p: p.predicted(tolerance), powers=True)
+        return LinearWindow(
+            forward=forward,
+            backward=backward,
+            predicted=_sizes(predicted, units),
+            limit=line.profile().limit(tolerance),
+            whole=_effect(line, end) if whole else None,
+            inside=inside if whole and (inside or not ahead.open) else None,
+            units=units,
+            length=size,
+            line=line,
+            steps=grid,
+            method=method,
+            refused=refused,
+        )
+
+    if early:
+        early(seen(line))
     progress("closing in on the edges", 0.0)
-    line = _closed_in(line, tolerance, precision)
-    forward, backward = (_reach(line, sign, tolerance, units) for sign in (1, -1))
-    ahead = line.profile().window(1, tolerance)
-    inside = ahead.size is not None and end <= ahead.size
-    return LinearWindow(
-        forward=forward,
-        backward=backward,
-        predicted=_sizes(over_groups(line, lambda p: p.predicted(tolerance), powers=True), units),
-        limit=line.profile().limit(tolerance),
-        whole=_effect(line, end) if whole else None,
-        inside=inside if whole and (inside or not ahead.open) else None,
-        units=units,
-        length=size,
-        line=line,
-        steps=grid,
-        method=method,
-        refused=refused,
-    )
+    return seen(_closed_in(line, tolerance, precision))
+
+
+def _kept_tallies(tallies: Tallies, keep: Kept[np.ndarray]) -> Tallies:
+    """The same, by their number: every call goes to the same points in the same order."""
+    numbers = count()
+
+    def measure() -> tuple[np.ndarray, np.ndarray]:
+        name = f"loss {next(numbers)}"
+        held = keep(name, lambda: dict(zip(("sums", "counts"), tallies(), strict=True)))
+        return held["sums"], held["counts"]
+
+    return measure
 
 
 def _tallies(loss: SummedLoss[T], parts: Sequence[Sequence[T]]) -> Tallies:
@@ -216,15 +240,24 @@ def _derivatives(
     wanted: str,
     differentiable: Switch,
     progress: ProgressCallback,
+    keep: Kept[np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray, Method, str]:
     """gᵀw and wᵀHw of every group, how these were taken, and why not by double backward."""
-    shown = _tracked(parts, "taking slopes", progress)
-    slopes, refused = np.array([inner(space.gradient(loss, part), w) for part in shown]), ""
+
+    def each(stage: str, of: Callable[[Sequence[T]], Tensor], name: str) -> np.ndarray:
+        def value(part: Sequence[T]) -> dict[str, np.ndarray]:
+            return {"value": np.array(inner(of(part), w))}
+
+        shown = enumerate(_tracked(parts, stage, progress))
+        return np.array([keep(f"{name} {i}", partial(value, p))["value"].item() for i, p in shown])
+
+    slopes, refused = each("taking slopes", partial(space.gradient, loss), "slope"), ""
 
     def bent(method: Method) -> np.ndarray:
-        shown = _tracked(parts, "taking curvature", progress)
-        operators = (CurvatureOperator(space, loss, part, method=method) for part in shown)
-        return np.array([inner(w, operator @ w) for operator in operators])
+        def product(part: Sequence[T]) -> Tensor:
+            return CurvatureOperator(space, loss, part, method=method) @ w
+
+        return each("taking curvature", product, f"curvature by {method}")
 
     if wanted != "finite differences":
         try:

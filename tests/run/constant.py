@@ -47,6 +47,8 @@ class Constant:
     runs: int = 2
     in_process: bool = True
     kept: bool = True
+    stage: str = "run"
+    widen: bool = False
     models: int = 1
     scales: Mapping[str, Any] = field(default_factory=dict)
     workers: int = 1

@@ -1,6 +1,7 @@
 """What is shown where the output is a file, and on a terminal."""
 
 import re
+import time
 
 import pytest
 
@@ -85,3 +86,32 @@ def test_a_terminal_shows_a_line_for_every_run_at_work(monkeypatch: pytest.Monke
         left = [task.description for task in display._bars.tasks]
     assert shown == ["one", "  run 0"]
     assert left == ["two"]
+
+
+def test_before_a_run_has_ended_the_time_left_is_what_was_expected(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    with Display(1, expected=300.0) as display:
+        display.open("one", kept=0)
+        clock[0] = 220.0
+        display.update(0, "working", 0.5)
+        clock[0] = 500.0
+        display.update(0, "still working", 0.5)
+    assert lines(capsys) == [
+        "one: 0 of 1 runs, about 5 min left",
+        "one: 0 of 1 runs, about 3 min left, run 0: working 50%",
+        "one: 0 of 1 runs, run 0: still working 50%",
+    ]
+
+
+def test_a_stage_that_says_nothing_has_a_line_every_so_often(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "EVERY", 0.5)
+    with Display(1) as display:
+        display.open("one", kept=0)
+        display.update(0, "working", 0.0)
+        time.sleep(1.3)
+    assert lines(capsys)[-2:] == ["one: 0 of 1 runs, run 0: working 0%"] * 2

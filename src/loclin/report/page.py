@@ -19,6 +19,7 @@ from loclin.report.words import estimate_text, number, p_text
 from loclin.run.record import Record
 from loclin.run.rows import Row
 
+SO_FAR = "not finished: this is what is there so far; the command that started it goes on"
 #: The sections of a study, from its rows and its settings.
 Sections = Callable[[Sequence[Row], Mapping[str, Any]], list[Section]]
 
@@ -29,6 +30,7 @@ def build(
     *,
     planned: Sequence[str] = (),
     drawn: dict[str, dict[str, Any]] | None = None,
+    so_far: Callable[[str], list[Row]] = lambda name: [],
 ) -> Path:
     """Write figures/*.svg, report.md and report.html of a run folder from its record alone.
 
@@ -36,6 +38,7 @@ def build(
         sections: for a kind of study, what makes its sections.
         planned: entries that are still to come, in a command that goes on.
         drawn: studies that an earlier call drew, which are not drawn again; added to.
+        so_far: the rows of an unfinished study, where there are any.
 
     Returns:
         The HTML page: one file that opens from disk.
@@ -47,16 +50,27 @@ def build(
     run = record.run()
     done = [name for name in run["studies"] if record.finished(name)]
     drawn = {} if drawn is None else drawn
-    for name in (n for n in done if n not in drawn):
-        drawn[name] = _study(record, run, name, sections)
+    begun = {n: rows for n in run["studies"] if n not in done and (rows := so_far(n))}
+    for name in (n for n in (*done, *begun) if n not in drawn):
+        rows = begun[name] if name in begun else record.results(name)
+        try:
+            drawn[name] = _study(run, name, rows, sections)
+        except Exception:
+            if name not in begun:
+                raise
+            continue  # a page may need rows that are not there yet
         for drawing in (d for section in drawn[name]["sections"] for d in section.figures):
             record.write_text(f"figures/{name}/{drawing.name}.svg", drawing.svg)
-    studies = [drawn[name] for name in done]
+    shown = [name for name in (*done, *begun) if name in drawn]
+    studies = [
+        {**drawn[name], "notes": [*([SO_FAR] if name in begun else []), *drawn[name]["notes"]]}
+        for name in shown
+    ]
     claims = [claim for _, claim in record.claims()]
     content = {
         "run": run,
         "studies": studies,
-        "unfinished": [n for n in run["studies"] if n not in done and n not in planned],
+        "unfinished": [n for n in run["studies"] if n not in shown and n not in planned],
         "planned": planned,
         "claims": claims,
         "glance": glance(claims) if claims else None,
@@ -69,14 +83,17 @@ def build(
 
 
 def _study(
-    record: Record, run: Mapping[str, Any], name: str, sections: Callable[[str], Sections]
+    run: Mapping[str, Any],
+    name: str,
+    rows: Sequence[Row],
+    sections: Callable[[str], Sections],
 ) -> dict[str, Any]:
     settings = run["studies"][name]
     return {
         "name": name,
         "settings": settings,
         "notes": run["notes"].get(name, []),
-        "sections": sections(settings["study"])(record.results(name), settings),
+        "sections": sections(settings["study"])(rows, settings),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -22,9 +23,11 @@ class Display:
 
     Args:
         total: independent runs of all studies together.
+        expected: seconds that they will take, where that is known beforehand.
     """
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, *, expected: float = 0.0) -> None:
+        self._expected, self._closed = expected, threading.Event()
         self._total, self._finished, self._began = total, 0.0, time.monotonic()
         self._fresh = 0.0  # finished in this session: what the time left is estimated from
         self._shares: dict[int, float] = {}
@@ -44,6 +47,8 @@ class Display:
     def __enter__(self) -> Display:
         if self._terminal:
             self._bars.start()
+        else:
+            threading.Thread(target=self._remind, daemon=True).start()
         return self
 
     def __exit__(
@@ -52,6 +57,7 @@ class Display:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._closed.set()
         if self._terminal:  # elsewhere it would print an empty line
             self._bars.stop()
 
@@ -70,6 +76,11 @@ class Display:
             self._forget(run)
         self._entry, self._finished = entry, self._finished + kept
         self._show(None)
+
+    def more(self, runs: int) -> None:
+        """There are more runs than was thought."""
+        self._total += runs
+        self._bars.update(self._whole, total=float(self._total))
 
     def update(self, run: int, stage: str, share: float) -> None:
         """A run is in a stage, and a share of it is done."""
@@ -114,12 +125,22 @@ class Display:
             stamp = time.strftime("%H:%M:%S")
             self.console.print(Text(f"[{stamp}] {self._entry}: {summary}{doing}"), soft_wrap=True)
 
+    def _remind(self) -> None:
+        """A line every so often, however long a stage takes."""
+        while not self._closed.wait(max(EVERY / 10, 1.0)):
+            if self._entry and time.monotonic() - self._printed > EVERY:
+                self._show(next(iter(self._stages), None))
+
     def _left(self) -> str:
-        """The time left, from the runs that ended in this session."""
-        if not self._fresh or self._finished >= self._total:
+        """The time left: from the runs that ended in this session, before the first one from what
+        was expected.
+        """
+        passed = time.monotonic() - self._began
+        if self._finished >= self._total or not (self._fresh or self._expected > passed):
             return ""
-        each = (time.monotonic() - self._began) / self._fresh
-        seconds = each * (self._total - self._finished)
+        seconds = self._expected - passed
+        if self._fresh:
+            seconds = passed / self._fresh * (self._total - self._finished)
         left = f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
         return f", about {left} left"
 

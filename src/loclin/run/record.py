@@ -8,6 +8,7 @@ runs/<name>/
   <entry>/results.json         tidy rows (docs/record.md)
   <entry>/arrays.safetensors   arrays by key
   <entry>/parts/               one independent run each; a resumed command does not do it again
+  <entry>/parts/<run>/         pieces of a run that has not ended (run/pieces.py)
 ```
 """
 
@@ -170,12 +171,29 @@ class Record:
         rows = [self._made(Row, r, where) for r in data["rows"]]
         return Part(rows=rows, arrays=arrays, seconds=data["seconds"], notes=data["notes"])
 
+    def ended(self, study: str, run: int) -> bool:
+        """Whether a run's part is there."""
+        return (self._parts(study) / f"{part_name(run)}.json").exists()
+
     def write_part(self, study: str, name: str, part: Part) -> None:
         """Keep a finished part: arrays first, then the JSON file that says they are whole."""
         self._write_arrays(f"{study}/parts/{name}.safetensors", part.arrays)
         rows = [dataclasses.asdict(r) for r in part.rows]
         content = {"rows": rows, "seconds": round(part.seconds, 1), "notes": list(part.notes)}
         self._write_json(f"{study}/parts/{name}.json", content)
+        shutil.rmtree(self._parts(study) / name, ignore_errors=True)  # its pieces
+
+    def rows_so_far(self, study: str) -> list[Row]:
+        """The rows of every finished run, and of the finished pieces of others."""
+        folder = self._parts(study)
+        runs, pieces = (sorted(folder.glob(pattern)) for pattern in ("*.json", "*/*.json"))
+        ended = [path.with_suffix("") for path in runs]
+        files = [*runs, *(path for path in pieces if path.parent not in ended)]
+        rows: list[Row] = []
+        for name in (str(path.relative_to(self.folder)) for path in files):
+            part = self._fields(self._read_json(name, dict), {"rows": list}, name)
+            rows += [self._made(Row, row, name) for row in part["rows"]]
+        return rows
 
     def write_results(
         self, study: str, rows: Sequence[Row], arrays: Mapping[str, np.ndarray]
@@ -308,6 +326,11 @@ class Record:
 
 def _no_number(name: str) -> None:
     raise ValueError(f"{name}, which no record holds")
+
+
+def part_name(run: int, stage: str = "run") -> str:
+    """Name of a run's part, or of what a later stage adds to it."""
+    return f"{stage}-{run:03d}"
 
 
 def _plain(value: Any) -> Any:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from loclin.errors import LoclinError
-from loclin.progress import ProgressCallback, silent
+from loclin.progress import Kept, ProgressCallback, afresh, silent
 from loclin.run.dispatch import LOADING, Place, results
 from loclin.run.display import Display, distinct
 from loclin.run.interrupt import interruptions
-from loclin.run.record import Record
+from loclin.run.pieces import Pieces
+from loclin.run.record import Record, part_name
 from loclin.run.rows import Claim, Part, Row, summaries
 
 
@@ -41,6 +42,10 @@ class RunnableSettings(Protocol):
     @property
     def in_process(self) -> bool:
         """Whether `measure` runs in this process, keeps its own unfinished work and spreads it."""
+
+    @property
+    def stage(self) -> str:
+        """Of a run: the parts of another one stand beside those of the first."""
 
     @property
     def kept(self) -> bool:
@@ -77,7 +82,8 @@ class Study:
             own process also `deliver(settings, session)`, which hands out what is finished.
         page: module with `sections(rows, settings) -> list[Section]`.
         claims: module with `decide(settings, rows) -> list[Claim]`, where it decides any, and
-            `conclude(settings, rows) -> list[Row]`, where it recommends something.
+            `conclude(settings, rows) -> list[Row]`, where it recommends something, and
+            `widened(settings, rows)`, the settings of a second stage where one is called for.
     """
 
     summary: str
@@ -95,11 +101,16 @@ class Session:
         progress: called with the stage and the share of it that is done.
         display: of a study that runs in this process, to print beside the bar.
         record: of such a study, to keep unfinished work in.
+        pieces: called with the name of a piece of the run and what makes its part: that which was
+            kept, or a new one.
+        kept: the same of a piece that gives arrays alone.
     """
 
     progress: ProgressCallback = silent
     display: Display | None = None
     record: Record | None = None
+    pieces: Callable[[str, Callable[[], Part]], Part] = afresh
+    kept: Kept[Any] = afresh
 
     def note(self, sentence: str) -> None:
         """Print a sentence at once, where there is a display."""
@@ -109,15 +120,18 @@ class Session:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyJob:
-    """Runs of a study, for workers."""
+    """Runs of a study, for workers; pieces of unfinished ones are kept in the folder, where there
+    is one that they can reach.
+    """
 
     measure: str
     settings: Any
     device: str
+    folder: Path | None = None
 
     def build(self) -> StudyWorker:
         """Import what measures."""
-        return StudyWorker(import_module(self.measure), self.settings)
+        return StudyWorker(import_module(self.measure), self.settings, self.folder)
 
 
 class StudyWorker:
@@ -125,12 +139,22 @@ class StudyWorker:
 
     notes: Sequence[str] = ()
 
-    def __init__(self, module: Any, settings: Any) -> None:
+    def __init__(self, module: Any, settings: Any, folder: Path | None) -> None:
         self._module, self._settings = module, settings
+        self._record = Record(folder) if folder else None
 
     def do(self, item: int, progress: ProgressCallback) -> Part:
         """One run."""
-        return _measured(self._module, self._settings, item, Session(progress=progress))
+        session = Session(progress=progress, **_keeping(self._record, self._settings, item))
+        return _measured(self._module, self._settings, item, session)
+
+
+def _keeping(record: Record | None, settings: Any, run: int) -> dict[str, Any]:
+    """How a session keeps the pieces of a run, if it can."""
+    if record is None or not settings.kept:
+        return {}
+    pieces = Pieces(record, settings.entry, part_name(run, settings.stage))
+    return {"pieces": pieces, "kept": pieces.arrays}
 
 
 def _measured(module: Any, settings: Any, run: int, session: Session) -> Part:
@@ -145,6 +169,7 @@ def run_studies(
     *,
     option: str = "--out",
     draw: Callable[[Sequence[str]], None] = lambda still: None,
+    seconds: float = 0.0,
 ) -> None:
     """Run studies into one folder, one after the other, under one display.
 
@@ -156,13 +181,15 @@ def run_studies(
         option: of the command that names the folder.
         draw: draws the page; called at the start and as each study ends, with the entries that are
             still to come.
+        seconds: that it will take, where that is known.
 
     Raises:
         LoclinError: what stopped studies, in one line.
     """
     record, failed = Record(folder, option=option), list[str]()
     entries = [settings.entry for _, settings in planned]
-    with record.working(), Display(sum(settings.runs for _, settings in planned)) as display:
+    total = sum(settings.runs for _, settings in planned)
+    with record.working(), Display(total, expected=seconds) as display:
         for i, (study, settings) in enumerate(planned):
             try:
                 run_study(study, settings, record, display, begun=lambda i=i: draw(entries[i:]))  # type: ignore[misc]
@@ -194,32 +221,43 @@ def run_study(
     device = f"{where}, Ray at {settings.ray}" if settings.ray else where
     record.open_study(entry, settings.fingerprint(), device=device, kind=settings.kind)
     begun()
+    parts = _every_part(study, settings, where, record, display)
+    rules = import_module(study.claims) if study.claims else None
+    if rules is not None and hasattr(rules, "widened"):
+        more = rules.widened(settings, [row for part in parts for row in part.rows])
+        if more is not None:
+            display.more(more.runs)
+            parts += _every_part(study, more, where, record, display)
+    claims = _finish(record, study, settings, parts, began)
+    if settings.in_process and hasattr(module := import_module(study.measure), "deliver"):
+        module.deliver(settings, _session(settings, record, display, 0))
+    return claims
+
+
+def _every_part(
+    study: Study, settings: RunnableSettings, where: str, record: Record, display: Display
+) -> list[Part]:
+    """Every run of one stage, in their order; each is kept as it ends."""
     parts = _parts(record, settings)
-    display.open(entry, kept=len(parts))
+    display.open(settings.entry, kept=len(parts))
     display.note(*_notes(parts.values()))
     measured = _here if settings.in_process else _in_workers
     with closing(measured(study, settings, where, record, display, parts)) as found:
         for run, part in found:
-            record.write_part(entry, _name(run), part)
+            record.write_part(settings.entry, part_name(run, settings.stage), part)
             parts[run] = part
             display.note(*part.notes)
             display.close(run)
-    claims = _finish(record, study, settings, [parts[run] for run in sorted(parts)], began)
-    if settings.in_process and hasattr(module := import_module(study.measure), "deliver"):
-        module.deliver(settings, _session(record, display, 0))
-    return claims
+    return [parts[run] for run in sorted(parts)]
 
 
 def _parts(record: Record, settings: RunnableSettings) -> dict[int, Part]:
     """The runs that an earlier session finished."""
     if not settings.kept:
         return {}
-    kept = {run: record.part(settings.entry, _name(run)) for run in range(settings.runs)}
+    names = {run: part_name(run, settings.stage) for run in range(settings.runs)}
+    kept = {run: record.part(settings.entry, name) for run, name in names.items()}
     return {run: part for run, part in kept.items() if part is not None}
-
-
-def _name(run: int) -> str:
-    return f"run-{run:03d}"
 
 
 def _notes(parts: Any) -> list[str]:
@@ -233,7 +271,8 @@ def _in_workers(
     study: Study, settings: Any, where: str, record: Record, display: Display, kept: Any
 ) -> Runs:
     left = [run for run in range(settings.runs) if run not in kept]
-    job = StudyJob(measure=study.measure, settings=settings, device=where.split(":")[0])
+    device, folder = where.split(":")[0], None if settings.ray else record.folder
+    job = StudyJob(measure=study.measure, settings=settings, device=device, folder=folder)
     count = settings.workers if where == "cpu" else 1
     place = Place(workers=count, ray=settings.ray, alone=False, retries=0)
 
@@ -251,7 +290,7 @@ def _here(
 ) -> Runs:
     for run in range(settings.runs):
         if run not in kept:
-            session = _session(record, display, run)
+            session = _session(settings, record, display, run)
             try:
                 yield run, _measured(import_module(study.measure), settings, run, session)
             except MemoryError as error:
@@ -262,9 +301,9 @@ def _here(
                 raise _no_room(where, error) from error
 
 
-def _session(record: Record, display: Display, run: int) -> Session:
-    progress = partial(display.update, run)
-    return Session(progress=progress, display=display, record=record)
+def _session(settings: Any, record: Record, display: Display, run: int) -> Session:
+    progress, keeping = partial(display.update, run), _keeping(record, settings, run)
+    return Session(progress=progress, display=display, record=record, **keeping)
 
 
 def _no_room(where: str, error: BaseException) -> LoclinError:
@@ -284,15 +323,23 @@ def _finish(
     rows: list[Row] = [row for part in parts for row in part.rows]
     claims: list[Claim] = []
     with interruptions() as interruption:
-        rules = import_module(study.claims) if study.claims else None
-        more = [] if settings.in_process else summaries(rows, settings.models, settings.scales)
-        more += rules.conclude(settings, rows) if hasattr(rules, "conclude") and rules else []
         arrays = {k: v for part in parts for k, v in part.arrays.items()}
-        record.write_results(settings.entry, rows + more, arrays)
-        if rules is not None:
-            claims = rules.decide(settings, rows)
+        record.write_results(settings.entry, summed_up(study, settings, rows), arrays)
+        if study.claims:
+            claims = import_module(study.claims).decide(settings, rows)
         interruption.check()
         if claims:
             record.write_claims(settings.entry, claims)
         record.close_study(settings.entry, time.perf_counter() - began, _notes(parts))
     return claims
+
+
+def summed_up(study: Study, settings: Any, rows: list[Row]) -> list[Row]:
+    """The rows of runs, what they are on average, and what follows."""
+    rules = import_module(study.claims) if study.claims else None
+    more = [] if settings.in_process else summaries(rows, settings.models, settings.scales)
+    return [
+        *rows,
+        *more,
+        *(rules.conclude(settings, rows) if hasattr(rules, "conclude") and rules else []),
+    ]

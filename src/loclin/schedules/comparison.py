@@ -7,16 +7,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from loclin.geometry.gramian import at_least_float32
 from loclin.geometry.subspace import Subspace
 from loclin.models import Problem
 from loclin.models.evaluation import EvalSet
 from loclin.parameters import ParameterSpace
+from loclin.progress import Kept, afresh
 from loclin.schedules.loop import TrainingLog, Weighing, train_tasks
 from loclin.schedules.options import ComparisonOptions
 from loclin.seeds import derived
@@ -96,6 +99,7 @@ class ScheduleComparison:
         seed: of the orders of data and whatever else is drawn.
         dropout: whether the adapter has any while it is trained.
         storage: where the updates of specialists are kept; nowhere by default.
+        keep: has every training kept whose updates are not.
     """
 
     problem: Problem
@@ -109,8 +113,10 @@ class ScheduleComparison:
     seed: int
     dropout: bool = False
     storage: UpdateStorage | None = None
+    keep: Kept[Any] = afresh
     #: By task, a point and what was made there: the Fisher that all strengths of a remedy share.
     fishers: dict[str, tuple[Point, Tensor]] = field(default_factory=dict, init=False, repr=False)
+    _times: dict[str, int] = field(default_factory=dict, init=False, repr=False)
     _specialists: dict[tuple[str, str], Trained] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -199,7 +205,8 @@ class ScheduleComparison:
             storage: where to keep the updates; nowhere by default.
         """
         before = after or Trained(end=self.start)
-        taken, curve = before.evaluations, [*before.curve]
+        taken, curve = before.evaluations, list[tuple[int, Scores]]()
+        recorder: Recorder | None = None
 
         def take(count: int) -> None:
             nonlocal taken
@@ -212,29 +219,45 @@ class ScheduleComparison:
                 recorder.keep(t)
             take(len(plan[t - 1]))
 
-        with self.space.restored():
-            self.space.write(before.end)
-            take(prepared)
-            recorder = Recorder(self.space, len(plan), storage=storage) if storage else None
-            log = train_tasks(
-                self.space,
-                streams,
-                self.loss(name),
-                make_optimiser(self.optimiser, self.space, self.lr),
-                plan,
-                weigh=weigh,
-                penalty=penalty,
-                away_from=away_from,
-                seed=derived(self.seed, name),
-                after_step=after_step,
-            )
-            return Trained(
-                end=self.space.read(),
-                phases=(*before.phases, log),
-                curve=tuple(curve),
-                path=recorder.trajectory(torch.from_numpy(log.losses)) if recorder else None,
-                prepared=before.prepared + prepared,
-            )
+        def made() -> dict[str, Any]:
+            nonlocal recorder
+            with self.space.restored():
+                self.space.write(before.end)
+                take(prepared)
+                recorder = Recorder(self.space, len(plan), storage=storage) if storage else None
+                log = train_tasks(
+                    self.space,
+                    streams,
+                    self.loss(name),
+                    make_optimiser(self.optimiser, self.space, self.lr),
+                    plan,
+                    weigh=weigh,
+                    penalty=penalty,
+                    away_from=away_from,
+                    seed=derived(self.seed, name),
+                    after_step=after_step,
+                )
+                end = at_least_float32(self.space.read()).cpu().numpy()
+            places, scores = [mark for mark, _ in curve], [scores for _, scores in curve]
+            return {"end": end, "places": np.array(places), "scores": np.array(scores), **vars(log)}
+
+        times = self._times[name] = self._times.get(name, 0) + 1
+        key = f"training {self.optimiser} {'+'.join(self.tasks)} {name} {times}"
+        held = made() if storage else self.keep(key, made)
+        log = TrainingLog(
+            evaluations=np.asarray(held["evaluations"]).item(),
+            losses=held["losses"],
+            cosines=held["cosines"],
+            seconds=np.asarray(held["seconds"]).item(),
+        )
+        passed = zip(held["places"].tolist(), held["scores"], strict=True)
+        return Trained(
+            end=torch.from_numpy(held["end"]).to(before.end),
+            phases=(*before.phases, log),
+            curve=(*before.curve, *passed),
+            path=recorder.trajectory(torch.from_numpy(log.losses)) if recorder else None,
+            prepared=before.prepared + prepared,
+        )
 
     def evaluate(self, eval_sets: Sequence[EvalSet]) -> Scores:
         """Mean loss per answer token and score of every task where the space stands."""

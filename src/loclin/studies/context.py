@@ -8,16 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from loclin.errors import LoclinError
+from loclin.geometry.gramian import at_least_float32
 from loclin.geometry.sketch import Sketch
 from loclin.models import BUILT_IN, Problem, load
 from loclin.models.cache import cache_folder
 from loclin.models.lora import Factors, Lora, chosen_space
 from loclin.parameters import ParameterSpace
-from loclin.progress import ProgressCallback
+from loclin.progress import Kept, ProgressCallback, afresh
 from loclin.run.rows import Row
 from loclin.seeds import derived
 from loclin.studies.kept_points import kept_point
@@ -62,6 +64,7 @@ class RunContext(Generic[C]):
         seed: of everything random in this run.
         notes: what was loaded, dropped, taught and kept where, in sentences.
         known: what the model knew before it was taught.
+        keep: has pieces of the run kept until it ends.
     """
 
     settings: C
@@ -75,6 +78,7 @@ class RunContext(Generic[C]):
     seed: int
     notes: tuple[str, ...]
     known: Known
+    keep: Kept[Any] = afresh
 
     @property
     def context(self) -> dict[str, Any]:
@@ -96,10 +100,17 @@ class RunContext(Generic[C]):
         return derived(self.seed, "dropout", *purpose) if self.settings.dropout else None
 
     def kept(self, name: str, make: Callable[[], Tensor]) -> Float[Tensor, " D"]:
-        """The point that `make` gives; of a built-in model it is made once for all studies."""
+        """The point that `make` gives; of a built-in model it is made once for all studies, of
+        another once for this run.
+        """
         if self.settings.model not in BUILT_IN:
-            return make()
+            return self.kept_vectors(name, make)
         return kept_point(self.problem, self.space, self.settings, self.seed, name, make)
+
+    def kept_vectors(self, name: str, make: Callable[[], Tensor]) -> Float[Tensor, "*rows D"]:
+        """One vector or several, made once for this run, however often it is interrupted."""
+        held = self.keep(name, lambda: {"vectors": at_least_float32(make()).cpu().numpy()})
+        return torch.from_numpy(held["vectors"]).to(self.space.parameters[0].detach())
 
     def row(self, quantity: str, value: float, **context: Any) -> Row:
         """A row of this run."""
@@ -107,7 +118,11 @@ class RunContext(Generic[C]):
 
 
 def make_context(
-    settings: S, run: int, requirements: Requirements, progress: ProgressCallback
+    settings: S,
+    run: int,
+    requirements: Requirements,
+    progress: ProgressCallback,
+    keep: Kept[Any] = afresh,
 ) -> RunContext[S]:
     """Load a model, attach its adapter, and teach it every task that it knows; where it knows none,
     every task.
@@ -144,6 +159,7 @@ def make_context(
         seed=seed,
         notes=(*problem.notes, *before.notes, *note),
         known=before,
+        keep=keep,
     )
     taught = teach(ctx, progress)
     kept = ctx.storage.describe(space, *requirements.rows)

@@ -18,8 +18,29 @@ from loclin.options import BUILT_IN, PACKAGED, LoadOptions, data_files
 
 Profile = Literal["smoke", "standard", "paper"]
 #: Settings that say where and how fast, not what: records that differ in these alone are the same.
-NOT_IN_RECORD = ("out", "workers", "ray", "profile")
+NOT_IN_RECORD = ("out", "workers", "ray", "profile", "budget")
 R = TypeVar("R", bound="RunSettings")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What there is to ask: tasks, and examples of each, in all and on average; blocks."""
+
+    tasks: int
+    examples: int | float
+    layers: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Examples that go through the model in one run, in words and by kind of pass: scored,
+    differentiated, in products with the Hessian.
+    """
+
+    what: str
+    forward: int | float = 0
+    backward: int | float = 0
+    product: int | float = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +54,14 @@ class RunSettings:
     kind: ClassVar[str]
     in_process: ClassVar[bool] = False
     kept: ClassVar[bool] = True
+    stage: ClassVar[str] = "run"
+    #: Counts that a budget may lower, and how far; which of them are examples that are scored.
+    lowered: ClassVar[Mapping[str, int]] = {}
+    scored: ClassVar[tuple[str, ...]] = ()
 
+    budget: str | None = None
+    """Time that it may take, such as 5m, 90s or 1h: counts are lowered until they fit, and stand in
+    the record."""
     seed: int = 0
     """Of everything random; run r uses seed + r."""
     out: Path | None = None
@@ -62,6 +90,10 @@ class RunSettings:
     def runs(self) -> int:
         """Independent runs that the runner starts."""
         return 1
+
+    def work(self, sizes: Sizes) -> Sequence[Work]:
+        """What one run asks of the model; nothing where that is not known."""
+        return ()
 
     def where(self) -> str:
         """The device, in words.
@@ -161,6 +193,7 @@ class StudySettings(ModelSettings):
     """Where the defaults come from: smoke (a few minutes), standard (minutes on two cores), paper
     (hours)."""
 
+    lowered: ClassVar[Mapping[str, int]] = {"seeds": 2}
     #: On which scale the mean of a quantity is taken; plain where none stands.
     scales: ClassVar[Mapping[str, str]] = {}
 
@@ -241,6 +274,13 @@ class DamageSettings(StudySettings):
     is 0.05 or less (with options: until accuracy is no better than guessing)."""
     damage_lr: float = 1e-3
     """AdamW learning rate of the damage."""
+
+    def destroying(self, sizes: Sizes) -> Work:
+        """A round of teaching, where there is one, and the damage."""
+        known = self.model in BUILT_IN and self.space != "lora"
+        steps = self.damage_steps + (0 if known else self.teach_steps)
+        scored = sizes.tasks * sizes.examples * 0.4
+        return Work(what="teaching and damage", forward=scored, backward=steps * self.batch)
 
     @property
     def spaces(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from loclin.studies.context import make_context
 from loclin.studies.damage import damage, recovery
 from loclin.studies.linearity.measure import examples_followed, measure, requirements
 from loclin.studies.linearity.settings import LinearitySettings
+from tests.run.killed import assert_same, measured_through_kills
 from tests.studies.linearity.planted import number, one
 
 AT_START = {
@@ -172,3 +174,14 @@ def test_lines_are_kept(part: Part) -> None:
 def test_there_is_one_number_for_every_run(part: Part) -> None:
     here = {"point": "pretrained", "direction": "gradient", "tolerance": 0.1, "sign": "both"}
     assert by_run(part.rows, "window_width", **here).shape == (1,)
+
+
+def test_a_run_that_is_killed_goes_on_with_the_same_results(
+    by_lora: Part, tiny_lora: LinearitySettings, tmp_path: Path
+) -> None:
+    part, counts = measured_through_kills(
+        tmp_path / "out", "loclin.studies.linearity.measure", tiny_lora
+    )
+    assert counts == sorted(counts)
+    assert counts
+    assert_same(part, by_lora)

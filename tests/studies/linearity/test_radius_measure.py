@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from loclin import updates
+from loclin import cli, updates
 from loclin.curvature import NoSecondDerivative
 from loclin.errors import LoclinError
 from loclin.line import signed_grid
@@ -18,12 +18,17 @@ from loclin.models import Problem, load, twice_differentiable
 from loclin.models.evaluation import EvalSet
 from loclin.options import LoadOptions
 from loclin.parameters import ParameterSpace
+from loclin.report.page import SO_FAR
+from loclin.run import pieces
+from loclin.run.pieces import Pieces
+from loclin.run.record import Record
 from loclin.run.rows import Part
 from loclin.run.runner import Session
 from loclin.studies.linearity import radius_measure as module
 from loclin.studies.linearity.radius_measure import examples_drawn, measure
 from loclin.studies.linearity.radius_settings import RadiusSettings
 from loclin.window import linear_window
+from tests.run.killed import assert_same, measured_through_kills
 from tests.studies.linearity.planted import number, one
 
 SMALL: dict[str, Any] = {"examples": 40, "folds": 4, "per_decade": 1, "batch": 7, "smallest": 1e-5}
@@ -242,3 +247,30 @@ def test_a_model_is_loaded_once(folders: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(loading, "read_pretrained", lambda *a: calls.append(a) or read(*a))
     radius(settings(folders, f"{folders}/base..{folders}/tuned", precision=0.5))
     assert len(calls) == 1
+
+
+def test_a_radius_that_is_killed_goes_on_with_the_same_results(
+    folders: Path, tmp_path: Path
+) -> None:
+    asked = settings(folders, f"{folders}/base..{folders}/tuned")
+    where = "loclin.studies.linearity.radius_measure"
+    part, counts = measured_through_kills(tmp_path / "out", where, asked)
+    assert counts == sorted(counts)
+    assert counts
+    assert_same(part, radius(asked))
+
+
+def test_a_page_of_what_is_there_can_be_had_at_any_time(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = settings(folders, "gradient")
+    monkeypatch.setattr(pieces, "EVERY", 0.0)
+    record = Record(tmp_path / "out")
+    record.open_study(asked.entry, asked.fingerprint(), device="cpu", kind="radius")
+    kept = Pieces(record, asked.entry, "run-000")
+    measure(asked, 0, Session(pieces=kept, kept=kept.arrays))
+    cli.main(["report", str(tmp_path / "out")])
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert SO_FAR in page
+    assert "radius" in page.lower()
+    assert not record.finished(asked.entry)

@@ -14,12 +14,15 @@ from loclin.errors import LoclinError
 from loclin.models import Problem
 from loclin.run.record import Record
 from loclin.run.rows import Part, by_run
-from loclin.run.runner import Session
+from loclin.run.runner import Session, run_studies
+from loclin.studies import KINDS
 from loclin.studies.context import RunContext
 from loclin.studies.damage import damage
+from loclin.studies.schedules import names as n
 from loclin.studies.schedules.measure import measure
 from loclin.studies.schedules.settings import SchedulesSettings, preset
 from tests.conftest import FAMILIES
+from tests.run.killed import assert_same, measured_through_kills
 from tests.studies.schedules.small import NAMES, SCHEDULES, TINY, own, task_file
 
 
@@ -189,3 +192,33 @@ def test_pairs_of_a_users_own_tasks_are_destroyed_too(
         LoclinError, match="expected three tasks or more for pairs chosen by rule, found A, B"
     ):
         measure(replace(settings, pairs=("agreeing",)), 0, Session())
+
+
+def test_a_run_that_is_killed_goes_on_with_the_same_results(
+    folder: dict[str, str], files: tuple[str, str], tmp_path: Path
+) -> None:
+    settings = own(folder["llama"], files, evaluations=24, schedules=(*SCHEDULES, "replay"))
+    part, counts = measured_through_kills(
+        tmp_path / "out", "loclin.studies.schedules.measure", settings
+    )
+    assert counts == sorted(counts)
+    assert counts
+    assert_same(part, measure(settings, 0, Session()))
+
+
+def test_further_schedules_are_trained_where_the_leaders_are_not_told_apart(
+    folder: dict[str, str], files: tuple[str, str], tmp_path: Path
+) -> None:
+    base = own(folder["gpt2"], files, schedules=("joint mixed", "average"), adamw_lr=1e-6)
+    for further, name in (((), "few"), (("raw sum", "sequential"), "more")):
+        run_studies([(KINDS["schedules"], replace(base, further=further))], tmp_path / name)
+    few, more = (Record(tmp_path / name).results(base.entry) for name in ("few", "more"))
+    names = [{r.context["schedule"] for r in rows if r.quantity == n.PLACE} for rows in (few, more)]
+    assert names == [
+        {"joint mixed", "average"},
+        {"joint mixed", "average", "raw sum", "sequential"},
+    ]
+    of_runs = [[r for r in rows if "run" in r.context] for rows in (few, more)]
+    assert of_runs[1][: len(of_runs[0])] == of_runs[0]
+    (note,) = (x for x in Record(tmp_path / "more").run()["notes"][base.entry] if "too" in x)
+    assert note.endswith("raw sum, sequential")

@@ -9,7 +9,12 @@ import pytest
 from scipy import stats
 
 from loclin.run.rows import Row
-from loclin.studies.schedules.recommend import MARGIN, ranking_rows, recommendation_rows
+from loclin.studies.schedules.recommend import (
+    MARGIN,
+    leader_stands_out,
+    ranking_rows,
+    recommendation_rows,
+)
 
 HERE = {"pair": "all", "optimiser": "adamw"}
 Scores = Mapping[str, np.ndarray]
@@ -211,3 +216,15 @@ def test_the_best_is_chosen_on_validation_examples_not_on_those_it_is_reported_o
     assert row.context["schedule"] == "b"
     assert list(by_schedule(rows, "best_validated")) == ["b"]
     assert list(by_schedule(rows, "less_recommended", relation="better")) == ["a"]
+
+
+def test_a_leader_stands_out_where_its_paired_difference_says_so() -> None:
+    far, near = {"a": 0.9, "b": 0.6, "c": 0.5}, {"a": 0.9, "b": 0.9, "c": 0.5}
+    apart, alike = (
+        [leader_stands_out(rows_of(drawn(means, seed=seed)), HERE) for seed in range(200)]
+        for means in (far, near)
+    )
+    assert all(apart)
+    assert np.mean(alike) < 0.08  # the better of two equals, at the two-sided 5 % of an interval
+    assert not leader_stands_out(rows_of({s: np.array([0.9, 0.9]) for s in "ab"}), HERE)
+    assert leader_stands_out(rows_of({"a": np.array([0.9, 0.9])}), HERE)

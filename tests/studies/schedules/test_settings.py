@@ -35,7 +35,8 @@ def test_a_users_model_or_data_ask_no_claim_unless_pairs_are_named() -> None:
     assert not preset("standard", "sequences", ("A.jsonl",)).pairs
     mine = preset("standard", "a/model")
     assert (mine.pairs, mine.space, mine.evaluations, mine.seeds) == ((), "lora", 60, 5)
-    assert mine.schedules == (*SIMULTANEOUS, *SEQUENTIAL, "replay", "average")
+    assert mine.schedules == ("joint mixed", "alternating", "sequential", "average")
+    assert {*mine.schedules, *mine.further} == {*SIMULTANEOUS, *SEQUENTIAL, "replay", "average"}
     pairs = preset("standard", "a/model", pairs=("A+B",))
     assert pairs == replace(
         preset("standard", "statements"), model="a/model", pairs=preset("paper").pairs, seeds=6

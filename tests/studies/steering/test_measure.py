@@ -20,6 +20,7 @@ from loclin.errors import LoclinError
 from loclin.models import Problem
 from loclin.run.record import Record
 from loclin.run.rows import Row
+from loclin.run.runner import Session
 from loclin.steering import SteeringVector
 from loclin.steering.effect import logit_differences
 from loclin.studies.steering import measure
@@ -27,6 +28,7 @@ from loclin.studies.steering.settings import SteerSettings
 from loclin.studies.steering.splits import split_examples
 from loclin.tasks.choices import check_options
 from loclin.tasks.example import Example
+from tests.run.killed import assert_same, measured_through_kills
 
 ENTRY = "steer-statements-small"
 SIZES = {"labels": 24, "gradient": 24, "shift": 16, "choose": 12, "test": 24}
@@ -383,3 +385,32 @@ def test_what_the_model_or_the_data_lack_is_one_line_and_exit_code_2(
     run = tmp_path / "run"
     assert message in refused(capsys, "steer", *TINY, "--out", str(run), *change.split())
     assert not run.exists()
+
+
+def test_a_vector_whose_making_is_killed_is_the_same(
+    finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    settings = SteerSettings(
+        model="statements-small",
+        null=9,
+        band=4,
+        texts=6,
+        tokens=2,
+        route="gradient",
+        compare=("labels", "logits", "search"),
+        n=6,
+        k=2,
+        **SIZES,
+    ).checked()
+    where = "loclin.studies.steering.measure"
+    part, counts = measured_through_kills(tmp_path / "out", where, settings)
+    assert counts == sorted(counts)
+    assert counts
+    (tmp_path / "whole").mkdir()
+    whole = Session(record=Record(tmp_path / "whole"))
+    assert_same(part, measure.measure(settings, 0, whole))
+    one, other = (
+        SteeringVector.load(tmp_path / n / "vector.safetensors") for n in ("out", "whole")
+    )
+    assert one.directions.keys() == other.directions.keys()
+    assert all(torch.equal(one.directions[n], other.directions[n]) for n in one.directions)

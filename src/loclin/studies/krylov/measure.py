@@ -40,7 +40,7 @@ def measure(settings: KrylovSettings, run: int, session: Session) -> Part:
         LoclinError: whatever `make_context` refuses, a task that is not destroyed, a loss that is
             not finite, eigenvectors that do not converge.
     """
-    ctx = make_context(settings, run, requirements(settings), session.progress)
+    ctx = make_context(settings, run, requirements(settings), session.progress, session.kept)
     session.progress("destroying the task", 0.0)
     damaged, rows = destroyed(ctx, [ctx.task])
     session.progress("measuring the curvature", 0.25)

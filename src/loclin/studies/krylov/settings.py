@@ -12,6 +12,8 @@ from loclin.studies import presets
 from loclin.studies.settings import (
     CurvatureSettings,
     Profile,
+    Sizes,
+    Work,
     check_among,
     check_counts,
     check_within,
@@ -54,6 +56,16 @@ class KrylovSettings(CurvatureSettings):
     """Examples of the recovery split behind gradient and Hessian."""
     probes: int = 8
     """Random probes behind trace and Frobenius norm, one product each."""
+
+    def work(self, sizes: Sizes) -> list[Work]:
+        """Two recoveries; K_k, eigenvectors and probes at the damaged point; descents."""
+        products = 2 * self.most + 4 * self.most + 5 + self.probes
+        gradients = 2 * self.steps * self.batch + 2 * self.most * self.batch
+        return [
+            self.destroying(sizes),
+            Work(what="training it back", backward=gradients),
+            Work(what="curvature", product=products * self.curvature_examples),
+        ]
 
     def _check(self) -> None:
         super()._check()

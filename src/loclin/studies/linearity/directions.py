@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -63,14 +65,17 @@ def common_directions(
 def task_directions(ctx: RunContext[LinearitySettings], *, seed: int) -> list[NamedDirection]:
     """θ_task − θ₀ of every task, the space standing at θ₀."""
     settings, tasks = ctx.settings, ctx.problem.tasks
-    vectors = task_vectors(
-        ctx.problem,
-        ctx.space,
-        len(tasks),
-        batch=settings.batch,
-        lr=settings.adamw_lr,
-        steps=settings.task_vector_steps,
-        seed=seed,
+    vectors = ctx.kept_vectors(
+        "task vectors",
+        lambda: task_vectors(
+            ctx.problem,
+            ctx.space,
+            len(tasks),
+            batch=settings.batch,
+            lr=settings.adamw_lr,
+            steps=settings.task_vector_steps,
+            seed=seed,
+        ),
     )
     pairs = zip(vectors, tasks, strict=True)
     return [NamedDirection(name=TASK, vector=v, whole=True, on=task) for v, task in pairs]
@@ -85,20 +90,13 @@ def recovery_directions(
     Each the same recovery as in the other studies of this run, its points read as they are. Vector
     j of Q_k is what update j adds to the span of those before it (measures §3).
     """
-    settings, k, steps = ctx.settings, ctx.settings.k, ctx.settings.steps
+    settings, k = ctx.settings, ctx.settings.k
     for optimiser in settings.learning_rates():
-        ends: dict[int, Tensor] = {}
-
-        def keep(t: int, ends: dict[int, Tensor] = ends) -> None:
-            if t in (k, steps):
-                ends[t] = ctx.space.read()
-
-        way = recovery(
-            ctx, optimiser, ctx.task, damaged, steps, order="recovery", head=k, after_step=keep
-        )
-        yield NamedDirection(name=RECOVERY[optimiser], vector=ends[steps] - damaged, whole=True)
-        yield NamedDirection(name=FIRST[optimiser], vector=ends[k] - damaged, whole=True)
-        basis, label = Subspace.spanned_by(way.head).basis, OPTIMISERS[optimiser]
+        way = partial(_recovered, ctx, optimiser, damaged)
+        end, after_k, *head = ctx.kept_vectors(f"recovery by {optimiser}", way)
+        yield NamedDirection(name=RECOVERY[optimiser], vector=end - damaged, whole=True)
+        yield NamedDirection(name=FIRST[optimiser], vector=after_k - damaged, whole=True)
+        basis, label = Subspace.spanned_by(torch.stack(head)).basis, OPTIMISERS[optimiser]
         if len(basis) < k:
             raise LoclinError(
                 f"expected {k} independent first updates by {label}, found {len(basis)}: lower --k "
@@ -106,3 +104,19 @@ def recovery_directions(
             )
         for j in settings.prefix_vectors:
             yield NamedDirection(name=f"prefix {j}, {label}", vector=basis[j - 1])
+
+
+def _recovered(
+    ctx: RunContext[LinearitySettings], optimiser: str, damaged: Vector
+) -> Float[Tensor, "k_plus_2 D"]:
+    """θ_T and θ_k of a recovery, and its first k updates."""
+    k, steps, ends = ctx.settings.k, ctx.settings.steps, dict[int, Tensor]()
+
+    def keep(t: int) -> None:
+        if t in (k, steps):
+            ends[t] = ctx.space.read()
+
+    way = recovery(
+        ctx, optimiser, ctx.task, damaged, steps, order="recovery", head=k, after_step=keep
+    )
+    return torch.stack([ends[steps], ends[k], *way.head[:k]])

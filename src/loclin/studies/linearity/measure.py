@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,6 @@ from loclin.geometry.krylov import Product
 from loclin.line import Line, Profile, line_along, losses_along, ray, signed_grid
 from loclin.models.evaluation import EvalSet
 from loclin.models.network import in_float64
-from loclin.progress import ProgressCallback
 from loclin.run.rows import Part, Row
 from loclin.run.runner import Session
 from loclin.search.local_law import second_order
@@ -50,7 +51,7 @@ def measure(settings: LinearitySettings, run: int, session: Session) -> Part:
             not finite.
     """
     progress = session.progress
-    ctx = make_context(settings, run, requirements(settings), progress)
+    ctx = make_context(settings, run, requirements(settings), progress, session.kept)
     eval_set = examples_followed(ctx)
     rows = [*ctx.known.rows, ctx.row("dimension", float(ctx.space.dimension))]
     progress("destroying the task", 0.0)
@@ -66,8 +67,8 @@ def measure(settings: LinearitySettings, run: int, session: Session) -> Part:
     arrays: dict[str, np.ndarray] = {}
     for name, place in points.items():
         ctx.space.write(place)
-        point = _Point(ctx, eval_set, name, progress)
-        rows += of_defined_tasks(point.rows(displacements[name]))
+        point = _Point(ctx, eval_set, name, session)
+        rows += point.rows(displacements[name])
         arrays |= {f"{key}/{run}": array for key, array in point.arrays.items()}
     notes = (*ctx.notes, *curvature_notes(ctx.problem, settings.method))
     return Part(rows=rows, arrays=arrays, notes=notes)
@@ -94,6 +95,14 @@ def examples_followed(ctx: RunContext[LinearitySettings]) -> EvalSet:
     return EvalSet.of(ctx.problem, [test[i] for i in chosen], at_once=settings.curvature_chunk)
 
 
+def _arrays(profile: Profile, line: str, start: str) -> dict[str, np.ndarray]:
+    """What a record holds of a profile."""
+    return {
+        line: np.column_stack([profile.steps, profile.changes, profile.scores]),
+        start: np.array([profile.loss, profile.slope, profile.curvature]),
+    }
+
+
 class _Point:
     """One point of the weights, the space standing there. `arrays` has the lines that were followed
     (docs/record.md).
@@ -104,9 +113,9 @@ class _Point:
         ctx: RunContext[LinearitySettings],
         eval_set: EvalSet,
         name: str,
-        progress: ProgressCallback,
+        session: Session,
     ) -> None:
-        self._ctx, self._eval_set, self._name, self._progress = ctx, eval_set, name, progress
+        self._ctx, self._eval_set, self._name, self._session = ctx, eval_set, name, session
         self._origin, settings = ctx.space.read(), ctx.settings
         self._grid = signed_grid(settings.smallest, settings.largest, settings.per_decade)
         self._seed = derived(ctx.seed, "window", name)
@@ -114,12 +123,13 @@ class _Point:
 
     def rows(self, displacements: Sequence[NamedDirection]) -> Iterator[Row]:
         """Lines along displacements and along what every point has, then pairs of them."""
-        ctx, space, tolerances = self._ctx, self._ctx.space, self._ctx.settings.tolerances
+        ctx, space = self._ctx, self._ctx.space
         gradient = space.gradient(self._eval_set.loss, self._eval_set.fold(0))
         second = NamedDirection(name=RANDOM, vector=space.noise(seed=derived(self._seed, "other")))
         of = ctx.problem, space, self._eval_set.loss, list(self._eval_set.fold(0))
         # all before the point moves, so that one graph serves them
-        with second_order(*of, ctx.settings.method) as product:
+        with second_order(*of, ctx.settings.method) as made:
+            product = self._kept(made)
             every = directions.common_directions(ctx, gradient, product, seed=self._seed)
             every += [replace(d, vector=d.vector.to(gradient)) for d in displacements]
             pairs = list(self._pairs(every, second))
@@ -129,33 +139,80 @@ class _Point:
         profiles: dict[int, Profile] = {}
         for done, (d, curvature) in enumerate(zip(followed, curvatures, strict=True)):
             stage = f"following the loss at the {self._name} point"
-            self._progress(stage, done / len(followed))
-            line = self._line(d, gradient, curvature)
-            profile = profiles[id(d)] = line.profile()
-            if d is not second:
-                here = {**ctx.context, "point": self._name, "direction": d.name}
-                here |= {"on": d.on} if d.on else {}
-                yield from curve_rows(profile.on(self._grid), here)
-                closer = self._closer(line)
-                self._keep(d, closer.profile())
-                yield from line_rows(closer.profile(), tolerances, here)
-                yield from self._ends(d, closer, here)
+            self._session.progress(stage, done / len(followed))
+            key = "/".join([self._name, d.name, *([d.on] if d.on else [])])
+            follow = partial(self._followed, d, gradient, curvature, counts=d is not second)
+            name = f"line {key}" if d is not second else f"second line {key}"
+            part = self._session.pieces(name, follow)
+            yield from part.rows
+            self.arrays |= {f"{n}/{key}": part.arrays[n] for n in ("line", "start") if part.rows}
+            profiles[id(d)] = self._profile(part)
         at = profiles[id(every[-1])]
         yield ctx.row("loss", at.loss, point=self._name)
         yield ctx.row("score_here", at.score, point=self._name)
         for (label, one, other), bent in zip(pairs, mixed, strict=True):
-            two, steps = (profiles[id(one)], profiles[id(other)]), [s for s in self._grid if s]
-            w, here = self._ray(one) + self._ray(other), {"point": self._name, "pair": label}
-            sums, counts = losses_along(space, self._eval_set.tallies, w, steps)
-            both, here = sums[:, 0] / counts[0] - two[0].loss, {**ctx.context, **here}
-            self.arrays[f"pair/{self._name}/{label}"] = np.column_stack([steps, both])
-            yield from pair_rows(np.array(steps), both, two, bent, tolerances, here)
+            two = profiles[id(one)], profiles[id(other)]
+            both = partial(self._together, self._ray(one) + self._ray(other), two, bent, label)
+            part = self._session.pieces(f"pair {self._name}/{label}", both)
+            yield from part.rows
+            self.arrays[f"pair/{self._name}/{label}"] = part.arrays["pair"]
 
-    def _keep(self, direction: NamedDirection, line: Profile) -> None:
-        """A line with the steps from which its windows are read."""
-        key = "/".join([self._name, direction.name, *([direction.on] if direction.on else [])])
-        self.arrays[f"line/{key}"] = np.column_stack([line.steps, line.changes, line.scores])
-        self.arrays[f"start/{key}"] = np.array([line.loss, line.slope, line.curvature])
+    def _followed(
+        self, d: NamedDirection, gradient: Vector, curvature: float, *, counts: bool
+    ) -> Part:
+        """The loss along one direction: its rows where it counts, the line with the steps from
+        which its windows are read, and its profile before these were closed in on.
+        """
+        tolerances, line = self._ctx.settings.tolerances, self._line(d, gradient, curvature)
+        rows, arrays, profile = list[Row](), dict[str, np.ndarray](), line.profile()
+        if counts:
+            here = {**self._ctx.context, "point": self._name, "direction": d.name}
+            here |= {"on": d.on} if d.on else {}
+            closer = self._closer(line)
+            rows += curve_rows(profile.on(self._grid), here)
+            rows += line_rows(closer.profile(), tolerances, here)
+            rows += self._ends(d, closer, here)
+            arrays |= _arrays(closer.profile(), "line", "start")
+        arrays |= _arrays(profile, "before", "there")
+        arrays["score"] = np.array(profile.score)
+        return Part(rows=list(of_defined_tasks(rows)), arrays=arrays)
+
+    def _profile(self, part: Part) -> Profile:
+        """A profile as it was before its part was kept."""
+        steps, changes, scores = part.arrays["before"].T
+        loss, slope, curvature = part.arrays["there"].tolist()
+        return Profile(
+            steps=steps,
+            changes=changes,
+            scores=scores,
+            loss=loss,
+            score=part.arrays["score"].item(),
+            slope=slope,
+            curvature=curvature,
+            dtype=self._ctx.space.parameters[0].dtype,
+        )
+
+    def _together(self, w: Vector, two: tuple[Profile, Profile], bent: float, label: str) -> Part:
+        """The loss along the sum of two rays."""
+        steps, tolerances = [s for s in self._grid if s], self._ctx.settings.tolerances
+        here = {**self._ctx.context, "point": self._name, "pair": label}
+        sums, counts = losses_along(self._ctx.space, self._eval_set.tallies, w, steps)
+        both = sums[:, 0] / counts[0] - two[0].loss
+        rows = pair_rows(np.array(steps), both, two, bent, tolerances, here)
+        return Part(
+            rows=list(of_defined_tasks(rows)),
+            arrays={"pair": np.column_stack([steps, both])},
+        )
+
+    def _kept(self, product: Product) -> Product:
+        """The same products; those that an earlier session made are kept."""
+        numbers = count()
+
+        def kept(vector: Vector) -> Vector:
+            name = f"product {next(numbers)} at the {self._name} point"
+            return self._ctx.kept_vectors(name, lambda: product(vector))
+
+        return kept
 
     def _ray(self, direction: NamedDirection) -> Vector:
         return ray(self._origin, direction.vector)

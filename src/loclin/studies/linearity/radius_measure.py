@@ -55,6 +55,11 @@ def measure(settings: RadiusSettings, run: int, session: Session) -> Part:
         vector, more = space.gradient(eval_set.loss, batches), list[str]()
     else:
         space, vector, more = moved(settings, problem, space)
+
+    def rows(window: LinearWindow) -> list[Row]:
+        size = Row(quantity="dimension", value=float(dimension))
+        return [*before.rows, *window_rows(window, settings.tolerance), size]
+
     window = linear_window(
         space,
         eval_set.loss,
@@ -70,12 +75,17 @@ def measure(settings: RadiusSettings, run: int, session: Session) -> Part:
         curvature=settings.curvature,
         differentiable=lambda: twice_differentiable(problem.model),
         progress=session.progress,
+        keep=session.kept,
+        early=lambda window: _early(session, rows(window)),
     )
-    rows = [*before.rows, *window_rows(window, settings.tolerance)]
-    rows.append(Row(quantity="dimension", value=float(dimension)))
     alike = problem.one_answer(examples)
     notes = [*problem.notes, *before.notes, *notes, alike, *more, *_method(window, problem)]
-    return Part(rows=rows, arrays={}, notes=list(filter(None, notes)))
+    return Part(rows=rows(window), arrays={}, notes=list(filter(None, notes)))
+
+
+def _early(session: Session, rows: list[Row]) -> None:
+    """A first answer, for the page of a command that goes on."""
+    session.pieces("first answer", lambda: Part(rows=rows, arrays={}))
 
 
 def examples_drawn(settings: RadiusSettings, problem: Problem) -> tuple[list[Example], list[str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -10,7 +12,7 @@ import tyro
 
 from loclin.errors import LoclinError
 from loclin.studies.linearity.settings import check_line
-from loclin.studies.settings import ModelSettings, check_counts, digest_of
+from loclin.studies.settings import ModelSettings, Sizes, Work, check_counts, digest_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,9 @@ class RadiusSettings(ModelSettings):
     study: ClassVar[str] = "radius"
     kind: ClassVar[str] = "radius"
     in_process: ClassVar[bool] = True
+
+    lowered: ClassVar[Mapping[str, int]] = {"examples": 10}
+    scored: ClassVar[tuple[str, ...]] = ("examples",)
 
     workers: Annotated[int, tyro.conf.Suppress] = 0  # there is nothing to share out
     ray: Annotated[str | None, tyro.conf.Suppress] = None
@@ -69,6 +74,18 @@ class RadiusSettings(ModelSettings):
     def names(self) -> tuple[str, ...]:
         """Model and direction."""
         return (self.model, *self.direction.rsplit("..", 1))
+
+    def work(self, sizes: Sizes) -> list[Work]:
+        """Slope and curvature; a grid, its scatter and two edges that are closed in on."""
+        n = min(self.examples, sizes.tasks * sizes.examples)
+        decades = math.log10(self.largest / self.smallest)
+        closing = 2 * math.log2(math.log(10) / self.per_decade / self.precision)
+        steps = 2 * (decades * self.per_decade + 1) + closing + 10
+        own = n if self.direction == "gradient" else 0
+        return [
+            Work(what="slope and curvature", backward=n + own, product=n),
+            Work(what="following the loss", forward=steps * n),
+        ]
 
     def fingerprint(self) -> dict[str, Any]:
         """The settings, and digests of files that were named, the direction's too."""

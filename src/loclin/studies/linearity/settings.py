@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,7 +11,14 @@ from typing import Any, ClassVar, Literal
 from loclin.errors import LoclinError
 from loclin.options import BUILT_IN, SEQUENCE_MODELS
 from loclin.studies import presets
-from loclin.studies.settings import CurvatureSettings, Profile, check_counts, check_within
+from loclin.studies.settings import (
+    CurvatureSettings,
+    Profile,
+    Sizes,
+    Work,
+    check_counts,
+    check_within,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +69,22 @@ class LinearitySettings(CurvatureSettings):
     directions too."""
     hessian_directions: int = 3
     """How many eigenvectors of the largest Hessian eigenvalues are directions, at both points."""
+
+    def work(self, sizes: Sizes) -> list[Work]:
+        """Two points; a direction has a product, and a line of steps, their scatter and edges."""
+        decades = math.log10(self.largest / self.smallest)
+        steps, n = 2 * (decades * self.per_decade + 1) + 12, self.window_examples
+        directions = (
+            2 * (3 + self.hessian_directions) + sizes.tasks + 2 * (2 + len(self.prefix_vectors))
+        )
+        trained = (2 * self.steps + sizes.tasks * self.task_vector_steps) * self.batch
+        products = directions + 2 * (8 * self.hessian_directions + 5)
+        return [
+            self.destroying(sizes),
+            Work(what="training", backward=trained),
+            Work(what="curvature", product=products * n),
+            Work(what="following the loss", forward=directions * steps * n),
+        ]
 
     def _check(self) -> None:
         super()._check()

@@ -38,7 +38,7 @@ def measure(settings: RecoverySettings, run: int, session: Session) -> Part:
         LoclinError: whatever `make_context` refuses, a task that is not destroyed, a loss that is
             not finite.
     """
-    ctx = make_context(settings, run, requirements(settings), session.progress)
+    ctx = make_context(settings, run, requirements(settings), session.progress, session.kept)
     session.progress("destroying the task", 0.0)
     start, rows = destroyed(ctx, ctx.problem.tasks)
     damaged = {ctx.task: start} | ({ctx.other: damage(ctx, ctx.other)} if ctx.other else {})

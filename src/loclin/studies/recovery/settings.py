@@ -12,7 +12,9 @@ from loclin.options import SEQUENCE_MODELS
 from loclin.studies import presets
 from loclin.studies.settings import (
     Profile,
+    Sizes,
     TrainBackSettings,
+    Work,
     check_among,
     check_counts,
     check_within,
@@ -67,6 +69,19 @@ class RecoverySettings(TrainBackSettings):
     basis, is done: a claim is about their difference."""
     shuffles: int = 49
     """Shuffled orders of the updates drawn as a null."""
+
+    def work(self, sizes: Sizes) -> list[Work]:
+        """Two recoveries and one that is reset; bases of gradients; training confined to bases."""
+        confined = (
+            2 * self.project_steps * (9 + len(self.project_ks) + 4 * (self.project_repeats - 1))
+        )
+        bases = 8 + 4 * len(self.times)
+        return [
+            self.destroying(sizes),
+            Work(what="training it back", backward=(3 * self.steps + confined) * self.batch),
+            Work(what="bases", backward=bases * self.gradients * self.gradient_batch),
+            Work(what="curvature", product=(4 * self.k + 5) * self.hessian_batch),
+        ]
 
     def _check(self) -> None:
         super()._check()

@@ -5,7 +5,7 @@ and what the study recommends (measures §12, §14).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -16,7 +16,11 @@ from loclin.schedules.names import SEQUENTIAL, SIMULTANEOUS, family
 from loclin.stats import over_models
 from loclin.studies.names import OPTIMISERS
 from loclin.studies.schedules import names as n
-from loclin.studies.schedules.recommend import ranking_rows, recommendation_rows
+from loclin.studies.schedules.recommend import (
+    leader_stands_out,
+    ranking_rows,
+    recommendation_rows,
+)
 from loclin.studies.schedules.settings import SchedulesSettings
 from loclin.studies.verdict import Mean, Rule, Within, decided, rule
 
@@ -94,6 +98,16 @@ def conclude(settings: SchedulesSettings, rows: Sequence[Row]) -> list[Row]:
                 here = {**context, "schedule": a, "reference": b}
                 found.append(estimated(n.APART, over_models(values, models), here))
     return found
+
+
+def widened(settings: SchedulesSettings, rows: Sequence[Row]) -> SchedulesSettings | None:
+    """The settings of the further schedules, where the leaders are not told apart."""
+    if settings.pairs or not settings.further or settings.widened:
+        return None
+    contexts = ({"pair": n.EVERY_PAIR, "optimiser": o} for o in settings.optimisers)
+    if all(leader_stands_out(rows, context, settings.models) for context in contexts):
+        return None
+    return replace(settings, schedules=settings.further, widened=True)
 
 
 def decide(settings: SchedulesSettings, rows: Sequence[Row]) -> list[Claim]:

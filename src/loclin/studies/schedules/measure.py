@@ -4,7 +4,8 @@ pairs of tasks destroyed and trained back, by every schedule (measures §12).
 
 from __future__ import annotations
 
-from loclin.progress import ProgressCallback
+from dataclasses import replace
+
 from loclin.run.rows import Part, Row
 from loclin.run.runner import Session
 from loclin.schedules.comparison import ScheduleComparison
@@ -29,7 +30,7 @@ def measure(settings: SchedulesSettings, run: int, session: Session) -> Part:
     """
     check_installed(settings.named)
     trained = _pairs_trained_back if settings.pairs else _tasks_trained_in
-    return trained(settings, run, session.progress)
+    return trained(settings, run, session)
 
 
 def requirements(settings: SchedulesSettings) -> Requirements:
@@ -46,23 +47,27 @@ def requirements(settings: SchedulesSettings) -> Requirements:
     )
 
 
-def _tasks_trained_in(settings: SchedulesSettings, run: int, progress: ProgressCallback) -> Part:
-    comparisons, before, notes = own_comparisons(settings, run, progress)
+def _tasks_trained_in(settings: SchedulesSettings, run: int, session: Session) -> Part:
+    comparisons, before, notes = own_comparisons(settings, run, session)
     rows: list[Row] = []
     for done, (optimiser, comparison) in enumerate(comparisons.items()):
         tasks = "+".join(comparison.tasks)
         context = {"run": run, "task": tasks, "pair": EVERY_PAIR, "optimiser": optimiser}
-        report = _part(progress, done, len(comparisons))
-        more, cost = comparison_rows(comparison, context, report, validated=True)
-        rows += more
+        part = _part(session, done, len(comparisons))
+        more, cost = comparison_rows(comparison, context, part, validated=True)
+        first = not settings.widened  # whose rows of no schedule are there already
+        rows += [row for row in more if first or "schedule" in row.context]
         notes += cost if done == 0 else []
+    if settings.widened:
+        names = ", ".join(settings.named)
+        notes = [f"trained too, for the leaders of the others are not told apart: {names}"]
     notes = notes if run == 0 else []
     return Part(rows=[*rows, *before.rows], arrays=arrays_of(rows, run), notes=notes)
 
 
-def _pairs_trained_back(settings: SchedulesSettings, run: int, progress: ProgressCallback) -> Part:
-    ctx = make_context(settings, run, requirements(settings), progress)
-    progress("choosing pairs of tasks", 0.0)
+def _pairs_trained_back(settings: SchedulesSettings, run: int, session: Session) -> Part:
+    ctx = make_context(settings, run, requirements(settings), session.progress, session.kept)
+    session.progress("choosing pairs of tasks", 0.0)
     cosines = task_cosines(ctx, ctx.problem.tasks)[settings.spaces[0]].first
     pairs = chosen_pairs(cosines, ctx.problem.tasks, settings.pairs)
     for task in dict.fromkeys(task for pair in pairs.values() for task in pair):
@@ -72,14 +77,14 @@ def _pairs_trained_back(settings: SchedulesSettings, run: int, progress: Progres
     notes = [*ctx.notes]
     each = [(kind, optimiser) for kind in pairs for optimiser in settings.optimisers]
     for done, (kind, optimiser) in enumerate(each):
-        report, pair = _part(progress, done, len(each)), pairs[kind]
-        report(f"destroying {' and '.join(pair)}", 0.0)
+        part, pair = _part(session, done, len(each)), pairs[kind]
+        part.progress(f"destroying {' and '.join(pair)}", 0.0)
         comparison = destroyed(ctx, pair, optimiser)
         with ctx.space.restored():
             ctx.space.write(comparison.start)
             rows += pair_rows(ctx, kind, pair, "damaged")
         context = {"run": run, "task": "+".join(pair), "pair": kind, "optimiser": optimiser}
-        more, cost = comparison_rows(comparison, context, report)
+        more, cost = comparison_rows(comparison, context, part)
         rows += [*more, *apart_rows(ctx, comparison, context)]
         notes += cost if run == done == 0 else []
     return Part(
@@ -104,9 +109,11 @@ def destroyed(
         seed=derived(ctx.seed, "schedules", *tasks),
         dropout=settings.dropout > 0,
         storage=ctx.storage,
+        keep=ctx.keep,
     )
 
 
-def _part(progress: ProgressCallback, done: int, count: int) -> ProgressCallback:
-    """Progress of one of several comparisons."""
-    return lambda stage, share: progress(stage, (done + share) / count)
+def _part(session: Session, done: int, count: int) -> Session:
+    """The session, with the progress of one of several comparisons."""
+    progress = session.progress
+    return replace(session, progress=lambda s, share: progress(s, (done + share) / count))

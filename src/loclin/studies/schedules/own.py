@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from loclin.errors import LoclinError
 from loclin.models import BUILT_IN, Problem, load
-from loclin.progress import ProgressCallback
+from loclin.run.runner import Session
 from loclin.schedules.comparison import ScheduleComparison
 from loclin.seeds import derived
 from loclin.studies.context import adapted
@@ -17,7 +17,7 @@ KNOWN = 0.95  # score from which a task has nothing left to learn
 
 
 def own_comparisons(
-    settings: SchedulesSettings, run: int, progress: ProgressCallback
+    settings: SchedulesSettings, run: int, session: Session
 ) -> tuple[dict[OptimiserName, ScheduleComparison], Known, list[str]]:
     """A comparison for every optimiser, what is known before, and what was read, in sentences.
 
@@ -25,13 +25,14 @@ def own_comparisons(
         LoclinError: whatever is wrong with model or data, fewer than two tasks, a split too small
             for a batch, tasks that are all known already.
     """
-    progress("reading model and data", 0.0)
+    session.progress("reading model and data", 0.0)
     seed = settings.seed + run
-    problem = load(settings, seed=settings.model_seed(run), shares=SHARES, progress=progress)
+    report, data = session.progress, settings.model_seed(run)
+    problem = load(settings, seed=data, shares=SHARES, progress=report)
     # of a built-in set a model may have learned the train split
     split = "recovery" if settings.data[0] in BUILT_IN else "train"
     tasks = chosen_tasks(settings, problem, split)
-    before = known(problem.only(tasks), settings, run, progress=progress)
+    before = known(problem.only(tasks), settings, run, progress=report)
     problem, space = adapted(problem, settings, run)
     comparisons = {
         optimiser: ScheduleComparison(
@@ -45,6 +46,7 @@ def own_comparisons(
             train_split=split,
             seed=derived(seed, "pilot"),
             dropout=settings.dropout > 0,
+            keep=session.kept,
         )
         for optimiser, lr in settings.learning_rates.items()
     }

@@ -99,6 +99,15 @@ def recommendation_rows(rows: Sequence[Row], context: Context, models: int = 1) 
     return found
 
 
+def leader_stands_out(rows: Sequence[Row], context: Context, models: int = 1) -> bool:
+    """Whether the schedule that is best on validation examples is told from the second best there,
+    by the interval of their paired difference over runs.
+    """
+    worst = _by_schedule(rows, n.VALIDATED_WORST, context)
+    values = sorted((by_model(v, models) for v in worst.values()), key=lambda v: -float(v.mean()))
+    return len(values) < 2 or _difference(values[0] - values[1]).low > 0
+
+
 def _by_schedule(rows: Sequence[Row], quantity: str, context: Context) -> dict[str, Values]:
     """By schedule, a quantity's values in the order of the runs."""
     names = dict.fromkeys(r.context["schedule"] for r in rows if r.quantity == quantity)

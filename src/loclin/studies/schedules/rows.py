@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from loclin.errors import LoclinError
-from loclin.progress import ProgressCallback
-from loclin.run.rows import Row, finite
+from loclin.run.rows import Part, Row, finite
+from loclin.run.runner import Session
 from loclin.schedules.comparison import Choice, Point, ScheduleComparison, Scores, Trained
 from loclin.schedules.merging import barrier, merge_by
 from loclin.schedules.names import MERGED, REFERENCE, family
@@ -27,13 +28,17 @@ Context = Mapping[str, Any]
 def comparison_rows(
     comparison: ScheduleComparison,
     context: Context,
-    progress: ProgressCallback,
+    session: Session,
     *,
     validated: bool = False,
 ) -> tuple[list[Row], list[str]]:
     """The rows of every schedule, and what their gradients cost, in a sentence.
 
-    `validated`: every schedule is scored on validation examples too, for whoever chooses by them.
+    Args:
+        context: of all rows.
+        session: keeps what every schedule gave.
+        validated: whether every schedule is scored on validation examples too, for whoever chooses
+            by them.
     """
     start = comparison.evaluate_at(comparison.start, comparison.curve_sets)
     known = comparison.evaluate_at(comparison.start, comparison.test_sets)[:, 1]
@@ -41,21 +46,34 @@ def comparison_rows(
     schedules, seconds = comparison.options.named, dict[str, float]()
     stage = f"{' and '.join(comparison.tasks)} by {len(schedules)} schedules"
     for done, name in enumerate(schedules):
-        progress(stage, done / len(schedules))
+        session.progress(stage, done / len(schedules))
         here = {**context, "schedule": name, "family": family(name)}
-        if name in MERGED:
-            end, choice = merge_by(comparison, name)
-            taken, more = comparison.share * len(comparison.tasks), list[Row]()
-        else:
-            trained = _trained(comparison, name)
-            end, taken, logs = trained.end, trained.evaluations, trained.phases
-            choice = trained.choice
-            seconds[name] = sum(p.seconds for p in logs) / sum(p.evaluations for p in logs)
-            more = [_row(n.STEPS, sum(len(p.losses) for p in logs), here)]
-            more += _curve_rows(comparison, trained, start, here)
-        rows += [*_end_rows(comparison, end, here, validated), _row(n.EVALUATIONS, taken, here)]
-        rows += [*more, *_strength_rows(choice, here)]
+        make = partial(_schedule, comparison, name, start, here, validated)
+        part = session.pieces(" ".join(map(str, [*context.values(), name])), make)
+        rows += part.rows
+        if "seconds" in part.arrays:
+            seconds[name] = part.arrays["seconds"].item()
     return [*rows, *_line_rows(comparison, context)], _cost(seconds)
+
+
+def _schedule(
+    comparison: ScheduleComparison, name: str, start: Scores, here: Context, validated: bool
+) -> Part:
+    """The rows of one schedule, and the seconds of a gradient where it trains."""
+    seconds = dict[str, np.ndarray]()
+    if name in MERGED:
+        end, choice = merge_by(comparison, name)
+        taken, more = comparison.share * len(comparison.tasks), list[Row]()
+    else:
+        trained = _trained(comparison, name)
+        end, taken, logs = trained.end, trained.evaluations, trained.phases
+        choice = trained.choice
+        each = sum(p.seconds for p in logs) / sum(p.evaluations for p in logs)
+        seconds["seconds"] = np.array(each)
+        more = [_row(n.STEPS, sum(len(p.losses) for p in logs), here)]
+        more += _curve_rows(comparison, trained, start, here)
+    rows = [*_end_rows(comparison, end, here, validated), _row(n.EVALUATIONS, taken, here)]
+    return Part(rows=[*rows, *more, *_strength_rows(choice, here)], arrays=seconds)
 
 
 def over_pairs(rows: Sequence[Row]) -> Iterator[Row]:

@@ -5,17 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+import tyro
 
 from loclin.errors import LoclinError
 from loclin.options import BUILT_IN, SEQUENCE_MODELS
-from loclin.schedules.names import SEQUENTIAL, SIMULTANEOUS
+from loclin.schedules.names import MERGED, REFERENCE, SEQUENTIAL, SIMULTANEOUS
 from loclin.schedules.options import ComparisonOptions
 from loclin.studies.presets import PAPER, built_in_models, by_lora, exhaustive, named, quick
 from loclin.studies.schedules import names as n
 from loclin.studies.schedules.names import KINDS
-from loclin.studies.settings import DamageSettings, Profile, check_counts, check_rates
+from loclin.studies.settings import (
+    DamageSettings,
+    Profile,
+    Sizes,
+    Work,
+    check_counts,
+    check_rates,
+)
 
+#: What a user's own tasks are trained by first, one of every kind.
+FIRST = (REFERENCE, "alternating", "sequential", "average")
 OptimiserName = Literal["adamw", "sgd"]
 
 
@@ -50,6 +61,9 @@ class SchedulesSettings(ComparisonOptions, DamageSettings):
         n.STRENGTH: "log",
     }
 
+    lowered: ClassVar[Mapping[str, int]] = {"seeds": 2, "evaluations": 8, "test_examples": 32}
+    scored: ClassVar[tuple[str, ...]] = ("test_examples",)
+
     seeds: int = 5
     """Independent runs: each has its own adapter, splits or damage, and order of the data."""
     tasks: tuple[str, ...] = ()
@@ -57,6 +71,11 @@ class SchedulesSettings(ComparisonOptions, DamageSettings):
     pairs: tuple[str, ...] = ()
     """Pairs of tasks that are destroyed first: agreeing, neutral, conflicting, by their gradients
     at θ₀; or two tasks by name (copy+swap)."""
+    further: tuple[str, ...] = ()
+    """Schedules that are trained too where, of those of --schedules, the two that are best on
+    validation examples are not told apart by their paired difference over the runs. Default for
+    your own tasks without --schedules: all of the paper's, and replay."""
+    widened: Annotated[bool, tyro.conf.Suppress] = False
     optimisers: tuple[OptimiserName, ...] = ("adamw",)
     """By which every schedule trains: adamw, sgd, or both."""
     adamw_lr: float = 1e-3
@@ -69,10 +88,33 @@ class SchedulesSettings(ComparisonOptions, DamageSettings):
     """First updates of a specialist that span its space, for the overlap of two, with --pairs."""
 
     @property
+    def stage(self) -> str:  # type: ignore[override]
+        """The further schedules are a stage of their own."""
+        return "more" if self.widened else "run"
+
+    @property
     def learning_rates(self) -> dict[OptimiserName, float]:
         """By optimiser, in the order of the report."""
         every: dict[OptimiserName, float] = {"adamw": self.adamw_lr, "sgd": self.sgd_lr}
         return {name: every[name] for name in self.optimisers}
+
+    def work(self, sizes: Sizes) -> list[Work]:
+        """Every schedule takes as many gradients, a remedy at every strength of its grid."""
+        grids = {"replay": self.replay_shares, "consolidation": self.consolidations}
+        merges = {"task arithmetic": self.merge_scales, "TIES": self.merge_scales}
+        trained = [len(grids.get(s, (1,))) for s in self.named if s not in MERGED]
+        chosen = [len({**grids, **merges}.get(s, ())) for s in self.named]
+        tasks, most = 2 if self.pairs else max(sizes.tasks, len(self.tasks)), sizes.examples / 5
+        few, test = min(self.curve_examples, most), min(self.test_examples, most)
+        scored = (sum(trained) * self.points + sum(chosen) + len(self.named) + 12) * few
+        scored += (len(self.named) + 2) * test
+        many = len(self.optimisers) * max(len(self.pairs), 1)
+        gradients = (sum(trained) + 1) * self.evaluations * self.batch
+        work = [
+            Work(what=f"training by {len(self.named)} schedules", backward=many * gradients),
+            Work(what="scoring", forward=many * tasks * scored),
+        ]
+        return [self.destroying(sizes), *work] if self.pairs else work
 
     def _check(self) -> None:
         super()._check()
@@ -81,7 +123,9 @@ class SchedulesSettings(ComparisonOptions, DamageSettings):
         for is_wrong, expected in self._expectations():
             if is_wrong:
                 raise LoclinError(f"expected {expected}")
-        self.check_comparison(2 if self.pairs else max(len(self.tasks), 2))
+        for names in filter(None, (self.schedules, self.further)):
+            least = 2 if self.pairs else max(len(self.tasks), 2)
+            replace(self, schedules=names).check_comparison(least)
 
     def _expectations(self) -> Iterator[tuple[bool, str]]:
         """Whether something is wrong; what was expected, what was found, what to do."""
@@ -129,7 +173,11 @@ class SchedulesSettings(ComparisonOptions, DamageSettings):
 
 
 def preset(
-    profile: Profile, model: str | None = None, data: Sequence[str] = (), pairs: Sequence[str] = ()
+    profile: Profile,
+    model: str | None = None,
+    data: Sequence[str] = (),
+    pairs: Sequence[str] = (),
+    schedules: Sequence[str] = (),
 ) -> SchedulesSettings:
     """The defaults of a profile for a user's own tasks, or for pairs, where there are any or a
     built-in model has its own data.
@@ -139,13 +187,15 @@ def preset(
     name = named(profile, model)
     if pairs or (name in BUILT_IN and not data):
         return _pairs_preset(profile, name)
-    schedules = (*SIMULTANEOUS, *SEQUENTIAL, "replay", "average")
     settings = SchedulesSettings(
-        model=name, profile=profile, space="lora", evaluations=60, schedules=schedules
+        model=name, profile=profile, space="lora", evaluations=60, schedules=FIRST
     )
     if profile == "smoke":
         return replace(settings, seeds=3, evaluations=32)
-    return _exhaustive(settings) if profile == "paper" else settings
+    if profile == "paper":
+        return _exhaustive(settings)
+    every = (*SIMULTANEOUS, *SEQUENTIAL, "replay")
+    return replace(settings, further=() if schedules else tuple(s for s in every if s not in FIRST))
 
 
 def _pairs_preset(profile: Profile, model: str) -> SchedulesSettings:

@@ -5,6 +5,7 @@ is quick.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -12,7 +13,7 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from loclin.errors import LoclinError
-from loclin.studies.settings import ModelSettings, check_counts
+from loclin.studies.settings import ModelSettings, Sizes, Work, check_counts
 
 ENSEMBLES = (1, 5, 10)
 
@@ -33,6 +34,9 @@ class SearchSettings(ModelSettings):
     study: ClassVar[str] = "search"
     kind: ClassVar[str] = "search"
     in_process: ClassVar[bool] = True
+
+    lowered: ClassVar[Mapping[str, int]] = {"n": 10, "select": 32, "validate": 32, "test": 64}
+    scored: ClassVar[tuple[str, ...]] = ("test",)
 
     task: str | None = None
     """What is searched for; all tasks together by default."""
@@ -86,6 +90,17 @@ class SearchSettings(ModelSettings):
     ("q_proj,v_proj")."""
     adapter: Path | None = None
     """Folder of a trained LoRA adapter to search around; a new one by default, whose B is zero."""
+
+    def work(self, sizes: Sizes) -> list[Work]:
+        """A candidate is scored on select; the best on validate; the chosen, and samples, once."""
+        every, votes = self.seeds * self.n * len(self.sigma), sum(self.k) + max(self.k)
+        probes = (self.probes + 1) * self.select if self.forecast else 0
+        last = self.seeds * (votes * self.test + (max(self.k) + 1) * self.validate)
+        return [
+            Work(what="forecast", product=probes),
+            Work(what=f"scoring {every} candidates", forward=1.3 * every * self.select),
+            Work(what="choosing and testing", forward=last),
+        ]
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides the record."""

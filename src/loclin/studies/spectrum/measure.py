@@ -39,7 +39,7 @@ def measure(settings: SpectrumSettings, run: int, session: Session) -> Part:
             not finite.
     """
     progress = session.progress
-    ctx = make_context(settings, run, requirements(settings), progress)
+    ctx = make_context(settings, run, requirements(settings), progress, session.kept)
     progress("destroying the task", 0.0)
     rows: list[Row] = [*ctx.known.rows, ctx.row("dimension", float(ctx.space.dimension))]
     arrays: dict[str, np.ndarray] = {}

@@ -10,7 +10,14 @@ from typing import ClassVar
 from loclin.errors import LoclinError
 from loclin.options import SEQUENCE_MODELS
 from loclin.studies import presets
-from loclin.studies.settings import DamageSettings, Profile, check_counts, check_sketch
+from loclin.studies.settings import (
+    DamageSettings,
+    Profile,
+    Sizes,
+    Work,
+    check_counts,
+    check_sketch,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +54,15 @@ class SpectrumSettings(DamageSettings):
     """Dimensions at which the energy of new gradients is measured."""
     overlap_gradients: int = 12
     """Gradients behind each task's space; two independent sets are taken for every task."""
+
+    def work(self, sizes: Sizes) -> list[Work]:
+        """Gradients of every task at two points."""
+        two = 2 * self.overlap_gradients
+        count = max(*self.counts, two) + (sizes.tasks - 1) * two
+        return [
+            self.destroying(sizes),
+            Work(what="gradients", backward=2 * count * self.gradient_batch),
+        ]
 
     def _check(self) -> None:
         super()._check()

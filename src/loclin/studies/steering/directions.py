@@ -8,15 +8,18 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from loclin.activations.capture import activations
+from loclin.geometry.gramian import at_least_float32
 from loclin.models.problem import Problem
 from loclin.progress import ProgressCallback
-from loclin.run.rows import Row
+from loclin.run.rows import Part, Row
+from loclin.run.runner import Session
 from loclin.steering.agreement import Resampled, agreement, gradient_batches
 from loclin.steering.averages import (
     Averaged,
@@ -78,6 +81,27 @@ class Directions:
     scaled: Mapping[str, Float[Tensor, "L d"]]
     lengths: Mapping[int, float]
     rows: Sequence[Row]
+
+
+def kept_directions(session: Session, ctx: SteerContext) -> Directions:
+    """The directions that an earlier session of the command made, or new ones."""
+
+    def made() -> Part:
+        d = make_directions(ctx)
+        raw, scaled = (
+            {f"{kind}/{route}": at_least_float32(v).cpu().numpy() for route, v in each.items()}
+            for kind, each in (("raw", d.raw), ("scaled", d.scaled))
+        )
+        lengths = np.array([d.lengths[n] for n in ctx.layers])
+        return Part(rows=d.rows, arrays={**raw, **scaled, "lengths": lengths})
+
+    part = session.pieces("directions", made)
+    raw, scaled = (
+        {r: torch.from_numpy(part.arrays[f"{kind}/{r}"]) for r in ctx.settings.routes}
+        for kind in ("raw", "scaled")
+    )
+    lengths = dict(zip(ctx.layers, part.arrays["lengths"].tolist(), strict=True))
+    return Directions(raw=raw, scaled=scaled, lengths=lengths, rows=part.rows)
 
 
 def make_directions(ctx: SteerContext) -> Directions:

@@ -4,9 +4,10 @@ vector.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -31,7 +32,7 @@ from loclin.steering.routes import described, labels_norm, made_of
 from loclin.steering.vector import SteeringVector
 from loclin.studies.known import known
 from loclin.studies.steering import rows as make_rows
-from loclin.studies.steering.directions import SteerContext, make_directions
+from loclin.studies.steering.directions import SteerContext, kept_directions
 from loclin.studies.steering.responses import random_vectors
 from loclin.studies.steering.settings import SteerSettings
 from loclin.studies.steering.splits import split_examples
@@ -53,7 +54,7 @@ def measure(settings: SteerSettings, run: int, session: Session) -> Part:
     Raises:
         LoclinError: a model or data that cannot be read or used.
     """
-    part, vector = steer(settings, session.progress)
+    part, vector = steer(settings, session)
     vector.save(_kept(session))
     return part
 
@@ -79,23 +80,31 @@ def _kept(session: Session) -> Path:
     return session.record.folder / VECTOR
 
 
-def steer(settings: SteerSettings, progress: ProgressCallback) -> tuple[Part, SteeringVector]:
-    """What the record holds, and the vector."""
-    ctx = _context(settings, progress)
-    found, choose = make_directions(ctx), ctx.splits.choose
+def steer(settings: SteerSettings, session: Session) -> tuple[Part, SteeringVector]:
+    """What the record holds, and the vector; every stage is kept until all are done."""
+    ctx, pieces = _context(settings, session.progress), session.pieces
+    found, choose = kept_directions(session, ctx), ctx.splits.choose
     own = dict(zip(ctx.layers, found.scaled[settings.route], strict=True))
-    chosen, slopes = _choose(ctx, own)
+    chosen, slopes = _choose(ctx, own, session)
     over = partial(over_examples, groups=choose.groups, seed=settings.seed)
     rows = [*found.rows, *make_rows.layer_rows(slopes, found.lengths, chosen, over)]
     vectors = {r: {n: found.scaled[r][n] for n in chosen} for r in settings.routes}
-    rows += _effects(ctx, vectors, {n: found.lengths[n] for n in chosen})
-    damaged, notes = _damage(ctx, vectors)
-    vector = _vector(ctx, vectors[settings.route])
-    rows += [*damaged, *make_rows.generation_rows(_texts(ctx, vector))]
-    before = known(ctx.problem, settings, progress=progress)
+    lengths, vector = {n: found.lengths[n] for n in chosen}, _vector(ctx, vectors[settings.route])
+    rows += pieces("effects", lambda: _of_rows(_effects(ctx, vectors, lengths))).rows
+    damaged = pieces("damage", lambda: _of_rows(*_damage(ctx, vectors)))
+    texts = partial(_texts, ctx, vector)
+    said = pieces("texts", lambda: _of_rows(make_rows.generation_rows(texts())))
+    rows += [*damaged.rows, *said.rows]
+    before = known(ctx.problem, settings, progress=session.progress)
     rows = [*before.rows, *rows]
     arrays = {f"direction/{route}": raw.float().numpy() for route, raw in found.raw.items()}
-    return Part(rows=rows, arrays=arrays, notes=[*_notes(ctx), *before.notes, *notes]), vector
+    return Part(
+        rows=rows, arrays=arrays, notes=[*_notes(ctx), *before.notes, *damaged.notes]
+    ), vector
+
+
+def _of_rows(rows: Iterable[Row], notes: Sequence[str] = ()) -> Part:
+    return Part(rows=list(rows), arrays={}, notes=notes)
 
 
 def _context(settings: SteerSettings, progress: ProgressCallback) -> SteerContext:
@@ -150,7 +159,7 @@ def read_notes(notes: Sequence[str]) -> list[str]:
 
 
 def _choose(
-    ctx: SteerContext, vectors: ByLayer
+    ctx: SteerContext, vectors: ByLayer, session: Session
 ) -> tuple[tuple[int, ...], dict[int, Float[np.ndarray, " n"]]]:
     """The layers asked for, or the one where the vector steers most on the choose part, and the
     slopes that say so.
@@ -160,7 +169,13 @@ def _choose(
         return tuple(dict.fromkeys(chosen_layers(len(ctx.layers), settings.given_layers))), {}
     tried = {n: v for n, v in vectors.items() if n or not settings.without_first}
     progress, path = ctx.stage("choosing the layer"), settings.layers_path
-    slopes = layer_slopes(ctx.model, choose, tried, path=path, progress=progress)
+
+    def made() -> dict[str, Any]:
+        by_layer = layer_slopes(ctx.model, choose, tried, path=path, progress=progress)
+        return {str(n): slopes for n, slopes in by_layer.items()}
+
+    held = session.kept("slopes", made)
+    slopes = {n: held[str(n)] for n in tried}
     return (max(slopes, key=lambda layer: float(slopes[layer].mean())),), slopes
 
 

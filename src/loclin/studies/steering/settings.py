@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +16,7 @@ import tyro
 from loclin.errors import LoclinError
 from loclin.options import BUILT_IN
 from loclin.steering.estimands import Estimand, Form
-from loclin.studies.settings import check_counts
+from loclin.studies.settings import Sizes, Work, check_counts
 from loclin.studies.steering.names import ROUTES
 from loclin.studies.steering.options import SteeringSettings
 
@@ -40,6 +41,16 @@ class SteerSettings(SteeringSettings):
     study: ClassVar[str] = "steer"
     kind: ClassVar[str] = "steer"
     in_process: ClassVar[bool] = True
+
+    lowered: ClassVar[Mapping[str, int]] = {
+        **dict.fromkeys(("labels", "gradient", "shift", "choose"), 16),
+        "test": 32,
+        "null": 0,
+        "band": 5,
+        "texts": 8,
+        "n": 20,
+    }
+    scored: ClassVar[tuple[str, ...]] = ("test",)
 
     model: str
     """The model: a folder, a GGUF file, a hub id, smollm2-135m, or a built-in model that answers
@@ -103,6 +114,29 @@ class SteerSettings(SteeringSettings):
     def routes(self) -> tuple[str, ...]:
         """The routes that are made, the one asked for first."""
         return (self.route, *(r for r in ROUTES if r in self.compare and r != self.route))
+
+    def work(self, sizes: Sizes) -> list[Work]:
+        """Making the vectors, their layer, their effect and their damage."""
+        routes = self.routes
+        step = "gradient" in routes
+        null = (
+            2 * (self.null if isinstance(self.null, int) else 12) * self.shift
+            if step and "labels" in routes
+            else 0
+        )
+        found = self.n * (self.gradient + self.shift) if "search" in routes else 0
+        differentiated = self.gradient * step + self.labels * ("logits" in routes)
+        making = 2 * self.labels + 17 * self.shift * step + null + found
+        choosing = 2 * sizes.layers * self.choose if self.given_layers is None else 0
+        near = sum(abs(s) <= 1 for s in self.strengths)
+        effect = (len(routes) * len(self.strengths) + self.band * near) * self.test
+        damage = (len(self.strengths) + 12 * len(routes)) * (self.texts + self.test)
+        return [
+            Work(what="making vectors", forward=making, backward=differentiated),
+            Work(what="choosing the layer", forward=choosing),
+            Work(what="effects", forward=effect),
+            Work(what="damage", forward=damage),
+        ]
 
     @property
     def given_layers(self) -> tuple[int, ...] | None:
