@@ -49,8 +49,7 @@ class Window:
 def ray(
     point: Float[Tensor, " D"], direction: Float[Tensor, " D"], length: float | None = None
 ) -> Float[Tensor, " D"]:
-    """w = ‖θ‖ v/‖v‖: the step ε = 1 along a direction, as long as the point itself, or as `length`,
-    where the point is but the part of it that moves.
+    """w = ‖θ‖ v/‖v‖, ‖θ‖ of the point itself or `length`: the step ε = 1 along a direction.
 
     Raises:
         LoclinError: the direction is zero or not finite, or the point is zero.
