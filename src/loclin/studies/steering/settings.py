@@ -119,11 +119,8 @@ class SteerSettings(SteeringSettings):
         """Making the vectors, their layer, their effect and their damage."""
         routes = self.routes
         step = "gradient" in routes
-        null = (
-            2 * (self.null if isinstance(self.null, int) else 12) * self.shift
-            if step and "labels" in routes
-            else 0
-        )
+        steps = self.null if isinstance(self.null, int) else 12
+        null = 2 * steps * self.shift if step and "labels" in routes else 0
         found = self.n * (self.gradient + self.shift) if "search" in routes else 0
         differentiated = self.gradient * step + self.labels * ("logits" in routes)
         making = 2 * self.labels + 17 * self.shift * step + null + found
