@@ -44,7 +44,7 @@ Read = tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[str, ...]]
 Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
-def llama(vocabulary: int, **more: bool) -> PreTrainedModel:
+def llama(vocabulary: int, **more: object) -> PreTrainedModel:
     with seeded(0):
         return LlamaForCausalLM(LlamaConfig(**{**SHAPE, "vocab_size": vocabulary, **more}))
 
@@ -189,6 +189,18 @@ def test_models_that_are_not_causal_are_refused_in_one_line(
     with pytest.raises(LoclinError, match=f"causal language model.*{name}|found {name}") as error:
         read(folder)
     assert "\n" not in str(error.value)
+
+
+def test_a_padding_token_that_is_read_has_a_gradient_among_several_end_tokens(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    first = tokenizer("the cat")["input_ids"][0]
+    made = llama(len(tokenizer), pad_token_id=first, eos_token_id=[first, 3])
+    model, *_ = read(kept(tmp_path, made, tokenizer))
+    batch = collate([Example(prompt="the cat", answer=" sat")], tokenizer)
+    answer_loss(model, batch)[0].backward()
+    assert first in batch.input_ids
+    assert model.get_input_embeddings().weight.grad[first].norm() > 0
 
 
 @pytest.mark.parametrize("pattern", ["*experts*", "*"])

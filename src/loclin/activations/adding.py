@@ -143,6 +143,9 @@ def _adder(pass_: _Pass, vector: Float[Tensor, " d"]) -> Callable[[nn.Module, An
         if where not in placed:
             placed[where] = vector.to(h)
         moved = torch.where(pass_.chosen(h)[..., None], h + placed[where], h)
-        return (moved, *result[1:]) if isinstance(result, tuple) else moved
+        if not isinstance(result, tuple | list):
+            return moved
+        whole = (moved, *result[1:])
+        return whole if isinstance(result, tuple) else list(whole)
 
     return add

@@ -20,8 +20,10 @@ Position = Literal["last", "answer", "every"]
 
 
 def output_of(result: Any) -> Tensor:
-    """h_L of what a block returned: a tensor, or a tuple that begins with one; or `LoclinError`."""
-    h = result[0] if isinstance(result, tuple) and result else result
+    """h_L of what a block returned: a tensor, or a tuple or list that begins with one; or
+    `LoclinError`.
+    """
+    h = result[0] if isinstance(result, tuple | list) and result else result
     if not isinstance(h, Tensor):
         raise LoclinError(
             "expected blocks that return a tensor, or a tuple that begins with one, found "

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
@@ -136,9 +136,9 @@ def _check_finite(model: PreTrainedModel, name: str) -> None:
         )
 
 
-@torch.no_grad()
 def check_causal(model: PreTrainedModel, name: str) -> None:
-    """Whether the model reads tokens alone, and a later token changes no earlier logit.
+    """Whether the model reads tokens alone, a later token changes no earlier logit, and gradients
+    go through every block.
 
     Raises:
         LoclinError: it does not.
@@ -146,14 +146,31 @@ def check_causal(model: PreTrainedModel, name: str) -> None:
     rows = _two_rows(model)
     if rows is None:
         return
+    cut: list[nn.Module] = []  # blocks whose part in the gradient is left out
+    layers = (layer for m in model.modules() if isinstance(m, nn.ModuleList) for layer in m)
+    hooks = [
+        layer.register_forward_hook(
+            lambda m, *_: None if torch.is_grad_enabled() else cut.append(m)
+        )
+        for layer in layers
+    ]
     try:
-        logits = model(input_ids=rows).logits.double()
+        logits = model(input_ids=rows).logits.detach().double()
     except Exception as error:  # whatever its own code raises
         first = " ".join(str(error).split())[:200]
         raise LoclinError(
             f"expected a causal language model that runs on tokens alone in {name}, found "
             f"{type(error).__name__}: {first}: give another model"
         ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if cut:
+        raise LoclinError(
+            f"expected a model with gradients through all of its blocks in {name}, found "
+            f"{type(model).__name__}, which runs some without: derivatives may be those of "
+            "another function; give another model"
+        )
     if logits.isnan().any():
         raise LoclinError(
             f"expected logits that are numbers from {name}, found NaN: mend its config.json, or "
@@ -177,8 +194,9 @@ def context_of(model: PreTrainedModel) -> int | None:
 def _two_rows(model: PreTrainedModel) -> Int[Tensor, "2 length"] | None:
     """Rows of different tokens that differ in the last; None where there are too few to choose."""
     config, table = model.config.get_text_config(), model.get_input_embeddings()
-    special = {getattr(config, f"{n}_token_id", None) for n in ("pad", "bos", "eos")}
-    usual = [i for i in range(table.weight.shape[0]) if i not in special]
+    special = [getattr(config, f"{n}_token_id", None) for n in ("pad", "bos", "eos")]
+    several = {i for each in special for i in (each if isinstance(each, list) else [each])}
+    usual = [i for i in range(table.weight.shape[0]) if i not in several]
     length = min(TOKENS, context_of(model) or TOKENS, len(usual) - 1)
     if length < 2:
         return None
@@ -188,9 +206,16 @@ def _two_rows(model: PreTrainedModel) -> Int[Tensor, "2 length"] | None:
 
 
 def of_today(model: PreTrainedModel) -> None:
-    """Give an older family's model what the others have: `logits_to_keep`, and ears for a mask and
-    for `use_cache` where it needs neither; and a model in float64 that precision throughout.
+    """Give an older family's model what the others have: `logits_to_keep`, ears for a mask and for
+    `use_cache` where it needs neither, positions that stay as they were computed where they take no
+    gradient (Marian), and a gradient at padding's row of the embedding, which is read where the
+    end token pads too; and a model in float64 that precision throughout.
     """
+    for module in model.modules():
+        if "Sinusoidal" in type(module).__name__:
+            module.requires_grad_(False)
+        elif isinstance(module, nn.Embedding):
+            module.padding_idx = None
     forward = type(model).forward
     if "logits_to_keep" not in inspect.signature(forward).parameters:
         setattr(model, "forward", MethodType(_keeping(forward), model))  # noqa: B010 (a method)

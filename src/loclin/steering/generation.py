@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -162,8 +163,19 @@ def _continued(
                 attention_mask=torch.ones_like(ids),
                 generation_config=plain,
                 logits_processor=LogitsProcessorList([_Finite()]),
+                **_positions(core, ids),
             )
     finally:
         core.generation_config = own
     new: list[int] = out[0, ids.shape[1] :].tolist()
     return new
+
+
+def _positions(core: Any, ids: Int[Tensor, "1 n"]) -> dict[str, Tensor]:
+    """Where RoBERTa and its like begin to count, which `generate` would not."""
+    if "position_ids" in inspect.signature(core.forward).parameters:
+        for module in core.modules():
+            if hasattr(module, "create_position_ids_from_input_ids"):
+                first = module.padding_idx + 1
+                return {"position_ids": torch.arange(first, first + ids.shape[1])[None].to(ids)}
+    return {}
