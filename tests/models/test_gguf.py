@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from loclin.cli import main
 from loclin.errors import LoclinError
-from loclin.models.gguf import dequantised, gguf_file
+from loclin.models.gguf import LLAMA3, dequantised, gguf_file
 from loclin.models.loading import load_model
 from loclin.options import PACKAGED, LoadOptions
 from tests.models.gguf_files import interleaved, random_llama, theirs, write_llama
@@ -96,7 +96,7 @@ ONE = np.ones(8, dtype=np.float32)
         ({"llama__pooling_type": 3}, "it is an embedding model"),
         ({"llama__attention__causal": False}, "it is an embedding model"),
         ({"left_out": "blk.1.ffn_up.weight"}, r"it lacks model.layers.1.mlp.up_proj.weight"),
-        ({"extra": {"rope_freqs.weight": ONE}}, "its rotary positions are scaled"),
+        ({"extra": {"rope_freqs.weight": 2 * ONE}}, "its rotary positions are scaled"),
         ({"llama__rope__scaling__type": "yarn"}, "its rotary positions are scaled"),
     ],
 )
@@ -109,6 +109,24 @@ def test_what_is_no_causal_language_model_is_refused_in_one_line(
     ) as error:
         dequantised(path)
     assert "\n" not in str(error.value)
+
+
+def test_the_positions_of_llama_3_are_scaled_by_the_file_s_factors(
+    tmp_path: Path, llama: LlamaForCausalLM
+) -> None:
+    rope = {"rope_theta": 10000.0, "rope_type": "llama3", "factor": 32.0, **LLAMA3}
+    config = LlamaConfig(**llama.config.to_dict() | {"rope_parameters": rope})
+    scaled = LlamaForCausalLM(config).eval()
+    scaled.load_state_dict(llama.state_dict())
+    plain, slow = (m.model.rotary_emb.inv_freq for m in (llama, scaled))
+    assert len(set((plain / slow).tolist())) > 2  # whole, between, and 32 times slower
+    factors = {"rope_freqs.weight": (plain / slow).numpy()}
+    path = write_llama(tmp_path / "m.gguf", llama, extra=factors)
+    model, *_ = load_model(LoadOptions(model=str(path), device="cpu"), seed=0)
+    rows, places = torch.arange(2, 40)[None], torch.arange(38)[None] * 100
+    ours, theirs = (m(rows, position_ids=places).logits for m in (model, scaled))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    assert (llama(rows, position_ids=places).logits - theirs).abs().max() > 0.1
 
 
 def test_values_that_the_model_has_no_place_for_are_counted(

@@ -1,8 +1,8 @@
 """A language model in a GGUF file, the format of llama.cpp: dequantised once into the cache, then
 read as any folder (`pip install 'loclin[gguf]'`). Tokenizer and chat template are the file's own.
 
-What transformers leaves out without a word is mended here, or refused: rotary positions that are
-scaled, and digits that stand alone (`tokenizer.ggml.pre`).
+What transformers leaves out without a word is mended here, refused, or said: rotary positions that
+are scaled, digits that stand alone (`tokenizer.ggml.pre`), values that it has no place for.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from transformers import (
     GgufConfig,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from loclin.errors import LoclinError
 from loclin.models.cache import kept
@@ -33,6 +34,8 @@ from loclin.options import PACKAGED
 
 _VERSION = 1  # raised when this file reads the same file another way
 _NOTES = "gguf.json"
+#: What the rotary positions of all Llamas from 3.1 have in common; a file keeps the factors alone.
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 #: Splits of byte-level pairs that are GPT-2's own, and those that single out every digit first.
 _AS_GPT2 = {"gpt-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "exaone4"}
 _DIGITS_ALONE = {
@@ -123,12 +126,13 @@ def _write(file: Path, folder: Path) -> None:
     _check_kind(file, fields)
     types = Counter[str]()
     for tensor in tensors:
-        types[tensor.tensor_type.name] += int(tensor.n_elements)
+        if not tensor.name.startswith("rope_"):
+            types[tensor.tensor_type.name] += int(tensor.n_elements)
     try:
         with quiet(), redirect_stderr(StringIO()):  # a progress bar that cannot be turned off
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
             config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-            _check_positions(file, fields, {t.name for t in tensors}, config)
+            _scale_positions(file, fields, tensors, config)
             model, report = AutoModelForCausalLM.from_pretrained(
                 file.parent,
                 gguf_file=file.name,
@@ -145,8 +149,8 @@ def _write(file: Path, folder: Path) -> None:
         raise _refused(file, f"it lacks {min(report['missing_keys'])}")
     notes = [_dequantised_from(types), *_split_as_trained(tokenizer, fields)]
     held = sum(p.numel() for p in model.parameters())
-    if held < types.total():
-        notes.append(f"{types.total() - held:,} values of it are no part of the model: left out")
+    if (beside := types.total() - held) > 0:
+        notes.append(f"{beside:,} values of it are no part of the model: left out")
     model.hf_quantizer = None  # which forbids saving
     vars(model.config).pop("quantization_config", None)
     model.save_pretrained(folder)
@@ -189,15 +193,24 @@ def _check_kind(file: Path, fields: dict[str, Any]) -> None:
         raise _refused(file, "it is an embedding model")
 
 
-def _check_positions(file: Path, fields: dict[str, Any], names: set[str], config: Any) -> None:
-    """Whether scaled rotary positions, which the file keeps as factors or by name, are in the
-    configuration that transformers makes of it.
+def _scale_positions(file: Path, fields: dict[str, Any], tensors: list[Any], config: Any) -> None:
+    """Take over scaled rotary positions where transformers leaves them out: the factors of Llama 3,
+    by which its file divides the frequencies. Others are refused.
     """
+    rope = dict(getattr(config, "rope_parameters", None) or {})
     stated = fields.get(f"{fields.get('general.architecture')}.rope.scaling.type", "none")
-    scaled = stated != "none" or any(n.startswith("rope_") for n in names)
-    rope = getattr(config, "rope_parameters", None) or {}
-    if scaled and rope.get("rope_type", "default") == "default":
-        raise _refused(file, "its rotary positions are scaled, which transformers leaves out")
+    factors = {t.name: torch.tensor(t.data) for t in tensors if t.name.startswith("rope_")}
+    if rope.get("rope_type", "default") != "default" or (stated == "none" and not factors):
+        return
+    if stated == "none" and set(factors) == {"rope_freqs.weight"} and "rope_theta" in rope:
+        wanted = factors["rope_freqs.weight"]
+        rope |= LLAMA3 | {"rope_type": "llama3", "factor": float(wanted.max())}
+        config.rope_parameters = rope
+        scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+        plain = rope["rope_theta"] ** -(torch.arange(len(scaled)) / len(scaled))
+        if len(scaled) == len(wanted) and torch.allclose(plain / scaled, wanted, rtol=1e-4):
+            return
+    raise _refused(file, "its rotary positions are scaled, which transformers leaves out")
 
 
 def _dequantised_from(types: Counter[str]) -> str:
