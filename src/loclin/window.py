@@ -174,13 +174,12 @@ def linear_window(
     line = line_along(space, measured, w, grid, **bends, progress=progress)
 
     def seen(line: Line) -> LinearWindow:
-        forward, backward = (_reach(line, sign, tolerance, units) for sign in (1, -1))
         ahead = line.profile().window(1, tolerance)
         inside = ahead.size is not None and end <= ahead.size
         predicted = over_groups(line, lambda p: p.predicted(tolerance), powers=True)
         return LinearWindow(
-            forward=forward,
-            backward=backward,
+            forward=_reach(line, 1, tolerance, units),
+            backward=_reach(line, -1, tolerance, units),
             predicted=_sizes(predicted, units),
             limit=line.profile().limit(tolerance),
             whole=_effect(line, end) if whole else None,
