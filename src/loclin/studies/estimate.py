@@ -37,7 +37,7 @@ SHRINKING = 0.85  # of counts, from one try to the next
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """Seconds of loading, and of an example by kind of pass; what there is to ask; bytes in use after them."""
+    """Seconds of loading, and of an example by kind of pass; what there is to ask; bytes in use."""
 
     loading: float
     forward: float
