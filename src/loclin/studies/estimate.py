@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import psutil
+import torch
 from scipy import stats
 
 from loclin.curvature import CurvatureOperator
 from loclin.errors import LoclinError
-from loclin.models import Problem, load, twice_differentiable
+from loclin.models import load, twice_differentiable
 from loclin.models.evaluation import EvalSet
 from loclin.models.loading import SHARES as USUAL
 from loclin.parameters import ParameterSpace
@@ -79,6 +80,13 @@ def timed(settings: Any) -> Timings:
             data = problem.collate(examples[:n])
             space.gradient(lambda b: answer_loss(problem.model, b), [data])
 
+        def scored(n: int) -> None:
+            if settings.kind == "steer":  # which reads prompts, without their options
+                with torch.no_grad():
+                    answer_loss(problem.model, problem.collate(examples[:n]))
+            else:
+                EvalSet.of(problem, examples[:n]).answers()
+
         def product(n: int) -> None:
             data = problem.collate(examples[:n])
             with twice_differentiable(problem.model):
@@ -89,16 +97,12 @@ def timed(settings: Any) -> Timings:
         bent = _each(product, min(batch, 8), min(batch, 8)) if any(w.product for w in need) else 0.0
         return Timings(
             loading=loading,
-            forward=_each(lambda n: _scored(problem, examples[:n]), 16, min(MOST, len(examples))),
+            forward=_each(scored, 16, min(MOST, len(examples))),
             backward=backward,
             product=bent,
             sizes=Sizes(tasks=tasks, examples=len(examples) / tasks, layers=layers),
             memory=psutil.Process().memory_info().rss,
         )
-
-
-def _scored(problem: Problem, examples: Any) -> None:
-    EvalSet.of(problem, examples).answers()
 
 
 def _each(act: Callable[[int], None], n: int, most: int) -> float:
