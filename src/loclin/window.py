@@ -176,17 +176,14 @@ def linear_window(
     line = line_along(space, measured, w, grid, **bends, progress=progress)
 
     def seen(line: Line) -> LinearWindow:
-        forward, backward = (_reach(line, sign, tolerance, units) for sign in (1, -1))
-        ahead = line.profile().window(1, tolerance)
-        inside = ahead.size is not None and end <= ahead.size
         predicted = over_groups(line, lambda p: p.predicted(tolerance), powers=True)
         return LinearWindow(
-            forward=forward,
-            backward=backward,
+            forward=_reach(line, 1, tolerance, units),
+            backward=_reach(line, -1, tolerance, units),
             predicted=_sizes(predicted, units),
             limit=line.profile().limit(tolerance),
             whole=_effect(line, end) if whole else None,
-            inside=inside if whole and (inside or not ahead.open) else None,
+            inside=_inside(line, end, tolerance) if whole else None,
             units=units,
             length=size,
             line=line,
@@ -199,6 +196,13 @@ def linear_window(
         early(seen(line))
     progress("closing in on the edges", 0.0)
     return seen(_closed_in(line, tolerance, precision))
+
+
+def _inside(line: Line, end: float, tolerance: float) -> bool | None:
+    """Whether a step lies in the window; None where that is open before it."""
+    ahead = line.profile().window(1, tolerance)
+    inside = ahead.size is not None and end <= ahead.size
+    return inside if inside or not ahead.open else None
 
 
 def _kept_tallies(tallies: Tallies, keep: Kept[np.ndarray]) -> Tallies:

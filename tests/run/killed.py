@@ -47,7 +47,7 @@ def measured_through_kills(
         process.start()
         while process.is_alive() and not (len(counts) < kills and kept(folder) - before):
             time.sleep(0.005)
-        process.join(rng.uniform(0.0, 1.0))
+        process.join(rng.uniform(0.0, 0.2))
         if process.is_alive() and not (folder / ENTRY / "parts" / f"{RUN}.json").exists():
             os.kill(process.pid, signal.SIGKILL)
             process.join()

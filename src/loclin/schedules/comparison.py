@@ -5,7 +5,7 @@ batches and the same examples that are scored.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -244,20 +244,9 @@ class ScheduleComparison:
         times = self._times[name] = self._times.get(name, 0) + 1
         key = f"training {self.optimiser} {'+'.join(self.tasks)} {name} {times}"
         held = made() if storage else self.keep(key, made)
-        log = TrainingLog(
-            evaluations=np.asarray(held["evaluations"]).item(),
-            losses=held["losses"],
-            cosines=held["cosines"],
-            seconds=np.asarray(held["seconds"]).item(),
-        )
-        passed = zip(held["places"].tolist(), held["scores"], strict=True)
-        return Trained(
-            end=torch.from_numpy(held["end"]).to(before.end),
-            phases=(*before.phases, log),
-            curve=(*before.curve, *passed),
-            path=recorder.trajectory(torch.from_numpy(log.losses)) if recorder else None,
-            prepared=before.prepared + prepared,
-        )
+        trained = _trained(held, before, prepared)
+        path = recorder.trajectory(torch.from_numpy(held["losses"])) if recorder else None
+        return replace(trained, path=path)
 
     def evaluate(self, eval_sets: Sequence[EvalSet]) -> Scores:
         """Mean loss per answer token and score of every task where the space stands."""
@@ -294,3 +283,19 @@ class ScheduleComparison:
         """Evaluations at which curves are scored."""
         total, points = self.share * len(self.tasks), self.options.points
         return [round(total * (i + 1) / points) for i in range(points)]
+
+
+def _trained(held: Mapping[str, Any], before: Trained, prepared: int) -> Trained:
+    """What a training gave that went on from another one."""
+    log = TrainingLog(
+        evaluations=np.asarray(held["evaluations"]).item(),
+        losses=held["losses"],
+        cosines=held["cosines"],
+        seconds=np.asarray(held["seconds"]).item(),
+    )
+    return Trained(
+        end=torch.from_numpy(held["end"]).to(before.end),
+        phases=(*before.phases, log),
+        curve=(*before.curve, *zip(held["places"].tolist(), held["scores"], strict=True)),
+        prepared=before.prepared + prepared,
+    )

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import psutil
+import torch
 from scipy import stats
 
 from loclin.curvature import CurvatureOperator
 from loclin.errors import LoclinError
-from loclin.models import Problem, load, loading, twice_differentiable
+from loclin.models import load, twice_differentiable
 from loclin.models.evaluation import EvalSet
+from loclin.models.loading import SHARES as USUAL
 from loclin.parameters import ParameterSpace
 from loclin.run.workers import cores, one_thread
 from loclin.studies.context import adapted
@@ -30,13 +32,15 @@ M = TypeVar("M", bound=Any)
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 ENOUGH = 0.2  # seconds that a pass has to take to be timed once
 MOST = 256  # examples in a timed pass, at most
+STARTING = 5.0  # seconds: libraries in a worker or the page, on any model
 SHRINKING = 0.85  # of counts, from one try to the next
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """Seconds of an example, by kind of pass; what there is to ask; bytes in use after them."""
+    """Seconds of loading, and of an example by kind of pass; what there is to ask; bytes in use."""
 
+    loading: float
     forward: float
     backward: float
     product: float
@@ -55,14 +59,15 @@ def timed(settings: Any) -> Timings:
     device = settings.where().split(":")[0]
     alone = settings.in_process and settings.kind != "search"
     with one_thread("none" if alone else device):
-        own = settings.kind == "schedules" and not settings.pairs
-        problem = load(settings, seed=settings.seed, shares=SHARES if own else loading.SHARES)
+        began, own = time.perf_counter(), settings.kind == "schedules" and not settings.pairs
+        problem = load(settings, seed=settings.seed, shares=SHARES if own else USUAL)
         if isinstance(settings, DamageSettings):
             problem, space = adapted(problem, settings, 0)
         else:
             pattern = settings.space
             plain = pattern in ("full", "lora") or pattern.startswith("prefix:")
             space = ParameterSpace(problem.model, "*" if plain else pattern)
+        loading = time.perf_counter() - began
         count = {len(e) for tasks in problem.examples.values() for e in tasks.values()}
         examples = [
             e for tasks in problem.examples.values() for part in tasks.values() for e in part
@@ -75,6 +80,13 @@ def timed(settings: Any) -> Timings:
             data = problem.collate(examples[:n])
             space.gradient(lambda b: answer_loss(problem.model, b), [data])
 
+        def scored(n: int) -> None:
+            if settings.kind == "steer":  # which reads prompts, without their options
+                with torch.no_grad():
+                    answer_loss(problem.model, problem.collate(examples[:n]))
+            else:
+                EvalSet.of(problem, examples[:n]).answers()
+
         def product(n: int) -> None:
             data = problem.collate(examples[:n])
             with twice_differentiable(problem.model):
@@ -84,16 +96,13 @@ def timed(settings: Any) -> Timings:
         backward = _each(differentiated, batch, batch) if any(w.backward for w in need) else 0.0
         bent = _each(product, min(batch, 8), min(batch, 8)) if any(w.product for w in need) else 0.0
         return Timings(
-            forward=_each(lambda n: _scored(problem, examples[:n]), 16, min(MOST, len(examples))),
+            loading=loading,
+            forward=_each(scored, 16, min(MOST, len(examples))),
             backward=backward,
             product=bent,
             sizes=Sizes(tasks=tasks, examples=len(examples) / tasks, layers=layers),
             memory=psutil.Process().memory_info().rss,
         )
-
-
-def _scored(problem: Problem, examples: Any) -> None:
-    EvalSet.of(problem, examples).answers()
 
 
 def _each(act: Callable[[int], None], n: int, most: int) -> float:
@@ -153,7 +162,7 @@ def estimated(settings: Any, timings: Timings) -> Estimate:
     room = (settings.workers or cores()) if on_cpu and (search or not settings.in_process) else 1
     workers = max(1, min(room, 1000 if search else settings.runs))
     rounds = 1 / workers if search else math.ceil(settings.runs / workers)
-    parts: dict[str, float] = {}
+    parts = {"starting": STARTING + (1 if search else rounds) * timings.loading}
     for each in work:
         parts[each.what] = parts.get(each.what, 0.0) + rounds * timings.seconds(each)
     return Estimate(parts=parts, workers=workers, memory=workers * timings.memory)

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loclin.errors import LoclinError
 from loclin.models import Problem
-from loclin.progress import silent
+from loclin.run.runner import Session
 from loclin.studies.schedules.own import own_comparisons
 from loclin.studies.schedules.settings import SchedulesSettings
 from tests.studies.schedules.small import own, task_file
@@ -18,7 +18,7 @@ def test_tasks_are_in_the_order_asked_for_and_start_at_the_model_as_it_is(
     folder: dict[str, str], files: tuple[str, str]
 ) -> None:
     settings = own(folder["llama"], files, tasks=("B", "A"), optimisers=("adamw", "sgd"))
-    found, before, notes = own_comparisons(settings, 0, silent)
+    found, before, notes = own_comparisons(settings, 0, Session())
     adamw, sgd = found["adamw"], found["sgd"]
     assert adamw.tasks == ("B", "A")
     assert [r.context["of"] for r in before.rows if r.quantity == "known"] == ["B", "A"]
@@ -39,7 +39,7 @@ def test_data_that_cannot_be_trained_on_are_refused_in_one_line(
 ) -> None:  # fmt: skip
     def refused(text: str, settings: SchedulesSettings) -> None:
         with pytest.raises(LoclinError, match=text) as found:
-            own_comparisons(settings, 0, silent)
+            own_comparisons(settings, 0, Session())
         assert "\n" not in str(found.value)
 
     gpt2 = folder["gpt2"]
@@ -79,4 +79,4 @@ def test_tasks_that_are_known_are_nothing_to_learn(trained: Problem) -> None:
         LoclinError,
         match=r"expected a task with something to learn, found 1.00 on copy, 1.00 on swap",
     ):
-        own_comparisons(known, 0, silent)
+        own_comparisons(known, 0, Session())

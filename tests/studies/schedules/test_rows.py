@@ -9,6 +9,7 @@ import torch
 
 from loclin.models import Problem
 from loclin.run.rows import Row
+from loclin.run.runner import Session
 from loclin.schedules.comparison import ScheduleComparison
 from loclin.schedules.names import EVERY, MERGED
 from loclin.schedules.plans import train_by
@@ -16,15 +17,11 @@ from loclin.studies.schedules.rows import arrays_of, comparison_rows, over_pairs
 from tests.schedules.compared import OPTIONS, TASKS, comparison, values
 
 
-def silent(stage: str, share: float) -> None:
-    pass
-
-
 @pytest.fixture(scope="module")
 def found(trained: Problem) -> tuple[ScheduleComparison, list[Row]]:
     made = comparison(trained)
     before = made.space.read()
-    rows, (cost,) = comparison_rows(made, {"run": 0}, silent)
+    rows, (cost,) = comparison_rows(made, {"run": 0}, Session())
     assert torch.equal(made.space.read(), before)  # bit for bit
     assert "joint mixed 1.00" in cost
     assert not any(name in cost for name in MERGED)
@@ -104,13 +101,13 @@ def test_arrays_hold_the_scores_of_every_schedule_role_and_strength(
 def test_the_same_seed_gives_the_same_rows(
     trained: Problem, found: tuple[ScheduleComparison, list[Row]]
 ) -> None:
-    assert comparison_rows(comparison(trained), {"run": 0}, silent)[0] == found[1]
+    assert comparison_rows(comparison(trained), {"run": 0}, Session())[0] == found[1]
 
 
 def test_three_tasks_go_through_every_schedule(trained: Problem) -> None:
     options = replace(OPTIONS, schedules=("all",), evaluations=13, batch=6)
     made = comparison(trained, tasks=(*TASKS, "reverse"), options=options)
-    rows, _ = comparison_rows(made, {"run": 0}, silent, validated=True)
+    rows, _ = comparison_rows(made, {"run": 0}, Session(), validated=True)
     for quantity in ("worst_score", "validated_worst_score"):
         assert {r.context["schedule"] for r in rows if r.quantity == quantity} == set(EVERY)
     for name in EVERY:  # 13 gradients are 4 for each of 3 tasks
