@@ -43,7 +43,9 @@ STRANGERS = {
 MOST_LINES = 34_600
 FILES = sorted(SOURCE.rglob("*.py"))
 #: Test files that are about more than one source file.
-ACROSS = {"test_layers.py", "test_reproduce.py", "test_tutorials.py", "test_flow.py"}
+ACROSS = {
+    "test_layers.py", "test_reproduce.py", "test_tutorials.py", "test_flow.py", "test_families.py",
+}  # fmt: skip
 
 
 def module_of(path: Path) -> str:
