@@ -317,8 +317,8 @@ PAGE = """# Model families
 
 Every model type that `AutoModelForCausalLM` of transformers {version} knows ({all}), built small
 with random weights, saved, and read as a user's model is. Checked is that
-- every weight in memory is the one in the file, in float32 and in float64, and that no later token
-  changes an earlier logit (load);
+- every weight in memory is the one that was saved, and no later token changes an earlier logit
+  (load);
 - teacher forcing calls a greedy generation right (score = generation);
 - what is read of the blocks is what transformers calls hidden states (activations = hidden states);
 - a vector added at the first block is there, and at the last (steering shows);
