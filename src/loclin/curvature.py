@@ -127,6 +127,11 @@ class CurvatureOperator(Generic[T]):
             count += items
         some_items(count)
         assert total is not None
+        if not bool(torch.isfinite(total).all()):
+            raise NoSecondDerivative(
+                "expected second derivatives that are numbers, found NaN or infinity: choose "
+                "finite differences"
+            )
         return total.div_(count)
 
     def _differentiated(self, first: Sequence[Tensor | None], vector: Tensor) -> Tensor:

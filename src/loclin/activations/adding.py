@@ -138,7 +138,7 @@ def _adder(pass_: _Pass, vector: Float[Tensor, " d"]) -> Callable[[nn.Module, An
     placed: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def add(_module: nn.Module, _inputs: Any, result: Any) -> Any:
-        h = output_of(result)
+        h = output_of(result, len(vector))
         where = (h.device, h.dtype)
         if where not in placed:
             placed[where] = vector.to(h)

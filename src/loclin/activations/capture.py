@@ -19,9 +19,9 @@ from loclin.tasks.batch import IGNORED, TOKENS_AT_ONCE, Batch
 Position = Literal["last", "answer", "every"]
 
 
-def output_of(result: Any) -> Tensor:
+def output_of(result: Any, size: int | None = None) -> Tensor:
     """h_L of what a block returned: a tensor, or a tuple or list that begins with one; or
-    `LoclinError`.
+    `LoclinError`, also where it is not of this width.
     """
     h = result[0] if isinstance(result, tuple | list) and result else result
     if not isinstance(h, Tensor):
@@ -29,7 +29,7 @@ def output_of(result: Any) -> Tensor:
             "expected blocks that return a tensor, or a tuple that begins with one, found "
             f"{type(h).__name__}: name the list of blocks with --layers-path"
         )
-    if h.ndim != 3:
+    if h.ndim != 3 or h.shape[-1] != (size or h.shape[-1]):
         raise LoclinError(
             "expected blocks that return one stream of batch × length × width, found shape "
             f"{tuple(h.shape)}: activations of this family are not read"
@@ -142,6 +142,7 @@ def activations(
     for index in _alike(lengths, rows_at_once or len(batch), tokens):
         chunk = batch.rows(index.to(batch.input_ids.device)).to(first.device)
         read = _read(model, chunk, stack, numbers, position)
+        output_of(read, size[-1])
         out[:, torch.cat([places[i] for i in index.tolist()])] = read
     return out
 

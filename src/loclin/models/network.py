@@ -17,9 +17,10 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
+from transformers.utils import cached_file
 
 from loclin.errors import LoclinError
-from loclin.models.folder import WRAPPER, stale
+from loclin.models.folder import WRAPPER, open_checkpoint, stale
 
 transformers.utils.logging.disable_progress_bar()  # loclin shows its own
 
@@ -64,6 +65,8 @@ def loaded(kind: Any, name: str, **how: Any) -> tuple[PreTrainedModel, tuple[str
     used = getattr(model, "_weight_conversions", None) or []  # which saving would take back
     model._weight_conversions = [way for way in used if way.target_patterns != [""]]
     _check_report(model, report, name)
+    if quantised is None:
+        _read_padding(model, name, how.get("revision"))
     beside = sorted(report["unexpected_keys"])
     scale = next((n for n in beside if SCALES.search(n)), None)
     whole = all(p.is_floating_point() and p.itemsize > 1 for p in model.parameters())
@@ -95,6 +98,25 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         transformers.utils.logging.set_verbosity(before)
+
+
+@torch.no_grad()
+def _read_padding(model: PreTrainedModel, name: str, revision: str | None) -> None:
+    """The padding token's row of the embedding from the files, which some families (Youtu) set to
+    zero after they are read.
+    """
+    table = model.get_input_embeddings()
+    row = getattr(table, "padding_idx", None)
+    if row is None or table.weight.is_meta or table.weight[row].any():
+        return
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = Path(cached_file(name, "config.json", revision=revision)).parent
+    named = model.named_parameters(remove_duplicate=False)
+    names = [n for n, p in named if p is table.weight]
+    stored = open_checkpoint(folder, step=None).under(names)
+    for each in stored.files:
+        table.weight[row] = stored.read(each, slice(row, row + 1))[0].to(table.weight)
 
 
 def _quantisation(config: Any) -> str | None:
