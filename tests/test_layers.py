@@ -49,6 +49,7 @@ ACROSS = {
     "test_tutorials.py",
     "test_docs.py",
     "test_fuzz.py",
+    "test_families.py",
 }
 
 

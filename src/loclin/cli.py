@@ -294,7 +294,7 @@ def _run(planned: Sequence[tuple[Study, Any]], folder: Path, option: str) -> Non
         _all_cached([settings for _, settings in ready])
     record, seconds = Record(folder, option=option), 0.0
     if len(ready) == 1:
-        settings, seconds = _said(ready[0][1], record)
+        settings, seconds = _expected(ready[0][1], record)
         ready = [(ready[0][0], settings)]
     from loclin.report.page import build
 
@@ -307,33 +307,14 @@ def _run(planned: Sequence[tuple[Study, Any]], folder: Path, option: str) -> Non
     _print(folder)
 
 
-def _said(settings: Any, record: Record) -> tuple[Any, float]:
-    """Say what a command will take, if passes can tell; the settings, with the counts that a budget
-    leaves or that the record already has, and the seconds.
-    """
-    held = record.run()["studies"].get(settings.entry, {})
-    if settings.budget and held:
-        counts = {name: held[name] for name in settings.lowered if name in held}
-        settings = replace(settings, **counts).checked()
-    left = [r for r in range(settings.runs) if not record.ended(settings.entry, r)]
+def _expected(settings: Any, record: Record) -> tuple[Any, float]:
+    """Say what a command will take, where there are runs to make and passes can tell."""
+    left = not all(record.ended(settings.entry, run) for run in range(settings.runs))
     if type(settings).work is RunSettings.work or not (settings.kept and left):
         return settings, 0.0
-    from loclin.studies import estimate
+    from loclin.studies.estimate import expected
 
-    budget = estimate.seconds_of(settings.budget) if settings.budget else None
-    try:
-        timings = estimate.timed(settings)
-    except (MemoryError, RuntimeError):  # the command itself says it better
-        return settings, 0.0
-    whole = settings
-    if budget and not held:
-        settings = estimate.fitted(settings, timings, budget).checked()
-    takes = estimate.estimated(settings, timings)
-    seconds = takes.seconds * len(left) / settings.runs
-    print(f"{takes}" + ("" if settings.budget else "; --budget 5m asks for less"))
-    for line in estimate.intervals(settings, whole):
-        print(f"  {line}")
-    return settings, seconds
+    return expected(settings, record)
 
 
 def _all_cached(every: Sequence[Any]) -> None:

@@ -22,6 +22,7 @@ from loclin.models import load, twice_differentiable
 from loclin.models.evaluation import EvalSet
 from loclin.models.loading import SHARES as USUAL
 from loclin.parameters import ParameterSpace
+from loclin.run.record import Record
 from loclin.run.workers import cores, one_thread
 from loclin.studies.context import adapted
 from loclin.studies.schedules.own import SHARES
@@ -215,3 +216,28 @@ def intervals(settings: Any, before: Any) -> Iterator[str]:
         elif name in settings.scored:
             gives = f" (a share of one half is known to ±{0.98 / math.sqrt(n):.2f})"
         yield f"--{name.replace('_', '-')} {n} instead of {whole}{gives}"
+
+
+def expected(settings: Any, record: Record) -> tuple[Any, float]:
+    """Print what a command will take; the settings, with the counts that a budget
+    leaves or that the record already has, and the seconds.
+    """
+    held = record.run()["studies"].get(settings.entry, {})
+    if settings.budget and held:
+        counts = {name: held[name] for name in settings.lowered if name in held}
+        settings = dataclasses.replace(settings, **counts).checked()
+    left = [r for r in range(settings.runs) if not record.ended(settings.entry, r)]
+    budget = seconds_of(settings.budget) if settings.budget else None
+    try:
+        timings = timed(settings)
+    except (MemoryError, RuntimeError):  # the command itself says it better
+        return settings, 0.0
+    whole = settings
+    if budget and not held:
+        settings = fitted(settings, timings, budget).checked()
+    takes = estimated(settings, timings)
+    seconds = takes.seconds * len(left) / settings.runs
+    print(f"{takes}" + ("" if settings.budget else "; --budget 5m asks for less"))
+    for line in intervals(settings, whole):
+        print(f"  {line}")
+    return settings, seconds
