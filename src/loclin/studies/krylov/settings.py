@@ -9,15 +9,8 @@ from typing import ClassVar
 
 from loclin.options import BUILT_IN, SEQUENCE_MODELS
 from loclin.studies import presets
-from loclin.studies.settings import (
-    CurvatureSettings,
-    Profile,
-    Sizes,
-    Work,
-    check_among,
-    check_counts,
-    check_within,
-)
+from loclin.studies.checks import check_among, check_counts, check_within
+from loclin.studies.settings import CurvatureSettings, Profile, Sizes, Work
 
 
 @dataclass(frozen=True, kw_only=True)

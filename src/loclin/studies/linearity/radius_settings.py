@@ -11,8 +11,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from loclin.errors import LoclinError
+from loclin.studies.checks import check_counts
 from loclin.studies.linearity.settings import check_line
-from loclin.studies.settings import ModelSettings, Sizes, Work, check_counts, digest_of
+from loclin.studies.settings import ModelSettings, Sizes, Work, digest_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,14 +11,8 @@ from typing import Any, ClassVar, Literal
 from loclin.errors import LoclinError
 from loclin.options import BUILT_IN, SEQUENCE_MODELS
 from loclin.studies import presets
-from loclin.studies.settings import (
-    CurvatureSettings,
-    Profile,
-    Sizes,
-    Work,
-    check_counts,
-    check_within,
-)
+from loclin.studies.checks import check_counts, check_within
+from loclin.studies.settings import CurvatureSettings, Profile, Sizes, Work
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,15 +10,8 @@ from typing import ClassVar
 from loclin.errors import LoclinError
 from loclin.options import SEQUENCE_MODELS
 from loclin.studies import presets
-from loclin.studies.settings import (
-    Profile,
-    Sizes,
-    TrainBackSettings,
-    Work,
-    check_among,
-    check_counts,
-    check_within,
-)
+from loclin.studies.checks import check_among, check_counts, check_within
+from loclin.studies.settings import Profile, Sizes, TrainBackSettings, Work
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,17 +13,11 @@ from loclin.errors import LoclinError
 from loclin.options import BUILT_IN, SEQUENCE_MODELS
 from loclin.schedules.names import MERGED, REFERENCE, SEQUENTIAL, SIMULTANEOUS
 from loclin.schedules.options import ComparisonOptions
+from loclin.studies.checks import check_counts, check_rates
 from loclin.studies.presets import PAPER, built_in_models, by_lora, exhaustive, named, quick
 from loclin.studies.schedules import names as n
 from loclin.studies.schedules.names import KINDS
-from loclin.studies.settings import (
-    DamageSettings,
-    Profile,
-    Sizes,
-    Work,
-    check_counts,
-    check_rates,
-)
+from loclin.studies.settings import DamageSettings, Profile, Sizes, Work
 
 #: What a user's own tasks are trained by first, one of every kind.
 FIRST = (REFERENCE, "alternating", "sequential", "average")

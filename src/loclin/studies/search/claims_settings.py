@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 from loclin.errors import LoclinError
 from loclin.options import BUILT_IN, SEQUENCE_MODELS
+from loclin.studies.checks import check_counts, check_within
 from loclin.studies.presets import (
     exhaustive,
     named,
@@ -16,7 +17,7 @@ from loclin.studies.presets import (
     studied,
 )
 from loclin.studies.search.claims_names import GAUSSIAN
-from loclin.studies.settings import Profile, TrainBackSettings, check_counts, check_within
+from loclin.studies.settings import Profile, TrainBackSettings
 
 EXAMPLES = ("select_examples", "validate_examples", "test_examples", "gradient_batch")
 COUNTS = (*EXAMPLES, "halfway_every", "k", "task_vector_steps", "curvature_chunk")

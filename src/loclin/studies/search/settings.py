@@ -13,7 +13,8 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from loclin.errors import LoclinError
-from loclin.studies.settings import ModelSettings, Sizes, Work, check_counts
+from loclin.studies.checks import check_counts
+from loclin.studies.settings import ModelSettings, Sizes, Work
 
 ENSEMBLES = (1, 5, 10)
 

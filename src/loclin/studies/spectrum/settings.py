@@ -10,14 +10,8 @@ from typing import ClassVar
 from loclin.errors import LoclinError
 from loclin.options import SEQUENCE_MODELS
 from loclin.studies import presets
-from loclin.studies.settings import (
-    DamageSettings,
-    Profile,
-    Sizes,
-    Work,
-    check_counts,
-    check_sketch,
-)
+from loclin.studies.checks import check_counts, check_sketch
+from loclin.studies.settings import DamageSettings, Profile, Sizes, Work
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 from loclin.errors import LoclinError
 from loclin.options import BUILT_IN
+from loclin.studies.checks import check_counts
 from loclin.studies.presets import exhaustive
-from loclin.studies.settings import Profile, StudySettings, check_counts
+from loclin.studies.settings import Profile, StudySettings
 from loclin.studies.steering.names import PARTS
 from loclin.studies.steering.options import SteeringSettings
 

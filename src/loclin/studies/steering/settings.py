@@ -16,7 +16,8 @@ import tyro
 from loclin.errors import LoclinError
 from loclin.options import BUILT_IN
 from loclin.steering.estimands import Estimand, Form
-from loclin.studies.settings import Sizes, Work, check_counts
+from loclin.studies.checks import check_counts
+from loclin.studies.settings import Sizes, Work
 from loclin.studies.steering.names import ROUTES
 from loclin.studies.steering.options import SteeringSettings
 
