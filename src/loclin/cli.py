@@ -309,6 +309,10 @@ def _run(planned: Sequence[tuple[Study, Any]], folder: Path, option: str) -> Non
 
 def _expected(settings: Any, record: Record) -> tuple[Any, float]:
     """Say what a command will take, where there are runs to make and passes can tell."""
+    held = record.run()["studies"].get(settings.entry, {})
+    if settings.budget and held:  # what a budget chose before stands
+        counts = {name: held[name] for name in settings.lowered if name in held}
+        settings = replace(settings, **counts).checked()
     left = not all(record.ended(settings.entry, run) for run in range(settings.runs))
     if type(settings).work is RunSettings.work or not (settings.kept and left):
         return settings, 0.0

@@ -14,7 +14,7 @@ from loclin.steering import null as module
 from loclin.steering.averages import labels_averaged, loss_of
 from loclin.steering.compare import random_directions, shares_of
 from loclin.steering.estimands import Estimand
-from loclin.steering.gradient import step_direction, weights_norm
+from loclin.steering.gradient import step_direction
 from loclin.steering.null import RandomSteps, cosines_by_law, drawn_cosines
 from loclin.steering.prompts import prompt_set
 from tests.steering.test_routes import examples
@@ -89,7 +89,7 @@ def test_variance_and_covariance_are_those_of_the_shifts(speaking: Problem) -> N
     """cᵀb = V, and V is the variance of cᵀJv over steps that are taken."""
     steps, against = made(speaking)
     unit = against.double() / against.double().norm(dim=-1, keepdim=True)
-    size = steps.eta * weights_norm(steps.space)
+    size = steps.eta * steps.space.norm()
     shifts = torch.stack(
         [
             steps.shift(v, steps.layers) / size

@@ -228,7 +228,9 @@ def test_a_broken_tokenizer_is_refused_or_right(tmp_path: Path) -> None:
         name = list(whole)[i % 2]
         (tmp_path / name).write_bytes(damaged(whole[name], rng))
         try:
-            _, tokenizer = read_pretrained(str(tmp_path), LoadOptions(model="other", device="cpu"))
+            _, tokenizer, _ = read_pretrained(
+                str(tmp_path), LoadOptions(model="other", device="cpu")
+            )
             fitted = fit(data, tokenizer, context=64, vocabulary=330)
             batch = collate_choices(fitted.examples["cats"], tokenizer).batch
             assert int(batch.input_ids.max()) < 330

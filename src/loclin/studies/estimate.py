@@ -220,12 +220,9 @@ def intervals(settings: Any, before: Any) -> Iterator[str]:
 
 def expected(settings: Any, record: Record) -> tuple[Any, float]:
     """Print what a command will take; the settings, with the counts that a budget
-    leaves or that the record already has, and the seconds.
+    leaves, and the seconds.
     """
     held = record.run()["studies"].get(settings.entry, {})
-    if settings.budget and held:
-        counts = {name: held[name] for name in settings.lowered if name in held}
-        settings = dataclasses.replace(settings, **counts).checked()
     left = [r for r in range(settings.runs) if not record.ended(settings.entry, r)]
     budget = seconds_of(settings.budget) if settings.budget else None
     try:

@@ -15,7 +15,6 @@ def test_every_profile_can_be_run(profile: Profile) -> None:
     for settings in reproduced(profile):
         assert settings.checked().profile == profile
         assert settings.evaluate == ("same" if settings.data else "float64")
-        assert settings.moved == ("factors" if settings.space == "lora" else "weights")
     assert len({settings.entry for settings in reproduced(profile)}) == len(reproduced(profile))
 
 

@@ -46,7 +46,6 @@ class SteerSettings(SteeringSettings):
     lowered: ClassVar[Mapping[str, int]] = {
         **dict.fromkeys(("labels", "gradient", "shift", "choose"), 16),
         "test": 32,
-        "null": 0,
         "band": 5,
         "texts": 8,
         "n": 20,
@@ -210,12 +209,14 @@ class SteerSettings(SteeringSettings):
             )
 
 
-def preset(model: str | None = None) -> SteerSettings:
-    """The defaults for a model: of your own, one route and counts that take minutes at a hundred
+def preset(model: str | None = None) -> SteerSettings | None:
+    """The defaults for a model, None where none is named: of your own, one route and counts that take minutes at a hundred
     million weights on two cores. Choosing the layer and random directions are most of the work.
     """
-    settings = SteerSettings(model=model or tyro.MISSING)
-    if model is None or model in BUILT_IN:
+    if model is None:
+        return None
+    settings = SteerSettings(model=model)
+    if model in BUILT_IN:
         return settings
     return replace(settings, compare=(), choose=32, test=64, texts=16)
 
