@@ -210,8 +210,9 @@ class SteerSettings(SteeringSettings):
 
 
 def preset(model: str | None = None) -> SteerSettings | None:
-    """The defaults for a model, None where none is named: of your own, one route and counts that take minutes at a hundred
-    million weights on two cores. Choosing the layer and random directions are most of the work.
+    """The defaults for a model, None where none is named: of your own, one route and counts that
+    take minutes at a hundred million weights on two cores. Choosing the layer and random directions
+    are most of the work.
     """
     if model is None:
         return None
