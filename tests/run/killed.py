@@ -11,6 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from loclin.run import pieces as module
 from loclin.run.pieces import Pieces
 from loclin.run.record import Record
@@ -20,7 +22,8 @@ from loclin.run.runner import Session
 ENTRY, RUN = "study", "run-000"
 
 
-def attempt(folder: Path, measure: str, settings: Any) -> None:
+def attempt(folder: Path, measure: str, settings: Any, threads: int) -> None:
+    torch.set_num_threads(threads)  # as many as in the process that it is held against
     module.EVERY = 0.0
     record = Record(folder)
     pieces = Pieces(record, ENTRY, RUN)
@@ -33,7 +36,7 @@ def kept(folder: Path) -> set[Path]:
 
 
 def measured_through_kills(
-    folder: Path, measure: str, settings: Any, *, kills: int = 5, seed: int = 0
+    folder: Path, measure: str, settings: Any, *, kills: int = 3, seed: int = 0
 ) -> tuple[Part, list[int]]:
     """What the run gives in the end, and how many pieces were kept at every kill."""
     context: Any = multiprocessing.get_context("forkserver")
@@ -43,11 +46,14 @@ def measured_through_kills(
     (folder / "run.json").write_text("{}")
     while True:
         before = kept(folder)
-        process = context.Process(target=attempt, args=(folder, measure, settings))
+        process = context.Process(
+            target=attempt, args=(folder, measure, settings, torch.get_num_threads())
+        )
         process.start()
         while process.is_alive() and not (len(counts) < kills and kept(folder) - before):
             time.sleep(0.005)
-        process.join(rng.uniform(0.0, 0.2))
+        # the first at once: a small run may end within a tenth of a second
+        process.join(rng.uniform(0.0, 0.2) if counts else 0.0)
         if process.is_alive() and not (folder / ENTRY / "parts" / f"{RUN}.json").exists():
             os.kill(process.pid, signal.SIGKILL)
             process.join()
