@@ -40,7 +40,7 @@ STRANGERS = {
     "run": {"training", "parameters", "geometry", "tasks", "models"},
 }
 #: Lines of the whole source, blanks and docs counted. The aim is 24,000.
-MOST_LINES = 37_500
+MOST_LINES = 37_380
 FILES = sorted(SOURCE.rglob("*.py"))
 #: Test files that are about more than one source file.
 ACROSS = {

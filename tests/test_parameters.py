@@ -124,3 +124,13 @@ def test_gradient_of_answers_does_not_depend_on_batch_size(trained: Problem) -> 
         for size in (30, 7)
     )
     assert torch.allclose(whole, pieces, atol=1e-6)
+
+
+def test_the_length_of_the_weights_keeps_its_digits() -> None:
+    """Many small numbers beside a large one, which float32 sums lose."""
+    layer = nn.Linear(1 << 16, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.fill_(1e-4)
+        layer.weight[0, 0] = 1.0
+    values = layer.weight.detach().double()
+    assert ParameterSpace(layer).norm() == pytest.approx(float(values.norm()), rel=1e-12)

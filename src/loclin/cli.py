@@ -20,7 +20,7 @@ from loclin.run.record import Record
 from loclin.run.rows import Row
 from loclin.run.runner import Study, run_studies, summed_up
 from loclin.studies import KINDS, STUDIES
-from loclin.studies.settings import Profile, RunSettings
+from loclin.studies.settings import Profile
 
 T = TypeVar("T")
 #: The commands that run a study, and its kind. A second word asks a second question of the room.
@@ -314,7 +314,7 @@ def _expected(settings: Any, record: Record) -> tuple[Any, float]:
         counts = {name: held[name] for name in settings.lowered if name in held}
         settings = replace(settings, **counts).checked()
     left = not all(record.ended(settings.entry, run) for run in range(settings.runs))
-    if type(settings).work is RunSettings.work or not (settings.kept and left):
+    if not (settings.timed and settings.kept and left):
         return settings, 0.0
     from loclin.studies.estimate import expected
 

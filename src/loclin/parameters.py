@@ -148,9 +148,7 @@ class ParameterSpace:
         return self.flat(drawn, self.zeros() if into is None else into)
 
     def norm(self) -> float:
-        """‖θ‖, tensor by tensor, in float64: in float32 a hundred million squares are half a
-        percent off.
-        """
+        """‖θ‖, tensor by tensor, in float64: a sum of a hundred million squares loses digits."""
         return math.hypot(*(norm(p.detach().flatten()) for p in self.parameters))
 
     def zeros(self) -> Float[Tensor, " D"]:

@@ -17,6 +17,6 @@ def silent(stage: str, share: float) -> None:
     """Shows nothing."""
 
 
-def afresh(name: str, make: Callable[[], T]) -> T:
+def afresh(name: str, make: Callable[[], T], *, now: bool = False) -> T:
     """Keeps nothing."""
     return make()

@@ -1,7 +1,9 @@
 import re
 from dataclasses import replace
 
-from loclin.report.glance import glance, sentences
+import pytest
+
+from loclin.report.glance import glance, sentences, towards
 from tests.run.constant import CLAIM
 
 BASE = replace(CLAIM, id="a", verdict="supported", value=0.76, low=0.68, high=0.83, bar=0.5)
@@ -40,3 +42,20 @@ def test_the_sentences_count_and_name_what_hangs_on_the_bar() -> None:
         f"a ({CLAIM.setting}).",
     )
     assert near == f"Open, but below 0.05 before Holm's correction: c ({CLAIM.setting})."
+
+
+@pytest.mark.parametrize(
+    ("supports", "bar", "value", "end", "away"),
+    [
+        ("above", 0.5, 0.76, 0.4, -0.1),
+        ("below", 0.5, 0.1, 0.4, 0.1),
+        ("within", 0.1, 0.02, 0.15, -0.05),
+        ("within", 0.1, -0.02, -0.15, -0.05),
+    ],
+)
+def test_what_supports_a_claim_lies_right_of_its_bar(
+    supports: str, bar: float, value: float, end: float, away: float
+) -> None:
+    claim = replace(BASE, supports=supports, bar=bar, value=value)
+    assert towards(claim, value) > 0
+    assert towards(claim, end) == pytest.approx(away)

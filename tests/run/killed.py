@@ -36,7 +36,7 @@ def kept(folder: Path) -> set[Path]:
 
 
 def measured_through_kills(
-    folder: Path, measure: str, settings: Any, *, kills: int = 3, seed: int = 0
+    folder: Path, measure: str, settings: Any, *, kills: int = 5, seed: int = 0
 ) -> tuple[Part, list[int]]:
     """What the run gives in the end, and how many pieces were kept at every kill."""
     context: Any = multiprocessing.get_context("forkserver")

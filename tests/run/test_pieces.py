@@ -37,9 +37,11 @@ def test_pieces_are_written_when_enough_time_has_passed(
     assert first("one", lambda: PART) is PART
     assert first("one", never) is PART
     assert record.rows_so_far("study") == []
+    first("at once", lambda: PART, now=True)
+    assert len(record.rows_so_far("study")) == 2  # with what waited
     clock[0] += module.EVERY
     first("two of θ/x", lambda: PART)
-    assert len(record.rows_so_far("study")) == 2
+    assert len(record.rows_so_far("study")) == 3
     again = pieces(record)("two of θ/x", never)
     assert list(again.rows) == list(PART.rows)
     assert np.array_equal(again.arrays["a"], np.eye(2))

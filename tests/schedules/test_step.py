@@ -53,3 +53,11 @@ def test_what_cannot_be_done_is_one_line(name: str, given: int, message: str) ->
     p = torch.nn.Parameter(torch.ones(2))
     with pytest.raises(LoclinError, match=message):
         schedules.backward([p.sum()] * given, name, [p])
+
+
+def test_one_loss_may_be_there_twice() -> None:
+    p = torch.nn.Parameter(torch.ones(2))
+    loss = p.square().sum()
+    assert schedules.backward([loss, loss], "raw sum", [p]).tolist() == [1, 1]
+    assert p.grad is not None
+    assert p.grad.tolist() == [4, 4]

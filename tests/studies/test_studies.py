@@ -36,7 +36,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gemma"])  # the slowest study; others take every one
+@pytest.mark.parametrize("family", FAMILIES)
 def test_recovery_by_lora(
     family: str,
     families: dict[str, PreTrainedModel],

@@ -182,3 +182,23 @@ def test_a_setting_names_model_data_and_adapter() -> None:
     settings = RecoverySettings(model="gpt2", data=("google/boolq",), space="lora")
     assert setting(settings, "SGD") == "gpt2, google/boolq, LoRA, SGD"
     assert setting(RecoverySettings(), "θ₀") == "sequences, θ₀"
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        (Mean(name="a", values=means(0.8), threshold=0.5), (0.5, "above")),
+        (Mean(name="a", values=means(0.8), threshold=0.9, below=True), (0.9, "below")),
+        (Within(name="a", values=means(0.8), low=-1.0, high=1.0), (1.0, "within")),
+        (Mean(name="a", values=means(0.3), threshold=0.5), (None, "")),  # of another number
+        (Drawn(name="a", value=0.01), (None, "")),
+    ],
+)
+def test_the_bar_is_that_of_the_condition_about_the_estimate(
+    condition: Mean | Within | Drawn, expected: tuple[float | None, str]
+) -> None:
+    other = Mean(name="b", values=means(-3.0), threshold=7.0)
+    asked = rule(other, condition)
+    asked = replace(asked, claim=replace(asked.claim, value=float(np.mean(means(0.8)))))
+    found = decided([asked])[0]
+    assert (found.bar, found.supports) == expected

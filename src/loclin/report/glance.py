@@ -72,10 +72,10 @@ def _line(axes: Axes, claim: Claim, y: int) -> None:
     if claim.bar is None or claim.value is None:
         axes.plot(1.1, y, mark, color=colour, clip_on=False)
         return
-    value = _towards(claim, claim.value)
-    low, high = (None if v is None else _towards(claim, v) for v in (claim.low, claim.high))
+    value = towards(claim, claim.value)
+    low, high = (None if v is None else towards(claim, v) for v in (claim.low, claim.high))
     paper = PAPER.search(claim.paper)
-    said = _towards(claim, float(paper[1].replace("−", "-"))) if paper else None
+    said = towards(claim, float(paper[1].replace("−", "-"))) if paper else None
     reach = max(abs(v) for v in (low, value, high, said) if v is not None) or 1.0
     if low is not None and high is not None:
         axes.plot([low / reach, high / reach], [y, y], color=colour, linewidth=1.4)
@@ -84,7 +84,7 @@ def _line(axes: Axes, claim: Claim, y: int) -> None:
         axes.plot(said / reach, y, "|", color="#000000", markersize=8)
 
 
-def _towards(claim: Claim, value: float) -> float:
+def towards(claim: Claim, value: float) -> float:
     """How far a number lies on the claim's side of its bar, in its own units."""
     bar = claim.bar or 0.0
     if claim.supports == "within":

@@ -12,6 +12,7 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from loclin.errors import LoclinError
 from loclin.report.figures import Drawing
 from loclin.report.glance import glance, sentences
 from loclin.report.section import Section
@@ -20,6 +21,8 @@ from loclin.run.record import Record
 from loclin.run.rows import Row
 
 SO_FAR = "not finished: this is what is there so far; the command that started it goes on"
+#: What a section that needs rows that are not there yet may raise.
+MISSING_ROWS = (LoclinError, LookupError, StopIteration, TypeError, ValueError)
 #: The sections of a study, from its rows and its settings.
 Sections = Callable[[Sequence[Row], Mapping[str, Any]], list[Section]]
 
@@ -55,10 +58,10 @@ def build(
         rows = begun[name] if name in begun else record.results(name)
         try:
             drawn[name] = _study(run, name, rows, sections)
-        except Exception:
+        except MISSING_ROWS:
             if name not in begun:
                 raise
-            continue  # a page may need rows that are not there yet
+            continue
         for drawing in (d for section in drawn[name]["sections"] for d in section.figures):
             record.write_text(f"figures/{name}/{drawing.name}.svg", drawing.svg)
     shown = [name for name in (*done, *begun) if name in drawn]

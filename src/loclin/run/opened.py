@@ -75,9 +75,8 @@ class Run:
 
     def arrays(self, entry: str) -> dict[str, np.ndarray]:
         """The arrays of an entry, by key."""
-        from safetensors.numpy import load_file
-
-        return dict(load_file(self._file(entry, "arrays.safetensors")))
+        self._check(entry)
+        return Record(self.folder).arrays(entry)
 
     def figures(self, entry: str) -> tuple[Path, ...]:
         """The page's figures of an entry, as files."""
@@ -102,18 +101,18 @@ class Run:
     def _has(self, entry: str) -> bool:
         return (self.folder / entry / "results.json").exists()
 
-    def _file(self, entry: str, name: str) -> Path:
+    def _check(self, entry: str) -> None:
         if not self._has(entry):
             raise LoclinError(
                 f"expected an entry that has finished, found {entry!r}: choose among "
                 f"{', '.join(e for e in self.entries if self._has(e)) or 'none yet'}"
             )
-        return self.folder / entry / name
 
     def _rows(self, entry: str) -> pd.DataFrame:
         import pandas as pd
 
-        rows = pd.read_json(self._file(entry, "results.json"))
+        self._check(entry)
+        rows = pd.read_json(self.folder / entry / "results.json")
         context = pd.json_normalize(rows.pop("context").to_list())
         both = {name: f"{name}_in_context" for name in context if name in rows}
         return rows.join(context.rename(columns=both))

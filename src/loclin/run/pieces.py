@@ -35,8 +35,10 @@ class Pieces:
         self._waiting: dict[str, Part] = {}
         self._written = time.monotonic()
 
-    def __call__(self, name: str, make: Callable[[], Part]) -> Part:
-        """What a piece of this name gave in an earlier session, or gives now."""
+    def __call__(self, name: str, make: Callable[[], Part], *, now: bool = False) -> Part:
+        """What a piece of this name gave in an earlier session, or gives now. `now`: written at
+        once, for the page of a command at work.
+        """
         file = f"{self._run}/" + re.sub(r"[^\w.+]+", "-", name)
         held = self._waiting.get(file) or self._record.part(self._study, file)
         if held is not None:
@@ -44,7 +46,7 @@ class Pieces:
         part = make()
         if sum(array.nbytes for array in part.arrays.values()) <= MOST:
             self._waiting[file] = part
-        if time.monotonic() - self._written >= EVERY:
+        if now or time.monotonic() - self._written >= EVERY:
             for waiting in self._waiting.items():
                 self._record.write_part(self._study, *waiting)
             self._waiting, self._written = {}, time.monotonic()

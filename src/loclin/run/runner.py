@@ -102,14 +102,14 @@ class Session:
         display: of a study that runs in this process, to print beside the bar.
         record: of such a study, to keep unfinished work in.
         pieces: called with the name of a piece of the run and what makes its part: that which was
-            kept, or a new one.
+            kept, or a new one; `now` has it written at once.
         kept: the same of a piece that gives arrays alone.
     """
 
     progress: ProgressCallback = silent
     display: Display | None = None
     record: Record | None = None
-    pieces: Callable[[str, Callable[[], Part]], Part] = afresh
+    pieces: Callable[..., Part] = afresh
     kept: Kept[Any] = afresh
 
     def note(self, sentence: str) -> None:
@@ -192,7 +192,7 @@ def run_studies(
     with record.working(), Display(total, expected=seconds) as display:
         for i, (study, settings) in enumerate(planned):
             try:
-                run_study(study, settings, record, display, begun=lambda i=i: draw(entries[i:]))  # type: ignore[misc]
+                run_study(study, settings, record, display, begun=partial(draw, entries[i:]))
             except LoclinError as error:
                 failed.append(f"{settings.entry}: {error}" if len(planned) > 1 else str(error))
         if any(record.finished(entry) for entry in entries):

@@ -18,10 +18,17 @@ from loclin.errors import LoclinError
 from loclin.geometry.gramian import cosines, summed_gramian
 from loclin.geometry.subspace import Subspace
 from loclin.parameters import ParameterSpace, SummedLoss, some_items, summed
-from loclin.schedules import weights as closed_forms
 from loclin.schedules.library import library_weights
 from loclin.schedules.names import LIBRARY
-from loclin.schedules.weights import Products, Weights
+from loclin.schedules.weights import (
+    Products,
+    Weights,
+    equal_decrease,
+    loss_balanced,
+    norm_balanced,
+    pcgrad,
+    raw_sum,
+)
 from loclin.seeds import derived
 from loclin.tasks.batch import Batch, concatenate
 
@@ -65,11 +72,11 @@ def weighing(name: str, tasks: int) -> Weighing:
         LoclinError: an unknown name, or a package that is not installed.
     """
     own: dict[str, Weighing] = {
-        "raw sum": lambda step: closed_forms.raw_sum(step.gramian),
-        "norm-balanced": lambda step: closed_forms.norm_balanced(step.gramian),
-        "PCGrad": lambda step: closed_forms.pcgrad(step.gramian, seed=step.seed),
-        "equal decrease": lambda step: closed_forms.equal_decrease(step.gramian),
-        "loss-balanced": lambda step: closed_forms.loss_balanced(step.losses, step.first),
+        "raw sum": lambda step: raw_sum(step.gramian),
+        "norm-balanced": lambda step: norm_balanced(step.gramian),
+        "PCGrad": lambda step: pcgrad(step.gramian, seed=step.seed),
+        "equal decrease": lambda step: equal_decrease(step.gramian),
+        "loss-balanced": lambda step: loss_balanced(step.losses, step.first),
     }
     if name in own:
         return own[name]

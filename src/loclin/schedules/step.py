@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loclin.errors import LoclinError
-from loclin.geometry.gramian import gramian
+from loclin.geometry.gramian import summed_gramian
 from loclin.schedules.loop import StepGradients, weighing
 from loclin.schedules.names import LIBRARY, SUMMED
 
@@ -50,10 +50,9 @@ def backward(
         raise LoclinError(
             f"expected a schedule among {', '.join(known.values())}, found {schedule!r}: name one"
         )
-    pieces = [_gradient(loss, trained, keep=loss is not losses[-1]) for loss in losses]
-    products = np.add.reduce(
-        [gramian(torch.stack(of).flatten(1)) for of in zip(*pieces, strict=True)]
-    )
+    last = len(losses) - 1
+    pieces = [_gradient(loss, trained, keep=i < last) for i, loss in enumerate(losses)]
+    products = summed_gramian(zip(*pieces, strict=True))
     weigh = weighing(known[schedule.lower()], len(losses))
     w = weigh(StepGradients(products, np.ones(len(losses)), np.ones(len(losses)), seed))
     for p, of in zip(trained, zip(*pieces, strict=True), strict=True):

@@ -96,6 +96,11 @@ class RunSettings:
         """What one run asks of the model; nothing where that is not known."""
         return ()
 
+    @property
+    def timed(self) -> bool:
+        """Whether passes are timed beforehand, on a model that is loaded for it."""
+        return type(self).work is not RunSettings.work
+
     def where(self) -> str:
         """The device, in words.
 

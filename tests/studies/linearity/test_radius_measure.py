@@ -1,6 +1,5 @@
 """The radius of a network's gradient, and of task vectors against the tuned models themselves."""
 
-import copy
 import json
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,7 +18,6 @@ from loclin.models.evaluation import EvalSet
 from loclin.options import LoadOptions
 from loclin.parameters import ParameterSpace
 from loclin.report.page import SO_FAR
-from loclin.run import pieces
 from loclin.run.pieces import Pieces
 from loclin.run.record import Record
 from loclin.run.rows import Part
@@ -218,15 +216,17 @@ def test_what_cannot_be_measured_says_why(
 
 
 def test_a_loss_that_is_not_finite_is_refused_before_anything_is_taken(
-    folders: Path, tmp_path: Path, trained: Problem
+    folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = copy.deepcopy(trained.model)
-    with torch.no_grad():
-        next(broken.parameters()).fill_(torch.nan)
-    broken.save_pretrained(tmp_path / "broken")
-    trained.tokenizer.save_pretrained(tmp_path / "broken")
-    with pytest.raises(LoclinError, match="expected finite weights"):
-        radius(settings(folders, "gradient", model=str(tmp_path / "broken")))
+    def broken(*given: Any, **more: Any) -> Problem:
+        problem = load(*given, **more)
+        with torch.no_grad():  # in files they would be refused earlier
+            next(problem.model.parameters()).fill_(torch.nan)
+        return problem
+
+    monkeypatch.setattr(module, "load", broken)
+    with pytest.raises(LoclinError, match="a finite loss at the point itself, found nan"):
+        radius(settings(folders, "gradient"))
 
 
 def test_too_little_memory_is_told_before_it_is_used(
@@ -260,11 +260,8 @@ def test_a_radius_that_is_killed_goes_on_with_the_same_results(
     assert_same(part, radius(asked))
 
 
-def test_a_page_of_what_is_there_can_be_had_at_any_time(
-    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_page_of_what_is_there_can_be_had_at_any_time(folders: Path, tmp_path: Path) -> None:
     asked = settings(folders, "gradient")
-    monkeypatch.setattr(pieces, "EVERY", 0.0)
     record = Record(tmp_path / "out")
     record.open_study(asked.entry, asked.fingerprint(), device="cpu", kind="radius")
     kept = Pieces(record, asked.entry, "run-000")

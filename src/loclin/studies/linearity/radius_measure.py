@@ -85,7 +85,7 @@ def measure(settings: RadiusSettings, run: int, session: Session) -> Part:
 
 def _early(session: Session, rows: list[Row]) -> None:
     """A first answer, for the page of a command that goes on."""
-    session.pieces("first answer", lambda: Part(rows=rows, arrays={}))
+    session.pieces("first answer", lambda: Part(rows=rows, arrays={}), now=True)
 
 
 def examples_drawn(settings: RadiusSettings, problem: Problem) -> tuple[list[Example], list[str]]:

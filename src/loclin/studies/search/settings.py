@@ -92,6 +92,11 @@ class SearchSettings(ModelSettings):
     adapter: Path | None = None
     """Folder of a trained LoRA adapter to search around; a new one by default, whose B is zero."""
 
+    @property
+    def timed(self) -> bool:
+        """For a budget alone: the first candidates tell the time, and the model is loaded once."""
+        return bool(self.budget)
+
     def work(self, sizes: Sizes) -> list[Work]:
         """A candidate is scored on select; the best on validate; the chosen, and samples, once."""
         every, votes = self.seeds * self.n * len(self.sigma), sum(self.k) + max(self.k)
