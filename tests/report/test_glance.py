@@ -36,9 +36,9 @@ def test_the_sentences_count_and_name_what_hangs_on_the_bar() -> None:
     ]
     counted, supported, refuted, moved, near = sentences(claims)
     assert counted == "Of 3 claims under a rule 1 are supported, 1 refuted and 1 open."
-    assert (supported[:13], refuted[:11], moved[-len(f"a ({CLAIM.setting}).") :]) == (
-        "Supported: a ",
-        "Refuted: b ",
+    assert (supported[:14], refuted[:13], moved[-len(f"a ({CLAIM.setting}).") :]) == (
+        "Supported: “s”",
+        "Refuted: “s” ",
         f"a ({CLAIM.setting}).",
     )
     assert near == f"Open, but below 0.05 before Holm's correction: c ({CLAIM.setting})."

@@ -55,7 +55,12 @@ def norm(vector: Float[Tensor, " D"]) -> float:
 def gramian(
     rows: Float[Tensor, "n D"], others: Float[Tensor, "m D"] | None = None
 ) -> Float[np.ndarray, "n m"]:
-    """Inner products ⟨row_i, other_j⟩, accumulated in float64; `others` defaults to `rows`."""
+    """Inner products ⟨row_i, other_j⟩, accumulated in float64; `others` defaults to `rows`.
+
+    >>> gramian(torch.tensor([[1.0, 2.0], [0.0, 1.0]]))
+    array([[5., 2.],
+           [2., 1.]])
+    """
     columns = len(rows if others is None else others)
     total = to_float64(torch.zeros(len(rows), columns, device=rows.device))
     for start in range(0, rows.shape[1], _CHUNK):
@@ -168,6 +173,10 @@ def cross_capture(
         updates: Gramian of the run's updates.
         ks: each from 1 to the smaller of m and T.
         future: of f_k instead of d.
+
+    >>> basis, products = np.eye(1), np.array([[1.0, 0.0]])  # another vector, along the first update
+    >>> cross_capture(basis, products, np.eye(2), [1])
+    array([0.5])
     """
     for own in (basis, updates):
         _check(own, ks)

@@ -70,7 +70,11 @@ def principal_coefficients(products: Float[np.ndarray, "n n"], k: int) -> Float[
 
 
 def principal_directions(rows: Float[Tensor, "n D"], k: int) -> Subspace:
-    """Top-k right singular directions of n vectors; errors as in `principal_coefficients`."""
+    """Top-k right singular directions of n vectors; errors as in `principal_coefficients`.
+
+    >>> principal_directions(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), 1).capture(torch.tensor([1.0, 0.0]))
+    1.0
+    """
     coefficients = principal_coefficients(gramian(rows), k)
     return Subspace.spanned_by(torch.from_numpy(coefficients.T.copy()).to(rows) @ rows)
 

@@ -82,7 +82,11 @@ class Subspace:
 
 
 def random_subspace(k: int, dimension: int, *, seed: int) -> Subspace:
-    """A uniformly random k-subspace of R^D; `LoclinError` where k is not from 1 to D."""
+    """A uniformly random k-subspace of R^D; `LoclinError` where k is not from 1 to D.
+
+    >>> random_subspace(2, 10, seed=0).k
+    2
+    """
     if not 1 <= k <= dimension:
         raise LoclinError(f"expected k from 1 to D = {dimension}, found {k}: choose another k")
     generator = torch.Generator().manual_seed(seed)

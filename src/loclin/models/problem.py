@@ -29,6 +29,11 @@ class Problem:
         model, tokenizer: the model in evaluation mode, with or without an adapter.
         examples: by split, then by task; no group (input sequence, passage, fact) is in two.
         notes: what was loaded and what was dropped, in sentences.
+
+    >>> import loclin
+    >>> problem = loclin.load("sequences-small")
+    >>> problem.score("test", "copy") > problem.known_from("copy")
+    True
     """
 
     model: PreTrainedModel | PeftModel
@@ -122,6 +127,15 @@ def twice_differentiable(model: PreTrainedModel | PeftModel) -> Iterator[None]:
 
     Raises:
         NoSecondDerivative: attention that cannot be made eager.
+
+    >>> import loclin
+    >>> problem = loclin.load("sequences-small")
+    >>> space, batch = loclin.ParameterSpace(problem.model), problem.batch("test", "copy")
+    >>> loss = lambda b: loclin.answer_loss(problem.model, b)
+    >>> with twice_differentiable(problem.model):
+    ...     bend = loclin.CurvatureOperator(space, loss, [batch]) @ space.read()
+    >>> bend.shape == (space.dimension,)
+    True
     """
     core = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
     before, experts = core.config._attn_implementation, core.get_experts_implementation()

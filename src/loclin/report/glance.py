@@ -11,17 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from loclin.report.figures import STYLE, Drawing, drawn_svg
-from loclin.report.words import estimate_text
+from loclin.report.words import VERDICTS, estimate_text
 from loclin.run.rows import Claim
 
-#: Colour and shape of a verdict; both, for readers who do not see one of them.
-MARKS = {
-    "supported": ("#00704f", "^"),
-    "refuted": ("#a63a00", "v"),
-    "inconclusive": ("#7a5c00", "o"),
-    "measurement": ("#5b5b66", "D"),
-    "not run": ("#5b5b66", "x"),
-}
 #: Numbers in the paper's words: 0.77 (Fig. 2); r ≈ −0.40; cosine ≈ 0.58.
 PAPER = re.compile(r"(?:^|≈ )([−-]?0\.\d+)")
 
@@ -50,9 +42,9 @@ def glance(claims: Sequence[Claim]) -> Drawing:
         axes.set(xlim=(-1.15, 1.15), ylim=(len(lines) - 0.4, -1.0), yticks=[])
         axes.set_xticks([-1, 0, 1], ["speaks against it", "the bar", "speaks for it"])
         axes.spines["left"].set_visible(False)
-        for word, (colour, mark) in MARKS.items():
+        for word, look in VERDICTS.items():
             if any(c.verdict == word for c in claims):
-                axes.plot([], [], mark, color=colour, label=word, linestyle="none")
+                axes.plot([], [], look.mark, color=look.light, label=word, linestyle="none")
         axes.plot([], [], "|", color="#000000", label="the paper", linestyle="none")
         figure.legend(loc="upper center", ncols=6)
         caption = "Every claim: its estimate with the 95 % interval beside the bar. " + " ".join(
@@ -66,7 +58,7 @@ def _words(axes: Axes) -> dict[str, Any]:
 
 
 def _line(axes: Axes, claim: Claim, y: int) -> None:
-    (colour, mark), words = MARKS[claim.verdict], _words(axes)
+    (colour, _, mark, _), words = VERDICTS[claim.verdict], _words(axes)
     axes.text(-0.41, y, claim.setting, **words)
     axes.text(1.01, y, estimate_text(claim.value, claim.low, claim.high), color=colour, **words)
     if claim.bar is None or claim.value is None:
@@ -93,31 +85,44 @@ def towards(claim: Claim, value: float) -> float:
 
 
 def sentences(claims: Sequence[Claim]) -> list[str]:
-    """What the verdicts say together."""
+    """What the verdicts say together, in five sentences at most."""
     ruled = [c for c in claims if c.verdict not in ("measurement", "not run")]
-    found = {w: [c for c in claims if c.verdict == w] for w in MARKS}
-    n = len(ruled)
+    counts = {word: sum(c.verdict == word for c in claims) for word in VERDICTS}
     said = [
-        f"Of {n} claims under a rule {len(found['supported'])} are supported, "
-        f"{len(found['refuted'])} refuted and {len(found['inconclusive'])} open."
+        f"Of {len(ruled)} claims under a rule {counts['supported']} are supported, "
+        f"{counts['refuted']} refuted and {counts['inconclusive']} open.",
+        *verdicts(ruled, ("supported", "refuted")),
     ]
-    for word, verb in (("supported", "Supported"), ("refuted", "Refuted")):
-        if found[word]:
-            said.append(f"{verb}: {_listed(found[word])}.")
     moved = [
         c for c in ruled if c.verdict != "inconclusive" and {c.halved, c.doubled} - {c.verdict, ""}
     ]
     if moved:
         said.append(f"Verdicts that hang on where the bar stands: {_listed(moved)}.")
-    near = [c for c in found["inconclusive"] if c.p_holm is not None and (c.p or 1) < 0.05]
+    near = [
+        c
+        for c in ruled
+        if c.verdict == "inconclusive" and c.p_holm is not None and (c.p or 1) < 0.05
+    ]
     if near:
         said.append(f"Open, but below 0.05 before Holm's correction: {_listed(near)}.")
     return said
 
 
-def _listed(claims: Sequence[Claim]) -> str:
+def verdicts(claims: Sequence[Claim], words: Sequence[str] = tuple(VERDICTS)) -> list[str]:
+    """For each of these verdicts what has it, and where: a study's answer in its claims' words."""
+    said = {**dict(zip(VERDICTS, VERDICTS, strict=True)), "inconclusive": "open"}
+    found = {word: [c for c in claims if c.verdict == word] for word in words}
+    return [
+        f"{said[word].capitalize()}: {_listed(some, in_words=True)}."
+        for word, some in found.items()
+        if some
+    ]
+
+
+def _listed(claims: Sequence[Claim], *, in_words: bool = False) -> str:
     """Claims with where they were tested; those of one claim together."""
     where: dict[str, list[str]] = {}
     for claim in claims:
-        where.setdefault(claim.id, []).append(claim.setting)
+        name = f"“{claim.statement.rstrip('.')}”" if in_words else claim.id
+        where.setdefault(name, []).append(claim.setting)
     return "; ".join(f"{name} ({' · '.join(settings)})" for name, settings in where.items())

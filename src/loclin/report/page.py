@@ -14,9 +14,9 @@ from markupsafe import Markup
 
 from loclin.errors import LoclinError
 from loclin.report.figures import Drawing
-from loclin.report.glance import glance, sentences
+from loclin.report.glance import glance, sentences, verdicts
 from loclin.report.section import Section
-from loclin.report.words import estimate_text, number, p_text
+from loclin.report.words import VERDICTS, estimate_text, number, p_text
 from loclin.run.record import Record
 from loclin.run.rows import Row
 
@@ -31,6 +31,7 @@ def build(
     folder: Path,
     sections: Callable[[str], Sections],
     *,
+    titles: Mapping[str, str] | None = None,
     planned: Sequence[str] = (),
     drawn: dict[str, dict[str, Any]] | None = None,
     so_far: Callable[[str], list[Row]] = lambda name: [],
@@ -39,6 +40,7 @@ def build(
 
     Args:
         sections: for a kind of study, what makes its sections.
+        titles: what a kind of study asks, in words.
         planned: entries that are still to come, in a command that goes on.
         drawn: studies that an earlier call drew, which are not drawn again; added to.
         so_far: the rows of an unfinished study, where there are any.
@@ -65,11 +67,20 @@ def build(
         for drawing in (d for section in drawn[name]["sections"] for d in section.figures):
             record.write_text(f"figures/{name}/{drawing.name}.svg", drawing.svg)
     shown = [name for name in (*done, *begun) if name in drawn]
+    decided = record.claims()
     studies = [
-        {**drawn[name], "notes": [*([SO_FAR] if name in begun else []), *drawn[name]["notes"]]}
+        {
+            **drawn[name],
+            "title": (titles or {}).get(run["studies"][name]["study"], f"Study: {name}"),
+            "notes": [*([SO_FAR] if name in begun else []), *drawn[name]["notes"]],
+            "answer": [
+                *drawn[name]["follows"],
+                *verdicts([claim for entry, claim in decided if entry == name]),
+            ],
+        }
         for name in shown
     ]
-    claims = [claim for _, claim in record.claims()]
+    claims = [claim for _, claim in decided]
     content = {
         "run": run,
         "studies": studies,
@@ -92,11 +103,13 @@ def _study(
     sections: Callable[[str], Sections],
 ) -> dict[str, Any]:
     settings = run["studies"][name]
+    made = sections(settings["study"])(rows, settings)
     return {
         "name": name,
         "settings": settings,
         "notes": run["notes"].get(name, []),
-        "sections": sections(settings["study"])(rows, settings),
+        "sections": made,
+        "follows": [line for section in made for line in section.follows],
     }
 
 
@@ -109,7 +122,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     pages.filters |= {"number": number, "p_text": p_text, "image": _image}
-    pages.globals |= {"estimate_text": estimate_text}
+    pages.globals |= {"estimate_text": estimate_text, "looks": VERDICTS}
     return pages
 
 

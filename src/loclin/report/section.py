@@ -40,6 +40,8 @@ class Section:
         sees: sentences made from the numbers.
         tables: numbers to look up.
         brief: whether the terminal prints its title, tables and sentences too.
+        follows: what follows for whoever asked, from what the record recommends: it stands at the
+            top of the page and of the study.
     """
 
     title: str
@@ -48,6 +50,7 @@ class Section:
     sees: Sequence[str]
     tables: Sequence[Table] = ()
     brief: bool = False
+    follows: Sequence[str] = ()
 
 
 def first(rows: Sequence[Row], quantity: str, **context: Any) -> Row | None:

@@ -32,6 +32,14 @@ class SearchResult:
         loss, score: of the model itself: nats per answer token, and share answered right.
         outcomes: of every candidate, by index.
         notes: what happened on the way, in sentences.
+
+    >>> from loclin.search.candidate import candidates
+    >>> tried = zip(candidates(2, [0.1], seed=0), (0.9, 1.2), strict=True)
+    >>> right = np.array([True, False])
+    >>> outcomes = tuple(Outcome(candidate=c, loss=loss, right=right) for c, loss in tried)
+    >>> found = SearchResult(loss=1.0, score=0.5, outcomes=outcomes)
+    >>> found.gains.round(1), found.ranked()[0].loss
+    (array([ 0.1, -0.2]), 0.9)
     """
 
     loss: float

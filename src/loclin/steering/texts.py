@@ -42,6 +42,12 @@ def from_pairs(
 
     Raises:
         LoclinError: a list without texts, a text without tokens, a layer out of range.
+
+    >>> import loclin
+    >>> problem = loclin.load("sequences-small")
+    >>> vector = from_pairs(problem.model, problem.tokenizer, ["copy a b", "copy a c"], ["swap a b"])
+    >>> vector.layers, vector.width
+    ((0, 1), 32)
     """
     if not positive or not negative:
         raise LoclinError(

@@ -31,7 +31,7 @@ from loclin.studies.linearity.parts import (
     tolerance_curves,
 )
 from loclin.studies.linearity.settings import moved
-from loclin.studies.names import POINTS
+from loclin.studies.names import POINTS, own
 
 Settings = Mapping[str, Any]
 #: Directions whose lines are drawn, with their colours; of the others the window alone is shown.
@@ -250,7 +250,26 @@ def _wholes(rows: Rows, settings: Settings) -> Section:
         "its window, and how far is the gradient's prediction off at its end?",
         figures=figures,
         sees=lines,
+        follows=list(_safe(rows, tau)) if own(settings) else (),
     )
+
+
+def _safe(rows: Rows, tolerance: float) -> Iterator[str]:
+    """Up to where a step along the gradient and a task vector is predictable."""
+    here = {"point": "pretrained", "tolerance": tolerance}
+    if select(rows, "window", direction=GRADIENT, sign=BOTH, **here):
+        reach = _reach(rows, direction=GRADIENT, sign=BOTH, **here)
+        yield (
+            f"A step along the gradient is safe up to ε = {reach} of the weights' length: the loss "
+            f"changes as the gradient says to within τ = {tolerance:g}."
+        )
+    if found := first(rows, "whole_in_windows", direction=TASK, **here):
+        length, most = text_of(rows, "whole_in_windows", direction=TASK, **here), found.high
+        coefficient = "1" if most and most <= 1 else f"1/{number(most or found.value)}"
+        yield (
+            f"A task vector is {length} windows long: merged with a coefficient up to "
+            f"{coefficient} its effect is what the gradient says."
+        )
 
 
 def _whole_line(rows: Rows, name: str, here: dict[str, Any], tolerance: float) -> str:

@@ -53,10 +53,24 @@ def _radius(rows: Rows, settings: Settings) -> Section:
         question="The largest step, both ways along the direction, up to which the loss changes as "
         f"its gradient says to within τ = {tau:g}.",
         figures=[],
-        sees=[*_basis(rows, settings), *_whole(rows)],
+        follows=[*_safe(rows, settings), *_whole(rows)],
+        sees=list(_basis(rows, settings)),
         tables=[Table(caption=caption, header=header, rows=table)],
         brief=True,
     )
+
+
+def _safe(rows: Rows, settings: Settings) -> Iterator[str]:
+    """The end of the radius's interval up to which a step is predictable, each way."""
+    what = "learning rate" if settings["direction"] == GRADIENT else "step or merge coefficient"
+    for sign, side in SIDES.items():
+        if found := first(rows, "radius", sign=sign, **{"as": UNITS["multiple"]}):
+            least = found.value if found.low is None else found.low
+            yield (
+                f"A {what} λ up to {number(least)} {side} is safe: the loss changes as its "
+                f"gradient says to within τ = {settings['tolerance']:g} (largest such step "
+                f"{_size(rows, sign, UNITS['multiple'])})."
+            )
 
 
 def _basis(rows: Rows, settings: Settings) -> Iterator[str]:

@@ -52,6 +52,7 @@ def _ranking(view: View) -> Section:
     if len(view.kinds) > 1:
         groups = {f"{kind} pairs": view.ranked(n.WORST, pair=kind) for kind in view.kinds}
         figures.append(view.dots("kinds", "The worst task by kind of pair", groups))
+    advice = list(_advice(view)) if view.tasks else []
     title, start = (
         "Which schedule leaves both tasks known",
         "where both tasks of a pair are destroyed",
@@ -66,11 +67,12 @@ def _ranking(view: View) -> Section:
         figures=figures,
         tables=[_table(view), *_strengths(view)],
         sees=[
-            *(_advice(view) if view.tasks else ()),
+            *advice[1:],
             *_ranking_lines(view),
             *_strength_lines(view),
         ],
         brief=bool(view.tasks),
+        follows=advice[:1],
     )
 
 

@@ -21,6 +21,7 @@ from loclin.report.figures import (
 from loclin.report.section import Section, text_of
 from loclin.report.words import estimate_text, number
 from loclin.run.rows import Row
+from loclin.studies.names import own
 from loclin.studies.search import claims_names as names
 from loclin.studies.search.names import MODEL, RANDOM_VOTE, SAMPLED_VOTE, VOTE
 
@@ -393,4 +394,15 @@ def _table(rows: Sequence[Row], settings: Settings) -> Section:
         "and as many candidates without selection are the controls.",
         figures=figures,
         sees=lines,
+        follows=[_worth(rows, settings)] if own(settings) else (),
+    )
+
+
+def _worth(rows: Sequence[Row], settings: Settings) -> str:
+    """What a search of N gains on examples that had no part in it."""
+    text = partial(text_of, rows)
+    return (
+        f"A search of N = {settings['n']} around the half-damaged model, at {text('table_size')} "
+        f"of the reference σ, gains {text('winner_gain', split='test', of='score')} in score on "
+        "test examples."
     )

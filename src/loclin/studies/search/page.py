@@ -12,7 +12,12 @@ from loclin.report.words import estimate_text, p_text
 from loclin.run.rows import Row
 from loclin.search.splits import PARTS
 from loclin.studies.search import names
-from loclin.studies.search.sentences import forecast_lines, observed_lines, winner_lines
+from loclin.studies.search.sentences import (
+    follow_lines,
+    forecast_lines,
+    observed_lines,
+    winner_lines,
+)
 
 
 def sections(rows: Sequence[Row], settings: Mapping[str, Any]) -> list[Section]:
@@ -29,6 +34,7 @@ def _found(rows: Sequence[Row], settings: Mapping[str, Any]) -> Section:
         "had no part in it.",
         figures=[*_scores(rows), *_promise(rows)],
         sees=list(winner_lines(rows, settings)),
+        follows=list(follow_lines(rows, settings)),
         tables=[_table(rows, single=settings["seeds"] == 1)],
         brief=True,
     )

@@ -23,10 +23,7 @@ from loclin.studies.steering import names
 
 GREY = "#555555"
 HEADER = ("vector from", "slope", "p", "steered the other way")
-KL_CAPTION = (
-    "KL divergence of the next tokens of neutral text by strength, with 95 % intervals over "
-    "passages."
-)
+KL_CAPTION = "KL of the next tokens of neutral text by strength, with 95 % intervals over passages."
 _plain = partial(draw_curves, limits=None, log=(False, False))
 
 
@@ -114,8 +111,25 @@ def _strength(s: _Steered) -> Section:
         "long as the difference that labels make at that block.",
         figures=figures,
         sees=[*_layer(s), *_beside(s)],
+        follows=[_use(s)],
         tables=[table],
         brief=True,
+    )
+
+
+def _use(s: _Steered) -> str:
+    """Where to add the vector and how strongly, or that it is no better than chance."""
+    route, kl = s.routes[0], f"{s.settings['kl']:g} nats a token"
+    slope, at_kl = s.of(names.SLOPE, route=route)[0], s.of(names.STRENGTH_AT_KL, route=route)
+    name = f"The vector from {s.name(route)}"
+    if slope.value is None or slope.value <= (slope.null or 0.0):
+        return f"{name} steers no better than random directions do: do not use it."
+    name += f" belongs at the output of block {', '.join(map(str, s.chosen))}"
+    if not at_kl:
+        return f"{name}; no strength that was tried moves neutral text by {kl}."
+    return (
+        f"{name}, at a strength up to {number(at_kl[0].value)}: there neutral text moves by {kl}, "
+        f"and the logit difference by {s.text(names.CHANGE_AT_KL, route=route)}."
     )
 
 

@@ -149,7 +149,31 @@ def _prefix(rows: Sequence[Row], spaces: Mapping[str, str]) -> Section:
             _memory_line(rows),
             *_gauge_lines(rows, spaces),
         ],
+        follows=[_directions(rows, space, label) for space, label in spaces.items()],
     )
+
+
+def _directions(rows: Sequence[Row], space: str, label: str) -> str:
+    """How many directions hold the way."""
+    k, n = _compared(rows, space), _segments(rows)
+    here = {"space": space, "mean": names.MEANS[0], "segments": n}
+    rank, chance = (
+        number_of(rows, "participation_rank", vectors=vectors, **here)
+        for vectors in (names.MEASURED, names.PER_TENSOR)
+    )
+    whole, future = (
+        number_of(rows, f"{q}_capture", space=space, k=k) for q in ("prefix", "future")
+    )
+    return _titled(
+        label,
+        f"about {rank} directions hold this run (participation ratio of its {n} segments; of "
+        f"random ones with the same norms {chance}); its first {k} span {whole} of the whole way "
+        f"and {future} of what came after them.",
+    )
+
+
+def _segments(rows: Sequence[Row]) -> int:
+    return max(r.context["segments"] for r in rows if r.quantity == "participation_rank")
 
 
 def _capture_figures(rows: Sequence[Row], space: str, label: str) -> Iterator[Drawing]:
@@ -326,7 +350,7 @@ def _turning_line(cosines: Sequence[Row], windows: Sequence[Row], label: str) ->
 
 
 def _ranks(rows: Sequence[Row], spaces: Mapping[str, str]) -> Section:
-    n = max(r.context["segments"] for r in rows if r.quantity == "participation_rank")
+    n = _segments(rows)
     return Section(
         title="How many dimensions does the way use?",
         question="Effective rank of the segments, against random vectors that share nothing but "
