@@ -69,6 +69,10 @@ class ParameterSpace:
         self.dimension = sum(self.sizes)
         self._spare: list[Tensor] | None = None
 
+    def __repr__(self) -> str:
+        kind = str(self.parameters[0].dtype).removeprefix("torch.")
+        return f"ParameterSpace(D = {self.dimension} in {len(self.names)} tensors, {kind})"
+
     @property
     def parameters(self) -> list[nn.Parameter]:
         """The module's own tensors, in order."""

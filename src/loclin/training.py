@@ -42,6 +42,10 @@ class Trajectory:
     head: Float[Tensor, "k D"]
     losses: Float[Tensor, " T"]
 
+    def __repr__(self) -> str:
+        losses = [f"{loss:.3g}" for loss in self.losses[[0, -1]].tolist()]
+        return f"Trajectory({len(self.updates)} updates, loss {' to '.join(losses)})"
+
     @property
     def displacement(self) -> Float[Tensor, " columns"]:
         """d = Σ_t u_t."""

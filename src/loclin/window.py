@@ -108,6 +108,11 @@ class LinearWindow:
     method: Method
     refused: str
 
+    def __repr__(self) -> str:
+        sides = {"forward": self.forward, "backward": self.backward}
+        sizes = (f"{n} {r.size['relative'] if r.size else 'none'}" for n, r in sides.items())
+        return f"LinearWindow(‖δ‖/‖θ‖ {', '.join(sizes)}; whole step inside: {self.inside})"
+
 
 def linear_window(
     space: ParameterSpace,

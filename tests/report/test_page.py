@@ -10,7 +10,7 @@ import pytest
 from loclin.report.figures import PALETTE, Curve, draw_curves
 from loclin.report.glance import glance
 from loclin.report.page import build
-from loclin.report.section import Section, Table
+from loclin.report.section import Missing, Section, Table, made
 from loclin.report.words import VERDICTS, Look
 from loclin.run.record import Record
 from loclin.run.rows import Claim, Row
@@ -37,7 +37,7 @@ CLAIM = Claim(
 )
 
 
-def sections(rows: Sequence[Row], settings: Mapping[str, Any]) -> list[Section]:
+def sections(rows: Sequence[Row], settings: Mapping[str, Any], skip: Missing = ()) -> list[Section]:
     curve = Curve(rows=rows, label="measured", colour=PALETTE[0])
     figure = draw_curves(
         "line", f"Values of {ATTACK}.", [curve], over="k", labels=("k", "q"), title="A line"
@@ -132,6 +132,24 @@ def test_no_text_reaches_the_page_unescaped(folder: Path) -> None:
 def test_the_same_record_gives_the_same_page(folder: Path) -> None:
     first = build(folder, lambda kind: sections).read_bytes()
     assert build(folder, lambda kind: sections).read_bytes() == first
+
+
+def test_an_unfinished_study_shows_the_sections_that_its_rows_suffice_for(folder: Path) -> None:
+    def begun(
+        rows: Sequence[Row], settings: Mapping[str, Any], skip: Missing = ()
+    ) -> list[Section]:
+        plain = Section(title="Is there", question="", figures=[], sees=[])
+        later = Section(title="Is not", question="", figures=[], sees=[])
+        parts = [lambda: plain, lambda: later if rows[7].value else plain]
+        return sections(rows, settings) if settings.get("question") else made(parts, skip)
+
+    so_far = {"other-model": ROWS}
+    page = build(folder, lambda kind: begun, so_far=lambda n: so_far.get(n, [])).read_text()
+    assert "Is there" in page
+    assert "Is not" not in page
+    assert "not finished: this is what is there so far" in page
+    with pytest.raises(IndexError):  # of a finished study nothing is left out
+        begun(ROWS, {})
 
 
 def test_a_folder_without_a_finished_study_has_a_page_of_what_is_planned(tmp_path: Path) -> None:

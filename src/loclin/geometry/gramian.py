@@ -174,7 +174,7 @@ def cross_capture(
         ks: each from 1 to the smaller of m and T.
         future: of f_k instead of d.
 
-    >>> basis, products = np.eye(1), np.array([[1.0, 0.0]])  # another vector, along the first update
+    >>> basis, products = np.eye(1), np.array([[1.0, 0.0]])  # along the first update
     >>> cross_capture(basis, products, np.eye(2), [1])
     array([0.5])
     """

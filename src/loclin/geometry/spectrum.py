@@ -72,7 +72,8 @@ def principal_coefficients(products: Float[np.ndarray, "n n"], k: int) -> Float[
 def principal_directions(rows: Float[Tensor, "n D"], k: int) -> Subspace:
     """Top-k right singular directions of n vectors; errors as in `principal_coefficients`.
 
-    >>> principal_directions(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), 1).capture(torch.tensor([1.0, 0.0]))
+    >>> rows = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+    >>> principal_directions(rows, 1).capture(torch.tensor([1.0, 0.0]))
     1.0
     """
     coefficients = principal_coefficients(gramian(rows), k)

@@ -25,6 +25,9 @@ class Subspace:
 
     basis: Float[Tensor, "k D"]
 
+    def __repr__(self) -> str:
+        return f"Subspace({self.k} of {self.basis.shape[1]} dimensions)"
+
     @staticmethod
     def spanned_by(vectors: Float[Tensor, "n D"]) -> Subspace:
         """The span of some vectors, scaled to equal length first.

@@ -43,6 +43,12 @@ class Problem:
     _batches: dict[tuple[str, str], Batch] = field(default_factory=dict, init=False, repr=False)
     _choices: dict[tuple[str, str], Choices] = field(default_factory=dict, init=False, repr=False)
 
+    def __repr__(self) -> str:
+        size = sum(p.numel() for p in self.model.parameters())
+        kind = type(self.model).__name__
+        parts = {name: sum(map(len, part.values())) for name, part in self.examples.items()}
+        return f"Problem({kind} of {size} weights; {', '.join(self.tasks)}; examples {parts})"
+
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks, in order."""

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from loclin.errors import LoclinError
 from loclin.report.figures import Drawing
 from loclin.report.glance import glance, sentences, verdicts
-from loclin.report.section import Section
+from loclin.report.section import Missing, Section
 from loclin.report.words import VERDICTS, estimate_text, number, p_text
 from loclin.run.record import Record
 from loclin.run.rows import Row
@@ -23,8 +23,9 @@ from loclin.run.rows import Row
 SO_FAR = "not finished: this is what is there so far; the command that started it goes on"
 #: What a section that needs rows that are not there yet may raise.
 MISSING_ROWS = (LoclinError, LookupError, StopIteration, TypeError, ValueError)
-#: The sections of a study, from its rows and its settings.
-Sections = Callable[[Sequence[Row], Mapping[str, Any]], list[Section]]
+#: The sections of a study, from its rows and its settings, but those that end in an error of a
+#: third argument: what draws an unfinished study.
+Sections = Callable[..., list[Section]]
 
 
 def build(
@@ -58,12 +59,10 @@ def build(
     begun = {n: rows for n in run["studies"] if n not in done and (rows := so_far(n))}
     for name in (n for n in (*done, *begun) if n not in drawn):
         rows = begun[name] if name in begun else record.results(name)
-        try:
-            drawn[name] = _study(run, name, rows, sections)
-        except MISSING_ROWS:
-            if name not in begun:
-                raise
+        study = _study(run, name, rows, sections, MISSING_ROWS if name in begun else ())
+        if not study["sections"]:
             continue
+        drawn[name] = study
         for drawing in (d for section in drawn[name]["sections"] for d in section.figures):
             record.write_text(f"figures/{name}/{drawing.name}.svg", drawing.svg)
     shown = [name for name in (*done, *begun) if name in drawn]
@@ -101,9 +100,10 @@ def _study(
     name: str,
     rows: Sequence[Row],
     sections: Callable[[str], Sections],
+    skip: Missing,
 ) -> dict[str, Any]:
     settings = run["studies"][name]
-    made = sections(settings["study"])(rows, settings)
+    made = sections(settings["study"])(rows, settings, skip)
     return {
         "name": name,
         "settings": settings,

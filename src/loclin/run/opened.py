@@ -31,7 +31,8 @@ def open_run(folder: Path | str) -> Run:
     >>> folder = tempfile.mkdtemp()  # a command makes one: `loclin radius ... --out FOLDER`
     >>> record = Record(Path(folder))
     >>> record.open_study("radius-m", {}, device="cpu", kind="radius")
-    >>> record.write_results("radius-m", [Row(quantity="radius", value=0.5, context={"as": "λ"})], {})
+    >>> row = Row(quantity="radius", value=0.5, context={"as": "λ"})
+    >>> record.write_results("radius-m", [row], {})
     >>> open_run(folder).entries
     ('radius-m',)
     """
@@ -62,7 +63,8 @@ class Run:
     >>> folder = tempfile.mkdtemp()  # a command makes one: `loclin radius ... --out FOLDER`
     >>> record = Record(Path(folder))
     >>> record.open_study("radius-m", {}, device="cpu", kind="radius")
-    >>> record.write_results("radius-m", [Row(quantity="radius", value=0.5, context={"as": "λ"})], {})
+    >>> row = Row(quantity="radius", value=0.5, context={"as": "λ"})
+    >>> record.write_results("radius-m", [row], {})
     >>> open_run(folder).rows("radius-m")[["quantity", "value", "as"]].values.tolist()
     [['radius', 0.5, 'λ']]
     """

@@ -47,6 +47,11 @@ class SearchResult:
     outcomes: tuple[Outcome, ...]
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        best = max(self.outcomes, key=lambda o: o.score, default=None)
+        found = f"; best {best.score:.3g} at σ = {best.candidate.sigma:g}" if best else ""
+        return f"SearchResult({len(self.outcomes)} candidates, own score {self.score:.3g}{found})"
+
     @property
     def gains(self) -> Float[np.ndarray, " N"]:
         """How much lower each candidate's loss is than the model's own, in nats per answer token;

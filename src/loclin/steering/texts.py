@@ -45,7 +45,7 @@ def from_pairs(
 
     >>> import loclin
     >>> problem = loclin.load("sequences-small")
-    >>> vector = from_pairs(problem.model, problem.tokenizer, ["copy a b", "copy a c"], ["swap a b"])
+    >>> vector = from_pairs(problem.model, problem.tokenizer, ["copy a b"], ["swap a b"])
     >>> vector.layers, vector.width
     ((0, 1), 32)
     """

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from loclin.report.figures import PALETTE, Curve, Drawing, defined, draw_dots, select
-from loclin.report.section import Section, Table, first, text_of
+from loclin.report.section import Missing, Section, Table, first, made, text_of
 from loclin.report.words import number
 from loclin.run.rows import Row
 from loclin.studies.linearity.names import (
@@ -49,11 +50,11 @@ DRAWN = {
 PREDICTED = (GRADIENT, MATCHED, TASK, RECOVERY["adamw"], TOP)  # whose loss changes are drawn
 
 
-def sections(rows: Rows, settings: Settings) -> list[Section]:
+def sections(rows: Rows, settings: Settings, skip: Missing = ()) -> list[Section]:
     """The study's sections in reading order."""
     plain = [_plain(r) for r in rows if "run" not in r.context and r.quantity != "loss_change"]
-    made = (_lines, _windows, _wholes, _pairs)
-    return [section(plain, settings) for section in made]
+    parts = (_lines, _windows, _wholes, _pairs)
+    return made([partial(part, plain, settings) for part in parts], skip)
 
 
 def _plain(row: Row) -> Row:

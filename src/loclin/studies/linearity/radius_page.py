@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from loclin.report.figures import PALETTE, select
-from loclin.report.section import Section, Table, first, number_of, text_of
+from loclin.report.section import Missing, Section, Table, first, made, number_of, text_of
 from loclin.report.words import estimate_text, number
 from loclin.run.rows import Row
 from loclin.studies.linearity.names import GRADIENT, SIDES, UNITS
@@ -18,9 +19,9 @@ Settings = Mapping[str, Any]
 COLOURS = {"+": PALETTE[0], "−": PALETTE[1]}
 
 
-def sections(rows: Rows, settings: Settings) -> list[Section]:
+def sections(rows: Rows, settings: Settings, skip: Missing = ()) -> list[Section]:
     """The page's sections in reading order."""
-    return [_radius(rows, settings), _line(rows, settings)]
+    return made([partial(part, rows, settings) for part in (_radius, _line)], skip)
 
 
 def _size(rows: Rows, sign: str, unit: str) -> str:

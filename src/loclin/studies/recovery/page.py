@@ -14,7 +14,7 @@ from loclin.report.figures import (
     draw_points,
     select,
 )
-from loclin.report.section import Section, null_of, text_of
+from loclin.report.section import Missing, Section, made, null_of, text_of
 from loclin.report.words import number
 from loclin.run.rows import Row
 from loclin.studies import names
@@ -25,15 +25,16 @@ from loclin.studies.recovery.names import CONTROLS, FULL, STATIC
 FIXED = (*STATIC, names.RANDOM)
 
 
-def sections(rows: Sequence[Row], settings: Mapping[str, Any]) -> list[Section]:
+def sections(rows: Sequence[Row], settings: Mapping[str, Any], skip: Missing = ()) -> list[Section]:
     """The study's sections in reading order."""
-    return [
-        _course(rows, settings["steps"]),
-        _prefix(rows, settings["k"], follows=own(settings)),
-        _fixed(rows, settings["k"]),
-        _drift(rows, settings["k"], settings["times"]),
-        _confined(rows, settings["k"], settings["project_steps"]),
+    parts = [
+        lambda: _course(rows, settings["steps"]),
+        lambda: _prefix(rows, settings["k"], follows=own(settings)),
+        lambda: _fixed(rows, settings["k"]),
+        lambda: _drift(rows, settings["k"], settings["times"]),
+        lambda: _confined(rows, settings["k"], settings["project_steps"]),
     ]
+    return made(parts, skip)
 
 
 def _course(rows: Sequence[Row], steps: int) -> Section:

@@ -18,7 +18,7 @@ from loclin.report.figures import (
     draw_points,
     select,
 )
-from loclin.report.section import Section, text_of
+from loclin.report.section import Missing, Section, made, text_of
 from loclin.report.words import estimate_text, number
 from loclin.run.rows import Row
 from loclin.studies.names import own
@@ -31,10 +31,10 @@ WHOLE: dict[str, Any] = {"space": names.ALL, "noise": names.GAUSSIAN}
 Settings = Mapping[str, Any]
 
 
-def sections(rows: Sequence[Row], settings: Settings) -> list[Section]:
+def sections(rows: Sequence[Row], settings: Settings, skip: Missing = ()) -> list[Section]:
     """The study's sections in reading order."""
     parts = (_law, _dimension, _candidates, _density, _table)
-    return [part(rows, settings) for part in parts]
+    return made([partial(part, rows, settings) for part in parts], skip)
 
 
 def _null(rows: Sequence[Row], quantity: str, **context: Any) -> str:

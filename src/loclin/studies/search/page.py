@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from loclin.report.figures import PALETTE, Curve, Drawing, draw_curves, draw_dots, select
-from loclin.report.section import Section, Table
+from loclin.report.section import Missing, Section, Table, made
 from loclin.report.words import estimate_text, p_text
 from loclin.run.rows import Row
 from loclin.search.splits import PARTS
@@ -20,10 +21,10 @@ from loclin.studies.search.sentences import (
 )
 
 
-def sections(rows: Sequence[Row], settings: Mapping[str, Any]) -> list[Section]:
+def sections(rows: Sequence[Row], settings: Mapping[str, Any], skip: Missing = ()) -> list[Section]:
     """The page's sections in reading order."""
     shown = [r for r in rows if "search" not in r.context]
-    return [_found(shown, settings), _gained(shown, settings), *_expected(shown, settings)]
+    return made([partial(part, shown, settings) for part in (_found, _gained, _expected)], skip)
 
 
 def _found(rows: Sequence[Row], settings: Mapping[str, Any]) -> Section:

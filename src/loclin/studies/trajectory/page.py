@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +18,7 @@ from loclin.report.figures import (
     draw_matrix,
     select,
 )
-from loclin.report.section import Section, first, number_of
+from loclin.report.section import Missing, Section, first, made, number_of
 from loclin.report.words import number, p_text
 from loclin.run.rows import Row
 from loclin.studies.names import DRIFT, FROM_REST, FUTURE_NULLS, OWN_NORMS, PREFIX_NULLS, SHUFFLED
@@ -26,12 +27,12 @@ from loclin.studies.trajectory import names
 DISAGREE = 0.05  # captures in the two spaces of an adapter that differ by more are pointed out
 
 
-def sections(rows: Sequence[Row], settings: Mapping[str, Any]) -> list[Section]:
+def sections(rows: Sequence[Row], settings: Mapping[str, Any], skip: Missing = ()) -> list[Section]:
     """The study's sections in reading order; all of them are for the terminal too."""
     there = {r.context["space"] for r in rows if r.quantity == "dimension"}
     spaces = {s: t if len(there) > 1 else "" for s, t in names.SPACES.items() if s in there}
-    made = (_run, _prefix, _turning, _ranks)
-    return [replace(section(rows, spaces), brief=True) for section in made]
+    parts = [partial(part, rows, spaces) for part in (_run, _prefix, _turning, _ranks)]
+    return [replace(section, brief=True) for section in made(parts, skip)]
 
 
 def _titled(label: str, text: str) -> str:
