@@ -102,7 +102,7 @@ def test_the_top_says_what_follows_and_a_study_begins_with_its_answer(folder: Pa
             "<h2>What follows</h2>",
             "<li>Go up to 0.5.</li>",
             "<h2>Claims</h2>",
-            "<li>Refuted: “straight” (straight).</li>",
+            "<li>Refuted: “straight” (1 of 1).</li>",
             "<details>",
             '<span class="verdict refuted">',
             "<h2>Is it so?</h2>",

@@ -36,6 +36,10 @@ def effective_ranks(products: Float[np.ndarray, "n n"]) -> EffectiveRanks:
     >>> effective_ranks(np.eye(3)).participation
     3.0
     """
+    if products.ndim != 2 or len(set(products.shape)) > 1:
+        raise LoclinError(
+            f"expected an n×n Gramian, found shape {products.shape}: give gramian(vectors)"
+        )
     if not np.isfinite(products).all() or np.trace(products) <= 0:
         raise LoclinError(
             "expected a finite Gramian that is not zero: the vectors vanish or hold NaN"

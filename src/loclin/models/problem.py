@@ -13,6 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loclin.curvature import NoSecondDerivative
+from loclin.errors import LoclinError
 from loclin.tasks.batch import Batch, collate, either, exact_match, other_answers
 from loclin.tasks.choices import Choices, choose, collate_choices, option_log_probabilities
 from loclin.tasks.example import Example
@@ -55,7 +56,12 @@ class Problem:
         return tuple(next(iter(self.examples.values())))
 
     def batch(self, name: str, task: str) -> Batch:
-        """One task's examples of one split as tensors on the model's device, made once."""
+        """One task's examples of one split as tensors on the model's device, made once.
+
+        Raises:
+            LoclinError: a split or task that is not there.
+        """
+        self._check(name, task)
         if (name, task) not in self._batches:
             self._batches[name, task] = self.collate(self.examples[name][task])
         return self._batches[name, task]
@@ -100,6 +106,7 @@ class Problem:
         """Share of a split answered right: exact match of a right answer, or largest joint log p of
         the options.
         """
+        self._check(name, task)
         if not self.has_options(task):
             right = exact_match(self.model, self.batch(name, task))
             others, owners = other_answers(self.examples[name][task])
@@ -110,6 +117,13 @@ class Problem:
             choices = collate_choices(self.examples[name][task], self.tokenizer)
             self._choices[name, task] = choices.to(self.model.device)
         return float(choose(self.model, self._choices[name, task]).float().mean())
+
+    def _check(self, name: str, task: str) -> None:
+        for what, wanted, there in (("split", name, self.examples), ("task", task, self.tasks)):
+            if wanted not in there:
+                raise LoclinError(
+                    f"expected a {what} among {', '.join(there)}, found {wanted!r}: name one"
+                )
 
     def one_answer(self, examples: Sequence[Example]) -> str:
         """A sentence where the model chooses the same option for all examples, whatever is right;

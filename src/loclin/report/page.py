@@ -86,7 +86,7 @@ def build(
         "unfinished": [n for n in run["studies"] if n not in shown and n not in planned],
         "planned": planned,
         "claims": claims,
-        "glance": glance(claims) if claims else None,
+        "glances": {w: glance(claims, narrow=w == "narrow") for w in ("broad", "narrow") if claims},
         "says": sentences(claims),
         "last": run["sessions"][-1] if run["sessions"] else None,
     }

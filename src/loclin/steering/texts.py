@@ -49,6 +49,8 @@ def from_pairs(
     >>> vector.layers, vector.width
     ((0, 1), 32)
     """
+    if isinstance(positive, str) or isinstance(negative, str):
+        raise LoclinError("expected lists of texts, found one text: give [text]")
     if not positive or not negative:
         raise LoclinError(
             f"expected positive and negative texts, found {len(positive)} and {len(negative)}: "

@@ -129,7 +129,8 @@ def test_a_forecast_is_told_in_sentences() -> None:
 def test_what_a_search_would_gain_follows_and_whether_its_best_is_worth_keeping() -> None:
     text = flat(follow_lines([*FORECAST, *OBSERVED], SETTINGS))
     for words in (
-        "N = 100 at σ = 0.01 is expected to gain 0.03 [0.02, 0.04] nats a token on examples like",
+        "N = 100 is expected to gain 0.03 [0.02, 0.04] nats a token on examples like these, at the "
+        "best of the σ tried, 0.01.",
         "answers 0.06 [0.02, 0.1] more of the test examples right than the model itself: shown to "
         "be better (p 0.012 after Holm).",
     ):

@@ -257,7 +257,7 @@ def _wholes(rows: Rows, settings: Settings) -> Section:
 
 def _safe(rows: Rows, tolerance: float) -> Iterator[str]:
     """Up to where a step along the gradient and a task vector is predictable."""
-    here = {"point": "pretrained", "tolerance": tolerance}
+    here: dict[str, Any] = {"point": "pretrained", "tolerance": tolerance}
     if select(rows, "window", direction=GRADIENT, sign=BOTH, **here):
         reach = _reach(rows, direction=GRADIENT, sign=BOTH, **here)
         yield (

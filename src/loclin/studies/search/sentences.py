@@ -21,9 +21,10 @@ def follow_lines(rows: Sequence[Row], settings: Settings) -> Iterator[str]:
     expected = [r for r in rows if r.quantity == names.EXPECTED_GAIN and r.value is not None]
     if others := [r for r in expected if r.context["on"] == "other"]:
         best = max(others, key=lambda r: r.value or 0.0)
+        none = "" if (best.value or 0.0) > 0 else "no more than "
         yield (
-            f"A search of N = {settings['n']} at σ = {best.context['sigma']:g} is expected to gain "
-            f"{_estimate([best])} nats a token on examples like these (the most of all σ tried)."
+            f"A search of N = {settings['n']} is expected to gain {none}{_estimate([best])} nats a "
+            f"token on examples like these, at the best of the σ tried, {best.context['sigma']:g}."
         )
     gain = select(rows, names.GAIN, arm=names.BEST)
     holm = next((r.value for r in select(rows, names.P_HOLM, arm=names.BEST)), None)

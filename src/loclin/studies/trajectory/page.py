@@ -168,13 +168,14 @@ def _directions(rows: Sequence[Row], space: str, label: str) -> str:
     return _titled(
         label,
         f"about {rank} directions hold this run (participation ratio of its {n} segments; of "
-        f"random ones with the same norms {chance}); its first {k} span {whole} of the whole way "
-        f"and {future} of what came after them.",
+        f"random ones with the same norms {chance}); "
+        f"{'its first segment holds' if k == 1 else f'its first {k} segments hold'} {whole} of the "
+        f"whole way and {future} of what came after.",
     )
 
 
 def _segments(rows: Sequence[Row]) -> int:
-    return max(r.context["segments"] for r in rows if r.quantity == "participation_rank")
+    return int(max(r.context["segments"] for r in rows if r.quantity == "participation_rank"))
 
 
 def _capture_figures(rows: Sequence[Row], space: str, label: str) -> Iterator[Drawing]:
