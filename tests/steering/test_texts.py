@@ -28,7 +28,7 @@ def test_two_lists_of_texts_give_the_difference_of_their_means(speaking: Problem
 
 def test_one_text_is_no_list_of_texts(speaking: Problem) -> None:
     with pytest.raises(LoclinError, match=r"found one text: give \[text\]"):
-        from_pairs(speaking.model, speaking.tokenizer, "rome", ["anna"])
+        steering.from_pairs(speaking.model, speaking.tokenizer, "rome", ["anna"])
 
 
 def test_a_list_without_texts_is_refused(speaking: Problem) -> None:
