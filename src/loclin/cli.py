@@ -26,6 +26,8 @@ T = TypeVar("T")
 #: The commands that run a study, and its kind. A second word asks a second question of the room.
 COMMANDS = {kind: kind for kind in KINDS if kind not in ("search-claims", "steering")}
 CLAIMS = {"search": "search-claims", "steer": "steering"}
+#: `reproduce` asks of a model of your own what claims are about: pairs that it knew.
+CLAIMED_PAIRS = ("conflicting",)
 
 HELP = """\
 usage: loclin COMMAND [options]
@@ -271,8 +273,8 @@ def _reproduce(asked: Reproduce) -> None:
         module, _ = _settings_of(STUDIES[study])
         every = module.reproduced(asked.profile)
         if asked.models:
-            early = [_Early(profile=asked.profile, model=m, data=asked.data) for m in asked.models]
-            every = [_preset(module, each) for each in early]
+            early = _Early(profile=asked.profile, data=asked.data, pairs=CLAIMED_PAIRS)
+            every = [_preset(module, replace(early, model=model)) for model in asked.models]
         planned += [(KINDS[STUDIES[study]], _shared(s, asked)) for s in every]
     _run(planned, asked.out or Path("runs") / asked.profile, "--out")
 
@@ -282,6 +284,7 @@ def _shared(settings: Any, asked: Reproduce) -> Any:
     names = ["workers", "ray", "profile", "seed", "seeds", "models_per_claim", "data"]
     names += ["fields", "group", "template", "chat", "system"]
     every = {name: getattr(asked, name) for name in names}
+    every["data"] = tuple(settings.facts if d == "facts" else d for d in asked.data)
     more = {name: value for name, value in every.items() if value not in (None, ())}
     known = {f.name for f in fields(settings)}
     return replace(settings, **{k: v for k, v in more.items() if k in known})

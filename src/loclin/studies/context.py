@@ -32,6 +32,7 @@ from loclin.updates import UpdateStorage, check_room
 C = TypeVar("C", bound=DamageSettings, covariant=True)
 S = TypeVar("S", bound=DamageSettings)
 TEACHING_ROUNDS = 5
+SHARED = 1 << 24  # coordinates of a point that the cache may hold, 67 MB in float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +101,10 @@ class RunContext(Generic[C]):
         return derived(self.seed, "dropout", *purpose) if self.settings.dropout else None
 
     def kept(self, name: str, make: Callable[[], Tensor]) -> Float[Tensor, " D"]:
-        """The point that `make` gives; of a built-in model it is made once for all studies, of
-        another once for this run.
+        """The point that `make` gives, made once for all studies; a large one of a model of your
+        own is made once for this run.
         """
-        if self.settings.model not in BUILT_IN:
+        if self.settings.model not in BUILT_IN and self.space.dimension > SHARED:
             return self.kept_vectors(name, make)
         return kept_point(self.problem, self.space, self.settings, self.seed, name, make)
 

@@ -59,6 +59,8 @@ class RunSettings:
     #: Counts that a budget may lower, and how far; which of them are examples that are scored.
     lowered: ClassVar[Mapping[str, int]] = {}
     scored: ClassVar[tuple[str, ...]] = ()
+    #: What `loclin reproduce --data facts` asks: completions, or judgements of statements.
+    facts: ClassVar[str] = "facts"
 
     budget: str | None = None
     """Time that it may take, such as 5m, 90s or 1h: counts are lowered until they fit, and stand in

@@ -131,8 +131,10 @@ def preset(profile: Profile, model: str | None = None) -> LinearitySettings:
     if profile == "paper":
         return presets.exhaustive(settings)
     settings = replace(settings, window_examples=24, per_decade=1)
+    if presets.costly(settings):
+        settings = replace(settings, window_examples=16, hessian_directions=1, smallest=1e-5)
     if profile == "standard":
-        return replace(settings, seeds=settings.models_per_claim, steps=100)
+        return replace(settings, seeds=settings.models_per_claim, steps=min(settings.steps, 100))
     settings = replace(presets.recovering_quickly(settings), task_vector_steps=10)
     return replace(settings, k=5, prefix_vectors=(1, 5))
 

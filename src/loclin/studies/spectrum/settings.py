@@ -87,7 +87,12 @@ def preset(profile: Profile, model: str | None = None) -> SpectrumSettings:
     if not sequences:
         settings = replace(presets.by_lora(settings), gradient_batch=4, counts=(6, 12, 24, 48))
         settings = replace(settings, ks=(1, 2, 3, 5, 10))
-    if profile == "smoke":
+    if presets.costly(settings):  # gradients of single examples, of which data have few
+        settings = replace(settings, gradient_batch=1)
+        if profile == "smoke":
+            settings = replace(presets.quick(settings), counts=(4, 8, 16), k=4, ks=(1, 2, 4))
+            return replace(settings, overlap_gradients=6)
+    elif profile == "smoke":
         batch, counts = (6, (4, 8, 16, 32)) if sequences else (4, (4, 8, 16))
         settings = replace(presets.quick(settings), gradient_batch=batch, counts=counts)
         return replace(settings, k=4, ks=(1, 2, 4), overlap_gradients=6)
