@@ -267,6 +267,7 @@ def _parse(kind: type[T], words: list[str], command: str, default: T | None = No
 
 def _reproduce(asked: Reproduce) -> None:
     planned: list[tuple[Study, Any]] = []
+    without = _without_package() if asked.profile == "standard" and not asked.models else []
     for study in asked.studies:
         if study not in STUDIES:
             raise LoclinError(f"unknown study {study!r}: expected one of {', '.join(STUDIES)}")
@@ -275,8 +276,24 @@ def _reproduce(asked: Reproduce) -> None:
         if asked.models:
             early = _Early(profile=asked.profile, data=asked.data, pairs=CLAIMED_PAIRS)
             every = [_preset(module, replace(early, model=model)) for model in asked.models]
+        else:
+            every = [s for s in every if s.model not in without]
         planned += [(KINDS[STUDIES[study]], _shared(s, asked)) for s in every]
     _run(planned, asked.out or Path("runs") / asked.profile, "--out")
+
+
+def _without_package() -> list[str]:
+    """Pretrained models whose package is not there: the others are measured without them."""
+    from loclin.models.gguf import gguf_file
+
+    missing = []
+    for model in PACKAGED:
+        try:
+            gguf_file(model)
+        except LoclinError as error:
+            print(f"{model} is left out: {error}")
+            missing.append(model)
+    return missing
 
 
 def _shared(settings: Any, asked: Reproduce) -> Any:

@@ -162,7 +162,9 @@ def make_context(
         known=before,
         keep=keep,
     )
-    taught = teach(ctx, progress)
+    taught = "the model is measured as it is: nothing is taught or destroyed"
+    if not settings.untouched:
+        taught = teach(ctx, progress)
     kept = ctx.storage.describe(space, *requirements.rows)
     return replace(ctx, notes=(*ctx.notes, taught, kept))
 

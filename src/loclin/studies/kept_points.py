@@ -21,6 +21,7 @@ from loclin.models import Problem
 from loclin.models.cache import kept
 from loclin.models.zero_shot import ZeroShot, zero_shot
 from loclin.parameters import ParameterSpace
+from loclin.progress import ProgressCallback, silent
 from loclin.stats import Estimate
 from loclin.studies.settings import DamageSettings
 
@@ -73,11 +74,13 @@ def kept_point(
     return safetensors.torch.load_file(folder / FILE)["point"].to(space.parameters[0].device)
 
 
-def kept_zero_shot(problem: Problem, seed: int) -> list[ZeroShot]:
+def kept_zero_shot(
+    problem: Problem, seed: int, progress: ProgressCallback = silent
+) -> list[ZeroShot]:
     """What `zero_shot` says of the model as it stands, asked once for all studies."""
 
     def write(folder: Path) -> None:
-        found = [dataclasses.asdict(z) for z in zero_shot(problem, seed=seed)]
+        found = [dataclasses.asdict(z) for z in zero_shot(problem, seed=seed, progress=progress)]
         (folder / ANSWERS).write_text(json.dumps(found))
 
     folder = kept(f"known/{_digest(problem, seed, ASKS)}", write)

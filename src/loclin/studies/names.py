@@ -21,6 +21,13 @@ OWN_NORMS, WHITE, HEAVY_BALL = "white, own norms", "white", "heavy ball"
 PREFIX_NULLS = (DRIFT, FROM_REST, OWN_NORMS, WHITE, HEAVY_BALL, SHUFFLED)
 
 
+def points(*, untouched: bool) -> dict[str, str]:
+    """Where a study measures, by name and symbol: θ₀ alone where nothing is destroyed."""
+    return {
+        name: symbol for name, symbol in POINTS.items() if name == "pretrained" or not untouched
+    }
+
+
 def displacement(settings: DamageSettings) -> str:
     """What claims call the displacement in the space that decides."""
     if settings.space != "lora":

