@@ -227,7 +227,8 @@ def teach(ctx: RunContext[DamageSettings], progress: ProgressCallback) -> str:
     """
     ctx.space.write(ctx.kept("taught", lambda: _taught(ctx, progress)))
     score, reach = check_known(ctx, ctx.task), ctx.settings.reach
-    scores = {task: ctx.problem.score("validate", task) for task in ctx.problem.tasks}
+    each = ctx.kept("scores where taught", lambda: torch.tensor(_validated(ctx.problem)))
+    scores = dict(zip(ctx.problem.tasks, each.tolist(), strict=True))
     worst = min(scores, key=lambda task: scores[task])
     short = "" if scores[worst] >= reach else f", short of the {reach:.2f} asked for"
     return (
@@ -254,12 +255,15 @@ def check_known(ctx: RunContext[DamageSettings], task: str) -> float:
     return score
 
 
+def _validated(problem: Problem) -> list[float]:
+    return [problem.score("validate", task) for task in problem.tasks]
+
+
 def _taught(ctx: RunContext[DamageSettings], progress: ProgressCallback) -> Float[Tensor, " D"]:
     settings, problem = ctx.settings, ctx.problem
     known_before = settings.space != "lora" or settings.data == ("self",)
     for done in range(TEACHING_ROUNDS):
-        worst = min(problem.score("validate", task) for task in problem.tasks)
-        if worst >= settings.reach and (done or known_before):
+        if (done or known_before) and min(_validated(problem)) >= settings.reach:
             break
         data = concatenate([problem.batch("train", task) for task in problem.tasks])
         size, seed = min(settings.batch, len(data)), derived(ctx.seed, "teaching", done)
