@@ -48,6 +48,7 @@ def measure(settings: SpectrumSettings, run: int, session: Session) -> Part:
     for point in points(untouched=settings.untouched):
         with space.restored():
             if point == "damaged":
+                progress("destroying the task", 0.0)
                 space.write(damage(ctx, ctx.task))
             stage = f"gradients at the {point} point"
             gradients = gather(model, space, storage, batches, progress=progress, stage=stage)
