@@ -28,6 +28,13 @@ def own(settings: Mapping[str, Any]) -> bool:
     return settings.get("model", BUILT_IN[0]) not in BUILT_IN
 
 
+def points(*, untouched: bool) -> dict[str, str]:
+    """Where a study measures, by name and symbol: θ₀ alone where nothing is destroyed."""
+    return {
+        name: symbol for name, symbol in POINTS.items() if name == "pretrained" or not untouched
+    }
+
+
 def displacement(settings: DamageSettings) -> str:
     """What claims call the displacement in the space that decides."""
     if settings.space != "lora":

@@ -4,7 +4,7 @@ prediction ends, and why.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -32,7 +32,7 @@ from loclin.studies.linearity.parts import (
     tolerance_curves,
 )
 from loclin.studies.linearity.settings import moved
-from loclin.studies.names import POINTS, own
+from loclin.studies.names import POINTS, own, points
 
 Settings = Mapping[str, Any]
 #: Directions whose lines are drawn, with their colours; of the others the window alone is shown.
@@ -55,6 +55,10 @@ def sections(rows: Rows, settings: Settings, skip: Missing = ()) -> list[Section
     plain = [_plain(r) for r in rows if "run" not in r.context and r.quantity != "loss_change"]
     parts = (_lines, _windows, _wholes, _pairs)
     return made([partial(part, plain, settings) for part in parts], skip)
+
+
+def _points(settings: Settings) -> Iterable[tuple[str, str]]:
+    return points(untouched=settings.get("untouched", False)).items()
 
 
 def _plain(row: Row) -> Row:
@@ -101,7 +105,7 @@ def _step(settings: Settings) -> str:
 def _lines(rows: Rows, settings: Settings) -> Section:
     figures, lines = list[Drawing](), list[str]()
     wide, moves = max(settings["tolerances"]), moved(settings["space"])
-    for point, symbol in POINTS.items():
+    for point, symbol in _points(settings):
         figures.append(_figure(rows, "loss_change", point, "+", settings))
         both = [(kind, sign) for kind in ("error", "score") for sign in SIDES]
         figures += [_figure(rows, kind, point, sign, settings) for kind, sign in both]
@@ -163,7 +167,7 @@ def _figure(rows: Rows, quantity: str, point: str, sign: str, settings: Settings
 
 def _windows(rows: Rows, settings: Settings) -> Section:
     tau, figures = settings["tolerances"][0], list[Drawing]()
-    for point, symbol in POINTS.items():
+    for point, symbol in _points(settings):
         if found := select(rows, "window", point=point, tolerance=tau, sign=BOTH):
             measured = [(r.context["direction"], r) for r in found]
             predicted = [(d, replace(r, value=r.null, low=None, high=None)) for d, r in measured]

@@ -14,7 +14,15 @@ from loclin.options import BUILT_IN, SEQUENCE_MODELS
 from loclin.schedules.names import MERGED, REFERENCE, SEQUENTIAL, SIMULTANEOUS
 from loclin.schedules.options import ComparisonOptions
 from loclin.studies.checks import check_counts, check_rates
-from loclin.studies.presets import PAPER, built_in_models, by_lora, exhaustive, named, quick
+from loclin.studies.presets import (
+    PAPER,
+    built_in_models,
+    by_lora,
+    costly,
+    exhaustive,
+    named,
+    quick,
+)
 from loclin.studies.schedules import names as n
 from loclin.studies.schedules.names import KINDS
 from loclin.studies.settings import DamageSettings, Profile, Sizes, Work
@@ -199,12 +207,24 @@ def _pairs_preset(profile: Profile, model: str) -> SchedulesSettings:
         settings = replace(by_lora(settings), adamw_lr=3e-3, sgd_lr=1e-1)
     if model == "statements-small":  # it knows two tasks
         settings = replace(settings, pairs=("colour+town",))
+    if costly(settings):
+        return _of_your_own(settings)
     if profile == "smoke":
         return quick(replace(settings, adamw_lr=3e-3))
     if profile == "paper":
         return _exhaustive(settings)
     if model == "statements":  # for time alone: its pairs are few and alike
         settings = replace(settings, pairs=("agreeing", "conflicting"))
+    return settings
+
+
+def _of_your_own(settings: SchedulesSettings) -> SchedulesSettings:
+    """One pair, few gradients; AdamW's rate is that of the recovery."""
+    settings = replace(settings, pairs=("conflicting",), seeds=4, adamw_lr=3e-4, batch=16)
+    settings = replace(settings, curve_examples=24, test_examples=64, cosine_examples=32)
+    if settings.profile == "smoke":
+        few = (REFERENCE, "alternating", "raw sum", "sequential", "sequential reversed")
+        return replace(quick(settings), schedules=few, evaluations=24, adamw_lr=1e-3)
     return settings
 
 

@@ -394,8 +394,7 @@ def _table(rows: Sequence[Row], settings: Settings) -> Section:
 
 
 def _worth(rows: Sequence[Row], settings: Settings) -> str:
-    """What a search of N gains on examples that had no part in it."""
-    return (
+    return (  # on examples that had no part in it
         f"A search of N = {settings['n']} at θ_H, at {text_of(rows, 'table_size')} of the "
         f"reference σ, gains {text_of(rows, 'winner_gain', split='test', of='score')} on test."
     )

@@ -10,6 +10,7 @@ from loclin.errors import LoclinError
 from loclin.options import BUILT_IN, SEQUENCE_MODELS
 from loclin.studies.checks import check_counts, check_within
 from loclin.studies.presets import (
+    costly,
     exhaustive,
     named,
     recovering_by_lora,
@@ -178,6 +179,8 @@ def preset(profile: Profile, model: str | None = None) -> SearchClaimsSettings:
         settings = replace(recovering_by_lora(settings), gradient_batch=8, candidates=150)
     if settings.model not in BUILT_IN:
         settings = replace(settings, test_examples=64, probes=8, curvature_chunk=8)
+    if costly(settings):
+        return _of_your_own(settings)
     if profile == "smoke":
         return replace(
             recovering_quickly(settings),
@@ -198,6 +201,19 @@ def preset(profile: Profile, model: str | None = None) -> SearchClaimsSettings:
         )
     settings = replace(settings, steps=100)
     return exhaustive(settings) if profile == "paper" else settings
+
+
+def _of_your_own(settings: SearchClaimsSettings) -> SearchClaimsSettings:
+    """Few candidates, and what needs few examples."""
+    settings = replace(settings, gradient_batch=2, select_examples=24, validate_examples=32)
+    settings = replace(settings, sizes=(0.03, 0.2, 1.0, 3.0), noises=("lowrank:1", "tied"))
+    settings = replace(settings, test_examples=32, votes=(1, 5))
+    if settings.profile == "smoke":
+        settings = replace(recovering_quickly(settings), candidates=12, others=6, inside=4, n=4)
+        settings = replace(settings, best_of=(1, 2, 4, 8), k=4, gradients=8, probes=2)
+        return replace(settings, select_examples=12, test_examples=16, tested=6)
+    settings = replace(settings, candidates=60, others=24, inside=12, tested=12, seeds=4)
+    return replace(settings, best_of=(1, 2, 5, 10, 20, 50), probes=6)
 
 
 def reproduced(profile: Profile) -> tuple[SearchClaimsSettings, ...]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from loclin.errors import LoclinError
 from loclin.options import BUILT_IN
 from loclin.studies.checks import check_counts
-from loclin.studies.presets import exhaustive
+from loclin.studies.presets import PRETRAINED, costly, exhaustive
 from loclin.studies.settings import Profile, StudySettings
 from loclin.studies.steering.names import PARTS
 from loclin.studies.steering.options import SteeringSettings
@@ -36,6 +36,7 @@ class SteeringClaimsSettings(SteeringSettings, StudySettings):
 
     study: ClassVar[str] = "steering"
     kind: ClassVar[str] = "steering"
+    facts: ClassVar[str] = "facts:yes-no"
     scales: ClassVar[Mapping[str, str]] = {
         **{
             f"{quantity}{at}": "fisher"
@@ -135,6 +136,8 @@ def preset(profile: Profile, model: str | None = None) -> SteeringClaimsSettings
     """
     named = model or ("statements-small" if profile == "smoke" else "statements")
     settings = SteeringClaimsSettings(model=named, profile=profile)
+    if costly(settings):
+        return _of_your_own(settings)
     if named not in BUILT_IN:
         settings = replace(settings, seeds=6)
     elif profile == "paper":
@@ -149,11 +152,26 @@ def preset(profile: Profile, model: str | None = None) -> SteeringClaimsSettings
     return replace(settings, **fewer)
 
 
+def _of_your_own(settings: SteeringClaimsSettings) -> SteeringClaimsSettings:
+    """Few examples; as many draws as five claims in both directions take."""
+    settings = replace(settings, labels=48, gradient=24, shift=16, choose=24, test=48)
+    settings = replace(settings, etas=(1e-4, 1e-3, 1e-2), neutral_rows=24, random_vectors=8)
+    if settings.profile == "smoke":
+        settings = replace(settings, labels=24, gradient=12, shift=12, choose=12, test=16)
+        settings = replace(settings, seeds=2, directions=4, relabelings=2, tokens=4, chance=10)
+        return replace(settings, candidates=8, winners=2, etas=(1e-3,), random_vectors=3)
+    settings = replace(settings, seeds=3, directions=100, relabelings=5, tokens=100, chance=100)
+    return replace(settings, candidates=60, winners=10)
+
+
 def reproduced(profile: Profile) -> tuple[SteeringClaimsSettings, ...]:
-    """What `loclin reproduce` runs: the built-in statements, and with "paper" the paper's larger
-    model on its own data.
+    """What `loclin reproduce` runs: the built-in statements; a pretrained model; with "paper" the
+    paper's larger model on its own data.
     """
     own = preset(profile)
+    if profile == "standard":
+        real = replace(preset("smoke", PRETRAINED), profile=profile)
+        return (own, replace(real, data=(real.facts,)))
     if profile != "paper":
         return (own,)
     return (own, replace(preset(profile, "Qwen/Qwen2.5-0.5B"), data=("google/boolq",)))
