@@ -36,7 +36,10 @@ def test_the_sentences_count_and_name_what_hangs_on_the_bar() -> None:
         replace(BASE, id="d", verdict="measurement"),
     ]
     counted, supported, refuted, moved, near = sentences(claims)
-    assert counted == "Of 3 claims under a rule 1 are supported, 1 refuted and 1 open."
+    assert counted == (
+        "Of 3 claims under a rule 1 are supported, 1 refuted and 1 open; in brackets, in how many of "
+        "a claim's settings."
+    )
     assert supported == "Supported: “It holds” (1 of 1)."
     assert refuted == "Refuted: “s” (1 of 2)."
     assert moved == "Verdicts that hang on where the bar stands: a (1 of 1)."

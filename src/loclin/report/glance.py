@@ -45,7 +45,8 @@ def glance(claims: Sequence[Claim], *, narrow: bool = False) -> Drawing:
                 y += 1
         axes.axvline(0, color="#999999", linewidth=0.8, zorder=0)
         axes.set(xlim=(-1.15, 1.15), ylim=(end - 0.4, -1.0), yticks=[])
-        axes.set_xticks([-1, 0, 1], ["speaks against it", "the bar", "speaks for it"])
+        sides = ("against it", "for it") if narrow else ("speaks against it", "speaks for it")
+        axes.set_xticks([-1, 0, 1], [sides[0], "the bar", sides[1]])
         axes.spines["left"].set_visible(False)
         for word, look in VERDICTS.items():
             if any(c.verdict == word for c in claims):
@@ -101,7 +102,8 @@ def sentences(claims: Sequence[Claim]) -> list[str]:
     counts = {word: sum(c.verdict == word for c in claims) for word in VERDICTS}
     said = [
         f"Of {len(ruled)} claims under a rule {counts['supported']} are supported, "
-        f"{counts['refuted']} refuted and {counts['inconclusive']} open.",
+        f"{counts['refuted']} refuted and {counts['inconclusive']} open; in brackets, in how many "
+        "of a claim's settings.",
     ]
     for word in ("supported", "refuted"):
         if some := [c for c in ruled if c.verdict == word]:
