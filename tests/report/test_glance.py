@@ -37,8 +37,8 @@ def test_the_sentences_count_and_name_what_hangs_on_the_bar() -> None:
     ]
     counted, supported, refuted, moved, near = sentences(claims)
     assert counted == (
-        "Of 3 claims under a rule 1 are supported, 1 refuted and 1 open; in brackets, in how many of "
-        "a claim's settings."
+        "Of 3 claims under a rule 1 are supported, 1 refuted and 1 open; in brackets, in how many "
+        "of a claim's settings."
     )
     assert supported == "Supported: “It holds” (1 of 1)."
     assert refuted == "Refuted: “s” (1 of 2)."
