@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
@@ -268,7 +269,7 @@ def _run(planned: Sequence[tuple[Study, Any]], folder: Path, option: str) -> Non
     drawn: dict[str, Any] = {}
 
     def draw(still: Sequence[str]) -> None:
-        build(folder, _sections, planned=still, drawn=drawn)
+        build(folder, _sections, titles=_titles(), planned=still, drawn=drawn)
 
     run_studies(ready, folder, option=option, draw=draw, seconds=seconds)
     _print(folder)
@@ -322,7 +323,8 @@ def _report(folder: Path) -> None:
     from loclin.report.page import build
 
     try:
-        build(folder, _sections, so_far=lambda entry: _so_far(Record(folder), entry))
+        so_far = partial(_so_far, Record(folder))
+        build(folder, _sections, titles=_titles(), so_far=so_far)
         _print(folder)
     except (LoclinError, OSError, MemoryError):
         raise
@@ -349,6 +351,11 @@ def _print(folder: Path) -> None:
 
     print_record(folder, _sections)
     print(f"report: {(folder / 'report.html').resolve()}")
+
+
+def _titles() -> dict[str, str]:
+    """What every kind of study asks, as a title."""
+    return {kind: f"{study.summary[0].upper()}{study.summary[1:]}" for kind, study in KINDS.items()}
 
 
 def _sections(kind: str) -> Callable[..., Any]:

@@ -29,7 +29,12 @@ FIELDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """A causal language model, its data, and how they are loaded."""
+    """A causal language model, its data, and how they are loaded.
+
+    >>> options = LoadOptions(model="my-model", data=("mine.jsonl",), fields=("prompt=text",))
+    >>> options.columns
+    {'prompt': 'text'}
+    """
 
     model: str
     """sequences (150k parameters) or statements (460k), both built in, as are their small twins

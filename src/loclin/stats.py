@@ -34,7 +34,11 @@ _SCALES: dict[Scale, tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A value with its 95 % interval over n independent units; infinite for n = 1."""
+    """A value with its 95 % interval over n independent units; infinite for n = 1.
+
+    >>> print(Estimate(value=0.5, low=0.4, high=0.6, n=6))
+    0.5 [0.4, 0.6]
+    """
 
     value: float
     low: float
@@ -60,7 +64,11 @@ def on_scale(values: Numbers | float, scale: Scale) -> np.ndarray:
 
 
 def unscaled(values: np.ndarray | float, scale: Scale) -> np.ndarray:
-    """Back from a scale."""
+    """Back from a scale.
+
+    >>> unscaled(on_scale([0.9], "logit"), "logit").round(3)
+    array([0.9])
+    """
     return np.asarray(_SCALES[scale][1](values))
 
 
@@ -284,6 +292,11 @@ def permuted_rank_correlations(
     y is shuffled alike in every run: what stands at one place (a type of basis) is the same thing
     in all of them, and does not become independent by being measured again (measures §14). Draws
     are raised by 1e-12, so that round-off puts none that equals what was observed below it.
+
+    >>> place = np.arange(5.0)
+    >>> null = permuted_rank_correlations([(place, place**2)] * 3, draws=999, seed=0)
+    >>> permutation_p(1.0, null) < 0.05  # in order, in every run
+    True
     """
     rng, count = np.random.default_rng(seed), len(groups[0][0])
     orders = rng.permuted(np.tile(np.arange(count), (draws, 1)), axis=1)
@@ -292,7 +305,11 @@ def permuted_rank_correlations(
 
 
 def mean_rank_correlation(x: Conditions, y: Conditions) -> float:
-    """Spearman's ρ over S runs, averaged over the conditions in which it is defined, or NaN."""
+    """Spearman's ρ over S runs, averaged over the conditions in which it is defined, or NaN.
+
+    >>> mean_rank_correlation(np.array([[1.0, 2.0, 3.0]]), np.array([[3.0, 2.0, 1.0]]))
+    -1.0
+    """
     found = [r for r in map(rank_correlation, x, y) if not math.isnan(r)]
     return float(np.mean(found)) if found else math.nan
 
@@ -304,6 +321,11 @@ def permuted_over_runs(
 
     NaN where it is not defined. Draws are raised by 1e-12, so that round-off puts none that equals
     what was observed below it.
+
+    >>> x = np.arange(6.0)[None]
+    >>> null = permuted_over_runs(x, x, draws=999, seed=0)
+    >>> permutation_p(mean_rank_correlation(x, x), null) < 0.05
+    True
     """
     rng = np.random.default_rng(seed)
     orders = np.array([rng.permutation(y.shape[1]) for _ in range(draws)])

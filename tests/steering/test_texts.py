@@ -26,6 +26,11 @@ def test_two_lists_of_texts_give_the_difference_of_their_means(speaking: Problem
     assert len(repr(vector)) < 300
 
 
+def test_one_text_is_no_list_of_texts(speaking: Problem) -> None:
+    with pytest.raises(LoclinError, match=r"found one text: give \[text\]"):
+        steering.from_pairs(speaking.model, speaking.tokenizer, "rome", ["anna"])
+
+
 def test_a_list_without_texts_is_refused(speaking: Problem) -> None:
     with pytest.raises(LoclinError, match="expected positive and negative texts, found 1 and 0"):
         steering.from_pairs(speaking.model, speaking.tokenizer, ["yes"], [])

@@ -63,6 +63,17 @@ def from_labels(
     Raises:
         LoclinError: examples that cannot be asked so or are longer than the model's context, one
             class alone, a layer out of range, an unknown form, the class form without classes.
+
+    >>> import loclin
+    >>> problem = loclin.load("sequences-small")
+    >>> asked = [
+    ...     Example(prompt=f"{task} {x} {y} a b =", answer=f" {x if task == 'copy' else y}",
+    ...             options=(f" {x}", f" {y}"), group=f"{x} {y}")
+    ...     for task in ("copy", "swap") for x, y in ("cd", "de", "ef", "fg", "gh", "hc")
+    ... ]
+    >>> vector = from_labels(problem.model, problem.tokenizer, asked)
+    >>> vector.layers, vector.about["form"]
+    ((0, 1), 'paired')
     """
     numbers = chosen_layers(len(blocks(model, path)), layers)
     _check_named("form", form, Form)
@@ -111,6 +122,18 @@ def from_gradient(
     Raises:
         LoclinError: as `from_labels`; an unknown estimand, an eta not above 0, weights in half
             precision, a gradient that is zero or not finite, E3 without classes.
+
+    >>> import loclin
+    >>> problem = loclin.load("sequences-small")
+    >>> asked = [
+    ...     Example(prompt=f"{task} {x} {y} a b =", answer=f" {x if task == 'copy' else y}",
+    ...             options=(f" {x}", f" {y}"), group=f"{x} {y}")
+    ...     for task in ("copy", "swap") for x, y in ("cd", "de", "ef", "fg", "gh", "hc")
+    ... ]
+    >>> step = from_gradient(problem.model, problem.tokenizer, asked, estimand="E1")
+    >>> labels = from_labels(problem.model, problem.tokenizer, asked)
+    >>> sorted(step.cosine(labels))  # by block
+    [0, 1]
     """
     numbers = chosen_layers(len(blocks(model, path)), layers)
     _check_named("estimand", estimand, Estimand)
@@ -158,6 +181,17 @@ def from_search(
 
     Raises:
         LoclinError: as `from_labels`; weights in half precision, more winners than steps.
+
+    >>> import loclin
+    >>> problem = loclin.load("sequences-small")
+    >>> asked = [
+    ...     Example(prompt=f"{task} {x} {y} a b =", answer=f" {x if task == 'copy' else y}",
+    ...             options=(f" {x}", f" {y}"), group=f"{x} {y}")
+    ...     for task in ("copy", "swap") for x, y in ("cd", "de", "ef", "fg", "gh", "hc")
+    ... ]
+    >>> found = from_search(problem.model, problem.tokenizer, asked, count=8, winners=2)
+    >>> found.route, found.about["n"]
+    ('search', '8')
     """
     numbers = chosen_layers(len(blocks(model, path)), layers)
     search, read = prompt_halves(examples, tokenizer, model, positive=positive, seed=seed)

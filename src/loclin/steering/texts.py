@@ -42,7 +42,15 @@ def from_pairs(
 
     Raises:
         LoclinError: a list without texts, a text without tokens, a layer out of range.
+
+    >>> import loclin
+    >>> problem = loclin.load("sequences-small")
+    >>> vector = from_pairs(problem.model, problem.tokenizer, ["copy a b"], ["swap a b"])
+    >>> vector.layers, vector.width
+    ((0, 1), 32)
     """
+    if isinstance(positive, str) or isinstance(negative, str):
+        raise LoclinError("expected lists of texts, found one text: give [text]")
     if not positive or not negative:
         raise LoclinError(
             f"expected positive and negative texts, found {len(positive)} and {len(negative)}: "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from loclin.options import BUILT_IN
 from loclin.run.rows import Row
 from loclin.studies.settings import DamageSettings
 
@@ -26,6 +28,11 @@ def points(*, untouched: bool) -> dict[str, str]:
     return {
         name: symbol for name, symbol in POINTS.items() if name == "pretrained" or not untouched
     }
+
+
+def own(settings: Mapping[str, Any]) -> bool:
+    """Whether a study was run on a user's own model, for whom something follows."""
+    return settings.get("model", BUILT_IN[0]) not in BUILT_IN
 
 
 def displacement(settings: DamageSettings) -> str:

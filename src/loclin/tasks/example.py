@@ -23,6 +23,9 @@ class Example:
         group: what no two splits share (a passage, an input sequence); "" means the prompt.
         also: other free answers that are right too; what is trained on is `answer`.
         phrasing: which of several the prompt was made by; "" where there is one.
+
+    >>> Example(prompt="is rome in italy ?", answer=" yes", options=(" yes", " no")).options
+    (' yes', ' no')
     """
 
     prompt: str

@@ -1,9 +1,15 @@
 """Sentences from planted rows: what is said must be what the rows hold."""
 
+from dataclasses import replace
 from typing import Any
 
 from loclin.run.rows import Row
-from loclin.studies.search.sentences import forecast_lines, observed_lines, winner_lines
+from loclin.studies.search.sentences import (
+    follow_lines,
+    forecast_lines,
+    observed_lines,
+    winner_lines,
+)
 
 
 def row(
@@ -118,6 +124,19 @@ def test_a_forecast_is_told_in_sentences() -> None:
     assert "of no use at σ = 0.05, which is too near or beyond" in beyond
     flatless = [r for r in FORECAST if r.quantity != "best_sigma"]
     assert "Curvature sets no best σ here" in flat(forecast_lines(flatless, SETTINGS))
+
+
+def test_what_a_search_would_gain_follows_and_whether_its_best_is_worth_keeping() -> None:
+    text = flat(follow_lines([*FORECAST, *OBSERVED], SETTINGS))
+    for words in (
+        "N = 100 is expected to gain 0.03 [0.02, 0.04] nats a token on examples like these, at the "
+        "best of the σ tried, 0.01.",
+        "answers 0.06 [0.02, 0.1] more of the test examples right than the model itself: shown to "
+        "be better (p 0.012 after Holm).",
+    ):
+        assert words in text
+    chance = [replace(r, value=0.4) if r.quantity == "p_holm" else r for r in OBSERVED]
+    assert "not shown to be better (p 0.4 after Holm)" in flat(follow_lines(chance, SETTINGS))
 
 
 def test_what_was_promised_and_what_was_left_is_told() -> None:

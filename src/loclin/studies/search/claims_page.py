@@ -18,9 +18,10 @@ from loclin.report.figures import (
     draw_points,
     select,
 )
-from loclin.report.section import Section, text_of
+from loclin.report.section import Missing, Section, made, text_of
 from loclin.report.words import estimate_text, number
 from loclin.run.rows import Row
+from loclin.studies.names import own
 from loclin.studies.search import claims_names as names
 from loclin.studies.search.names import MODEL, RANDOM_VOTE, SAMPLED_VOTE, VOTE
 
@@ -30,10 +31,10 @@ WHOLE: dict[str, Any] = {"space": names.ALL, "noise": names.GAUSSIAN}
 Settings = Mapping[str, Any]
 
 
-def sections(rows: Sequence[Row], settings: Settings) -> list[Section]:
+def sections(rows: Sequence[Row], settings: Settings, skip: Missing = ()) -> list[Section]:
     """The study's sections in reading order."""
     parts = (_law, _dimension, _candidates, _density, _table)
-    return [part(rows, settings) for part in parts]
+    return made([partial(part, rows, settings) for part in parts], skip)
 
 
 def _null(rows: Sequence[Row], quantity: str, **context: Any) -> str:
@@ -393,4 +394,15 @@ def _table(rows: Sequence[Row], settings: Settings) -> Section:
         "and as many candidates without selection are the controls.",
         figures=figures,
         sees=lines,
+        follows=[_worth(rows, settings)] if own(settings) else (),
+    )
+
+
+def _worth(rows: Sequence[Row], settings: Settings) -> str:
+    """What a search of N gains on examples that had no part in it."""
+    text = partial(text_of, rows)
+    return (
+        f"A search of N = {settings['n']} around the half-damaged model, at {text('table_size')} "
+        f"of the reference σ, gains {text('winner_gain', split='test', of='score')} in score on "
+        "test examples."
     )

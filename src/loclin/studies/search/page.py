@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from loclin.report.figures import PALETTE, Curve, Drawing, draw_curves, draw_dots, select
-from loclin.report.section import Section, Table
+from loclin.report.section import Missing, Section, Table, made
 from loclin.report.words import estimate_text, p_text
 from loclin.run.rows import Row
 from loclin.search.splits import PARTS
 from loclin.studies.search import names
-from loclin.studies.search.sentences import forecast_lines, observed_lines, winner_lines
+from loclin.studies.search.sentences import (
+    follow_lines,
+    forecast_lines,
+    observed_lines,
+    winner_lines,
+)
 
 
-def sections(rows: Sequence[Row], settings: Mapping[str, Any]) -> list[Section]:
+def sections(rows: Sequence[Row], settings: Mapping[str, Any], skip: Missing = ()) -> list[Section]:
     """The page's sections in reading order."""
     shown = [r for r in rows if "search" not in r.context]
-    return [_found(shown, settings), _gained(shown, settings), *_expected(shown, settings)]
+    return made([partial(part, shown, settings) for part in (_found, _gained, _expected)], skip)
 
 
 def _found(rows: Sequence[Row], settings: Mapping[str, Any]) -> Section:
@@ -29,6 +35,7 @@ def _found(rows: Sequence[Row], settings: Mapping[str, Any]) -> Section:
         "had no part in it.",
         figures=[*_scores(rows), *_promise(rows)],
         sees=list(winner_lines(rows, settings)),
+        follows=list(follow_lines(rows, settings)),
         tables=[_table(rows, single=settings["seeds"] == 1)],
         brief=True,
     )

@@ -7,12 +7,34 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from loclin.report.figures import select
-from loclin.report.words import estimate_text, number
+from loclin.report.words import estimate_text, number, p_text
 from loclin.run.rows import Row
 from loclin.search.splits import PARTS
 from loclin.studies.search import names
+from loclin.studies.verdict import LEVEL
 
 Settings = Mapping[str, Any]
+
+
+def follow_lines(rows: Sequence[Row], settings: Settings) -> Iterator[str]:
+    """What a search of N would gain, and whether its best candidate is worth keeping."""
+    expected = [r for r in rows if r.quantity == names.EXPECTED_GAIN and r.value is not None]
+    if others := [r for r in expected if r.context["on"] == "other"]:
+        best = max(others, key=lambda r: r.value or 0.0)
+        none = "" if (best.value or 0.0) > 0 else "no more than "
+        yield (
+            f"A search of N = {settings['n']} is expected to gain {none}{_estimate([best])} nats a "
+            f"token on examples like these, at the best of the σ tried, {best.context['sigma']:g}."
+        )
+    gain = select(rows, names.GAIN, arm=names.BEST)
+    holm = next((r.value for r in select(rows, names.P_HOLM, arm=names.BEST)), None)
+    if gain:
+        shown = holm is not None and holm < LEVEL
+        yield (
+            f"The best candidate answers {_estimate(gain)} more of the test examples right than "
+            f"the model itself: {'' if shown else 'not '}shown to be better"
+            f"{'' if holm is None else f' (p {p_text(holm)} after Holm)'}."
+        )
 
 
 def forecast_lines(rows: Sequence[Row], settings: Settings) -> Iterator[str]:

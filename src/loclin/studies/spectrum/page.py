@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from loclin.report.figures import Curve, Drawing, curve, draw_curves, draw_matrix, select
-from loclin.report.section import Section, null_of, text_of
+from loclin.report.section import Missing, Section, made, null_of, text_of
 from loclin.report.words import number
 from loclin.run.rows import Row
 from loclin.studies.names import POINTS, points
@@ -21,10 +21,11 @@ LOGARITHMIC: dict[str, Any] = {"limits": None, "log": (True, True)}
 LENGTHS = {UNIT: "scaled to unit length", OWN: "of their own norms"}
 
 
-def sections(rows: Rows, settings: Settings) -> list[Section]:
+def sections(rows: Rows, settings: Settings, skip: Missing = ()) -> list[Section]:
     """The study's sections in reading order."""
-    places = [_places(rows, settings)] if select(rows, "layer_rank_ratio") else []
-    return [_ranks(rows, settings), _energy(rows, settings), _tasks(rows, settings), *places]
+    parts = [partial(part, rows, settings) for part in (_ranks, _energy, _tasks)]
+    places = [partial(_places, rows, settings)] if select(rows, "layer_rank_ratio") else []
+    return made([*parts, *places], skip)
 
 
 def _points(settings: Settings) -> Iterable[tuple[str, str]]:

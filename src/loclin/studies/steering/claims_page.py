@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from loclin.report.figures import PALETTE, Curve, Drawing, draw_curves, select
-from loclin.report.section import Section, Table, text_of
+from loclin.report.section import Missing, Section, Table, made, text_of
 from loclin.report.words import number
 from loclin.run.rows import Row
 from loclin.studies.steering import claims_names as names
@@ -26,10 +26,10 @@ PAIRED_FORM = (
 )
 
 
-def sections(rows: Sequence[Row], settings: Mapping[str, Any]) -> list[Section]:
+def sections(rows: Sequence[Row], settings: Mapping[str, Any], skip: Missing = ()) -> list[Section]:
     """The study's sections in reading order."""
     every = (_layers, _beyond, effects, _routes, _search, _frozen)
-    return [section(rows, settings) for section in every]
+    return made([partial(part, rows, settings) for part in every], skip)
 
 
 def _draw(name: str, caption: str, title: str, curves: Sequence[Curve], y: str) -> Drawing:

@@ -13,9 +13,11 @@ from loclin.report.section import Section, Table, text_of
 from loclin.report.words import number
 from loclin.run.rows import Row
 from loclin.steering.estimands import Estimand
+from loclin.studies.names import own
 from loclin.studies.steering import claims_names as names
 
 GREY = PALETTE[8]
+KL = "strength_at_kl"
 DRAWN = (names.CAA, "E1", "E3", names.LOGITS, names.SEARCH, names.STEP)
 
 
@@ -94,7 +96,20 @@ def effects(rows: Sequence[Row], settings: Mapping[str, Any]) -> Section:
             ),
         ],
         sees=_sentences(rows),
+        follows=[_use(rows, settings)] if own(settings) else (),
         tables=[_table(rows, settings, place) for place in (names.MIDDLE, names.CHOSEN)],
+    )
+
+
+def _use(rows: Sequence[Row], settings: Mapping[str, Any]) -> str:
+    """Where the vector from labels belongs, and how strongly."""
+    here = {"condition": names.CAA, "at": names.MIDDLE}
+    strength, slope = (q(rows, n, **here) for q, n in ((mean_text, KL), (text_of, "slope")))
+    return (
+        f"The vector from labels belongs at the output of block "
+        f"{mean_text(rows, 'layer', at=names.MIDDLE)} (mean over units) at a strength up to "
+        f"{strength}, where neutral text moves by {settings['kl']:g} nats a token; a unit of "
+        f"strength moves the logit difference by {slope}."
     )
 
 
