@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
@@ -21,7 +20,7 @@ from loclin.renamed import refuse_old
 from loclin.run.record import Record
 from loclin.run.rows import Row
 from loclin.run.runner import Study, run_studies, summed_up
-from loclin.studies import KINDS, STUDIES
+from loclin.studies import KINDS, STUDIES, TITLES
 from loclin.studies.settings import Profile
 
 T = TypeVar("T")
@@ -269,7 +268,7 @@ def _run(planned: Sequence[tuple[Study, Any]], folder: Path, option: str) -> Non
     drawn: dict[str, Any] = {}
 
     def draw(still: Sequence[str]) -> None:
-        build(folder, _sections, titles=_titles(), planned=still, drawn=drawn)
+        build(folder, _sections, titles=TITLES, planned=still, drawn=drawn)
 
     run_studies(ready, folder, option=option, draw=draw, seconds=seconds)
     _print(folder)
@@ -323,8 +322,8 @@ def _report(folder: Path) -> None:
     from loclin.report.page import build
 
     try:
-        so_far = partial(_so_far, Record(folder))
-        build(folder, _sections, titles=_titles(), so_far=so_far)
+        record = Record(folder)
+        build(folder, _sections, titles=TITLES, so_far=lambda entry: _so_far(record, entry))
         _print(folder)
     except (LoclinError, OSError, MemoryError):
         raise
@@ -351,11 +350,6 @@ def _print(folder: Path) -> None:
 
     print_record(folder, _sections)
     print(f"report: {(folder / 'report.html').resolve()}")
-
-
-def _titles() -> dict[str, str]:
-    """What every kind of study asks, as a title."""
-    return {kind: f"{study.summary[0].upper()}{study.summary[1:]}" for kind, study in KINDS.items()}
 
 
 def _sections(kind: str) -> Callable[..., Any]:

@@ -17,7 +17,11 @@ FIGURES = ["cosine-layers", "cosine-eta", "beyond-e1", "beyond-e3", "dose", "eff
 def test_the_page_holds_what_the_rows_do(kind: str, request: pytest.FixtureRequest) -> None:
     found = request.getfixturevalue(kind)
     every = [*found, *summaries(found)]
-    shown = page.sections(every, vars(TINY))
+    shown = page.sections(every, {**vars(TINY), "model": "mine"})
+    slope = text_of(every, "slope", condition=names.CAA, at=names.MIDDLE)
+    (follows,) = [line for s in shown for line in s.follows]
+    assert follows.startswith("The vector from labels belongs at the output of block ")
+    assert follows.endswith(f"a unit of strength moves the logit difference by {slope}.")
     drawn = [d.name for s in shown for d in s.figures]
     assert drawn == [n for n in FIGURES if kind == "rows" or n != "beyond-e3"]
     assert not any(re.search(r"\bnan\b", line) for s in shown for line in s.sees)

@@ -18,7 +18,7 @@ from loclin.report.figures import (
     draw_points,
     select,
 )
-from loclin.report.section import Missing, Section, made, text_of
+from loclin.report.section import Missing, Section, made, null_of, text_of
 from loclin.report.words import estimate_text, number
 from loclin.run.rows import Row
 from loclin.studies.names import own
@@ -33,13 +33,8 @@ Settings = Mapping[str, Any]
 
 def sections(rows: Sequence[Row], settings: Settings, skip: Missing = ()) -> list[Section]:
     """The study's sections in reading order."""
-    parts = (_law, _dimension, _candidates, _density, _table)
-    return made([partial(part, rows, settings) for part in parts], skip)
-
-
-def _null(rows: Sequence[Row], quantity: str, **context: Any) -> str:
-    found = select(rows, quantity, **context)
-    return number(found[0].null) if found else "–"
+    parts = (partial(p, rows, settings) for p in (_law, _dimension, _candidates, _density, _table))
+    return made(parts, skip)
 
 
 def _with_law(
@@ -205,7 +200,7 @@ def _candidates(rows: Sequence[Row], settings: Settings) -> Section:
             f"At {symbol} the gain in loss is correlated with alignment to r = {r(**loss)} (the "
             "law predicts r² = σ²‖g‖²/(σ²‖g‖² + σ⁴‖H‖_F²/2 + τ²), τ = 0 on the same examples, "
             f"times the cosine of both gradients: r = "
-            f"{_null(rows, 'alignment_correlation', **loss)}), with overlap to r = "
+            f"{null_of(rows, 'alignment_correlation', **loss)}), with overlap to r = "
             f"{overlap(**loss)}; the gain in score to {r(**score)} and {overlap(**score)}."
         )
         over_sigma = select(rows, "alignment_correlation", point=point, of="loss")
@@ -399,10 +394,7 @@ def _table(rows: Sequence[Row], settings: Settings) -> Section:
 
 
 def _worth(rows: Sequence[Row], settings: Settings) -> str:
-    """What a search of N gains on examples that had no part in it."""
-    text = partial(text_of, rows)
-    return (
-        f"A search of N = {settings['n']} around the half-damaged model, at {text('table_size')} "
-        f"of the reference σ, gains {text('winner_gain', split='test', of='score')} in score on "
-        "test examples."
+    return (  # on examples that had no part in it
+        f"A search of N = {settings['n']} at θ_H, at {text_of(rows, 'table_size')} of the "
+        f"reference σ, gains {text_of(rows, 'winner_gain', split='test', of='score')} on test."
     )

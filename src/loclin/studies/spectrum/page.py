@@ -23,9 +23,8 @@ LENGTHS = {UNIT: "scaled to unit length", OWN: "of their own norms"}
 
 def sections(rows: Rows, settings: Settings, skip: Missing = ()) -> list[Section]:
     """The study's sections in reading order."""
-    parts = [partial(part, rows, settings) for part in (_ranks, _energy, _tasks)]
-    places = [partial(_places, rows, settings)] if select(rows, "layer_rank_ratio") else []
-    return made([*parts, *places], skip)
+    parts = [_ranks, _energy, _tasks, *([_places] if select(rows, "layer_rank_ratio") else [])]
+    return made([partial(part, rows, settings) for part in parts], skip)
 
 
 def _points(settings: Settings) -> Iterable[tuple[str, str]]:
