@@ -259,9 +259,9 @@ def _run(planned: Sequence[tuple[Study, Any]], folder: Path, option: str) -> Non
     ready = [(study, settings.checked()) for study, settings in planned]
     if len(ready) > 1:
         _all_cached([settings for _, settings in ready])
-    record, seconds = Record(folder, option=option), 0.0
+    record, seconds, problem = Record(folder, option=option), 0.0, None
     if len(ready) == 1:
-        settings, seconds = _expected(ready[0][1], record)
+        settings, seconds, problem = _expected(ready[0][1], record)
         ready = [(ready[0][0], settings)]
     from loclin.report.page import build
 
@@ -270,19 +270,22 @@ def _run(planned: Sequence[tuple[Study, Any]], folder: Path, option: str) -> Non
     def draw(still: Sequence[str]) -> None:
         build(folder, _sections, titles=TITLES, planned=still, drawn=drawn)
 
-    run_studies(ready, folder, option=option, draw=draw, seconds=seconds)
+    more: dict[str, Any] = {"option": option, "seconds": seconds, "problem": problem}
+    run_studies(ready, folder, draw=draw, **more)
     _print(folder)
 
 
-def _expected(settings: Any, record: Record) -> tuple[Any, float]:
-    """Say what a command will take, where there are runs to make and passes can tell."""
+def _expected(settings: Any, record: Record) -> tuple[Any, float, Any]:
+    """Say what a command will take, where there are runs to make and passes can tell; and the model
+    that they were timed on.
+    """
     held = record.run()["studies"].get(settings.entry, {})
     if settings.budget and held:  # what a budget chose before stands
         counts = {name: held[name] for name in settings.lowered if name in held}
         settings = replace(settings, **counts).checked()
     left = not all(record.ended(settings.entry, run) for run in range(settings.runs))
     if not (settings.timed and settings.kept and left):
-        return settings, 0.0
+        return settings, 0.0, None
     from loclin.studies.estimate import expected
 
     return expected(settings, record)

@@ -30,6 +30,12 @@ LARGE = 0.1  # interference, of the larger single effect, at which two steps do 
 class Objective(Generic[T]):
     """A mean loss: what it is summed by, over which batches, and how products with its Hessian are
     made (`CurvatureOperator`).
+
+    >>> layer = torch.nn.Linear(1, 1, bias=False)
+    >>> _ = layer.weight.data.fill_(3.0)
+    >>> task = Objective(loss=lambda x: layer(x).square().mean(), batches=[torch.ones(4, 1)])
+    >>> task.value(), task.gradient(ParameterSpace(layer))
+    (9.0, tensor([6.]))
     """
 
     loss: SummedLoss[T]
@@ -64,6 +70,9 @@ class Bracket:
         length: ‖b‖.
         together: ‖g_A + g_B‖.
         apart: ‖g_A‖ + ‖g_B‖.
+
+    >>> Bracket(vector=torch.tensor([0.0, 2.0]), length=2.0, together=4.0, apart=5.0)
+    Bracket(κ = 0.5, onset = 0.2)
     """
 
     vector: Float[Tensor, " D"]
@@ -131,6 +140,11 @@ class OrderEffect:
         apart: c′ = ‖θ_AB − θ_BA‖ / kη(‖g_A‖ + ‖g_B‖).
         ab, ba: the losses of both tasks at the end of either order.
         predicted: of (L_A + L_B) at AB less that at BA: k²η² ∇Lᵀb at the midpoint of both ends.
+
+    >>> OrderEffect(
+    ...     eta=0.1, k=1, relative=0.2, apart=0.1, ab=(1.0, 2.0), ba=(1.5, 2.0), predicted=-0.4
+    ... ).difference
+    -0.5
     """
 
     eta: float
@@ -156,6 +170,15 @@ def order_effect(
 
     Raises:
         LoclinError: η that is not above 0, k below 1, a loss that is not finite.
+
+    >>> layer = torch.nn.Linear(2, 1, bias=False)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[1.0, 2.0]]))
+    >>> square = lambda x: layer(x).square().sum() / 2
+    >>> xs = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]])
+    >>> one, two = (Objective(loss=square, batches=[x]) for x in xs)
+    >>> made = order_effect(ParameterSpace(layer), one, two, 0.1)
+    >>> round(made.difference, 3), round(made.predicted, 3)
+    (-0.036, -0.036)
     """
     if not (eta > 0 and k > 0):
         raise LoclinError(
@@ -242,6 +265,13 @@ class Interference:
             a² τ_AᵀHτ_B.
         effects: the larger of |L(θ+aτ_A) − L(θ)| and |L(θ+aτ_B) − L(θ)|.
         cubic: at every scale the odd part of the loss along τ_A + τ_B beyond its slope.
+
+    >>> found = Interference(
+    ...     loss=1.0, slopes=np.array([-1.0, -1.0]), curvatures=np.array([[2.0, 1.0], [1.0, 2.0]]),
+    ...     scales=(1.0,), measured=(1.0,), effects=(0.5,), cubic=(0.0,),
+    ... )
+    >>> found.normalised, round(found.coefficient, 3), [round(x, 3) for x in found.plane]
+    (0.5, 0.333, [0.333, 0.333])
     """
 
     loss: float

@@ -58,6 +58,10 @@ class RunSettings:
     in_process: ClassVar[bool] = False
     kept: ClassVar[bool] = True
     stage: ClassVar[str] = "run"
+    #: Whether its own process spreads one run's work over workers; whether it reads prompts without
+    #: their options.
+    spread: ClassVar[bool] = False
+    prompts_alone: ClassVar[bool] = False
     #: Counts that a budget may lower, and how far; which of them are examples that are scored.
     lowered: ClassVar[Mapping[str, int]] = {}
     scored: ClassVar[tuple[str, ...]] = ()
@@ -104,6 +108,11 @@ class RunSettings:
     def timed(self) -> bool:
         """Whether passes are timed beforehand, on a model that is loaded for it."""
         return type(self).work is not RunSettings.work
+
+    @property
+    def shares(self) -> Mapping[str, float] | None:
+        """Of the groups of a user's data in each split, where they are not the usual ones."""
+        return None
 
     def where(self) -> str:
         """The device, in words.

@@ -56,7 +56,7 @@ def measure(settings: SearchSettings, run: int, session: Session) -> Part:
     assert session.record is not None
     noise = Noise.parse(settings.noise)
     session.progress("reading model and data", 0.0)
-    problem = load(settings, seed=settings.seed, progress=session.progress)
+    problem = session.problem or load(settings, seed=settings.seed, progress=session.progress)
     spec, splits, notes = described(settings, noise, problem)
     with one_thread(spec.device):
         before = known(problem, settings, progress=session.progress)

@@ -35,6 +35,7 @@ class SearchSettings(ModelSettings):
     study: ClassVar[str] = "search"
     kind: ClassVar[str] = "search"
     in_process: ClassVar[bool] = True
+    spread: ClassVar[bool] = True
 
     lowered: ClassVar[Mapping[str, int]] = {"n": 10, "select": 32, "validate": 32, "test": 64}
     scored: ClassVar[tuple[str, ...]] = ("test",)

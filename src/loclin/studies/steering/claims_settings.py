@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from loclin.errors import LoclinError
 from loclin.options import BUILT_IN
-from loclin.studies.checks import check_counts
+from loclin.studies.checks import check_counts, check_each
 from loclin.studies.presets import PRETRAINED, costly, exhaustive
 from loclin.studies.settings import Profile, StudySettings
-from loclin.studies.steering.names import PARTS
-from loclin.studies.steering.options import SteeringSettings
+from loclin.studies.steering.names import COSINES, PARTS
+from loclin.studies.steering.settings import SteeringSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,19 +37,7 @@ class SteeringClaimsSettings(SteeringSettings, StudySettings):
     kind: ClassVar[str] = "steering"
     facts: ClassVar[str] = "facts:yes-no"
     scales: ClassVar[Mapping[str, str]] = {
-        **{
-            f"{quantity}{at}": "fisher"
-            for quantity in (
-                "cosine",
-                "cosine_with_logits",
-                "cosine_with_step",
-                "reliability",
-                "ceiling",
-                "null",
-                "null_cosine",
-            )
-            for at in ("", "_at")
-        },
+        **{f"{quantity}{at}": "fisher" for quantity in COSINES for at in ("", "_at")},
         **dict.fromkeys(("eta_cosine", "mirror_cosine", "null_median"), "fisher"),
         "anti_steerable": "score",
     }
@@ -118,15 +105,13 @@ class SteeringClaimsSettings(SteeringSettings, StudySettings):
         growing = etas == sorted(set(etas)) and min(etas, default=0) > 0
         exact, dtype = "float32 or float64 for steps this small", f"--dtype {self.dtype}"
         fewer = f"fewer winners than the {self.candidates} candidates"
-        for holds, expected, found, remedy in (
+        check_each(
             (self.dtype in ("float32", "float64"), exact, dtype, "change it"),
             (growing, "growing step sizes above 0", etas, "change --etas"),
             (self.eta in etas, f"--eta {self.eta:g} among --etas", etas, "add it"),
             (0 < size < 1, "a size of search steps between 0 and 1", size, "change --search-size"),
             (self.winners < self.candidates, fewer, self.winners, "lower --winners"),
-        ):
-            if not holds:
-                raise LoclinError(f"expected {expected}, found {found}: {remedy}")
+        )
         return self
 
 
