@@ -20,7 +20,7 @@ def test_the_page_holds_what_the_rows_do(kind: str, request: pytest.FixtureReque
     slope = text_of(every, "slope", condition=names.CAA, at=names.MIDDLE)
     (follows,) = [line for s in shown for line in s.follows]
     assert follows.startswith("The vector from labels belongs at the output of block ")
-    assert follows.endswith(f"a unit of strength moves the logit difference by {slope}.")
+    assert follows.endswith(f"one unit moves the logit difference by {slope}.")
     drawn = [d.name for s in shown for d in s.figures]
     assert drawn == [n for n in FIGURES if kind == "rows" or n != "beyond-e3"]
     assert not any(re.search(r"\bnan\b", line) for s in shown for line in s.sees)

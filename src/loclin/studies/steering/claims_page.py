@@ -22,38 +22,9 @@ Rows = Sequence[Row]
 Settings = Mapping[str, Any]
 #: Places in the palette.
 COLOUR, GREY = {"E1": 0, "E2": 2, "E3": 1}, 8
-PLAIN = {"removed": names.NOTHING}
-MIDDLE: dict[str, Any] = {"at": names.MIDDLE}
-LATE: dict[str, Any] = {"at": names.CHOSEN}
-LEVEL = "97.5 %"
+PLAIN, MIDDLE, LATE, LEVEL = names.PLAIN, names.AT_MIDDLE, names.AT_LATE, names.LEVEL
 #: Conditions whose dose and response is drawn.
 DRAWN = (names.CAA, "E1", "E3", names.LOGITS, names.SEARCH, names.STEP)
-PAIRED_FORM = (
-    "In these examples the right answer counts as +: CAA is the mean difference at the answer's "
-    "token, E2 is E1, and E3 is not defined."
-)
-#: Lines of the table of angles: quantity and condition; over the late layers, if nothing is said.
-ANGLES: Mapping[str, tuple[str, dict[str, Any]]] = {
-    "cosine with CAA": ("cosine_at", PLAIN),
-    "at the late block": ("cosine_at", {**PLAIN, **LATE}),
-    "at the best block of each run": ("cosine_at", {**PLAIN, "at": names.HIGHEST}),
-    "at the middle block": ("cosine_at", {**PLAIN, **MIDDLE}),
-    "there, without the readout": ("cosine_at", {"removed": names.READOUT, **MIDDLE}),
-    f"{LEVEL} of random steps there": ("null_at", {"null": names.BEYOND, **MIDDLE}),
-    "there, in whitened activations": ("cosine_at", {"removed": names.WHITENED, **MIDDLE}),
-    f"{LEVEL} of random steps in these": ("null_at", {"null": names.IN_WHITENED, **MIDDLE}),
-    **{label: ("cosine_at", {"removed": removed}) for removed, label in names.REMOVED.items()},
-    f"{LEVEL} of random steps without the readout": ("null_at", {"null": names.BEYOND}),
-    "cosine with g": ("cosine_with_logits_at", {}),
-    "cosine with CAA in the limit of small steps": ("eta_cosine", {"eta": 0.0}),
-    "cosine of a step forward and minus one back": ("mirror_cosine", {"eta": None}),
-    "distance of a step forward from the limit": ("limit_error", {"eta": None}),
-    "distance of half the difference of both": ("centred_error", {"eta": None}),
-    "reliability": ("reliability_at", {}),
-    "ceiling of the cosine by both reliabilities": ("ceiling_at", {}),
-    "cosine over its ceiling": ("disattenuated_at", {}),
-    "share of runs and blocks whose reliability is not above 0": ("unreliable", {}),
-}
 #: Nulls of the table by layer.
 NULLS = (names.WHOLE, names.BY_TENSOR, names.TOKENS, names.RELABELLED, names.CAA_RELABELLED)
 #: Columns of the table of effects.
@@ -133,7 +104,7 @@ def _layers(rows: Rows, settings: Settings) -> Section:
             _draw("cosine-eta", captions[1], "Over step size", sizes, **over_eta),
         ],
         sees=[
-            *([] if _class_form(rows) else [PAIRED_FORM]),
+            *([] if _class_form(rows) else [names.PAIRED_FORM]),
             *(_labels_say(rows, of) for of in shown),
         ],
         tables=[_angle_table(rows, eta), _null_table(rows)],
@@ -159,7 +130,7 @@ def _angle_table(rows: Rows, eta: float) -> Table:
     every = [*names.ESTIMANDS, *frozen, names.PAIRED, names.LOGITS, names.SEARCH]
     there = {r.context["of"] for r in select(rows, "cosine")}
     shown, body = [*(of for of in every if of in there), names.CAA], []
-    for label, (quantity, more) in ANGLES.items():
+    for label, (quantity, more) in names.ANGLES.items():
         context = {"at": "late", **more}
         if "eta" in context:
             context["eta"] = eta if context["eta"] is None else context["eta"]
@@ -296,12 +267,11 @@ def _effects(rows: Rows, settings: Settings) -> Section:
 def _use(rows: Rows, settings: Settings) -> str:
     """Where the vector from labels belongs, and how strongly."""
     strength = number_of(rows, "strength_at_kl", condition=names.CAA, **MIDDLE)
-    block = number_of(rows, "layer", **MIDDLE)
+    slope = text_of(rows, "slope", condition=names.CAA, **MIDDLE)
     return (
-        f"The vector from labels belongs at the output of block {block} (mean over units) at a "
-        f"strength up to {strength}, where neutral text moves by "
-        f"{settings['kl']:g} nats a token; a unit of strength moves the logit difference by "
-        f"{text_of(rows, 'slope', condition=names.CAA, **MIDDLE)}."
+        f"The vector from labels belongs at the output of block {number_of(rows, 'layer', **MIDDLE)}"
+        f" (mean over units) at a strength up to {strength}, where neutral text moves by "
+        f"{settings['kl']:g} nats a token; one unit moves the logit difference by {slope}."
     )
 
 

@@ -5,6 +5,7 @@ Imports nothing heavy.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from loclin.steering.estimands import Estimand
 
@@ -88,3 +89,36 @@ REMOVED: Mapping[str, str] = {
 def frozen(of: str) -> str:
     """An estimand of a step that leaves the embeddings as they are."""
     return f"{of}, embeddings frozen"
+
+
+#: What a cosine is taken of, where, and the quantile of a null beside it.
+PLAIN: dict[str, Any] = {"removed": NOTHING}
+AT_MIDDLE: dict[str, Any] = {"at": MIDDLE}
+AT_LATE: dict[str, Any] = {"at": CHOSEN}
+LEVEL = "97.5 %"
+PAIRED_FORM = (
+    "In these examples the right answer counts as +: CAA is the mean difference at the answer's "
+    "token, E2 is E1, and E3 is not defined."
+)
+#: Lines of the table of angles: quantity and condition; over the late layers, if nothing is said.
+ANGLES: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "cosine with CAA": ("cosine_at", PLAIN),
+    "at the late block": ("cosine_at", {**PLAIN, **AT_LATE}),
+    "at the best block of each run": ("cosine_at", {**PLAIN, "at": HIGHEST}),
+    "at the middle block": ("cosine_at", {**PLAIN, **AT_MIDDLE}),
+    "there, without the readout": ("cosine_at", {"removed": READOUT, **AT_MIDDLE}),
+    f"{LEVEL} of random steps there": ("null_at", {"null": BEYOND, **AT_MIDDLE}),
+    "there, in whitened activations": ("cosine_at", {"removed": WHITENED, **AT_MIDDLE}),
+    f"{LEVEL} of random steps in these": ("null_at", {"null": IN_WHITENED, **AT_MIDDLE}),
+    **{label: ("cosine_at", {"removed": removed}) for removed, label in REMOVED.items()},
+    f"{LEVEL} of random steps without the readout": ("null_at", {"null": BEYOND}),
+    "cosine with g": ("cosine_with_logits_at", {}),
+    "cosine with CAA in the limit of small steps": ("eta_cosine", {"eta": 0.0}),
+    "cosine of a step forward and minus one back": ("mirror_cosine", {"eta": None}),
+    "distance of a step forward from the limit": ("limit_error", {"eta": None}),
+    "distance of half the difference of both": ("centred_error", {"eta": None}),
+    "reliability": ("reliability_at", {}),
+    "ceiling of the cosine by both reliabilities": ("ceiling_at", {}),
+    "cosine over its ceiling": ("disattenuated_at", {}),
+    "share of runs and blocks whose reliability is not above 0": ("unreliable", {}),
+}
