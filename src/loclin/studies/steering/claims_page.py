@@ -268,9 +268,9 @@ def _use(rows: Rows, settings: Settings) -> str:
     """Where the vector from labels belongs, and how strongly."""
     strength = number_of(rows, "strength_at_kl", condition=names.CAA, **MIDDLE)
     slope = text_of(rows, "slope", condition=names.CAA, **MIDDLE)
+    block = number_of(rows, "layer", **MIDDLE)
     return (
-        f"The vector from labels belongs at the output of block {number_of(rows, 'layer', **MIDDLE)}"
-        f" (mean over units) at a strength up to {strength}, where neutral text moves by "
+        f"The vector from labels belongs at the output of block {block} (mean over units) at a strength up to {strength}, where neutral text moves by "
         f"{settings['kl']:g} nats a token; one unit moves the logit difference by {slope}."
     )
 
