@@ -270,8 +270,9 @@ def _use(rows: Rows, settings: Settings) -> str:
     slope = text_of(rows, "slope", condition=names.CAA, **MIDDLE)
     block = number_of(rows, "layer", **MIDDLE)
     return (
-        f"The vector from labels belongs at the output of block {block} (mean over units) at a strength up to {strength}, where neutral text moves by "
-        f"{settings['kl']:g} nats a token; one unit moves the logit difference by {slope}."
+        f"The vector from labels belongs at the output of block {block} (mean over units) at a "
+        f"strength up to {strength}, where neutral text moves by {settings['kl']:g} nats a token; "
+        f"one unit moves the logit difference by {slope}."
     )
 
 
