@@ -18,8 +18,7 @@ from loclin.search.noise import Noise
 from loclin.search.scoring import best_first
 from loclin.seeds import derived
 from loclin.stats import mcnemar
-from loclin.studies.search.claims_names import ORACLE
-from loclin.studies.search.names import MODEL, RANDOM_VOTE, SAMPLED_VOTE, VOTE
+from loclin.studies.search.names import MODEL, ORACLE, RANDOM_VOTE, SAMPLED_VOTE, VOTE
 from loclin.studies.search.point import Gains, PointContext, gains
 from loclin.tasks.example import Example
 
