@@ -309,8 +309,11 @@ def permuted_rank_correlations(
     """
     rng, count = np.random.default_rng(seed), len(groups[0][0])
     orders = rng.permuted(np.tile(np.arange(count), (draws, 1)), axis=1)
-    ranks = [[stats.zscore(stats.rankdata(side)) for side in pair] for pair in groups]
-    return np.asarray(np.mean([b[orders] @ a / count for a, b in ranks], axis=0) + 1e-12)
+    first, second = (
+        stats.zscore(stats.rankdata(side, axis=1), axis=1) for side in zip(*groups, strict=True)
+    )
+    products = [b[orders] @ a / count for a, b in zip(first, second, strict=True)]
+    return np.asarray(np.mean(products, axis=0) + 1e-12)
 
 
 def mean_rank_correlation(x: Conditions, y: Conditions) -> float:

@@ -107,7 +107,7 @@ def test_the_law_s_numbers_are_those_of_dense_derivatives(
         square -= float(h.diagonal().square().sum())
     assert found.frobenius.value**2 == pytest.approx(square, abs=4 * spread)
     edge = law.valid_up_to(gradient=found.gradient, frobenius=found.frobenius.value)
-    assert found.edge == edge
+    assert found.local.edge == edge
     assert found.notes[0] == "attention was switched from sdpa to eager for it"
     said = {
         "lowrank:2": "noise of rank 2 is not normal: the law's slope and trace hold, its tails are "
@@ -226,7 +226,7 @@ def test_real_candidates_gain_what_was_forecast(damaged: Problem) -> None:
     """
     space, examples = ParameterSpace(damaged.model, NORMS), some(damaged, 12)
     found = forecast(damaged, space, examples, noise=Noise(), probes=100, seed=1)
-    sigma = 0.05 * found.edge
+    sigma = 0.05 * found.local.edge
     eval_set, perturbed = EvalSet.of(damaged, examples), Perturbed(space, Noise())
     with perturbed:
         outcomes = score(perturbed, eval_set, candidates(400, [sigma], seed=5))
@@ -261,9 +261,9 @@ def test_no_curvature_is_no_refusal(damaged: Problem, monkeypatch: pytest.Monkey
         seed=0,
     )
     assert (without.trace, without.frobenius, without.along) == (None, None, None)
-    assert without.best_sigma(10) is None
+    assert without.local.best_sigma(10) is None
     assert without.effective_rank is None
-    assert without.edge == math.inf
+    assert without.local.edge == math.inf
     assert without.gain(10, 0.1).value == pytest.approx(
         0.1 * without.gradient * law.expected_maximum(10)
     )

@@ -77,7 +77,8 @@ def candidates(
             f"expected at least one σ, each given once, found {list(sigmas)}: change --sigma"
         )
     for sigma in sigmas:
-        _check_positive(sigma)
+        if not (math.isfinite(sigma) and sigma > 0):
+            raise LoclinError(f"expected a positive, finite σ, found {sigma}: change --sigma")
     return [
         Candidate(
             index=place * n + i,
@@ -207,6 +208,9 @@ class Perturbed:
     def realised(self, candidate: Candidate) -> dict[str, float]:
         """How far every tensor moves, as a share of σ: RMS(placed − base)/σ. Near 1, less where the
         dtype rounds steps away.
+
+        Raises:
+            LoclinError: σ is so small that no weight moves.
         """
         shares = {}
         with self.at(candidate):
@@ -216,26 +220,12 @@ class Perturbed:
                 square = float(torch.stack([move.square().sum() for move in moves]).sum())
                 shares[name] = math.sqrt(square / base.numel()) / candidate.sigma
         self._beside.clear()
-        return shares
-
-    @torch.no_grad()
-    def check_sigma(self, sigma: float) -> None:
-        """Whether a step of σ can be taken.
-
-        Raises:
-            LoclinError: σ is not positive and finite, or so small that no weight moves.
-        """
-        _check_positive(sigma)
-        probe = Candidate(index=0, seed=derived(0, "probe"), sigma=sigma)
-        with self.at(probe):
-            moved = any(not torch.equal(t, self.base[n]) for n, t in self.tensors.items())
-        self._beside.clear()
-        if moved:
-            return
+        if any(shares.values()):
+            return shares
         dtype = str(self.space.parameters[0].dtype).removeprefix("torch.")
         raise LoclinError(
-            f"expected a σ that moves a weight, found {sigma:g}, which {dtype} rounds away "
-            "everywhere: raise --sigma"
+            f"expected a σ that moves a weight, found {candidate.sigma:g}, which {dtype} rounds "
+            "away everywhere: raise --sigma"
         )
 
     def _noise(self, seed: int) -> Iterator[tuple[str, slice, Tensor | LowRankNoise]]:
@@ -279,11 +269,6 @@ def weights_hash(tensors: Mapping[str, Tensor]) -> str:
         data = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(data.view(torch.uint8).numpy().data if data.numel() else b"")
     return digest.hexdigest()
-
-
-def _check_positive(sigma: float) -> None:
-    if not (math.isfinite(sigma) and sigma > 0):
-        raise LoclinError(f"expected a positive, finite σ, found {sigma}: change --sigma")
 
 
 def _check_basis(basis: Tensor, dimension: int, noise: Noise) -> None:

@@ -147,12 +147,12 @@ def _drawn(
     null: Callable[..., Values],
 ) -> Drawn:
     """The mean over runs of a correlation against the same with one side permuted."""
-    kept = [pair for pair in pairs if not math.isnan(of(*pair))]
-    if not kept:
+    known = [(pair, r) for pair in pairs if not math.isnan(r := of(*pair))]
+    if not known:
         return Drawn(name="gains permuted", value=1.0)
-    observed = float(np.mean([of(*pair) for pair in kept]))
+    kept, found = zip(*known, strict=True)
     draws = null(kept, draws=PERMUTATIONS, seed=settings.seed)
-    return Drawn(name="gains permuted", value=permutation_p(observed, draws))
+    return Drawn(name="gains permuted", value=permutation_p(float(np.mean(found)), draws))
 
 
 def _lost(values: Numbers, what: str) -> str:

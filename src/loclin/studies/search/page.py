@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from loclin.report.figures import PALETTE, Curve, Drawing, draw_curves, draw_dots, select
+from loclin.report.figures import PALETTE, Curve, Drawing, curve, draw_curves, draw_dots, select
 from loclin.report.section import Section, Table
 from loclin.report.words import estimate_text, p_text
 from loclin.run.rows import Row
@@ -27,7 +27,7 @@ def _found(rows: Sequence[Row], settings: Mapping[str, Any]) -> Section:
         question=f"{settings['n']} candidates at each σ, selected on {settings['select']} "
         f"examples, chosen on {settings['validate']}, and asked once about {settings['test']} that "
         "had no part in it.",
-        figures=[*_scores(rows), *_promise(rows)],
+        figures=list(_scores(rows)),
         sees=list(winner_lines(rows, settings)),
         tables=[_table(rows, single=settings["seeds"] == 1)],
         brief=True,
@@ -35,12 +35,11 @@ def _found(rows: Sequence[Row], settings: Mapping[str, Any]) -> Section:
 
 
 def _gained(rows: Sequence[Row], settings: Mapping[str, Any]) -> Section:
-    figures = (*_ladder(rows, settings), *_histograms(rows, settings), *_passes(rows, settings))
     return Section(
         title="What did the candidates gain?",
         question="Gains on the select examples, beside the law of a normal, locally linear loss: "
         "σ‖g‖m_N − (σ²/2)[tr H + (E[M²]−1)ĝᵀHĝ].",
-        figures=figures,
+        figures=list(_gains(rows, settings)),
         sees=list(observed_lines(rows, settings)),
         brief=True,
     )
@@ -61,13 +60,13 @@ def _expected(rows: Sequence[Row], settings: Mapping[str, Any]) -> Iterator[Sect
 def _table(rows: Sequence[Row], *, single: bool) -> Table:
     """Every way to answer, and which candidates it is of where there is one search."""
     lines = []
-    for score in select(rows, names.SCORE):
+    for score in select(rows, "score"):
         arm = score.context["arm"]
-        gain, p = (select(rows, q, arm=arm) for q in (names.GAIN, names.P_HOLM))
+        gain, p = (select(rows, q, arm=arm) for q in ("gain", "p_holm"))
         gained = estimate_text(gain[0].value, gain[0].low, gain[0].high) if gain else "–"
         lines.append(
             [
-                arm if score.context["deployable"] else f"{arm} (oracle)",
+                arm,
                 estimate_text(score.value, score.low, score.high),
                 "–" if arm == names.MODEL else gained,
                 p_text(p[0].value) if p else "–",
@@ -85,7 +84,7 @@ def _table(rows: Sequence[Row], *, single: bool) -> Table:
 
 
 def _scores(rows: Sequence[Row]) -> Iterator[Drawing]:
-    scores = [(r.context["arm"], r) for r in select(rows, names.SCORE)]
+    scores = [(r.context["arm"], r) for r in select(rows, "score")]
     if scores:
         yield draw_dots(
             "arms",
@@ -94,10 +93,7 @@ def _scores(rows: Sequence[Row]) -> Iterator[Drawing]:
             label="share answered right",
             title="Ways to answer",
         )
-
-
-def _promise(rows: Sequence[Row]) -> Iterator[Drawing]:
-    found = [(s, r) for s in PARTS for r in select(rows, names.WINNER, split=s)]
+    found = [(s, r) for s in PARTS for r in select(rows, "winner", split=s)]
     own = [(s, replace(r, value=r.null, low=None, high=None)) for s, r in found]
     if found:
         yield draw_dots(
@@ -110,73 +106,50 @@ def _promise(rows: Sequence[Row]) -> Iterator[Drawing]:
         )
 
 
-def _ladder(rows: Sequence[Row], settings: Mapping[str, Any]) -> Iterator[Drawing]:
-    yield from _over_n(
+def _gains(rows: Sequence[Row], settings: Mapping[str, Any]) -> Iterator[Drawing]:
+    """What was gained over n, and the candidates' gains at every σ, beside the law."""
+    sigmas = [(i, s, i % len(PALETTE)) for i, s in enumerate(settings["sigma"])]
+
+    def drawn(name: str, caption: str, found: list[Curve], **axes: Any) -> Iterator[Drawing]:
+        curves = [c for measured in found for c in _beside(measured)]
+        if curves:
+            yield draw_curves(name, caption, curves, limits=None, decades=True, **axes)
+
+    def over_n(quantity: str) -> list[Curve]:
+        return [curve(rows, quantity, f"σ = {s:g}", colour, sigma=s) for _, s, colour in sigmas]
+
+    yield from drawn(
         "ladder",
         "Gain of the best of n candidates on the select examples, over all draws of n; dashed: "
         "the law.",
-        [c for s, colour in _coloured(settings) for c in _beside(rows, s, colour)],
+        over_n("best_of_n"),
+        over="n",
         labels=("n", "gain, nats a token"),
         title="Best of n; dashed: the law",
     )
-
-
-def _beside(rows: Sequence[Row], sigma: float, colour: str) -> Iterator[Curve]:
-    """The best of n at one σ, and the law's."""
-    found = select(rows, names.BEST_OF_N, sigma=sigma)
-    yield Curve(rows=found, label=f"σ = {sigma:g}", colour=colour)
-    yield Curve(
-        rows=_nulls(found), label=f"σ = {sigma:g}, law", colour=colour, dashed=True, band=False
-    )
-
-
-def _passes(rows: Sequence[Row], settings: Mapping[str, Any]) -> Iterator[Drawing]:
-    yield from _over_n(
+    for i, s, colour in sigmas:
+        yield from drawn(
+            f"gains-{i}",
+            f"Density of the candidates' gains at σ = {s:g}; dashed: the normal law that gradient "
+            "and curvature predict.",
+            [curve(rows, "gain_density", "candidates", colour, sigma=s)],
+            over="gain",
+            labels=("gain, nats a token", "density"),
+            title=f"Gains at σ = {s:g}",
+            log=(False, False),
+        )
+    yield from drawn(
         "passes",
         "Share of the select examples that at least one of n candidates answers right: an oracle.",
-        [
-            Curve(rows=select(rows, names.PASS_AT, sigma=s), label=f"σ = {s:g}", colour=colour)
-            for s, colour in _coloured(settings)
-        ],
+        over_n("pass_at"),
+        over="n",
         labels=("n", "pass@n"),
         title="pass@n (oracle)",
     )
 
 
-def _over_n(
-    name: str, caption: str, curves: Sequence[Curve], *, labels: tuple[str, str], title: str
-) -> Iterator[Drawing]:
-    if any(c.rows for c in curves):
-        yield draw_curves(
-            name, caption, curves, over="n", labels=labels, title=title, limits=None, decades=True
-        )
-
-
-def _histograms(rows: Sequence[Row], settings: Mapping[str, Any]) -> Iterator[Drawing]:
-    for i, (sigma, colour) in enumerate(_coloured(settings)):
-        found = select(rows, names.GAIN_DENSITY, sigma=sigma)
-        if found:
-            yield draw_curves(
-                f"gains-{i}",
-                f"Density of the candidates' gains at σ = {sigma:g}; dashed: the normal law that "
-                "gradient and curvature predict.",
-                [
-                    Curve(rows=found, label="candidates", colour=colour),
-                    Curve(rows=_nulls(found), label="law", colour="#555555", dashed=True),
-                ],
-                over="gain",
-                labels=("gain, nats a token", "density"),
-                title=f"Gains at σ = {sigma:g}",
-                limits=None,
-                log=(False, False),
-                decades=True,
-            )
-
-
-def _coloured(settings: Mapping[str, Any]) -> list[tuple[float, str]]:
-    return [(s, PALETTE[i % len(PALETTE)]) for i, s in enumerate(settings["sigma"])]
-
-
-def _nulls(rows: Sequence[Row]) -> list[Row]:
-    """What the law says in the place of what was observed."""
-    return [replace(r, value=r.null) for r in rows if r.null is not None]
+def _beside(found: Curve) -> list[Curve]:
+    """A curve, and dashed what the law says in its place; nothing where there is none."""
+    law = [replace(r, value=r.null) for r in found.rows if r.null is not None]
+    dashed = replace(found, rows=law, label=f"{found.label}, law", dashed=True, band=False)
+    return [c for c in (found, dashed) if c.rows]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from loclin.report.figures import select
+from loclin.report.section import number_of
 from loclin.report.words import estimate_text, number
 from loclin.run.rows import Row
 from loclin.search.splits import PARTS
@@ -17,30 +18,28 @@ Settings = Mapping[str, Any]
 
 def forecast_lines(rows: Sequence[Row], settings: Settings) -> Iterator[str]:
     """What the law expects of the search; nothing where there is no forecast."""
-    if not select(rows, names.GRADIENT):
+    if not select(rows, "gradient"):
         return
-    trace, norm = select(rows, names.TRACE), select(rows, names.FROBENIUS)
+    trace, norm = select(rows, "trace"), select(rows, "frobenius")
     curvature = f", tr H = {_estimate(trace)}, ‖H‖_F = {_estimate(norm)}" if trace and norm else ""
     yield (
-        f"At the model's own weights ‖g‖ = {_value(rows, names.GRADIENT)} over "
-        f"{_value(rows, names.DIMENSION)} coordinates ({_value(rows, names.TRUE_GRADIENT)} of it "
-        f"shared with other examples){curvature}; loss {_value(rows, names.LOSS)} nats a token."
+        f"At the model's own weights ‖g‖ = {number_of(rows, 'gradient')} over "
+        f"{number_of(rows, 'dimension')} coordinates ({number_of(rows, 'true_gradient')} of it "
+        f"shared with other examples){curvature}; loss {number_of(rows, 'loss')} nats a token."
     )
     for sigma in settings["sigma"]:
         here, other = (
-            _estimate(select(rows, names.EXPECTED_GAIN, sigma=sigma, on=on))
+            _estimate(select(rows, "expected_gain", sigma=sigma, on=on))
             for on in ("select", "other")
         )
-        length = _value(rows, names.RELATIVE_SIGMA, sigma=sigma)
+        length = number_of(rows, "relative_sigma", sigma=sigma)
         yield (
             f"σ = {sigma:g} (‖δ‖/‖θ‖ = {length}): the best of {settings['n']} is expected to gain "
             f"{here} nats a token on the select examples, {other} on others."
         )
-        needed = (r for r in rows if r.quantity == names.NEEDED)
-        for row in (r for r in needed if r.context["sigma"] == sigma):
-            price = "no number up to a million"
-            if row.value is not None:
-                price = f"{row.value:.0f} candidates"
+        for row in (r for r in rows if r.quantity == "needed" and r.context["sigma"] == sigma):
+            many = "no number up to a million"
+            price = many if row.value is None else f"{row.value:.0f} candidates"
             gain = f"{row.context['target_gain']:g}"
             yield f"  A gain of {gain} on other examples takes {price} there."
     yield from _limits(rows, settings)
@@ -48,10 +47,10 @@ def forecast_lines(rows: Sequence[Row], settings: Settings) -> Iterator[str]:
 
 def _limits(rows: Sequence[Row], settings: Settings) -> Iterator[str]:
     """The best σ, and where the law ends."""
-    best, edge = select(rows, names.BEST_SIGMA), select(rows, names.EDGE)
+    best, edge = select(rows, "best_sigma"), select(rows, "edge")
     if best:
         yield f"The best σ for {settings['n']} candidates is {number(best[0].value)} by the law."
-    elif select(rows, names.TRACE):
+    elif select(rows, "trace"):
         yield "Curvature sets no best σ here (tr H is not above 0): the law's edge is the limit."
     if edge and edge[0].value:
         beyond = ", ".join(f"{s:g}" for s in settings["sigma"] if s > edge[0].value / 3)
@@ -64,7 +63,7 @@ def _limits(rows: Sequence[Row], settings: Settings) -> Iterator[str]:
 
 def winner_lines(rows: Sequence[Row], settings: Settings) -> Iterator[str]:
     """What selection promised, and what was left of it on test."""
-    parts = {s: found[0] for s in PARTS if (found := select(rows, names.WINNER, split=s))}
+    parts = {s: found[0] for s in PARTS if (found := select(rows, "winner", split=s))}
     if len(parts) == len(PARTS):
         scores = ", ".join(
             f"{number(r.value)} on {s} (the model itself {number(r.null)})"
@@ -81,7 +80,7 @@ def winner_lines(rows: Sequence[Row], settings: Settings) -> Iterator[str]:
             "same splits."
         )
         return
-    for row in select(rows, names.SCORE):
+    for row in select(rows, "score"):
         if row.context["note"] and row.context["arm"] != names.MODEL:
             yield f"{row.context['arm'][0].upper()}{row.context['arm'][1:]}: {row.context['note']}."
     yield (
@@ -94,8 +93,8 @@ def observed_lines(rows: Sequence[Row], settings: Settings) -> Iterator[str]:
     """Observed best of N, beside the law, at every σ; what was lost, what rounding did."""
     n = settings["n"]
     for sigma in settings["sigma"]:
-        found = select(rows, names.BEST_OF_N, sigma=sigma, n=n)
-        lost = select(rows, names.NOT_FINITE, sigma=sigma)
+        found = select(rows, "best_of_n", sigma=sigma, n=n)
+        lost = select(rows, "not_finite", sigma=sigma)
         if found:
             law = f"; the law says {number(found[0].null)}" if found[0].null is not None else ""
             yield (
@@ -107,14 +106,14 @@ def observed_lines(rows: Sequence[Row], settings: Settings) -> Iterator[str]:
                 f"σ = {sigma:g}: {number(lost[0].value)} candidates have a loss that is not "
                 "finite; they are never selected."
             )
-        moved = [r for r in select(rows, names.REALISED_SIGMA, sigma=sigma) if _rounded(r)]
+        moved = [r for r in select(rows, "realised_sigma", sigma=sigma) if _rounded(r)]
         if moved:
             least = min(moved, key=lambda r: r.value or 0.0)
             yield (
                 f"σ = {sigma:g}: rounding to the weights' dtype changes the noise of {len(moved)} "
                 f"tensors; {least.context['tensor']} moves by {number(least.value)} σ."
             )
-        passed = select(rows, names.PASS_AT, sigma=sigma, n=n)
+        passed = select(rows, "pass_at", sigma=sigma, n=n)
         if passed:
             yield (
                 f"σ = {sigma:g}: pass@{n} on the select examples is {_estimate(passed)}, the share "
@@ -132,11 +131,6 @@ def _rounded(row: Row) -> bool:
 
 def _difference(row: Row) -> float | None:
     return None if row.value is None or row.null is None else row.value - row.null
-
-
-def _value(rows: Sequence[Row], quantity: str, **context: Any) -> str:
-    found = select(rows, quantity, **context)
-    return number(found[0].value) if found else "not defined"
 
 
 def _estimate(found: Sequence[Row]) -> str:
