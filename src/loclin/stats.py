@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -378,6 +379,7 @@ def _check_pairs(a: Sequence[object] | np.ndarray, b: Sequence[object] | np.ndar
         )
 
 
+@cache
 def _t(freedom: int) -> float:
     """Student's t that the 95 % interval reaches out to."""
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))

@@ -9,8 +9,7 @@ from transformers import PreTrainedModel
 from loclin.errors import LoclinError
 from loclin.parameters import ParameterSpace
 from loclin.search.candidate import Candidate, Perturbed, candidates, weights_hash
-from loclin.search.noise import Noise
-from loclin.search.normals import normals
+from loclin.search.noise import Noise, normals
 from tests.search.test_noise import draw
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]

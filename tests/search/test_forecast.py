@@ -48,12 +48,11 @@ def some(problem: Problem, count: int = 24) -> list[Example]:
     return [e for task in problem.tasks for e in problem.examples["test"][task]][: 8 * count : 8]
 
 
-def dense(
-    problem: Problem, space: ParameterSpace, examples: list[Example]
-) -> tuple[Tensor, Tensor]:
-    """Gradient and Hessian, row by row."""
-    eval_set = EvalSet.of(problem, examples)
-    with twice_differentiable(problem.model):
+@pytest.fixture(scope="module")
+def derivatives(damaged: Problem) -> tuple[Tensor, Tensor]:
+    """Gradient and Hessian over the norms, row by row."""
+    space, eval_set = ParameterSpace(damaged.model, NORMS), EvalSet.of(damaged, some(damaged, 12))
+    with twice_differentiable(damaged.model):
         batches = list(eval_set.fold(0))
         gradient = space.gradient(eval_set.loss, batches)
         hessian = CurvatureOperator(space, eval_set.loss, batches)
@@ -76,7 +75,7 @@ def lifted(space: ParameterSpace, noise: Noise, basis: Tensor | None) -> Tensor:
     [("gaussian", 0), ("rademacher", 0), ("lowrank:2", 0), ("tied", 0), ("gaussian", 3)],
 )
 def test_the_law_s_numbers_are_those_of_dense_derivatives(
-    damaged: Problem, noise: str, k: int
+    damaged: Problem, derivatives: tuple[Tensor, Tensor], noise: str, k: int
 ) -> None:
     space, examples = ParameterSpace(damaged.model, NORMS), some(damaged, 12)
     basis = random_subspace(k, space.dimension, seed=0).basis.double() if k else None
@@ -89,7 +88,7 @@ def test_the_law_s_numbers_are_those_of_dense_derivatives(
         probes=100,
         seed=0,
     )
-    g, h = dense(damaged, space, examples)
+    g, h = derivatives
     lift = lifted(space, Noise.parse(noise), basis)
     g, h = lift.T @ g, lift.T @ h @ lift
     assert found.dimension == len(g)
@@ -179,7 +178,7 @@ def test_the_price_of_a_gain_pays_for_it_and_no_less_does() -> None:
         > found.gain(needed - 1, 0.05, fresh=True).value
     )
     assert found.needed(10.0, 0.05) is None
-    assert found.best_sigma(100) == law.best_sigma(gradient=1.0, trace=10.0, n=100, along=0.5)
+    assert found.local.best_sigma(100) == law.best_sigma(gradient=1.0, trace=10.0, n=100, along=0.5)
     assert found.effective_rank == 25.0
 
 

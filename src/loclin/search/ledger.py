@@ -78,10 +78,8 @@ class Ledger:
         Raises:
             LoclinError: a disk without room; what was there before stays whole.
         """
-        fresh: dict[int, Outcome] = {}
-        for outcome in outcomes:
-            if outcome.candidate.index not in self._held:
-                fresh.setdefault(outcome.candidate.index, outcome)
+        every = {o.candidate.index: o for o in reversed(list(outcomes))}  # of two the first stands
+        fresh = {i: o for i, o in reversed(every.items()) if i not in self._held}
         if fresh:
             self._write("".join(map(line, fresh.values())).encode())
             self._held |= fresh

@@ -67,15 +67,15 @@ def test_test_is_asked_once_and_read_ever_after(
     scorer.perturbed.verify()
     monkeypatch.setattr(module, "_tested", None)
     again = trial_of(*asked, selected=(0.5, 0.4), temperature=0.7, seed=0)
-    every_one = [first.base, *first.conditions]
+    every_one, winner = first
     assert [c.name for c in every_one] == [MODEL, BEST, VOTE, RANDOM_VOTE, SAMPLED_VOTE]
-    for one, other in zip(every_one, [again.base, *again.conditions], strict=True):
+    for one, other in zip(every_one, again[0], strict=True):
         assert np.array_equal(one.right, other.right)
         assert len(one.right) == 13  # no multiple of eight
     assert [c.forward_passes for c in every_one] == [1, 1, *[len(choice.members)] * 3]
-    assert again.winner == first.winner
-    assert [split for split, _, _ in first.winner] == ["select", "validate", "test"]
-    assert first.winner[2][1:] == (first.conditions[0].right.mean(), first.base.right.mean())
+    assert again[1] == winner
+    assert [split for split, _, _ in winner] == ["select", "validate", "test"]
+    assert winner[2][1:] == (every_one[1].right.mean(), every_one[0].right.mean())
     assert locked_choice(locked, scorer, splits, outcomes, (1,), seed=9) == (choice, lock)
 
 

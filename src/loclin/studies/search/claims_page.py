@@ -213,11 +213,24 @@ def _candidates(rows: Sequence[Row], settings: Settings) -> Section:
         "The recovery gradient is of other examples than those that score; its cosine with theirs "
         f"is {text_of(rows, 'gradient_cosine', point='damaged')} at θ_D.",
     ]
+    return Section(
+        title="What goes with a candidate's gain?",
+        question=f"{settings['candidates']} candidates a run at one σ: how far each is aligned "
+        "with −g, and how much of it lies in the plane of task vectors and principal gradients at "
+        f"θ₀, k = {settings['k']}. Correlations are within runs, means and intervals over models, "
+        "on Fisher's scale.",
+        figures=[*_scatters(rows), figure],
+        sees=lines,
+    )
+
+
+def _scatters(rows: Sequence[Row]) -> list[Drawing]:
+    """Gain against alignment and overlap."""
     scatters = (
         ("alignment", "cos(δ, −g), g of recovery examples", "(a) Alignment with that gradient"),
         ("overlap", "‖Qᵀδ‖²/‖δ‖², Q the static plane", "(b) Overlap with the static plane"),
     )
-    figures = [
+    return [
         draw_points(
             f"candidates-{name}",
             f"Decrease of the loss against {label}, every candidate at the reference σ at θ_D, one "
@@ -229,15 +242,6 @@ def _candidates(rows: Sequence[Row], settings: Settings) -> Section:
         )
         for name, label, title in scatters
     ]
-    return Section(
-        title="What goes with a candidate's gain?",
-        question=f"{settings['candidates']} candidates a run at one σ: how far each is aligned "
-        "with −g, and how much of it lies in the plane of task vectors and principal gradients at "
-        f"θ₀, k = {settings['k']}. Correlations are within runs, means and intervals over models, "
-        "on Fisher's scale.",
-        figures=[*figures, figure],
-        sees=lines,
-    )
 
 
 def _pairs(

@@ -30,6 +30,7 @@ from loclin.search.scorer import Scorer
 from loclin.search.spec import SearchSpec
 from loclin.search.splits import PARTS, askable, learned
 from loclin.studies.known import known
+from loclin.studies.search.page import forecast_lines
 from loclin.studies.search.prepared import Prepared, Splits, kept, prepared
 from loclin.studies.search.rows import (
     compared_rows,
@@ -39,7 +40,6 @@ from loclin.studies.search.rows import (
     over_searches,
     winner_rows,
 )
-from loclin.studies.search.sentences import forecast_lines
 from loclin.studies.search.settings import SearchSettings
 from loclin.studies.search.trial import Choice, locked_choice, trial_of
 from loclin.tasks.example import dealt
@@ -202,7 +202,7 @@ class _Search:
             locked, self.scorer, self.splits, outcomes, settings.k, seed=seed
         )
         selected = next(o.score for o in outcomes if o.candidate == choice.best)
-        trial = trial_of(
+        (base, *others), winner = trial_of(
             tested,
             self.scorer,
             self.splits,
@@ -214,12 +214,12 @@ class _Search:
         )
         self._export(choice, search)
         groups = [e.group or e.prompt for e in self.splits["test"]]
-        compared = compare(trial.conditions, trial.base, groups=groups, seed=settings.seed)
+        compared = compare(others, base, groups=groups, seed=settings.seed)
         law, sigmas = ready.forecast, settings.sigma
         return [
             *observed_rows(outcomes, loss=ready.loss, sigmas=sigmas, forecast=law, search=search),
             *compared_rows(compared, search=search),
-            *winner_rows(trial.winner, search=search),
+            *winner_rows(winner, search=search),
         ]
 
     def _export(self, choice: Choice, search: int) -> None:

@@ -27,11 +27,8 @@ def forecast_rows(
     """What the law says before the search, of N candidates at each σ; k is the dimension of the
     basis that they lie in, `target_gain` a gain whose price is asked.
     """
-    estimates = {
-        "loss": forecast.loss,
-        "trace": forecast.trace,
-        "frobenius": forecast.frobenius,
-    }
+    f = forecast
+    estimates = {"loss": f.loss, "trace": f.trace, "frobenius": f.frobenius}
     plain = {
         "dimension": float(forecast.dimension),
         "weights_length": forecast.weights,

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -70,10 +71,7 @@ def subspaces(
     problem, space, k = ctx.problem, ctx.space, ctx.settings.k
     seed = derived(ctx.seed, "subspaces")
     gradients = batch_gradients(problem, space, batches)
-
-    def loss(batch: Batch) -> tuple[Tensor, int]:
-        return answer_loss(problem.model, batch)
-
+    loss = partial(answer_loss, problem.model)
     with second_order(problem, space, loss, recovery, ctx.settings.method) as product:
         krylov = lanczos(product, space.gradient(loss, recovery), k)
     matched = norm_matched_noise(space, gradients[:k], seed=derived(seed, "matched"))

@@ -71,21 +71,6 @@ class Choice:
     ensemble_score: float
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Trial:
-    """What test said, and how the winner fared on the way there.
-
-    Attributes:
-        base: the model itself.
-        conditions: the ways to answer that are compared with it.
-        winner: name of each split, score of the best candidate there, the model's own.
-    """
-
-    base: Condition
-    conditions: tuple[Condition, ...]
-    winner: tuple[tuple[str, float, float], ...]
-
-
 def pools(outcomes: Sequence[Outcome], most: int) -> Pools:
     """The first `most` of all candidates (under None), and of those of every σ where there are
     several.
@@ -222,7 +207,7 @@ def trial_of(
     selected: tuple[float, float],
     temperature: float,
     seed: int,
-) -> Trial:
+) -> tuple[list[Condition], list[tuple[str, float, float]]]:
     """Ask test about the locked choice, once: what was answered is kept in a file, and read from
     there ever after.
 
@@ -233,6 +218,10 @@ def trial_of(
         choice, lock: what validate chose, and its hash.
         selected: score of the best candidate and of the model itself on select.
         temperature, seed: of the sampled control.
+
+    Returns:
+        The ways to answer, the model itself first; and how the winner fared: name of each split,
+        its score there, the model's own.
 
     Raises:
         LoclinError: answers that are there already, to another choice.
@@ -247,12 +236,11 @@ def trial_of(
             f"expected {path} to hold the answers of the locked choice, found those of another: "
             "test is asked once; search into another --out"
         )
-    base, *others = (
-        Condition(**{**c, "right": unpacked(c["right"], len(splits["test"]))})
-        for c in held["conditions"]
-    )
-    winner = tuple((split, score, own) for split, score, own in held["winner"])
-    return Trial(base=base, conditions=tuple(others), winner=winner)
+    count = len(splits["test"])
+    conditions = [
+        Condition(**{**c, "right": unpacked(c["right"], count)}) for c in held["conditions"]
+    ]
+    return conditions, [(split, score, own) for split, score, own in held["winner"]]
 
 
 def _tested(
