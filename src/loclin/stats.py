@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -272,16 +273,38 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def correlation(x: Numbers, y: Numbers) -> float:
+    """Pearson's r over the pairs where both are finite; NaN where one side is constant or fewer
+    than three are left.
+    """
+    a, b = (np.asarray(side, dtype=float) for side in (x, y))
+    kept = np.isfinite(a) & np.isfinite(b)
+    a, b = a[kept], b[kept]
+    if len(a) < 3 or a.std() == 0 or b.std() == 0:
+        return math.nan
+    return float(np.clip(np.corrcoef(a, b)[0, 1], -1, 1))
+
+
+def permuted_correlations(
+    groups: Sequence[tuple[np.ndarray, np.ndarray]], *, draws: int, seed: int
+) -> Float[np.ndarray, " draws"]:
+    """Null draws of the mean of Pearson's r over runs: y is shuffled within each run."""
+    rng = np.random.default_rng(seed)
+    total = np.zeros(draws)
+    for x, y in groups:
+        kept = np.isfinite(x) & np.isfinite(y)
+        a, b = ((v - v.mean()) / v.std() for v in (x[kept], y[kept]))
+        total += rng.permuted(np.tile(b, (draws, 1)), axis=1) @ a / len(a)
+    return total / len(groups)
+
+
 def rank_correlation(x: Numbers, y: Numbers) -> float:
     """Spearman's ρ; NaN where one side is constant or there are fewer than three pairs.
 
     >>> rank_correlation([1.0, 2.0, 3.0], [1.0, 4.0, 9.0])
     1.0
     """
-    a, b = (stats.rankdata(np.asarray(side, dtype=float)) for side in (x, y))
-    if len(a) < 3 or a.std() == 0 or b.std() == 0:
-        return math.nan
-    return float(np.clip(np.corrcoef(a, b)[0, 1], -1, 1))
+    return correlation(*(stats.rankdata(np.asarray(side, dtype=float)) for side in (x, y)))
 
 
 def permuted_rank_correlations(
@@ -300,8 +323,11 @@ def permuted_rank_correlations(
     """
     rng, count = np.random.default_rng(seed), len(groups[0][0])
     orders = rng.permuted(np.tile(np.arange(count), (draws, 1)), axis=1)
-    ranks = [[stats.zscore(stats.rankdata(side)) for side in pair] for pair in groups]
-    return np.asarray(np.mean([b[orders] @ a / count for a, b in ranks], axis=0) + 1e-12)
+    first, second = (
+        stats.zscore(stats.rankdata(side, axis=1), axis=1) for side in zip(*groups, strict=True)
+    )
+    products = [b[orders] @ a / count for a, b in zip(first, second, strict=True)]
+    return np.asarray(np.mean(products, axis=0) + 1e-12)
 
 
 def mean_rank_correlation(x: Conditions, y: Conditions) -> float:
@@ -375,6 +401,7 @@ def _check_pairs(a: Sequence[object] | np.ndarray, b: Sequence[object] | np.ndar
         )
 
 
+@cache
 def _t(freedom: int) -> float:
     """Student's t that the 95 % interval reaches out to."""
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))

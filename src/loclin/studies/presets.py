@@ -42,7 +42,9 @@ def by_lora(settings: S) -> S:
     """
     settings = replace(settings, space="lora", batch=16, models_per_claim=4)
     if costly(settings):
-        return replace(settings, teach_steps=50, reach=0.7, damage_steps=40, damage_lr=2e-3, seeds=5)
+        return replace(
+            settings, teach_steps=50, reach=0.7, damage_steps=40, damage_lr=2e-3, seeds=5
+        )
     return replace(settings, ranks=(2, 4, 8), teach_steps=100, seeds=8)
 
 
