@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -292,6 +292,10 @@ def _run(planned: Sequence[tuple[Study, Any]], folder: Path, option: str) -> Non
     ready = [(study, settings.checked()) for study, settings in planned]
     if len(ready) > 1:
         _all_cached([settings for _, settings in ready])
+    elif hasattr(ready[0][1], "model"):  # before torch is there
+        from loclin.tasks.hub import check_model
+
+        check_model(ready[0][1].model, ready[0][1].revision)
     record, seconds = Record(folder, option=option), 0.0
     if len(ready) == 1:
         settings, seconds = _expected(ready[0][1], record)
@@ -304,7 +308,7 @@ def _run(planned: Sequence[tuple[Study, Any]], folder: Path, option: str) -> Non
         build(folder, _sections, planned=still, drawn=drawn)
 
     run_studies(ready, folder, option=option, draw=draw, seconds=seconds)
-    _print(folder)
+    _print(folder, drawn)
 
 
 def _expected(settings: Any, record: Record) -> tuple[Any, float]:
@@ -327,10 +331,9 @@ def _all_cached(every: Sequence[Any]) -> None:
     names = {name for s in every for name in s.data} - {*BUILT_IN, "self"}
     if not models and not names:
         return
-    from loclin.models.pretrained import missing_from_cache
+    from loclin.tasks.hub import missing_from_cache
 
-    sets = {n for n in names if not (n.endswith((".jsonl", ".json")) or Path(n).is_file())}
-    sets = {n for n in sets if fact_form(n) is None}
+    sets = {n for n in names if not Path(n).exists() and fact_form(n) is None}
     missing = [f"hf download {m}" for m in sorted(models) if missing_from_cache(m)]
     missing += [
         f"hf download --repo-type dataset {d}"
@@ -355,8 +358,9 @@ def _report(folder: Path) -> None:
     from loclin.report.page import build
 
     try:
-        build(folder, _sections, so_far=lambda entry: _so_far(Record(folder), entry))
-        _print(folder)
+        drawn: dict[str, Any] = {}
+        build(folder, _sections, drawn=drawn, so_far=lambda name: _so_far(Record(folder), name))
+        _print(folder, drawn)
     except (LoclinError, OSError, MemoryError):
         raise
     except Exception as error:  # rows that no study writes lead the drawing to any
@@ -377,10 +381,10 @@ def _so_far(record: Record, entry: str) -> list[Row]:
     return summed_up(KINDS[held["study"]], settings, rows) if rows else []
 
 
-def _print(folder: Path) -> None:
+def _print(folder: Path, drawn: Mapping[str, Any]) -> None:
     from loclin.report.terminal import print_record
 
-    print_record(folder, _sections)
+    print_record(folder, drawn)
     print(f"report: {(folder / 'report.html').resolve()}")
 
 

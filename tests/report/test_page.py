@@ -108,13 +108,21 @@ def test_a_folder_without_a_finished_study_has_a_page_of_what_is_planned(tmp_pat
 def test_the_terminal_shows_claims_and_brief_sections_with_brief_columns(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    print_record(folder, lambda kind: sections)
+    drawn: dict[str, Any] = {}
+    build(folder, lambda kind: sections, drawn=drawn)
+    print_record(folder, drawn)
     shown = capsys.readouterr().out
     assert "refuted" in shown
     assert "Is it straight?" in shown
     assert "It rises." in shown
     assert "long" not in shown
     assert "Only on the page." not in shown
+
+
+def test_a_study_that_is_measured_again_is_not_drawn_as_it_was(folder: Path) -> None:
+    drawn: dict[str, Any] = {}
+    build(folder, lambda kind: sections, planned=["toy-model"], drawn=drawn)
+    assert not drawn
 
 
 def test_a_study_that_was_drawn_is_not_drawn_again(folder: Path) -> None:
