@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: setup reproduce test docs bench clean
+.PHONY: setup reproduce test docs wheel bench clean
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -32,6 +32,15 @@ docs: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "site: $(CURDIR)/build/site/index.html"
+
+# The package as a stranger installs it: built, alone in a new environment, with the libraries that are here.
+wheel: setup
+	rm -rf build/wheel build/clean
+	$(BIN)/python -m build --outdir build/wheel . > /dev/null
+	$(BIN)/python -m venv build/clean
+	build/clean/bin/pip install --quiet --no-deps build/wheel/*.whl
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > "$$(build/clean/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/libraries.pth"
+	cd build/clean && bin/loclin --version && bin/python -c "import loclin; from loclin.report import page; assert 'clean' in page.__file__; page._environment().get_template('page.html'); assert all(getattr(loclin, name) for name in loclin.__all__)"
 
 bench: setup
 	$(BIN)/python benchmarks/recording.py

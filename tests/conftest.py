@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,6 +71,20 @@ TEXT = [
     "the cat sat on the mat and the dog ran after it",
     "do cats purr? yes, they do. (A) or (B), no one knows",
 ]
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The models that this process loads."""
+    names: list[str] = []
+    plain = AutoModelForCausalLM.from_pretrained
+
+    def counted(name: str, *rest: Any, **more: Any) -> Any:
+        names.append(name)
+        return plain(name, *rest, **more)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", counted)
+    return names
 
 
 @pytest.fixture(scope="session")

@@ -193,7 +193,7 @@ def test_the_report_is_rebuilt_from_the_record_alone_and_is_one_file(
     links.feed(page)
     assert links.found == []
     assert page.count("<figure>") == len(list((copy / "figures" / ENTRY).glob("*.svg"))) == 13
-    assert page.index("<h2>Claims</h2>") < page.index(f"<h2>Study: {ENTRY}</h2>")
+    assert page.index("<h2>Claims</h2>") < page.index(f'<p class="entry">{ENTRY}</p>')
     assert "| prefix-holds-most |" in (copy / "report.md").read_text()
 
 

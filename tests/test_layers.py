@@ -13,12 +13,12 @@ SOURCE = TESTS.parent / "src" / "loclin"
 
 #: From the top of the house to the bottom. A file imports from its own room and those above it.
 ROOMS = (
-    ("errors", "seeds", "options", "progress", "lazy"),
+    ("errors", "seeds", "options", "progress", "lazy", "renamed"),
     ("tasks",),
     ("geometry",),
     ("theory", "stats", "law"),
     ("parameters",),
-    ("curvature", "line", "window", "activations"),
+    ("curvature", "line", "window", "pairs", "activations"),
     ("updates",),
     ("training",),
     ("models",),

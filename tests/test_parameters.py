@@ -117,6 +117,12 @@ def test_gradient_weights_ragged_batches_by_their_items() -> None:
         space.gradient(squares(module), [x * math.nan])
 
 
+def test_one_batch_is_no_list_of_batches() -> None:
+    space = ParameterSpace(nn.Linear(2, 1))
+    with pytest.raises(LoclinError, match=r"a list of batches, found one dict: give \[batch\]"):
+        space.gradient(lambda b: (torch.zeros(()), 1), {"input_ids": torch.zeros(1)})
+
+
 def test_gradient_of_answers_does_not_depend_on_batch_size(trained: Problem) -> None:
     space, data = ParameterSpace(trained.model), trained.batch("test", "halves").rows(slice(0, 30))
     whole, pieces = (

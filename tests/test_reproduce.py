@@ -43,7 +43,7 @@ def test_a_study_that_cannot_run_does_not_cost_the_others(
     asked = dict.fromkeys(STUDIES, BOTH) | {"steering": ("statements-small",)}
     assert [s.entry for s in ran] == [f"{s}-{model}" for s, all in asked.items() for model in all]
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "Study: recovery-statements-small-lora" in page
+    assert '<p class="entry">recovery-statements-small-lora</p>' in page
     assert "Still to come" not in page
     why = "expected one thing, found another: do that"
     each = [f"{s}-sequences-small: {why}" for s in STUDIES if s != "steering"]

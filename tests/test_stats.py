@@ -10,6 +10,7 @@ from loclin.errors import LoclinError
 from loclin.stats import (
     Scale,
     by_model,
+    correlation,
     holm,
     mcnemar,
     mean_above,
@@ -21,6 +22,7 @@ from loclin.stats import (
     over_runs,
     paired_difference,
     permutation_p,
+    permuted_correlations,
     permuted_rank_correlations,
     rank_correlation,
     unscaled,
@@ -364,3 +366,13 @@ def test_equivalence_is_found_where_it_is_and_never_for_want_of_data() -> None:
     assert mean_within([0.0], -1.0, 1.0) == mean_within([0.0, math.nan], -1.0, 1.0) == 1
     assert mean_within([0.0, 0.0], -1.0, 1.0) == 0.25  # alike: the sign test of two
     assert mean_within([1.0, 1.0], -1.0, 1.0) == mean_within([2.0, 2.0], -1.0, 1.0) == 1
+
+
+def test_correlations_leave_out_what_is_not_finite() -> None:
+    x, y = np.array([1.0, 2.0, 3.0, 4.0]), np.array([2.0, 4.0, np.nan, 8.0])
+    assert correlation(x, y) == pytest.approx(1)
+    assert math.isnan(correlation(x, np.ones(4)))
+    assert math.isnan(correlation(x, np.array([1.0, np.nan, np.nan, 2.0])))
+    null = permuted_correlations([(x, y), (x, x**2)], draws=2000, seed=0)
+    assert abs(null.mean()) < 0.05
+    assert null.std() == pytest.approx(math.sqrt((1 / 2 + 1 / 3) / 4), rel=0.1)

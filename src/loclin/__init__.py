@@ -51,6 +51,11 @@ if TYPE_CHECKING:
     from loclin.models.loading import load as load
     from loclin.models.problem import Problem as Problem
     from loclin.options import LoadOptions as LoadOptions
+    from loclin.pairs import Objective as Objective
+    from loclin.pairs import bracket as bracket
+    from loclin.pairs import interference as interference
+    from loclin.pairs import order_effect as order_effect
+    from loclin.pairs import order_onset as order_onset
     from loclin.parameters import ParameterSpace as ParameterSpace
     from loclin.run.opened import open_run as open  # noqa: F401
     from loclin.search.random_search import random_search as random_search
@@ -73,20 +78,25 @@ __getattr__, __all__ = public(
         "Example": "tasks.example",
         "LoadOptions": "options",
         "LoclinError": "errors",
+        "Objective": "pairs",
         "ParameterSpace": "parameters",
         "Problem": "models.problem",
         "SteeringVector": "steering.vector",
         "Subspace": "geometry.subspace",
         "Trajectory": "training",
         "answer_loss": "tasks.batch",
+        "bracket": "pairs",
         "cross_capture": "geometry.gramian",
         "effective_ranks": "geometry.spectrum",
         "future_capture": "geometry.gramian",
         "gramian": "geometry.gramian",
+        "interference": "pairs",
         "lanczos": "geometry.krylov",
         "linear_window": "window",
         "load": "models.loading",
         "open": "run.opened:open_run",
+        "order_effect": "pairs",
+        "order_onset": "pairs",
         "over_runs": "stats",
         "prefix_capture": "geometry.gramian",
         "principal_directions": "geometry.spectrum",

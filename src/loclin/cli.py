@@ -16,16 +16,18 @@ import tyro
 
 from loclin.errors import LoclinError, disk_error
 from loclin.options import BUILT_IN, PACKAGED, fact_form
+from loclin.renamed import refuse_old
 from loclin.run.record import Record
 from loclin.run.rows import Row
 from loclin.run.runner import Study, run_studies, summed_up
-from loclin.studies import KINDS, STUDIES
+from loclin.studies import KINDS, STUDIES, TITLES
 from loclin.studies.settings import Profile
 
 T = TypeVar("T")
 #: The commands that run a study, and its kind. A second word asks a second question of the room.
 COMMANDS = {kind: kind for kind in KINDS if kind not in ("search-claims", "steering")}
 CLAIMS = {"search": "search-claims", "steer": "steering"}
+CLAIMED_PAIRS = ("conflicting",)  # what `reproduce` asks schedules of a model of your own
 
 HELP = """\
 usage: loclin COMMAND [options]
@@ -47,29 +49,6 @@ given again. Bad input ends with one line and exit code 2. Start with:
 
   loclin reproduce --profile smoke
 """
-
-#: Commands and options of 0.1, and what says the same now.
-RENAMED_COMMANDS = {
-    **{
-        f"run {name}": name for name in ("recovery", "spectrum", "linearity", "krylov", "schedules")
-    },
-    "run search": "search claims",
-    "run steering": "steer claims",
-}
-_ALONE = "sizes decide now whether candidates share passes, leave it out"
-RENAMED_OPTIONS: dict[tuple[str, str], str] = {
-    ("search", "--wish"): "it is --target-gain now",
-    ("search", "--batched"): _ALONE,
-    ("search", "--stacked"): _ALONE,
-    ("search", "--asked"): "it is --tested now",
-    ("steer", "--folder"): "it is --out now, and the vector's file is --vector",
-    ("schedules", "--lr"): "it is --adamw-lr now, or --sgd-lr",
-    ("schedules", "--rank"): "it is --ranks now",
-    ("schedules", "--optimiser"): "it is --optimisers now, one or both of adamw and sgd",
-    ("schedules", "--consolidation"): "it is --consolidations now, a grid to choose from",
-    ("schedules", "--replay-share"): "it is --replay-shares now, a grid to choose from",
-    ("schedules", "--scales"): "it is --merge-scales now",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _dispatch(words: list[str]) -> None:
+    refuse_old(words)
     command, rest = words[0] if words else "--help", words[1:]
     if command in ("-h", "--help"):
         lines = (f"  {name:<17} {KINDS[kind].summary}" for name, kind in COMMANDS.items())
@@ -179,32 +159,10 @@ def _dispatch(words: list[str]) -> None:
     elif command == "report":
         _report(_parse(Report, rest, command).folder)
     elif command in COMMANDS:
-        _check_options(command, rest)
         _study_command(command, rest)
     else:
-        raise _unknown(command, rest)
-
-
-def _unknown(command: str, rest: Sequence[str]) -> LoclinError:
-    old = " ".join([command, *rest[:1]])
-    if command == "run":
-        now = RENAMED_COMMANDS.get(old, "recovery")
-        return LoclinError(
-            f"expected a command of this version, found `loclin {old}`: it is `loclin {now}` now"
-        )
-    names = ", ".join(["reproduce", *COMMANDS, "report"])
-    return LoclinError(f"unknown command {command!r}: expected one of {names}")
-
-
-def _check_options(command: str, words: Sequence[str]) -> None:
-    """Options of 0.1 get one line that names the new one."""
-    for word in words:
-        option = word.partition("=")[0]
-        if (command, option) in RENAMED_OPTIONS:
-            raise LoclinError(
-                f"expected an option of this version, found {option}: "
-                f"{RENAMED_OPTIONS[command, option]}"
-            )
+        names = ", ".join(["reproduce", *COMMANDS, "report"])
+        raise LoclinError(f"unknown command {command!r}: expected one of {names}")
 
 
 def _study_command(command: str, words: list[str]) -> None:
@@ -265,14 +223,22 @@ def _parse(kind: type[T], words: list[str], command: str, default: T | None = No
 
 def _reproduce(asked: Reproduce) -> None:
     planned: list[tuple[Study, Any]] = []
+    without: Mapping[str, str] = {}
+    if asked.profile == "standard" and not asked.models:
+        from loclin.models.gguf import without_package
+
+        without = without_package()
+        print("".join(f"{model} is left out: {why}\n" for model, why in without.items()), end="")
     for study in asked.studies:
         if study not in STUDIES:
             raise LoclinError(f"unknown study {study!r}: expected one of {', '.join(STUDIES)}")
         module, _ = _settings_of(STUDIES[study])
         every = module.reproduced(asked.profile)
         if asked.models:
-            early = [_Early(profile=asked.profile, model=m, data=asked.data) for m in asked.models]
-            every = [_preset(module, each) for each in early]
+            early = _Early(profile=asked.profile, data=asked.data, pairs=CLAIMED_PAIRS)
+            every = [_preset(module, replace(early, model=model)) for model in asked.models]
+        else:
+            every = [s for s in every if s.model not in without]
         planned += [(KINDS[STUDIES[study]], _shared(s, asked)) for s in every]
     _run(planned, asked.out or Path("runs") / asked.profile, "--out")
 
@@ -282,6 +248,7 @@ def _shared(settings: Any, asked: Reproduce) -> Any:
     names = ["workers", "ray", "profile", "seed", "seeds", "models_per_claim", "data"]
     names += ["fields", "group", "template", "chat", "system"]
     every = {name: getattr(asked, name) for name in names}
+    every["data"] = tuple(settings.facts if d == "facts" else d for d in asked.data)
     more = {name: value for name, value in every.items() if value not in (None, ())}
     known = {f.name for f in fields(settings)}
     return replace(settings, **{k: v for k, v in more.items() if k in known})
@@ -296,30 +263,33 @@ def _run(planned: Sequence[tuple[Study, Any]], folder: Path, option: str) -> Non
         from loclin.tasks.hub import check_model
 
         check_model(ready[0][1].model, ready[0][1].revision)
-    record, seconds = Record(folder, option=option), 0.0
+    record, seconds, problem = Record(folder, option=option), 0.0, None
     if len(ready) == 1:
-        settings, seconds = _expected(ready[0][1], record)
+        settings, seconds, problem = _expected(ready[0][1], record)
         ready = [(ready[0][0], settings)]
     from loclin.report.page import build
 
     drawn: dict[str, Any] = {}
 
     def draw(still: Sequence[str]) -> None:
-        build(folder, _sections, planned=still, drawn=drawn)
+        build(folder, _sections, titles=TITLES, planned=still, drawn=drawn)
 
-    run_studies(ready, folder, option=option, draw=draw, seconds=seconds)
+    more: dict[str, Any] = {"option": option, "seconds": seconds, "problem": problem}
+    run_studies(ready, folder, draw=draw, **more)
     _print(folder, drawn)
 
 
-def _expected(settings: Any, record: Record) -> tuple[Any, float]:
-    """Say what a command will take, where there are runs to make and passes can tell."""
+def _expected(settings: Any, record: Record) -> tuple[Any, float, Any]:
+    """Say what a command will take, where there are runs to make and passes can tell; and the model
+    that they were timed on.
+    """
     held = record.run()["studies"].get(settings.entry, {})
     if settings.budget and held:  # what a budget chose before stands
         counts = {name: held[name] for name in settings.lowered if name in held}
         settings = replace(settings, **counts).checked()
     left = not all(record.ended(settings.entry, run) for run in range(settings.runs))
     if not (settings.timed and settings.kept and left):
-        return settings, 0.0
+        return settings, 0.0, None
     from loclin.studies.estimate import expected
 
     return expected(settings, record)
@@ -358,8 +328,9 @@ def _report(folder: Path) -> None:
     from loclin.report.page import build
 
     try:
-        drawn: dict[str, Any] = {}
-        build(folder, _sections, drawn=drawn, so_far=lambda name: _so_far(Record(folder), name))
+        record, drawn = Record(folder), dict[str, Any]()
+        how = {"titles": TITLES, "drawn": drawn}
+        build(folder, _sections, so_far=lambda entry: _so_far(record, entry), **how)
         _print(folder, drawn)
     except (LoclinError, OSError, MemoryError):
         raise

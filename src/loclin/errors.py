@@ -7,6 +7,13 @@ class LoclinError(ValueError):
 
     The command line prints the message alone and ends with exit code 2; nothing already written is
     touched.
+
+    >>> import loclin
+    >>> try:
+    ...     loclin.over_runs([])
+    ... except loclin.LoclinError as error:
+    ...     print(error)
+    expected a value from at least one run, found none: run more seeds
     """
 
 

@@ -148,7 +148,11 @@ def best_sigma(*, gradient: float, trace: float, n: int, along: float = 0.0) -> 
 
 
 def best_gain(*, gradient: float, trace: float, n: int, along: float = 0.0) -> float | None:
-    """Gain at σ*: ‖g‖²m_N² / 2[tr H + (E[M²]−1) ĝᵀHĝ]; None where there is no σ*."""
+    """Gain at σ*: ‖g‖²m_N² / 2[tr H + (E[M²]−1) ĝᵀHĝ]; None where there is no σ*.
+
+    >>> round(best_gain(gradient=1.0, trace=2.0, n=100), 3)
+    1.572
+    """
     sigma = best_sigma(gradient=gradient, trace=trace, n=n, along=along)
     return None if sigma is None else sigma * gradient * expected_maximum(n) / 2
 

@@ -29,7 +29,12 @@ FIELDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """A causal language model, its data, and how they are loaded."""
+    """A causal language model, its data, and how they are loaded.
+
+    >>> options = LoadOptions(model="my-model", data=("mine.jsonl",), fields=("prompt=text",))
+    >>> options.columns
+    {'prompt': 'text'}
+    """
 
     model: str
     """sequences (150k parameters) or statements (460k), both built in, as are their small twins
@@ -84,13 +89,13 @@ class LoadOptions:
                 f"file, sequences, or self{meant(self.model)}"
             )
         if self.model not in (*BUILT_IN, *PACKAGED):
-            _check_there(self.model, "model", (*BUILT_IN, *PACKAGED))
+            _check_there(self.model, "model")
         for name in self.data:
             if name.endswith(DATA_FILES) and not Path(name).exists():
                 raise LoclinError(
                     f"expected a file of task data, found nothing at {name}: check the path"
                 )
-            _check_there(name, "data", ())
+            _check_there(name, "data")
             own = name == "self" or fact_form(name) or (name in BUILT_IN and self.data == (name,))
             if not own and not Path(name).exists():
                 check_hub_data(name)
@@ -171,7 +176,7 @@ def check_hub_data(name: str) -> None:
         )
 
 
-def _check_there(name: str, what: str, known: tuple[str, ...]) -> None:
+def _check_there(name: str, what: str) -> None:
     """Whether a name can be of the hub, where it is no path that is there: a misspelled one would
     be looked for there for a minute.
     """
@@ -180,7 +185,8 @@ def _check_there(name: str, what: str, known: tuple[str, ...]) -> None:
         return
     if name.endswith(".gguf"):
         raise LoclinError(f"expected a GGUF file, found nothing at {name}: check the path")
-    if not rest and (near := get_close_matches(name, known, n=1, cutoff=0.8)):
+    near = get_close_matches(name, (*BUILT_IN, *PACKAGED), n=1, cutoff=0.8)
+    if near and not rest and what == "model":
         raise LoclinError(
             f"expected a built-in model, a folder or a hub id, found {name!r}: did you mean "
             f"{near[0]}?"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import TypeVar
@@ -68,6 +68,10 @@ class ParameterSpace:
         self.sizes = tuple(p.numel() for p in self._tensors.values())
         self.dimension = sum(self.sizes)
         self._spare: list[Tensor] | None = None
+
+    def __repr__(self) -> str:
+        kind = str(self.parameters[0].dtype).removeprefix("torch.")
+        return f"ParameterSpace(D = {self.dimension} in {len(self.names)} tensors, {kind})"
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -161,8 +165,13 @@ class ParameterSpace:
         """g = ∇ (Σ_b loss_b / Σ_b count_b): the mean over items, however ragged the batches.
 
         Written to `into` where that is given: for a large model, new room takes longer than filling
-        it. Raises `LoclinError` for no batches, no items, or a loss that is not finite.
+        it. Raises `LoclinError` for no batches, one that is not in a list, no items, or a loss that
+        is not finite.
         """
+        if isinstance(batches, Mapping) or not isinstance(batches, Iterable):
+            raise LoclinError(
+                f"expected a list of batches, found one {type(batches).__name__}: give [batch]"
+            )
         total, count = self.zeros() if into is None else into.zero_(), 0
         with self.gradients_in(total):
             for batch in batches:

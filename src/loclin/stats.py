@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -34,7 +35,11 @@ _SCALES: dict[Scale, tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A value with its 95 % interval over n independent units; infinite for n = 1."""
+    """A value with its 95 % interval over n independent units; infinite for n = 1.
+
+    >>> print(Estimate(value=0.5, low=0.4, high=0.6, n=6))
+    0.5 [0.4, 0.6]
+    """
 
     value: float
     low: float
@@ -60,7 +65,11 @@ def on_scale(values: Numbers | float, scale: Scale) -> np.ndarray:
 
 
 def unscaled(values: np.ndarray | float, scale: Scale) -> np.ndarray:
-    """Back from a scale."""
+    """Back from a scale.
+
+    >>> unscaled(on_scale([0.9], "logit"), "logit").round(3)
+    array([0.9])
+    """
     return np.asarray(_SCALES[scale][1](values))
 
 
@@ -264,16 +273,38 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def correlation(x: Numbers, y: Numbers) -> float:
+    """Pearson's r over the pairs where both are finite; NaN where one side is constant or fewer
+    than three are left.
+    """
+    a, b = (np.asarray(side, dtype=float) for side in (x, y))
+    kept = np.isfinite(a) & np.isfinite(b)
+    a, b = a[kept], b[kept]
+    if len(a) < 3 or a.std() == 0 or b.std() == 0:
+        return math.nan
+    return float(np.clip(np.corrcoef(a, b)[0, 1], -1, 1))
+
+
+def permuted_correlations(
+    groups: Sequence[tuple[np.ndarray, np.ndarray]], *, draws: int, seed: int
+) -> Float[np.ndarray, " draws"]:
+    """Null draws of the mean of Pearson's r over runs: y is shuffled within each run."""
+    rng = np.random.default_rng(seed)
+    total = np.zeros(draws)
+    for x, y in groups:
+        kept = np.isfinite(x) & np.isfinite(y)
+        a, b = ((v - v.mean()) / v.std() for v in (x[kept], y[kept]))
+        total += rng.permuted(np.tile(b, (draws, 1)), axis=1) @ a / len(a)
+    return total / len(groups)
+
+
 def rank_correlation(x: Numbers, y: Numbers) -> float:
     """Spearman's ρ; NaN where one side is constant or there are fewer than three pairs.
 
     >>> rank_correlation([1.0, 2.0, 3.0], [1.0, 4.0, 9.0])
     1.0
     """
-    a, b = (stats.rankdata(np.asarray(side, dtype=float)) for side in (x, y))
-    if len(a) < 3 or a.std() == 0 or b.std() == 0:
-        return math.nan
-    return float(np.clip(np.corrcoef(a, b)[0, 1], -1, 1))
+    return correlation(*(stats.rankdata(np.asarray(side, dtype=float)) for side in (x, y)))
 
 
 def permuted_rank_correlations(
@@ -284,15 +315,27 @@ def permuted_rank_correlations(
     y is shuffled alike in every run: what stands at one place (a type of basis) is the same thing
     in all of them, and does not become independent by being measured again (measures §14). Draws
     are raised by 1e-12, so that round-off puts none that equals what was observed below it.
+
+    >>> place = np.arange(5.0)
+    >>> null = permuted_rank_correlations([(place, place**2)] * 3, draws=999, seed=0)
+    >>> permutation_p(1.0, null) < 0.05  # in order, in every run
+    True
     """
     rng, count = np.random.default_rng(seed), len(groups[0][0])
     orders = rng.permuted(np.tile(np.arange(count), (draws, 1)), axis=1)
-    ranks = [[stats.zscore(stats.rankdata(side)) for side in pair] for pair in groups]
-    return np.asarray(np.mean([b[orders] @ a / count for a, b in ranks], axis=0) + 1e-12)
+    first, second = (
+        stats.zscore(stats.rankdata(side, axis=1), axis=1) for side in zip(*groups, strict=True)
+    )
+    products = [b[orders] @ a / count for a, b in zip(first, second, strict=True)]
+    return np.asarray(np.mean(products, axis=0) + 1e-12)
 
 
 def mean_rank_correlation(x: Conditions, y: Conditions) -> float:
-    """Spearman's ρ over S runs, averaged over the conditions in which it is defined, or NaN."""
+    """Spearman's ρ over S runs, averaged over the conditions in which it is defined, or NaN.
+
+    >>> mean_rank_correlation(np.array([[1.0, 2.0, 3.0]]), np.array([[3.0, 2.0, 1.0]]))
+    -1.0
+    """
     found = [r for r in map(rank_correlation, x, y) if not math.isnan(r)]
     return float(np.mean(found)) if found else math.nan
 
@@ -304,6 +347,11 @@ def permuted_over_runs(
 
     NaN where it is not defined. Draws are raised by 1e-12, so that round-off puts none that equals
     what was observed below it.
+
+    >>> x = np.arange(6.0)[None]
+    >>> null = permuted_over_runs(x, x, draws=999, seed=0)
+    >>> permutation_p(mean_rank_correlation(x, x), null) < 0.05
+    True
     """
     rng = np.random.default_rng(seed)
     orders = np.array([rng.permutation(y.shape[1]) for _ in range(draws)])
@@ -353,6 +401,7 @@ def _check_pairs(a: Sequence[object] | np.ndarray, b: Sequence[object] | np.ndar
         )
 
 
+@cache
 def _t(freedom: int) -> float:
     """Student's t that the 95 % interval reaches out to."""
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))

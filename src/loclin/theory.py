@@ -36,6 +36,9 @@ def random_overlap(k1: int, k2: int, dimension: int) -> tuple[float, float]:
     """Mean and variance of overlap(Q₁, Q₂) of independent random subspaces, k₂ ≤ k₁ (§5).
 
     Mean k₁/D, variance 2k₁(D−k₁)(D−k₂) / [k₂D²(D−1)(D+2)].
+
+    >>> random_overlap(10, 20, 1000)[0]
+    0.02
     """
     k1, k2 = max(k1, k2), min(k1, k2)
     d = dimension
@@ -55,6 +58,9 @@ def white_capture(norms: Float[np.ndarray, " T"], ks: Sequence[int]) -> Curve:
 def heavy_ball_capture(steps: int, momentum: float, ks: Sequence[int]) -> Curve:
     """Prefix capture of heavy ball with momentum β driven by white noise: that of white steps with
     norms A_t = (1−β^{T−t+1})/(1−β), the weight of noise t in the displacement (§3).
+
+    >>> heavy_ball_capture(10, 0.5, [1, 5]).round(2)
+    array([0.12, 0.59])
     """
     t = np.arange(1, steps + 1)
     return white_capture((1 - momentum ** (steps - t + 1)) / (1 - momentum), ks)
@@ -99,6 +105,9 @@ def fit_drift(
         updates: their Gramian.
         response: as of `impulse_response`; the identity by default.
         at_rest: s is that of the last update of `drift_gramian(at_rest=True)`.
+
+    >>> fit_drift(np.eye(3)), round(fit_drift(np.eye(3) + 1.0), 6), fit_drift(np.ones((3, 3)))
+    (0.0, 1.0, inf)
     """
     steps = len(updates)
     if steps < 2:
@@ -151,6 +160,11 @@ def drift_gramian(
             empty moments has averaged the noise of its first steps less than that of later ones,
             so that they hold less of the drift: s_t = s (F1)²_t/(FFᵀ)_tt, s that of the last step.
             The same where F is the identity.
+
+    >>> drift_gramian(np.array([[4.0, 1.0, 0.0], [1.0, 1.0, 0.5], [0.0, 0.5, 1.0]])).round(2)
+    array([[4.  , 0.67, 0.67],
+           [0.67, 1.  , 0.33],
+           [0.67, 0.33, 1.  ]])
     """
     response = np.eye(len(updates)) if response is None else response
     s = fit_drift(updates, response, at_rest=at_rest)

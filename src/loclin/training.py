@@ -30,12 +30,21 @@ class Trajectory:
         updates: u_t = θ_t − θ_{t−1}, one row per step, or their sketches.
         head: the first updates, whole even where the rest is sketched.
         losses: of each step's batch, before the step (nats per answer token).
+
+    >>> updates = torch.eye(3)
+    >>> run = Trajectory(start=torch.zeros(3), updates=updates, head=updates, losses=torch.zeros(3))
+    >>> run.displacement, run.future(2)
+    (tensor([1., 1., 1.]), tensor([0., 0., 1.]))
     """
 
     start: Float[Tensor, " D"]
     updates: Float[Tensor, "T columns"]
     head: Float[Tensor, "k D"]
     losses: Float[Tensor, " T"]
+
+    def __repr__(self) -> str:
+        losses = [f"{loss:.3g}" for loss in self.losses[[0, -1]].tolist()]
+        return f"Trajectory({len(self.updates)} updates, loss {' to '.join(losses)})"
 
     @property
     def displacement(self) -> Float[Tensor, " columns"]:
@@ -120,6 +129,16 @@ def train(
         reset_at: forget the optimiser's state after this many steps.
         dropout_seed: draws the adapter's dropout in every step; without it there is none.
         after_step: called with t = 1..T after each step.
+
+    >>> import loclin
+    >>> from loclin.training import make_optimiser, minibatches
+    >>> problem = loclin.load("sequences-small")
+    >>> space = loclin.ParameterSpace(problem.model)
+    >>> batches = minibatches(problem.batch("recovery", "swap"), 16, seed=0)
+    >>> sgd = make_optimiser("sgd", space, lr=0.01)
+    >>> losses = train(problem.model, space, batches, sgd, 5)
+    >>> losses.shape
+    torch.Size([5])
     """
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, schedule) if schedule else None
     losses = torch.zeros(steps)
@@ -199,7 +218,18 @@ def record(
     dropout_seed: int | None = None,
     after_step: Callable[[int], None] | None = None,
 ) -> Trajectory:
-    """Train as `train` does, and keep every update as `Recorder` does."""
+    """Train as `train` does, and keep every update as `Recorder` does.
+
+    >>> import loclin
+    >>> from loclin.training import make_optimiser, minibatches
+    >>> problem = loclin.load("sequences-small")
+    >>> space = loclin.ParameterSpace(problem.model)
+    >>> batches = minibatches(problem.batch("recovery", "swap"), 16, seed=0)
+    >>> sgd = make_optimiser("sgd", space, lr=0.01)
+    >>> run = record(problem.model, space, batches, sgd, 5)
+    >>> bool(torch.allclose(run.start + run.displacement, space.read(), atol=1e-6))
+    True
+    """
     recorder = Recorder(space, steps, storage=storage, head=head)
 
     def keep(t: int) -> None:

@@ -85,6 +85,14 @@ class LinearWindow:
         steps: those of the grid; the others close in on the edges and on round-off.
         method: how curvature was taken.
         refused: why it was not by double backward, where that was tried.
+
+    >>> layer = torch.nn.Linear(2, 1, bias=False).double()
+    >>> x = torch.eye(2, dtype=torch.float64)
+    >>> loss = lambda rows: (layer(rows).square().sum(), len(rows))
+    >>> space = ParameterSpace(layer)
+    >>> window = linear_window(space, loss, [x], -0.1 * space.read(), whole=True)
+    >>> window.inside, window.method
+    (True, 'double backward')
     """
 
     forward: Reach
@@ -99,6 +107,11 @@ class LinearWindow:
     steps: Sequence[float]
     method: Method
     refused: str
+
+    def __repr__(self) -> str:
+        sides = {"forward": self.forward, "backward": self.backward}
+        sizes = (f"{n} {r.size['relative'] if r.size else 'none'}" for n, r in sides.items())
+        return f"LinearWindow(‖δ‖/‖θ‖ {', '.join(sizes)}; whole step inside: {self.inside})"
 
 
 def linear_window(

@@ -108,5 +108,13 @@ def test_what_spans_nothing_is_refused() -> None:
         Subspace.spanned_by(torch.zeros(0, 5))
     with pytest.raises(LoclinError, match="capture is not defined"):
         random_subspace(1, 5, seed=0).capture(torch.zeros(5))
+    other = random_subspace(1, 4, seed=0)
+    for ask in (
+        other.capture,
+        other.project,
+        lambda v: other.overlap(random_subspace(1, 5, seed=0)),
+    ):
+        with pytest.raises(LoclinError, match="a vector of 4 coordinates, found 5: take both from"):
+            ask(torch.ones(5))
     with pytest.raises(LoclinError, match="k from 1 to D = 5, found 6"):
         random_subspace(6, 5, seed=0)

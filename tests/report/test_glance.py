@@ -12,14 +12,15 @@ ABOVE = replace(
 )
 
 
-def test_every_number_stands_as_it_is_and_every_setting_once() -> None:
+@pytest.mark.parametrize("narrow", [False, True])
+def test_every_number_stands_as_it_is_and_every_setting_once(narrow: bool) -> None:
     claims = [
         replace(ABOVE, setting="one", value=0.76543, low=0.00123, high=0.999),
         replace(BASE, id="b", setting="two", verdict="refuted", supports="below"),
         replace(BASE, id="a", setting="three", verdict="measurement", bar=None),
         replace(BASE, id="b", setting="four", value=None, low=None, high=None, verdict="not run"),
     ]
-    text = re.findall(r"<text[^>]*>([^<]*)</text>", glance(claims).svg)
+    text = re.findall(r"<text[^>]*>([^<]*)</text>", glance(claims, narrow=narrow).svg)
     assert "0.765 [0.00123, 0.999]" in text
     assert [t for t in text if t in ("a", "b", "one", "two", "three", "four")] == [
         *("a", "one", "three"),
@@ -29,19 +30,20 @@ def test_every_number_stands_as_it_is_and_every_setting_once() -> None:
 
 def test_the_sentences_count_and_name_what_hangs_on_the_bar() -> None:
     claims = [
-        ABOVE,
+        replace(ABOVE, statement="It holds."),
         replace(BASE, id="b", verdict="refuted", halved="refuted", doubled="refuted"),
         replace(BASE, id="c", verdict="inconclusive", p=0.01, p_holm=0.1),
         replace(BASE, id="d", verdict="measurement"),
     ]
     counted, supported, refuted, moved, near = sentences(claims)
-    assert counted == "Of 3 claims under a rule 1 are supported, 1 refuted and 1 open."
-    assert (supported[:13], refuted[:11], moved[-len(f"a ({CLAIM.setting}).") :]) == (
-        "Supported: a ",
-        "Refuted: b ",
-        f"a ({CLAIM.setting}).",
+    assert counted == (
+        "Of 3 claims under a rule 1 are supported, 1 refuted and 1 open; in brackets, in how many "
+        "of a claim's settings."
     )
-    assert near == f"Open, but below 0.05 before Holm's correction: c ({CLAIM.setting})."
+    assert supported == "Supported: “It holds” (1 of 1)."
+    assert refuted == "Refuted: “s” (1 of 2)."
+    assert moved == "Verdicts that hang on where the bar stands: a (1 of 1)."
+    assert near == "Open, but below 0.05 before Holm's correction: c (1 of 1)."
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ from transformers import PreTrainedModel
 from loclin.errors import LoclinError
 from loclin.parameters import ParameterSpace
 from loclin.search.candidate import Candidate, Perturbed, candidates, weights_hash
-from loclin.search.noise import Noise
-from loclin.search.normals import normals
+from loclin.search.noise import Noise, normals
 from tests.search.test_noise import draw
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
@@ -197,17 +196,16 @@ def test_half_precision_rounds_small_steps_away_and_says_so() -> None:
     exact = Perturbed(ParameterSpace(Net()), Noise()).realised(one(5e-4))
     assert exact["norm.weight"] == pytest.approx(drawn_size("norm.weight"), rel=1e-3)
     assert 0 < abs(shares["first.weight"] / exact["first.weight"] - 1) < 0.5
-    perturbed.check_sigma(5e-4)
     norm = Perturbed(ParameterSpace(net, "norm.weight"), Noise())
-    norm.check_sigma(0.02)
+    assert norm.realised(one(0.02))["norm.weight"] > 0
     with pytest.raises(
         LoclinError,
         match=r"expected a σ that moves a weight, found 0\.0005, which bfloat16 rounds away",
     ):
-        norm.check_sigma(5e-4)
+        norm.realised(one(5e-4))
     for sigma in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(LoclinError, match="expected a positive, finite σ"):
-            norm.check_sigma(sigma)
+            candidates(1, [sigma], seed=0)
     assert bytes_of(net) == bytes_of(Net().bfloat16())  # nothing of this moved the model
 
 

@@ -10,11 +10,9 @@ from loclin.errors import LoclinError
 from loclin.law import expected_maximum
 from loclin.search.ensemble import (
     Condition,
-    any_of,
     best_of,
     compare,
     pass_at,
-    ranked,
     solved,
     vote,
     voted,
@@ -133,32 +131,19 @@ def test_votes_without_candidates_or_of_unequal_length_are_refused() -> None:
 # ranks and ladders
 
 
-def test_what_is_not_finite_is_never_ranked_and_equals_keep_their_order() -> None:
-    assert ranked([0.5, math.nan, 0.7, math.inf, 0.7, -math.inf]).tolist() == [2, 4, 0]
-    assert ranked([]).tolist() == []
-
-
 @given(st.lists(st.sampled_from([0.0, 0.1, 0.5, 0.5, 0.9, math.nan]), min_size=1, max_size=7))
 @settings(deadline=None)
 def test_the_ladder_is_the_mean_over_all_draws(scores: list[float]) -> None:
-    shown = np.arange(len(scores)) ** 2.0
     ns = list(range(1, len(scores) + 1))
     if not np.isfinite(scores).any():
         with pytest.raises(LoclinError, match="a finite score, found none: search at a smaller σ"):
             best_of(np.array(scores), ns)
         return
-    for given_shown in (None, shown):
-        values = np.array(scores) if given_shown is None else shown
-        by_hand = []
-        for n in ns:
-            drawn = [list(draw) for draw in itertools.combinations(range(len(scores)), n)]
-            best = [
-                draw[ranked([scores[i] for i in draw])[0]]
-                for draw in drawn
-                if np.isfinite([scores[i] for i in draw]).any()
-            ]
-            by_hand.append(np.mean(values[best]))
-        assert np.allclose(best_of(np.array(scores), ns, shown=given_shown), by_hand)
+    by_hand = []
+    for n in ns:
+        draws = [np.array(draw) for draw in itertools.combinations(scores, n)]
+        by_hand.append(np.mean([np.nanmax(d) for d in draws if np.isfinite(d).any()]))
+    assert np.allclose(best_of(np.array(scores), ns), by_hand)
 
 
 def test_the_ladder_of_normal_scores_is_m_n() -> None:
@@ -188,7 +173,7 @@ def test_pass_at_is_the_share_of_draws_that_hold_a_solver(total: int, bits: int)
     found = pass_at(outcomes, ks)
     assert np.allclose(found, by_hand)
     assert (np.diff(found, axis=0) >= -1e-12).all()
-    assert np.array_equal(found[-1] == 1, any_of(outcomes).right)
+    assert np.array_equal(found[-1] == 1, outcomes.any(0))
     assert np.allclose(found[0], outcomes.mean(0))
 
 
@@ -214,16 +199,6 @@ def test_pass_at_of_thousands_neither_overflows_nor_rounds_away() -> None:
     assert pass_at(outcomes, []).shape == (0, 2)
 
 
-def test_any_of_is_marked_as_the_oracle_it_is() -> None:
-    oracle = any_of(np.array([[True, False, False], [False, False, True]]))
-    assert oracle.right.tolist() == [True, False, True]
-    assert not oracle.deployable
-    assert "oracle" in oracle.name
-    assert oracle.forward_passes == 2
-    with pytest.raises(LoclinError, match="from 1 to 0"):
-        any_of(np.zeros((0, 3), dtype=bool))
-
-
 # comparisons
 
 
@@ -231,31 +206,24 @@ def conditions(rng: np.random.Generator, n: int) -> tuple[Condition, list[Condit
     base = rng.random(n) < 0.4
     better = base | (rng.random(n) < 0.3)
     other = np.where(rng.random(n) < 0.2, rng.random(n) < 0.4, base)
-    oracle = any_of(np.stack([better, other]))
     return Condition(name="base", right=base, forward_passes=1), [
         Condition(name="ensemble of 5", right=better, forward_passes=5, note="by majority"),
         Condition(name="random 5", right=other, forward_passes=5),
-        oracle,
     ]
 
 
 def test_every_condition_is_held_against_the_base() -> None:
     base, others = conditions(np.random.default_rng(3), 200)
     rows = compare(others, base, seed=7)
-    assert [row.condition.name for row in rows] == [
-        "base",
-        "ensemble of 5",
-        "random 5",
-        "any of 2 (oracle)",
-    ]
+    assert [row.condition.name for row in rows] == ["base", "ensemble of 5", "random 5"]
     for row, condition in zip(rows, [base, *others], strict=True):
         assert row.condition is condition
         assert row.score.value == condition.right.mean()
         assert row.score.n == 200
         assert row.gain == paired_difference(condition.right, base.right, seed=7)
         assert row.p == mcnemar(condition.right, base.right)
-    # the base tests nothing and an oracle cannot be deployed: neither is in the family
-    assert [row.p_holm for row in rows] == [None, *holm([rows[1].p, rows[2].p]), None]
+    # the base tests nothing
+    assert [row.p_holm for row in rows] == [None, *holm([rows[1].p, rows[2].p])]
     assert (rows[0].gain.value, rows[0].gain.low, rows[0].gain.high, rows[0].p) == (0, 0, 0, 1)
     assert rows[1].p_holm is not None
     assert rows[1].p_holm < 1e-6
@@ -268,7 +236,6 @@ def test_groups_reach_the_intervals() -> None:
             name=condition.name,
             right=np.repeat(condition.right, 4),
             forward_passes=1,
-            deployable=condition.deployable,
         )
         for condition in (base, *others)
     ]
@@ -311,7 +278,7 @@ def test_a_winner_of_pure_noise_gains_on_the_split_that_chose_it_and_nowhere_els
         # scores on select are sums over examples; outcomes on test are drawn for the winner and the
         # base
         scores = rng.binomial(n, chance, total) / n
-        winner = int(ranked(scores)[0])
+        winner = int(scores.argmax())
         outcomes = rng.random((2, n)) < chance
         selected.append(scores[winner] - chance)
         tested.append(paired_difference(outcomes[0], outcomes[1], seed=search))

@@ -48,12 +48,11 @@ def some(problem: Problem, count: int = 24) -> list[Example]:
     return [e for task in problem.tasks for e in problem.examples["test"][task]][: 8 * count : 8]
 
 
-def dense(
-    problem: Problem, space: ParameterSpace, examples: list[Example]
-) -> tuple[Tensor, Tensor]:
-    """Gradient and Hessian, row by row."""
-    eval_set = EvalSet.of(problem, examples)
-    with twice_differentiable(problem.model):
+@pytest.fixture(scope="module")
+def derivatives(damaged: Problem) -> tuple[Tensor, Tensor]:
+    """Gradient and Hessian over the norms, row by row."""
+    space, eval_set = ParameterSpace(damaged.model, NORMS), EvalSet.of(damaged, some(damaged, 12))
+    with twice_differentiable(damaged.model):
         batches = list(eval_set.fold(0))
         gradient = space.gradient(eval_set.loss, batches)
         hessian = CurvatureOperator(space, eval_set.loss, batches)
@@ -76,7 +75,7 @@ def lifted(space: ParameterSpace, noise: Noise, basis: Tensor | None) -> Tensor:
     [("gaussian", 0), ("rademacher", 0), ("lowrank:2", 0), ("tied", 0), ("gaussian", 3)],
 )
 def test_the_law_s_numbers_are_those_of_dense_derivatives(
-    damaged: Problem, noise: str, k: int
+    damaged: Problem, derivatives: tuple[Tensor, Tensor], noise: str, k: int
 ) -> None:
     space, examples = ParameterSpace(damaged.model, NORMS), some(damaged, 12)
     basis = random_subspace(k, space.dimension, seed=0).basis.double() if k else None
@@ -89,7 +88,7 @@ def test_the_law_s_numbers_are_those_of_dense_derivatives(
         probes=100,
         seed=0,
     )
-    g, h = dense(damaged, space, examples)
+    g, h = derivatives
     lift = lifted(space, Noise.parse(noise), basis)
     g, h = lift.T @ g, lift.T @ h @ lift
     assert found.dimension == len(g)
@@ -107,7 +106,7 @@ def test_the_law_s_numbers_are_those_of_dense_derivatives(
         square -= float(h.diagonal().square().sum())
     assert found.frobenius.value**2 == pytest.approx(square, abs=4 * spread)
     edge = law.valid_up_to(gradient=found.gradient, frobenius=found.frobenius.value)
-    assert found.edge == edge
+    assert found.local.edge == edge
     assert found.notes[0] == "attention was switched from sdpa to eager for it"
     said = {
         "lowrank:2": "noise of rank 2 is not normal: the law's slope and trace hold, its tails are "
@@ -179,7 +178,7 @@ def test_the_price_of_a_gain_pays_for_it_and_no_less_does() -> None:
         > found.gain(needed - 1, 0.05, fresh=True).value
     )
     assert found.needed(10.0, 0.05) is None
-    assert found.best_sigma(100) == law.best_sigma(gradient=1.0, trace=10.0, n=100, along=0.5)
+    assert found.local.best_sigma(100) == law.best_sigma(gradient=1.0, trace=10.0, n=100, along=0.5)
     assert found.effective_rank == 25.0
 
 
@@ -226,7 +225,7 @@ def test_real_candidates_gain_what_was_forecast(damaged: Problem) -> None:
     """
     space, examples = ParameterSpace(damaged.model, NORMS), some(damaged, 12)
     found = forecast(damaged, space, examples, noise=Noise(), probes=100, seed=1)
-    sigma = 0.05 * found.edge
+    sigma = 0.05 * found.local.edge
     eval_set, perturbed = EvalSet.of(damaged, examples), Perturbed(space, Noise())
     with perturbed:
         outcomes = score(perturbed, eval_set, candidates(400, [sigma], seed=5))
@@ -261,9 +260,9 @@ def test_no_curvature_is_no_refusal(damaged: Problem, monkeypatch: pytest.Monkey
         seed=0,
     )
     assert (without.trace, without.frobenius, without.along) == (None, None, None)
-    assert without.best_sigma(10) is None
+    assert without.local.best_sigma(10) is None
     assert without.effective_rank is None
-    assert without.edge == math.inf
+    assert without.local.edge == math.inf
     assert without.gain(10, 0.1).value == pytest.approx(
         0.1 * without.gradient * law.expected_maximum(10)
     )

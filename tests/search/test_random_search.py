@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import AutoModelForCausalLM
 
 from loclin import law
 from loclin.errors import LoclinError
@@ -35,20 +34,6 @@ def scorer(trained: Problem) -> Scorer:
 @pytest.fixture
 def spec(trained: Problem) -> SearchSpec:
     return SearchSpec(options=options(), examples=examples(trained, "recovery", 6))
-
-
-@pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The models that this process loads."""
-    names: list[str] = []
-    plain = AutoModelForCausalLM.from_pretrained
-
-    def counted(name: str, *rest: Any, **more: Any) -> Any:
-        names.append(name)
-        return plain(name, *rest, **more)
-
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", counted)
-    return names
 
 
 def test_it_gives_what_every_candidate_scores_by_hand(trained: Problem, scorer: Scorer) -> None:

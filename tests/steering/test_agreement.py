@@ -15,7 +15,7 @@ from loclin.models import Problem
 from loclin.parameters import ParameterSpace
 from loclin.stats import Estimate
 from loclin.steering import agreement as module
-from loclin.steering.agreement import Resampled, agreement, gradient_batches
+from loclin.steering.agreement import agreement, gradient_batches
 from loclin.steering.averages import Averaged, loss_of, step_averaged
 from loclin.steering.compare import cosines
 from loclin.steering.estimands import Estimand
@@ -58,10 +58,10 @@ def test_intervals_cover(width: int) -> None:
         labels = noisy(a, 40, 2, rng, labels=np.tile([True, False], 40))
         logits = noisy(b, 40, 2, rng)
         batches = [noisy(b + 0.3 * rng.standard_normal(width), 24, 1, rng) for _ in range(8)]
-        made = Resampled(prompts={"labels": labels, "logits": logits}, batches=batches)
+        made = {"labels": labels, "logits": logits}
         whole: Tensor = torch.stack([x.direction() for x in batches]).sum(0)
         directions = {"labels": labels.direction(), "logits": logits.direction(), "gradient": whole}
-        each = agreement(directions, made, seed=trial)
+        each = agreement(directions, made, batches, seed=trial)
         for other, estimates in found.items():
             estimates += each["labels", other]
     planted = float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
@@ -94,9 +94,7 @@ def test_prompts_of_one_group_are_drawn_together() -> None:
             for name, m in once.items()
         }
         directions = {name: m.direction() for name, m in made.items()}
-        (estimate,) = agreement(directions, Resampled(prompts=made, batches=()), seed=0)[
-            "labels", "logits"
-        ]
+        (estimate,) = agreement(directions, made, seed=0)["labels", "logits"]
         return estimate.high - estimate.low
 
     assert width(4, own=False) == pytest.approx(width(1, own=False), rel=0.2)
@@ -107,15 +105,13 @@ def test_a_route_that_cannot_be_drawn_again_has_no_interval() -> None:
     rng = np.random.default_rng(0)
     labels = noisy(np.ones(3), 20, 1, rng)
     directions = {"search": torch.ones(1, 3, dtype=torch.float64), "labels": labels.direction()}
-    (estimate,) = agreement(directions, Resampled(prompts={"labels": labels}, batches=()), seed=0)[
-        "search", "labels"
-    ]
+    (estimate,) = agreement(directions, {"labels": labels}, seed=0)["search", "labels"]
     assert (estimate.low, estimate.high) == (-math.inf, math.inf)
     assert estimate.value == pytest.approx(float(cosines(*directions.values())))
     assert (
         agreement(
             {"labels": labels.direction()},
-            Resampled(prompts={"labels": labels}, batches=()),
+            {"labels": labels},
             seed=0,
         )
         == {}

@@ -14,10 +14,12 @@ from loclin.activations.capture import activations
 from loclin.errors import LoclinError
 from loclin.parameters import ParameterSpace
 from loclin.stats import permutation_p
+from loclin.steering.averages import class_contrast
 from loclin.steering.compare import (
     cosines,
     disattenuated,
     random_directions,
+    random_vectors,
     reliability,
     shares_of,
     shrunk_covariance,
@@ -25,7 +27,6 @@ from loclin.steering.compare import (
     without,
     without_outliers,
 )
-from loclin.steering.contrast import class_contrast
 from loclin.steering.gradient import shift, step_direction
 from loclin.steering.readout import logit_gradient
 from tests.planted import FIRST, LinearModel, questions
@@ -239,3 +240,16 @@ def test_whitening_needs_prompts_that_differ() -> None:
         whitening(torch.ones(2, 1, 3))
     with pytest.raises(LoclinError, match="activations that vary over prompts"):
         whitening(torch.ones(2, 4, 3))
+
+
+def test_random_vectors_are_as_long_as_asked_and_independent() -> None:
+    found = random_vectors({0: 2.0, 3: 0.5}, 400, count=6, seed=1)
+    assert all(
+        float(v[0].norm()) == pytest.approx(2) and float(v[3].norm()) == pytest.approx(0.5)
+        for v in found
+    )
+    every = torch.stack([v[n] / v[n].norm() for v in found for n in (0, 3)])
+    assert float((every @ every.T - torch.eye(12)).abs().max()) < 5 / 400**0.5
+    again = random_vectors({3: 0.5}, 400, count=2, seed=1)
+    assert torch.equal(again[1][3], found[1][3])
+    assert not torch.equal(random_vectors({3: 0.5}, 400, count=1, seed=2)[0][3], found[0][3])

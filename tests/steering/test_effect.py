@@ -11,12 +11,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from loclin.activations.adding import added
 from loclin.activations.capture import activations
 from loclin.errors import LoclinError
-from loclin.steering.changes import Change, adding
-from loclin.steering.effect import anti_steerable, differences, logit_differences, slopes
+from loclin.steering.effect import (
+    Change,
+    adding,
+    anti_steerable,
+    differences,
+    layer_slopes,
+    logit_differences,
+    responses,
+    slopes,
+)
 from loclin.steering.prompts import PromptSet
 from loclin.tasks.batch import prompts_batch
 from loclin.tasks.example import Example
 from tests.conftest import FAMILIES
+from tests.planted import LinearModel, truth_world
+from tests.steering.test_prompts import in_passes_of
 
 PROMPTS = [
     "the cat",
@@ -50,6 +60,11 @@ def direction(model: PreTrainedModel, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(d)).float()
 
 
+def at_the_last(model: nn.Module, vectors: dict[int, torch.Tensor]) -> Change:
+    """Vectors that are added at the last token alone."""
+    return lambda s: added(model, {n: s * v for n, v in vectors.items()}, only="last")
+
+
 def dose_response(
     model: nn.Module, prompts: PromptSet, change: Change, strengths: list[float]
 ) -> np.ndarray:
@@ -69,8 +84,9 @@ def test_differences_are_those_of_every_prompt_alone(
         with torch.no_grad():
             logits = model(torch.tensor([tokenizer(prompt)["input_ids"]])).logits[0, -1]
         alone.append(float(logits[toward] - logits[away]))
-    for rows in (None, 1, 2):
-        assert np.allclose(logit_differences(model, prompts, rows_at_once=rows), alone, atol=1e-4)
+    for rows in (100, 1, 2):
+        with in_passes_of(rows, model):
+            assert np.allclose(logit_differences(model, prompts), alone, atol=1e-4)
 
 
 def test_a_vector_at_the_last_block_goes_through_the_final_norm_and_the_readout(
@@ -87,8 +103,9 @@ def test_a_vector_at_the_last_block_goes_through_the_final_norm_and_the_readout(
             twin.gather(2, prompts.toward.expand(3, -1)[..., None])
             - twin.gather(2, prompts.away.expand(3, -1)[..., None])
         )[..., 0]
-        for only in ("every", "last"):  # nothing attends to the last block
-            found = dose_response(model, prompts, adding(model, {1: v}, only=only), [-2, 0, 1])
+        for change in (adding(model, {1: v}), at_the_last(model, {1: v})):
+            # nothing attends to the last block
+            found = dose_response(model, prompts, change, [-2, 0, 1])
             assert np.allclose(found, wanted.numpy(), atol=1e-4)
         assert np.allclose(found[1], logit_differences(model, prompts), atol=1e-5)
 
@@ -122,8 +139,8 @@ def test_last_and_every_differ_below_the_last_block(
     model, prompts = families["qwen2"], posed(tokenizers["qwen2"])
     v = direction(model)
     every, last = (
-        dose_response(model, prompts, adding(model, {0: v}, only=only), [1])[0]
-        for only in ("every", "last")
+        dose_response(model, prompts, change, [1])[0]
+        for change in (adding(model, {0: v}), at_the_last(model, {0: v}))
     )
     assert np.abs(every - last).max() > 0.01
     with added(model, {0: v}):
@@ -182,12 +199,60 @@ def test_many_changes_at_once_are_each_alone_to_the_last_bit(
     changes = [adding(model, {1: v}), stepped, adding(model, {0: v, 1: -v}), adding(model, {})]
     doses = [(change, strength) for strength in (-2.0, 0.1) for change in changes]
     shares: list[float] = []
-    before, *found = differences(model, prompts, doses, rows_at_once=2, progress=shares.append)
+    with in_passes_of(2, model):
+        before, *found = differences(model, prompts, doses, progress=shares.append)
     for (change, strength), each in zip(doses, found, strict=True):
-        with change(strength):
-            alone = logit_differences(model, prompts, rows_at_once=2)
+        with change(strength), in_passes_of(2, model):
+            alone = logit_differences(model, prompts)
         assert np.array_equal(each, alone)
         assert np.array_equal(alone, before) == (change is changes[3])
     assert shares == sorted(shares)
     assert shares[-1] == pytest.approx(1)
-    assert np.array_equal(before, logit_differences(model, prompts, rows_at_once=2))
+    with in_passes_of(2, model):
+        assert np.array_equal(before, logit_differences(model, prompts))
+
+
+def quiet(share: float) -> None:
+    assert 0 <= share <= 1
+
+
+def factors(model: LinearModel, a: torch.Tensor) -> list[float]:
+    """What a push along a at the output of each block becomes at the last one."""
+    along = [float(a @ layer.weight.detach() @ a) for layer in model.layers]  # type: ignore[operator]
+    return [float(np.prod([1 + f for f in along[i + 1 :]])) for i in range(len(along))]
+
+
+def test_slopes_on_a_linear_model_are_those_of_its_matrices() -> None:
+    model, prompts, a = truth_world(layers=3, width=8, facts=6, seed=0)
+    expected = [2 * f * 0.7 for f in factors(model, a)]  # the logits of yes and no differ by 2a·h
+    found = layer_slopes(
+        model, prompts, dict.fromkeys(range(3), 0.7 * a), path=None, progress=quiet
+    )
+    for layer in range(3):
+        assert np.allclose(found[layer], expected[layer])
+    change = {"v": adding(model, {1: 0.7 * a})}
+    response = responses(model, prompts, change, (2.0, -1.0, 0.0, 1.0), progress=quiet)["v"]
+    assert response.strengths == (-1.0, 0.0, 1.0, 2.0)
+    assert np.allclose(response.slopes, expected[1])
+    assert np.allclose(
+        response.changes, np.outer(response.strengths, np.full(len(prompts), expected[1]))
+    )
+    assert np.array_equal(response.differences[1], logit_differences(model, prompts))
+
+
+def test_several_layers_are_added_to_together() -> None:
+    model, prompts, a = truth_world(layers=3, width=8, facts=6, seed=0)
+    first, _, last = factors(model, a)
+    change = {"v": adding(model, {0: a, 2: -a})}
+    found = responses(model, prompts, change, (-1.0, 0.0, 1.0), progress=quiet)["v"]
+    assert np.allclose(found.slopes, 2 * (first - last))
+
+
+def test_slopes_leave_out_strengths_beyond_one() -> None:
+    model, prompts, a = truth_world(layers=2, width=8, facts=6, seed=0)
+    change = {"v": adding(model, {0: a})}
+    near, far = (
+        responses(model, prompts, change, strengths, progress=quiet)["v"]
+        for strengths in ((-1.0, 0.0, 1.0), (-50.0, -1.0, 0.0, 1.0, 9.0))
+    )
+    assert np.allclose(near.slopes, far.slopes)

@@ -15,8 +15,8 @@ from loclin.activations.capture import activations
 from loclin.errors import LoclinError
 from loclin.models import Problem
 from loclin.parameters import ParameterSpace
+from loclin.steering.averages import class_contrast
 from loclin.steering.compare import cosines
-from loclin.steering.contrast import class_contrast
 from loclin.steering.gradient import (
     centred_shift,
     shift,
@@ -28,8 +28,8 @@ from loclin.steering.readout import logit_gradient
 from tests.activations.odd import hooks
 from tests.conftest import FAMILIES
 from tests.planted import truth_world
-from tests.steering.test_contrast import asked_statements
-from tests.steering.test_prompts import CLASSES, LETTERS
+from tests.steering.test_averages import asked_statements
+from tests.steering.test_prompts import CLASSES, LETTERS, in_passes_of
 
 Models = dict[str, PreTrainedModel]
 Tokenizers = dict[str, PreTrainedTokenizerBase]
@@ -56,9 +56,8 @@ def test_step_is_downhill_of_a_hand_written_loss(
     assert float(found.norm()) == pytest.approx(1, abs=1e-6)
     assert torch.allclose(found, -gradient / gradient.norm(), atol=1e-6)
     for rows in (1, 2):
-        cut = step_direction(
-            model, space, asked, loss=tokens if loss == "given" else loss, rows_at_once=rows
-        )
+        with in_passes_of(rows, model):
+            cut = step_direction(model, space, asked, loss=tokens if loss == "given" else loss)
         assert torch.allclose(cut, found, atol=1e-6)
 
 
@@ -110,7 +109,8 @@ def test_the_limit_is_that_of_central_differences_in_every_family(
         for s in (1e-3, -1e-3)
     ]
     assert ((ends[0] - ends[1]) / 2e-3 - limit).norm() < 5e-3 * limit.norm()
-    alone = shift_per_size(model, space, direction, asked.batch, layers=[-1, 0], rows_at_once=1)
+    with in_passes_of(1, model):
+        alone = shift_per_size(model, space, direction, asked.batch, layers=[-1, 0])
     assert torch.allclose(alone, limit, rtol=1e-4, atol=1e-4 * float(limit.abs().max()))
 
 

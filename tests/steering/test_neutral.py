@@ -1,23 +1,25 @@
 import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loclin.activations.adding import added
 from loclin.errors import LoclinError
 from loclin.models import Problem
 from loclin.parameters import ParameterSpace
-from loclin.steering.changes import adding
+from loclin.steering.effect import adding
 from loclin.steering.neutral import (
+    Damage,
     Neutral,
     at_equal_damage,
-    damage,
+    damages,
     neutral_text,
     strength_at_kl,
 )
@@ -49,6 +51,13 @@ def spoken(
 ) -> tuple[PreTrainedModel, Neutral]:
     model, tokenizer = families["llama"], tokenizers["llama"]
     return model, neutral_text(model, tokenizer, file=text, count=5, tokens=9, seed=0)
+
+
+def damage(
+    model: nn.Module, neutral: Neutral, change: Callable[[], AbstractContextManager[object]]
+) -> Damage:
+    """`damages` under one change, of which there is one strength."""
+    return damages(model, neutral, [(lambda _strength: change(), 1.0)])[0]
 
 
 def by_hand(model: PreTrainedModel, neutral: Neutral) -> list[torch.Tensor]:

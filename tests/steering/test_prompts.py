@@ -1,17 +1,20 @@
 """Prompts with two tokens: which they are, where the common beginning goes, and what is refused."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loclin.errors import LoclinError
 from loclin.models import Problem
 from loclin.steering import prompts as subject
 from loclin.steering.prompts import PromptSet, next_logits, pieces, prompt_set
-from loclin.tasks.batch import IGNORED, answer_log_probabilities, collate
+from loclin.tasks.batch import IGNORED, answer_log_probabilities, collate, vocabulary_size
 from loclin.tasks.example import Example
 from tests.conftest import FAMILIES
 
@@ -150,18 +153,27 @@ def test_rows_and_pieces(
         == 2
     )
     lengths = asked.batch.attention_mask.sum(1)
-    for tokens, logits, rows, most in (
-        (1 << 11, 1 << 26, None, 5),
-        (1, 1 << 26, None, 1),
-        (1 << 11, 1, None, 1),
-        (9, 9, 2, 2),
+    two = 2 * vocabulary_size(model)
+    for tokens, logits, most in (
+        (1 << 11, 1 << 26, 5),
+        (1, 1 << 26, 1),
+        (1 << 11, 1, 1),
+        (1 << 11, two, 2),
     ):
         monkeypatch.setattr(subject, "GRADED_AT_ONCE", tokens)
         monkeypatch.setattr(subject, "LOGITS_AT_ONCE", logits)
-        found = list(pieces(model, asked.batch, rows_at_once=rows))
+        found = list(pieces(model, asked.batch))
         assert max(map(len, found)) == most
         assert sorted(torch.cat(found).tolist()) == list(range(5))
         assert (lengths[torch.cat(found)].diff() >= 0).all()
+
+
+@contextmanager
+def in_passes_of(rows: int, model: nn.Module) -> Iterator[None]:
+    """At most so many prompts in a pass."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subject, "LOGITS_AT_ONCE", rows * vocabulary_size(model))
+        yield
 
 
 def refused(

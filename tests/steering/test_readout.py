@@ -17,8 +17,8 @@ from loclin.steering.readout import answer_gradient, logit_gradient
 from tests.activations.odd import hooks
 from tests.conftest import FAMILIES
 from tests.planted import truth_world
-from tests.steering.test_contrast import asked_statements
-from tests.steering.test_prompts import CLASSES, LETTERS
+from tests.steering.test_averages import asked_statements
+from tests.steering.test_prompts import CLASSES, LETTERS, in_passes_of
 
 Models = dict[str, PreTrainedModel]
 Tokenizers = dict[str, PreTrainedTokenizerBase]
@@ -85,7 +85,7 @@ def test_the_answers_gradients_differ_by_the_logit_gradient_and_equal_finite_dif
     assert float(toward[0] @ way) == pytest.approx(float(ends[0] - ends[1]) / 2e-5, rel=1e-6)
 
 
-def test_rows_at_once_frozen_weights_and_the_order_of_layers_change_nothing(
+def test_passes_frozen_weights_and_the_order_of_layers_change_nothing(
     speaking: Problem,
 ) -> None:
     asked = asked_statements(speaking)
@@ -96,7 +96,8 @@ def test_rows_at_once_frozen_weights_and_the_order_of_layers_change_nothing(
         parameter.requires_grad_(False)
     state = {n: p.clone() for n, p in frozen.named_parameters()}
     assert torch.allclose(logit_gradient(frozen, asked, layers=[0, 1]), before, atol=1e-6)
-    alone = logit_gradient(frozen, asked, layers=[-1, 0], per_prompt=True, rows_at_once=1)
+    with in_passes_of(1, frozen):
+        alone = logit_gradient(frozen, asked, layers=[-1, 0], per_prompt=True)
     whole = logit_gradient(frozen, asked, layers=[-1, 0], per_prompt=True)
     assert torch.allclose(alone, whole, atol=1e-5)
     assert torch.allclose(whole[1].mean(0), before[0], atol=1e-6)

@@ -17,8 +17,7 @@ from loclin.search.candidate import Perturbed, candidates
 from loclin.search.noise import Noise
 from loclin.seeds import derived
 from loclin.stats import permutation_p
-from loclin.steering.changes import adding
-from loclin.steering.effect import differences, slopes
+from loclin.steering.effect import adding, differences, slopes
 from loclin.steering.prompts import PromptSet, prompt_set
 from loclin.steering.search import (
     SearchedShifts,
@@ -28,6 +27,7 @@ from loclin.steering.search import (
     winners_vector,
 )
 from loclin.tasks.batch import answer_log_probabilities, answer_loss
+from tests.steering.test_prompts import in_passes_of
 
 
 def parts(problem: Problem, size: int) -> list[PromptSet]:
@@ -65,10 +65,10 @@ def test_the_score_is_the_log_probability_of_the_token_toward(speaking: Problem)
     asked = parts(speaking, 24)[0]
     with torch.no_grad():
         twin = answer_log_probabilities(speaking.model, asked.answered(asked.toward)).numpy()
-    for rows in (None, 1, 5):
-        assert np.allclose(
-            toward_log_probability(speaking.model, asked, rows_at_once=rows), twin, atol=1e-5
-        )
+    for rows in (100, 1, 5):
+        with in_passes_of(rows, speaking.model):
+            found = toward_log_probability(speaking.model, asked)
+        assert np.allclose(found, twin, atol=1e-5)
 
 
 def test_shifts_are_those_of_the_weights_moved_by_hand(speaking: Problem) -> None:
@@ -101,7 +101,8 @@ def test_a_search_is_a_function_of_its_seed_and_leaves_the_model_alone(speaking:
         model, space, search, extract, **settings, seed=0, progress=shares.append
     )
     again = perturbed_shifts(model, space, search, extract, **settings, seed=0)
-    by_threes = perturbed_shifts(model, space, search, extract, **settings, seed=0, rows_at_once=3)
+    with in_passes_of(3, model):
+        by_threes = perturbed_shifts(model, space, search, extract, **settings, seed=0)
     other = perturbed_shifts(model, space, search, extract, **settings, seed=1)
     few = perturbed_shifts(model, space, search, extract, **settings, seed=0, best=2)
     assert torch.equal(one.shifts, again.shifts)

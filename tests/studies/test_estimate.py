@@ -7,6 +7,7 @@ import pytest
 
 from loclin import cli
 from loclin.errors import LoclinError
+from loclin.models import Problem
 from loclin.run.record import Record
 from loclin.studies.estimate import (
     STARTING,
@@ -79,10 +80,10 @@ def test_counts_are_lowered_no_further_than_they_may_be() -> None:
 
 
 def test_passes_are_timed_where_they_are_needed() -> None:
-    timings = timed(SearchSettings(model="sequences-small", sigma=(1e-3,), forecast=False))
+    timings, _ = timed(SearchSettings(model="sequences-small", sigma=(1e-3,), forecast=False))
     assert timings.product == timings.backward == 0
     assert 0 < timings.forward < 0.1
-    more = timed(RADIUS)
+    more, _ = timed(RADIUS)
     assert min(more.backward, more.product) > 0
     assert more.sizes.tasks > 1
     assert more.memory > 10**8
@@ -110,3 +111,24 @@ def test_a_budget_chooses_counts_and_nothing_else(
     assert same[0] == same[1]
     cli.main([*base, "--budget", "1s", "--out", str(tmp_path / "a")])  # what it had stands
     assert Record(tmp_path / "a").results(entry) == same[0]
+
+
+STEERED = {"labels": 16, "gradient": 16, "shift": 16, "choose": 8, "test": 16, "band": 2}
+PARTS = [word for name, count in STEERED.items() for word in (f"--{name}", str(count))]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["radius", "--model", "sequences-small", "--direction", "gradient", "--examples", "8"],
+        ["steer", "--model", "statements-small", *PARTS, "--compare", "labels", "--texts", "2"],
+        ["search", "--model", "sequences-small", "--sigma", "1e-3", "--n", "4", "--workers", "1",
+         "--budget", "1h", "--select", "8", "--validate", "8", "--test", "8", "--k", "2"],
+    ],
+    ids=lambda command: command[0],
+)  # fmt: skip
+def test_the_model_that_passes_were_timed_on_is_not_loaded_again(
+    trained: Problem, speaking: Problem, loads: list[str], tmp_path: Path, command: list[str]
+) -> None:
+    cli.main([*command, "--out", str(tmp_path / "run")])
+    assert len(loads) == 1

@@ -82,3 +82,15 @@ def test_a_prompt_in_two_groups_is_refused_where_it_would_lie_in_two_parts() -> 
     ):
         dealt(twice, {"a": 20, "b": 20}, seed=0)
     check_apart({"a": twice[:2], "b": twice[2:4]})
+
+
+def test_spread_parts_hold_as_many_groups_as_there_are() -> None:
+    pool = [Example(prompt=f"{i} {j}", answer=" x", group=str(i)) for i in range(30) for j in "abc"]
+    parts = dealt(pool, {"labels": 12, "test": 8}, seed=0, spread=True)
+    assert [len({e.group for e in part}) for part in parts.values()] == [12, 8]
+    assert {e.prompt[-1] for e in parts["labels"]} == set("abc")  # not always the first
+    two = dealt(pool, {"labels": 30, "test": 20}, seed=0, spread=True)
+    assert [len({e.group for e in part}) for part in two.values()] == [15, 10]
+    assert not {e.group for e in two["labels"]} & {e.group for e in two["test"]}
+    whole = {"labels": 48, "test": 39}
+    assert dealt(pool, whole, seed=0, spread=True) == dealt(pool, whole, seed=0)

@@ -55,7 +55,21 @@ def norm(vector: Float[Tensor, " D"]) -> float:
 def gramian(
     rows: Float[Tensor, "n D"], others: Float[Tensor, "m D"] | None = None
 ) -> Float[np.ndarray, "n m"]:
-    """Inner products ⟨row_i, other_j⟩, accumulated in float64; `others` defaults to `rows`."""
+    """Inner products ⟨row_i, other_j⟩, accumulated in float64; `others` defaults to `rows`.
+
+    Raises `LoclinError` for anything but a tensor of rows.
+
+    >>> gramian(torch.tensor([[1.0, 2.0], [0.0, 1.0]]))
+    array([[5., 2.],
+           [2., 1.]])
+    """
+    if not isinstance(rows, Tensor) or rows.ndim != 2:
+        found = (
+            f"shape {tuple(rows.shape)}" if hasattr(rows, "shape") else f"a {type(rows).__name__}"
+        )
+        raise LoclinError(
+            f"expected an n×D tensor, one vector a row, found {found}: give torch.stack(vectors)"
+        )
     columns = len(rows if others is None else others)
     total = to_float64(torch.zeros(len(rows), columns, device=rows.device))
     for start in range(0, rows.shape[1], _CHUNK):
@@ -168,6 +182,10 @@ def cross_capture(
         updates: Gramian of the run's updates.
         ks: each from 1 to the smaller of m and T.
         future: of f_k instead of d.
+
+    >>> basis, products = np.eye(1), np.array([[1.0, 0.0]])  # along the first update
+    >>> cross_capture(basis, products, np.eye(2), [1])
+    array([0.5])
     """
     for own in (basis, updates):
         _check(own, ks)
@@ -215,9 +233,10 @@ def _check(updates: np.ndarray, ks: Sequence[int]) -> None:
             f"expected a T×T Gramian, found shape {tuple(np.shape(updates))}: give "
             "gramian(updates) instead of the updates"
         )
-    if not ks or min(ks) < 1 or max(ks) > len(updates):
+    listed = not isinstance(ks, int) and len(ks) > 0
+    if not listed or min(ks) < 1 or max(ks) > len(updates):
         raise LoclinError(
-            f"expected k from 1 to T = {len(updates)}, found {list(ks)}: choose smaller k or "
+            f"expected a list of k from 1 to T = {len(updates)}, found {ks}: choose smaller k or "
             "record more steps"
         )
     if not updates.any():

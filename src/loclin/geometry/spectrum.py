@@ -36,6 +36,10 @@ def effective_ranks(products: Float[np.ndarray, "n n"]) -> EffectiveRanks:
     >>> effective_ranks(np.eye(3)).participation
     3.0
     """
+    if products.ndim != 2 or len(set(products.shape)) > 1:
+        raise LoclinError(
+            f"expected an n×n Gramian, found shape {products.shape}: give gramian(vectors)"
+        )
     if not np.isfinite(products).all() or np.trace(products) <= 0:
         raise LoclinError(
             "expected a finite Gramian that is not zero: the vectors vanish or hold NaN"
@@ -70,7 +74,12 @@ def principal_coefficients(products: Float[np.ndarray, "n n"], k: int) -> Float[
 
 
 def principal_directions(rows: Float[Tensor, "n D"], k: int) -> Subspace:
-    """Top-k right singular directions of n vectors; errors as in `principal_coefficients`."""
+    """Top-k right singular directions of n vectors; errors as in `principal_coefficients`.
+
+    >>> rows = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+    >>> principal_directions(rows, 1).capture(torch.tensor([1.0, 0.0]))
+    1.0
+    """
     coefficients = principal_coefficients(gramian(rows), k)
     return Subspace.spanned_by(torch.from_numpy(coefficients.T.copy()).to(rows) @ rows)
 

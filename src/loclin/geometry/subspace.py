@@ -25,6 +25,9 @@ class Subspace:
 
     basis: Float[Tensor, "k D"]
 
+    def __repr__(self) -> str:
+        return f"Subspace({self.k} of {self.basis.shape[1]} dimensions)"
+
     @staticmethod
     def spanned_by(vectors: Float[Tensor, "n D"]) -> Subspace:
         """The span of some vectors, scaled to equal length first.
@@ -58,11 +61,13 @@ class Subspace:
         return len(self.basis)
 
     def project(self, vector: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
-        """Pv."""
+        """Pv; `LoclinError` for a vector of another length."""
+        self._check(len(vector))
         return self.basis.T @ (self.basis @ vector)
 
     def capture(self, vector: Float[Tensor, " D"]) -> float:
         """‖Qv‖²/‖v‖², from 0 to 1 (measures §2); `LoclinError` where v is zero."""
+        self._check(len(vector))
         whole = float(to_float64(vector).square().sum())
         if whole == 0:
             raise LoclinError(
@@ -72,6 +77,7 @@ class Subspace:
 
     def overlap(self, other: Subspace) -> float:
         """‖Q₁Q₂ᵀ‖_F² / min(k₁, k₂): mean squared cosine of the principal angles (measures §5)."""
+        self._check(other.basis.shape[1])
         products = self.basis @ other.basis.T
         return min(float(to_float64(products).square().sum()) / min(self.k, other.k), 1.0)
 
@@ -80,9 +86,20 @@ class Subspace:
         one, two = (to_float64(s.basis).T.cpu().numpy() for s in (self, other))
         return np.asarray(subspace_angles(one, two))
 
+    def _check(self, length: int) -> None:
+        if length != self.basis.shape[1]:
+            raise LoclinError(
+                f"expected a vector of {self.basis.shape[1]} coordinates, found {length}: take "
+                "both from one space"
+            )
+
 
 def random_subspace(k: int, dimension: int, *, seed: int) -> Subspace:
-    """A uniformly random k-subspace of R^D; `LoclinError` where k is not from 1 to D."""
+    """A uniformly random k-subspace of R^D; `LoclinError` where k is not from 1 to D.
+
+    >>> random_subspace(2, 10, seed=0).k
+    2
+    """
     if not 1 <= k <= dimension:
         raise LoclinError(f"expected k from 1 to D = {dimension}, found {k}: choose another k")
     generator = torch.Generator().manual_seed(seed)

@@ -36,6 +36,13 @@ class EvalSet:
         folds, count: the fold of each example, and how many there are.
         at_once: rows in a pass that is differentiated.
         others: other right answers of the examples, each a row, and whose they are.
+
+    >>> import loclin
+    >>> problem = loclin.load("sequences-small")
+    >>> some = EvalSet.of(problem, problem.examples["test"]["copy"], folds=3)
+    >>> sums, counts = some.tallies()  # losses of three folds, then right answers
+    >>> bool((sums[:3] / counts[:3]).max() < 0.1), counts[3:].tolist()
+    (True, [20.0, 20.0, 20.0])
     """
 
     problem: Problem
@@ -46,6 +53,9 @@ class EvalSet:
     count: int
     at_once: int
     others: tuple[Batch, Int[Tensor, " m"]] | None = None
+
+    def __repr__(self) -> str:
+        return f"EvalSet({len(self.batch)} examples in {self.count} folds)"
 
     @staticmethod
     def of(

@@ -58,6 +58,17 @@ def gguf_file(name: str) -> Path | None:
         return path if file.read(4) == b"GGUF" or path.suffix.lower() == ".gguf" else None
 
 
+def without_package() -> dict[str, str]:
+    """Packaged models whose package is not there, and why."""
+    missing = {}
+    for model in PACKAGED:
+        try:
+            _packaged(model)
+        except LoclinError as error:
+            missing[model] = str(error)
+    return missing
+
+
 def dequantised(file: Path) -> tuple[Path, tuple[str, ...]]:
     """The folder of a GGUF file's model in float32, and what there is to know of it, in sentences.
 

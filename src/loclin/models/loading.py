@@ -56,6 +56,10 @@ def load(
     Raises:
         LoclinError: whatever is wrong with the model or the data, a task of which the model can
             read nothing among it, in one line.
+
+    >>> problem = load("sequences-small")
+    >>> problem.tasks[:2], problem.examples["test"]["copy"][0].answer
+    (('copy', 'reverse'), ' g b c f')
     """
     if isinstance(model, str):
         names = (data,) if isinstance(data, str) else tuple(data)

@@ -279,11 +279,11 @@ class _FirstOfEqual(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func not in (torch.topk, Tensor.topk) or kwargs.get("largest") is False:
+        if func not in (torch.topk, Tensor.topk):
             return func(*args, **kwargs)
-        k, dim = kwargs.get("k", args[1] if len(args) > 1 else 0), kwargs.get("dim", -1)
-        values, places = args[0].sort(dim=dim, descending=True, stable=True)
-        return torch.return_types.topk((values.narrow(dim, 0, k), places.narrow(dim, 0, k)))
+        k, dim = kwargs["k"] if "k" in kwargs else args[1], kwargs.get("dim", -1)
+        first = args[0].sort(dim=dim, descending=True, stable=True)
+        return torch.return_types.topk([found.narrow(dim, 0, k) for found in first])
 
 
 class _Float64Stays(TorchFunctionMode):

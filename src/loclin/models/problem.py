@@ -13,6 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loclin.curvature import NoSecondDerivative
+from loclin.errors import LoclinError
 from loclin.tasks.batch import Batch, collate, either, exact_match, other_answers
 from loclin.tasks.choices import Choices, choose, collate_choices, option_log_probabilities
 from loclin.tasks.example import Example
@@ -29,6 +30,11 @@ class Problem:
         model, tokenizer: the model in evaluation mode, with or without an adapter.
         examples: by split, then by task; no group (input sequence, passage, fact) is in two.
         notes: what was loaded and what was dropped, in sentences.
+
+    >>> import loclin
+    >>> problem = loclin.load("sequences-small")
+    >>> problem.score("test", "copy") > problem.known_from("copy")
+    True
     """
 
     model: PreTrainedModel | PeftModel
@@ -38,13 +44,24 @@ class Problem:
     _batches: dict[tuple[str, str], Batch] = field(default_factory=dict, init=False, repr=False)
     _choices: dict[tuple[str, str], Choices] = field(default_factory=dict, init=False, repr=False)
 
+    def __repr__(self) -> str:
+        size = sum(p.numel() for p in self.model.parameters())
+        kind = type(self.model).__name__
+        parts = {name: sum(map(len, part.values())) for name, part in self.examples.items()}
+        return f"Problem({kind} of {size} weights; {', '.join(self.tasks)}; examples {parts})"
+
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks, in order."""
         return tuple(next(iter(self.examples.values())))
 
     def batch(self, name: str, task: str) -> Batch:
-        """One task's examples of one split as tensors on the model's device, made once."""
+        """One task's examples of one split as tensors on the model's device, made once.
+
+        Raises:
+            LoclinError: a split or task that is not there.
+        """
+        self._check(name, task)
         if (name, task) not in self._batches:
             self._batches[name, task] = self.collate(self.examples[name][task])
         return self._batches[name, task]
@@ -89,6 +106,7 @@ class Problem:
         """Share of a split answered right: exact match of a right answer, or largest joint log p of
         the options.
         """
+        self._check(name, task)
         if not self.has_options(task):
             right = exact_match(self.model, self.batch(name, task))
             others, owners = other_answers(self.examples[name][task])
@@ -99,6 +117,13 @@ class Problem:
             choices = collate_choices(self.examples[name][task], self.tokenizer)
             self._choices[name, task] = choices.to(self.model.device)
         return float(choose(self.model, self._choices[name, task]).float().mean())
+
+    def _check(self, name: str, task: str) -> None:
+        for what, wanted, there in (("split", name, self.examples), ("task", task, self.tasks)):
+            if wanted not in there:
+                raise LoclinError(
+                    f"expected a {what} among {', '.join(there)}, found {wanted!r}: name one"
+                )
 
     def one_answer(self, examples: Sequence[Example]) -> str:
         """A sentence where the model chooses the same option for all examples, whatever is right;
@@ -122,6 +147,15 @@ def twice_differentiable(model: PreTrainedModel | PeftModel) -> Iterator[None]:
 
     Raises:
         NoSecondDerivative: attention that cannot be made eager.
+
+    >>> import loclin
+    >>> problem = loclin.load("sequences-small")
+    >>> space, batch = loclin.ParameterSpace(problem.model), problem.batch("test", "copy")
+    >>> loss = lambda b: loclin.answer_loss(problem.model, b)
+    >>> with twice_differentiable(problem.model):
+    ...     bend = loclin.CurvatureOperator(space, loss, [batch]) @ space.read()
+    >>> bend.shape == (space.dimension,)
+    True
     """
     core = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
     before, experts = core.config._attn_implementation, core.get_experts_implementation()

@@ -13,6 +13,7 @@ from scipy.stats import rankdata
 
 from loclin.models.evaluation import EvalSet
 from loclin.models.problem import Problem
+from loclin.progress import ProgressCallback, silent
 from loclin.seeds import derived
 from loclin.stats import Estimate, over_examples
 from loclin.tasks.choices import collate_choices, largest, option_log_probabilities
@@ -45,11 +46,17 @@ class ZeroShot:
     mass: float | None = None
 
 
-def zero_shot(problem: Problem, *, split: str = "train", seed: int) -> list[ZeroShot]:
+def zero_shot(
+    problem: Problem, *, split: str = "train", seed: int, progress: ProgressCallback = silent
+) -> list[ZeroShot]:
     """Every task, on at most 100 examples of a split, drawn by `seed`; not of one that is reported
     on later, where something is chosen by it.
     """
-    return [_asked(problem, task, split, seed) for task in problem.tasks]
+    found = []
+    for done, task in enumerate(problem.tasks):
+        progress("asking what the model knows", done / len(problem.tasks))
+        found.append(_asked(problem, task, split, seed))
+    return found
 
 
 @torch.no_grad()

@@ -14,23 +14,25 @@ from markupsafe import Markup
 
 from loclin.errors import LoclinError
 from loclin.report.figures import Drawing
-from loclin.report.glance import glance, sentences
-from loclin.report.section import Section
-from loclin.report.words import estimate_text, number, p_text
+from loclin.report.glance import glance, sentences, verdicts
+from loclin.report.section import Missing, Section
+from loclin.report.words import VERDICTS, estimate_text, number, p_text
 from loclin.run.record import Record
 from loclin.run.rows import Row
 
 SO_FAR = "not finished: this is what is there so far; the command that started it goes on"
 #: What a section that needs rows that are not there yet may raise.
 MISSING_ROWS = (LoclinError, LookupError, StopIteration, TypeError, ValueError)
-#: The sections of a study, from its rows and its settings.
-Sections = Callable[[Sequence[Row], Mapping[str, Any]], list[Section]]
+#: The sections of a study, from its rows and its settings, but those that end in an error of a
+#: third argument: what draws an unfinished study.
+Sections = Callable[..., list[Section]]
 
 
 def build(
     folder: Path,
     sections: Callable[[str], Sections],
     *,
+    titles: Mapping[str, str] | None = None,
     planned: Sequence[str] = (),
     drawn: dict[str, dict[str, Any]] | None = None,
     so_far: Callable[[str], list[Row]] = lambda name: [],
@@ -39,6 +41,7 @@ def build(
 
     Args:
         sections: for a kind of study, what makes its sections.
+        titles: what a kind of study asks, in words.
         planned: entries that are still to come, in a command that goes on; not drawn as an earlier
             one left them.
         drawn: studies that an earlier call drew, which are not drawn again; added to.
@@ -57,27 +60,34 @@ def build(
     begun = {n: rows for n in run["studies"] if n not in done and (rows := so_far(n))}
     for name in (n for n in (*done, *begun) if n not in drawn):
         rows = begun[name] if name in begun else record.results(name)
-        try:
-            drawn[name] = _study(run, name, rows, sections)
-        except MISSING_ROWS:
-            if name not in begun:
-                raise
+        study = _study(run, name, rows, sections, MISSING_ROWS if name in begun else ())
+        if not study["sections"]:
             continue
+        drawn[name] = study
         for drawing in (d for section in drawn[name]["sections"] for d in section.figures):
             record.write_text(f"figures/{name}/{drawing.name}.svg", drawing.svg)
     shown = [name for name in (*done, *begun) if name in drawn]
+    decided = record.claims()
     studies = [
-        {**drawn[name], "notes": [*([SO_FAR] if name in begun else []), *drawn[name]["notes"]]}
+        {
+            **drawn[name],
+            "title": (titles or {}).get(run["studies"][name]["study"], f"Study: {name}"),
+            "notes": [*([SO_FAR] if name in begun else []), *drawn[name]["notes"]],
+            "answer": [
+                *drawn[name]["follows"],
+                *verdicts([claim for entry, claim in decided if entry == name]),
+            ],
+        }
         for name in shown
     ]
-    claims = [claim for _, claim in record.claims()]
+    claims = [claim for _, claim in decided]
     content = {
         "run": run,
         "studies": studies,
         "unfinished": [n for n in run["studies"] if n not in shown and n not in planned],
         "planned": planned,
         "claims": claims,
-        "glance": glance(claims) if claims else None,
+        "glances": {w: glance(claims, narrow=w == "narrow") for w in ("broad", "narrow") if claims},
         "says": sentences(claims),
         "last": run["sessions"][-1] if run["sessions"] else None,
     }
@@ -91,13 +101,16 @@ def _study(
     name: str,
     rows: Sequence[Row],
     sections: Callable[[str], Sections],
+    skip: Missing,
 ) -> dict[str, Any]:
     settings = run["studies"][name]
+    made = sections(settings["study"])(rows, settings, skip)
     return {
         "name": name,
         "settings": settings,
         "notes": run["notes"].get(name, []),
-        "sections": sections(settings["study"])(rows, settings),
+        "sections": made,
+        "follows": [line for section in made for line in section.follows],
     }
 
 
@@ -110,7 +123,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     pages.filters |= {"number": number, "p_text": p_text, "image": _image}
-    pages.globals |= {"estimate_text": estimate_text}
+    pages.globals |= {"estimate_text": estimate_text, "looks": VERDICTS}
     return pages
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,8 @@ class Section:
         sees: sentences made from the numbers.
         tables: numbers to look up.
         brief: whether the terminal prints its title, tables and sentences too.
+        follows: what follows for whoever asked, from what the record recommends: it stands at the
+            top of the page and of the study.
     """
 
     title: str
@@ -48,6 +50,25 @@ class Section:
     sees: Sequence[str]
     tables: Sequence[Table] = ()
     brief: bool = False
+    follows: Sequence[str] = ()
+
+
+#: Errors that stand for rows that are not there yet.
+Missing = tuple[type[Exception], ...]
+
+
+def made(
+    parts: Iterable[Callable[[], Section | Iterable[Section]]], skip: Missing = ()
+) -> list[Section]:
+    """The sections, in order, but those that end in an error of `skip`."""
+    found: list[Section] = []
+    for part in parts:
+        try:
+            section = part()
+            found += [section] if isinstance(section, Section) else section
+        except skip:
+            continue
+    return found
 
 
 def first(rows: Sequence[Row], quantity: str, **context: Any) -> Row | None:

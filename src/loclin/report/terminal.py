@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,10 @@ from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
 
-from loclin.report.section import Section, Table
-from loclin.report.words import estimate_text, p_text
+from loclin.report.section import Section
+from loclin.report.words import VERDICTS, estimate_text, p_text
 from loclin.run.record import Record
 from loclin.run.rows import Claim
-
-COLOURS = {
-    "supported": "green",
-    "refuted": "red",
-    "inconclusive": "yellow",
-    "measurement": "cyan",
-    "not run": "dim",
-}
 
 
 def print_record(folder: Path, drawn: Mapping[str, Mapping[str, Any]]) -> None:
@@ -34,42 +27,71 @@ def print_record(folder: Path, drawn: Mapping[str, Mapping[str, Any]]) -> None:
     """
     record, console = Record(folder), Console()
     if claims := [claim for _, claim in record.claims()]:
-        console.print(_verdicts(claims))
-    for name in filter(record.finished, record.run()["studies"]):
-        for section in drawn[name]["sections"]:
-            if section.brief:
-                _print_section(console, section)
+        print_table(console, ("", "measured", "p Holm", "verdict"), verdict_rows(claims))
+    for name in filter(record.finished, drawn):
+        for section in filter(lambda s: s.brief, drawn[name]["sections"]):
+            _print_section(console, section)
 
 
 def _print_section(console: Console, section: Section) -> None:
-    console.print(Text(section.title, style="bold"))
+    console.print(Text(section.title, style="bold"), soft_wrap=True)
+    for line in section.follows:
+        _print_line(console, Text(line, style="bold"))
     for table in section.tables:
-        console.print(_grid(table))
+        columns = table.brief or range(len(table.header))
+        rows = [
+            [Text(row[i], style="bold" if row[0] == table.chosen else "") for i in columns]
+            for row in table.rows
+        ]
+        print_table(console, [table.header[i] for i in columns], rows)
     for line in section.sees:
-        console.print(Padding(Text(line), (0, 0, 0, 2)))
+        _print_line(console, Text(line))
 
 
-def _grid(table: Table) -> Grid:
-    """The columns of a table that are for the terminal."""
-    columns = table.brief or range(len(table.header))
-    grid = Grid(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for i in columns:
-        grid.add_column(table.header[i], overflow="fold")
-    for row in table.rows:
-        style = "bold" if row[0] == table.chosen else ""
-        grid.add_row(*(Text(row[i]) for i in columns), style=style)
-    return grid
+def _print_line(console: Console, line: Text) -> None:
+    """A sentence, set in by two; without a terminal on one line."""
+    if console.is_terminal:
+        console.print(Padding(line, (0, 0, 0, 2)))
+    else:
+        console.print(Text("  ").append_text(line), soft_wrap=True)
 
 
-def _verdicts(claims: Sequence[Claim]) -> Grid:
-    grid = Grid(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    least = {"claim": 16, "tested on": 11, "p Holm": 7, "verdict": 12}
-    for heading in ("claim", "tested on", "measured", "p Holm", "verdict"):
-        whole = heading in ("measured", "p Holm", "verdict")  # others may take two lines
-        grid.add_column(heading, no_wrap=whole, overflow="fold", min_width=least.get(heading))
-    for claim in claims:
-        measured = estimate_text(claim.value, claim.low, claim.high)
-        cells = (claim.id, claim.setting, measured, p_text(claim.p_of_verdict))
-        verdict = Text(claim.verdict, style=COLOURS[claim.verdict])
-        grid.add_row(*map(Text, cells), verdict)
-    return grid
+def verdict_rows(claims: Sequence[Claim]) -> list[list[Text]]:
+    """A claim's name on a line of its own, then a line for each place where it was tested."""
+    rows = []
+    for name, some in groupby(sorted(claims, key=lambda c: _order(claims, c)), lambda c: c.id):
+        rows.append([Text(name, style="bold"), Text(), Text(), Text()])
+        for claim in some:
+            measured = estimate_text(claim.value, claim.low, claim.high)
+            cells = map(Text, (f"  {claim.setting}", measured, p_text(claim.p_of_verdict)))
+            rows.append([*cells, Text(claim.verdict, style=VERDICTS[claim.verdict].style)])
+    return rows
+
+
+def _order(claims: Sequence[Claim], claim: Claim) -> int:
+    return next(i for i, c in enumerate(claims) if c.id == claim.id)
+
+
+def print_table(console: Console, header: Sequence[str], rows: Sequence[Sequence[Text]]) -> None:
+    """A table in which no word is broken: as wide as the terminal, or as its words need; without a
+    terminal as wide as its lines.
+    """
+    columns = list(zip(map(Text, header), *rows, strict=True))
+    most = [max(cell.cell_len for cell in column) for column in columns]
+    widths = [max(map(_longest_word, column)) for column in columns]
+    gaps = 2 * (len(widths) - 1)
+    left = console.width - gaps - sum(widths) if console.is_terminal else sum(most)
+    for i in sorted(range(len(most)), key=lambda i: (i == 0, most[i] - widths[i])):
+        more = max(min(most[i] - widths[i], left), 0)  # numbers come first, names take what is left
+        widths[i], left = widths[i] + more, left - more
+    grid = Grid(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for name, width in zip(header, widths, strict=True):
+        grid.add_column(name, width=width)
+    for row in rows:
+        grid.add_row(*row)
+    Console(width=sum(widths) + gaps).print(grid)
+    console.print()
+
+
+def _longest_word(cell: Text) -> int:
+    return max((Text(word).cell_len for word in cell.plain.split()), default=0)

@@ -2,6 +2,33 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+
+class Look(NamedTuple):
+    """How a verdict is drawn: by colour and by shape, for readers who do not see one of them.
+
+    Attributes:
+        light, dark: its colour on a light and on a dark page.
+        mark: its shape, as matplotlib names it.
+        style: its style in a terminal.
+    """
+
+    light: str
+    dark: str
+    mark: str
+    style: str
+
+
+#: Every verdict, in the order of a legend.
+VERDICTS = {
+    "supported": Look("#00704f", "#4cc38a", "^", "green"),
+    "refuted": Look("#a63a00", "#ff9a66", "v", "red"),
+    "inconclusive": Look("#7a5c00", "#e0b93c", "o", "yellow"),
+    "measurement": Look("#5b5b66", "#a6a6b2", "D", "cyan"),
+    "not run": Look("#5b5b66", "#a6a6b2", "x", "dim"),
+}
+
 
 def number(value: float | None) -> str:
     """Three significant digits, an en dash for nothing.

@@ -25,6 +25,16 @@ def open_run(folder: Path | str) -> Run:
 
     Raises:
         LoclinError: no run there, or pandas is not installed.
+
+    >>> import tempfile
+    >>> from loclin.run.rows import Row
+    >>> folder = tempfile.mkdtemp()  # a command makes one: `loclin radius ... --out FOLDER`
+    >>> record = Record(Path(folder))
+    >>> record.open_study("radius-m", {}, device="cpu", kind="radius")
+    >>> row = Row(quantity="radius", value=0.5, context={"as": "λ"})
+    >>> record.write_results("radius-m", [row], {})
+    >>> open_run(folder).entries
+    ('radius-m',)
     """
     folder = Path(folder)
     if not (folder / "run.json").exists():
@@ -47,6 +57,16 @@ class Run:
 
     Attributes:
         folder: of the record (docs/record.md).
+
+    >>> import tempfile
+    >>> from loclin.run.rows import Row
+    >>> folder = tempfile.mkdtemp()  # a command makes one: `loclin radius ... --out FOLDER`
+    >>> record = Record(Path(folder))
+    >>> record.open_study("radius-m", {}, device="cpu", kind="radius")
+    >>> row = Row(quantity="radius", value=0.5, context={"as": "λ"})
+    >>> record.write_results("radius-m", [row], {})
+    >>> open_run(folder).rows("radius-m")[["quantity", "value", "as"]].values.tolist()
+    [['radius', 0.5, 'λ']]
     """
 
     folder: Path

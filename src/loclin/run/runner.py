@@ -101,6 +101,7 @@ class Session:
         progress: called with the stage and the share of it that is done.
         display: of a study that runs in this process, to print beside the bar.
         record: of such a study, to keep unfinished work in.
+        problem: of such a study, the model with its data, where it was loaded to time passes.
         pieces: called with the name of a piece of the run and what makes its part: that which was
             kept, or a new one; `now` has it written at once.
         kept: the same of a piece that gives arrays alone.
@@ -109,6 +110,7 @@ class Session:
     progress: ProgressCallback = silent
     display: Display | None = None
     record: Record | None = None
+    problem: Any = None
     pieces: Callable[..., Part] = afresh
     kept: Kept[Any] = afresh
 
@@ -170,6 +172,7 @@ def run_studies(
     option: str = "--out",
     draw: Callable[[Sequence[str]], None] = lambda still: None,
     seconds: float = 0.0,
+    problem: Any = None,
 ) -> None:
     """Run studies into one folder, one after the other, under one display.
 
@@ -182,6 +185,7 @@ def run_studies(
         draw: draws the page; called at the start and as each study ends, with the entries that are
             still to come.
         seconds: that it will take, where that is known.
+        problem: the model with its data, of one study in this process, where it is loaded already.
 
     Raises:
         LoclinError: what stopped studies, in one line.
@@ -192,7 +196,8 @@ def run_studies(
     with record.working(), Display(total, expected=seconds) as display:
         for i, (study, settings) in enumerate(planned):
             try:
-                run_study(study, settings, record, display, begun=partial(draw, entries[i:]))
+                begun = partial(draw, entries[i:])
+                run_study(study, settings, record, display, begun=begun, problem=problem)
             except LoclinError as error:
                 failed.append(f"{settings.entry}: {error}" if len(planned) > 1 else str(error))
         if any(record.finished(entry) for entry in entries):
@@ -208,6 +213,7 @@ def run_study(
     display: Display,
     *,
     begun: Callable[[], None] = lambda: None,
+    problem: Any = None,
 ) -> list[Claim]:
     """Run what is not done yet of a study, and decide its claims.
 
@@ -221,13 +227,13 @@ def run_study(
     device = f"{where}, Ray at {settings.ray}" if settings.ray else where
     record.open_study(entry, settings.fingerprint(), device=device, kind=settings.kind)
     begun()
-    parts = _every_part(study, settings, where, record, display)
+    parts = _every_part(study, settings, where, record, display, problem)
     rules = import_module(study.claims) if study.claims else None
     if rules is not None and hasattr(rules, "widened"):
         more = rules.widened(settings, [row for part in parts for row in part.rows])
         if more is not None:
             display.more(more.runs)
-            parts += _every_part(study, more, where, record, display)
+            parts += _every_part(study, more, where, record, display, problem)
     claims = _finish(record, study, settings, parts, began)
     if settings.in_process and hasattr(module := import_module(study.measure), "deliver"):
         module.deliver(settings, _session(settings, record, display, 0))
@@ -235,13 +241,18 @@ def run_study(
 
 
 def _every_part(
-    study: Study, settings: RunnableSettings, where: str, record: Record, display: Display
+    study: Study,
+    settings: RunnableSettings,
+    where: str,
+    record: Record,
+    display: Display,
+    problem: Any,
 ) -> list[Part]:
     """Every run of one stage, in their order; each is kept as it ends."""
     parts = _parts(record, settings)
     display.open(settings.entry, kept=len(parts))
     display.note(*_notes(parts.values()))
-    measured = _here if settings.in_process else _in_workers
+    measured = partial(_here, problem=problem) if settings.in_process else _in_workers
     with closing(measured(study, settings, where, record, display, parts)) as found:
         for run, part in found:
             record.write_part(settings.entry, part_name(run, settings.stage), part)
@@ -286,11 +297,17 @@ def _in_workers(
 
 
 def _here(
-    study: Study, settings: Any, where: str, record: Record, display: Display, kept: Any
+    study: Study,
+    settings: Any,
+    where: str,
+    record: Record,
+    display: Display,
+    kept: Any,
+    problem: Any,
 ) -> Runs:
     for run in range(settings.runs):
         if run not in kept:
-            session = _session(settings, record, display, run)
+            session = replace(_session(settings, record, display, run), problem=problem)
             try:
                 yield run, _measured(import_module(study.measure), settings, run, session)
             except MemoryError as error:

@@ -4,9 +4,9 @@ what mends the order.
 A schedule says which tasks a step differentiates and how their gradients g_1..g_K make one.
 `weights.py` and `library.py` are plain functions from the Gramian G = (g_iᵀg_j) to weights w, the
 step being along Σ w_i g_i: they serve any training loop (docs/tutorials/schedules.md). `loop.py`
-trains, `remedies.py` mends the sequential case, `merging.py` joins specialists, `plans.py` says
-what each schedule asks of the loop, and `comparison.py` is what all have in common: start, batches
-and the number of gradients (measures §12).
+trains, `plans.py` says what each schedule asks of the loop and what mends the sequential case,
+`merging.py` joins specialists, and `comparison.py` is what all have in common: start, batches and
+the number of gradients (measures §12).
 """
 
 from typing import TYPE_CHECKING
@@ -25,9 +25,5 @@ if TYPE_CHECKING:
 _WEIGHTS = ("equal_decrease", "loss_balanced", "norm_balanced", "pcgrad", "raw_sum")
 __getattr__, __all__ = public(
     "loclin.schedules",
-    {
-        "backward": "step",
-        "library_weights": "library",
-        **dict.fromkeys(_WEIGHTS, "weights"),
-    },
+    {"backward": "step", "library_weights": "library", **dict.fromkeys(_WEIGHTS, "weights")},
 )

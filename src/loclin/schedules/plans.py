@@ -6,20 +6,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from math import ceil
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from loclin.errors import LoclinError
 from loclin.geometry.subspace import Subspace
+from loclin.parameters import ParameterSpace
 from loclin.schedules.comparison import Point, ScheduleComparison, Trained
 from loclin.schedules.loop import mixed, weighing
 from loclin.schedules.names import REFERENCE, REMEDIES, SEQUENTIAL
-from loclin.schedules.remedies import consolidated, evaluations_of, fisher_diagonal, replayed
 from loclin.seeds import derived
-from loclin.tasks.batch import Batch
+from loclin.tasks.batch import IGNORED, Batch, answer_logits
 
 
 def train_by(comparison: ScheduleComparison, name: str) -> Trained:
@@ -114,7 +116,7 @@ def _penalty(
     kept += known
     anchors = zip(kept[::2], kept[1::2], strict=True)
     each = [consolidated(space, end, fisher, strength) for end, fisher in anchors]
-    cost = evaluations_of(examples, options.batch)
+    cost = ceil(examples / options.batch)  # gradients of one batch
     return lambda: torch.stack([gradient() for gradient in each]).sum(0), cost
 
 
@@ -136,3 +138,49 @@ def _mixed(comparison: ScheduleComparison, tasks: Sequence[str], size: int) -> I
     """Batches with as many examples of each task, as far as the size can be divided."""
     sizes = [len(part) for part in np.array_split(np.arange(size), len(tasks))]
     return mixed([comparison.stream(task, n) for task, n in zip(tasks, sizes, strict=True) if n])
+
+
+def replayed(batch: int, share: float) -> tuple[int, int]:
+    """Examples of the new task and of the old ones in a batch with replay, at least one of each.
+
+    >>> replayed(24, 0.25)
+    (18, 6)
+    """
+    old = min(max(round(share * batch), 1), batch - 1)
+    return batch - old, old
+
+
+def fisher_diagonal(
+    model: nn.Module, space: ParameterSpace, data: Batch, *, seed: int
+) -> Float[Tensor, " D"]:
+    """F_i = E[(∂ log p(token)/∂θ_i)²] per answer token, at the current point: the diagonal of the
+    Gauss-Newton matrix of the mean loss per answer token.
+
+    The tokens are drawn from the model, after the right ones before them, with one gradient an
+    example: squares of the data's own gradients are no curvature (Kunstner et al. 2019, arXiv
+    1905.12558).
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(batch: Batch) -> tuple[Tensor, int]:
+        logits, labels = answer_logits(model, batch)
+        chosen = logits[labels != IGNORED].float()
+        sampled = torch.multinomial(chosen.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0]
+        return nn.functional.cross_entropy(chosen, sampled.to(chosen.device), reduction="sum"), 1
+
+    total = torch.zeros_like(space.read())
+    for row in data.chunks(1):
+        total += space.gradient(drawn, [row]).square()
+    return total / int((data.labels[:, 1:] != IGNORED).sum())
+
+
+def consolidated(
+    space: ParameterSpace, anchor: Float[Tensor, " D"], fisher: Float[Tensor, " D"], strength: float
+) -> Callable[[], Float[Tensor, " D"]]:
+    """Gradient λ F ⊙ (θ − anchor) of the penalty (λ/2) Σ F_i (θ_i − anchor_i)² (Kirkpatrick et al.
+    2017, arXiv 1612.00796).
+
+    With λ = 1 the penalty is the Gauss-Newton model of the old task's mean loss, so that training
+    minimises the sum of both tasks' losses as far as the diagonal knows the old one.
+    """
+    return lambda: strength * fisher * (space.read() - anchor)

@@ -4,7 +4,7 @@ temperature (measures §11).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -12,7 +12,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from loclin.models.problem import Problem
-from loclin.search.candidate import Candidate, Perturbed
 from loclin.seeds import derived
 from loclin.tasks.batch import IGNORED, Batch, answer_logits, rows_at_once
 from loclin.tasks.choices import collate_choices, option_log_probabilities
@@ -53,23 +52,6 @@ def sampled(
     generators = [torch.Generator().manual_seed(derived(seed, "sample", i)) for i in range(count)]
     picks = [partial(_draw, temperature=temperature, generator=g) for g in generators]
     return _answers(problem, examples, picks)
-
-
-def candidate_answers(
-    perturbed: Perturbed,
-    problem: Problem,
-    candidates: Iterable[Candidate],
-    examples: Sequence[Example],
-) -> list[list[str]]:
-    """`answers` of every candidate; the model is back at its base afterwards."""
-    found = []
-    try:
-        for candidate in candidates:
-            perturbed.place(candidate)
-            found.append(answers(problem, examples))
-    finally:
-        perturbed.restore()
-    return found
 
 
 def _draw(

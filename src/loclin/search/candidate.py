@@ -5,11 +5,11 @@ never by going back.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 
 import torch
 from jaxtyping import Float
@@ -18,8 +18,7 @@ from torch import Tensor
 from loclin.errors import LoclinError
 from loclin.geometry.gramian import to_float64
 from loclin.parameters import ParameterSpace
-from loclin.search.noise import CHUNK, LowRankNoise, Noise, NoiseStream, dense
-from loclin.search.normals import normals
+from loclin.search.noise import CHUNK, LowRankNoise, Noise, NoiseStream, dense, normals
 from loclin.seeds import derived
 
 
@@ -77,7 +76,8 @@ def candidates(
             f"expected at least one σ, each given once, found {list(sigmas)}: change --sigma"
         )
     for sigma in sigmas:
-        _check_positive(sigma)
+        if not (math.isfinite(sigma) and sigma > 0):
+            raise LoclinError(f"expected a positive, finite σ, found {sigma}: change --sigma")
     return [
         Candidate(
             index=place * n + i,
@@ -122,17 +122,15 @@ class Perturbed:
         self.space, self.noise, self.basis = space, noise, basis
         self.tensors = dict(zip(space.names, space.parameters, strict=True))
         self.hashes = {n: weights_hash({n: p}) for n, p in self.tensors.items()}
-        ends = torch.tensor(space.sizes).cumsum(0).tolist()
-        starts = [0, *ends[:-1]]
-        self._spans = dict(zip(space.names, map(slice, starts, ends), strict=True))
+        ends = list(itertools.accumulate(space.sizes))
+        spans = map(slice, [0, *ends], ends)
+        self._spans = dict(zip(space.names, spans, strict=True))
         self.begin()
 
     def begin(self) -> None:
         """Take where the tensors stand for the base, on the devices where they lie."""
-        self.base, self._beside = (
-            {n: p.detach() for n, p in self.tensors.items()},
-            dict[str, Tensor](),
-        )
+        self.base = {n: p.detach() for n, p in self.tensors.items()}
+        self._beside: dict[str, Tensor] = {}
         self._stream = NoiseStream(
             self.noise,
             {n: tuple(p.shape) for n, p in self.base.items()},
@@ -144,9 +142,11 @@ class Perturbed:
         """Move the model to a candidate, from wherever it stands: every tensor is written once,
         from the base.
         """
-        for name, base in self.base.items():
-            if name not in self._beside:
-                self._beside[name] = torch.empty_like(base, memory_format=torch.contiguous_format)
+        if not self._beside:
+            plain = torch.contiguous_format
+            self._beside = {
+                n: torch.empty_like(t, memory_format=plain) for n, t in self.base.items()
+            }
         for name, part, z in self._noise(candidate.seed):
             _step(self.base[name], part, z, candidate.scale, self._beside[name])
         for name, parameter in self.tensors.items():
@@ -183,12 +183,7 @@ class Perturbed:
     def __enter__(self) -> Perturbed:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.restore()
         self._beside.clear()
         self.verify()
@@ -207,6 +202,9 @@ class Perturbed:
     def realised(self, candidate: Candidate) -> dict[str, float]:
         """How far every tensor moves, as a share of σ: RMS(placed − base)/σ. Near 1, less where the
         dtype rounds steps away.
+
+        Raises:
+            LoclinError: σ is so small that no weight moves.
         """
         shares = {}
         with self.at(candidate):
@@ -216,36 +214,22 @@ class Perturbed:
                 square = float(torch.stack([move.square().sum() for move in moves]).sum())
                 shares[name] = math.sqrt(square / base.numel()) / candidate.sigma
         self._beside.clear()
-        return shares
-
-    @torch.no_grad()
-    def check_sigma(self, sigma: float) -> None:
-        """Whether a step of σ can be taken.
-
-        Raises:
-            LoclinError: σ is not positive and finite, or so small that no weight moves.
-        """
-        _check_positive(sigma)
-        probe = Candidate(index=0, seed=derived(0, "probe"), sigma=sigma)
-        with self.at(probe):
-            moved = any(not torch.equal(t, self.base[n]) for n, t in self.tensors.items())
-        self._beside.clear()
-        if moved:
-            return
+        if any(shares.values()):
+            return shares
         dtype = str(self.space.parameters[0].dtype).removeprefix("torch.")
         raise LoclinError(
-            f"expected a σ that moves a weight, found {sigma:g}, which {dtype} rounds away "
-            "everywhere: raise --sigma"
+            f"expected a σ that moves a weight, found {candidate.sigma:g}, which {dtype} rounds "
+            "away everywhere: raise --sigma"
         )
 
     def _noise(self, seed: int) -> Iterator[tuple[str, slice, Tensor | LowRankNoise]]:
         """The noise of every tensor, as `NoiseStream.of` gives it."""
-        if self.basis is not None:
-            z = normals(len(self.basis), seed, "basis").to(self.basis)
-            for name in self.base:
-                yield name, slice(None), z @ self.basis[:, self._spans[name]]
-        else:
+        if self.basis is None:
             yield from self._stream.of(seed)
+            return
+        z = normals(len(self.basis), seed, "basis").to(self.basis)
+        for name in self.base:
+            yield name, slice(None), z @ self.basis[:, self._spans[name]]
 
 
 def _step(base: Tensor, part: slice, z: Tensor | LowRankNoise, scale: float, out: Tensor) -> None:
@@ -279,11 +263,6 @@ def weights_hash(tensors: Mapping[str, Tensor]) -> str:
         data = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(data.view(torch.uint8).numpy().data if data.numel() else b"")
     return digest.hexdigest()
-
-
-def _check_positive(sigma: float) -> None:
-    if not (math.isfinite(sigma) and sigma > 0):
-        raise LoclinError(f"expected a positive, finite σ, found {sigma}: change --sigma")
 
 
 def _check_basis(basis: Tensor, dimension: int, noise: Noise) -> None:

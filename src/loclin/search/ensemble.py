@@ -9,13 +9,10 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from loclin.errors import LoclinError
 from loclin.stats import Estimate, holm, mcnemar, over_examples, paired_difference
-
-Scores = Float[np.ndarray, " N"]
-Groups = Sequence[Hashable] | None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -25,13 +22,11 @@ class Condition:
     Attributes:
         right: whether each test example is answered right.
         forward_passes: that an answer takes, in passes of one model over one example.
-        deployable: False for an oracle, which needs to know the right answers.
     """
 
     name: str
     right: Bool[np.ndarray, " n"]
     forward_passes: int
-    deployable: bool = True
     note: str = ""
 
 
@@ -43,7 +38,7 @@ class ConditionResult:
         score: share answered right, with its interval over examples.
         gain: score less the base's, paired by example.
         p: McNemar's exact test against the base.
-        p_holm: corrected over all deployable conditions; None for the base and for oracles.
+        p_holm: corrected over all conditions; None for the base.
     """
 
     condition: Condition
@@ -51,17 +46,6 @@ class ConditionResult:
     gain: Estimate
     p: float
     p_holm: float | None
-
-
-def ranked(scores: Sequence[float | int] | np.ndarray) -> Int[np.ndarray, " finite"]:
-    """Indices, best score first, equal ones in order; without scores that are not finite.
-
-    >>> ranked([0.2, 0.5, float("nan"), 0.5]).tolist()
-    [1, 3, 0]
-    """
-    values = np.asarray(scores, dtype=float)
-    order = np.argsort(-values, kind="stable")
-    return np.asarray(order[np.isfinite(values[order])])
 
 
 def vote(answers: Sequence[Sequence[str]]) -> list[str | None]:
@@ -133,30 +117,12 @@ def pass_at(outcomes: Bool[np.ndarray, "N n"], ks: Sequence[int]) -> Float[np.nd
     return np.asarray(1 - missed[np.asarray(ks, dtype=int) - 1])
 
 
-def any_of(outcomes: Bool[np.ndarray, "N n"]) -> Condition:
-    """pass@N as a condition: right where at least one of N candidates is; marked as an oracle."""
-    _check_counts([1], len(outcomes))
-    return Condition(
-        name=f"any of {len(outcomes)} (oracle)",
-        right=np.asarray(outcomes.any(0)),
-        forward_passes=len(outcomes),
-        deployable=False,
-        note="needs to know which answer is right",
-    )
+def best_of(scores: Float[np.ndarray, " N"], ns: Sequence[int]) -> Float[np.ndarray, " ns"]:
+    """Mean of the best of n of N scores, over all draws of n: Σ_i s_(i) C(i−1, n−1)/C(N, n), from
+    the worst to the best.
 
-
-def best_of(
-    scores: Scores, ns: Sequence[int], *, shown: Scores | None = None
-) -> Float[np.ndarray, " ns"]:
-    """Mean of what the best of n of N scored candidates shows, over all draws of n: Σ_i shown_(i)
-    C(i−1, n−1)/C(N, n), candidates ordered from worst to best.
-
-    Without bias for n fresh candidates. Of equal scores the lower index is the better.
-
-    Args:
-        scores: that select; where one is not finite, the candidate is drawn but never selected.
-        ns: numbers of candidates drawn, from 1 to N.
-        shown: what is read off the selected one (its score on other data); its score by default.
+    Without bias for n fresh candidates. Where a score is not finite, the candidate is drawn but
+    never selected.
 
     Raises:
         LoclinError: an n that is not from 1 to N, or no finite score at all.
@@ -164,14 +130,14 @@ def best_of(
     >>> best_of(np.array([1.0, 2.0, 3.0]), [1, 2, 3]).round(3).tolist()
     [2.0, 2.667, 3.0]
     """
-    total, order = len(scores), ranked(scores)
+    total = len(scores)
     _check_counts(ns, total)
-    if not len(order):
+    values = -np.sort(-scores[np.isfinite(scores)])
+    if not len(values):
         raise LoclinError(
             "expected a candidate with a finite score, found none: search at a smaller σ"
         )
-    values = (scores if shown is None else np.asarray(shown, dtype=float))[order]
-    before, curve = np.arange(len(order)), []
+    before, curve = np.arange(len(values)), []
     for n in ns:
         # chance that the best of n is the j-th best of all: it is drawn, none of the j before is
         missed = np.cumprod(np.clip((total - before - n) / (total - before), 0, 1))[:-1]
@@ -181,7 +147,11 @@ def best_of(
 
 
 def compare(
-    conditions: Sequence[Condition], base: Condition, *, groups: Groups = None, seed: int
+    conditions: Sequence[Condition],
+    base: Condition,
+    *,
+    groups: Sequence[Hashable] | None = None,
+    seed: int,
 ) -> list[ConditionResult]:
     """Every condition against the base on the same test examples; the base comes first.
 
@@ -205,15 +175,14 @@ def compare(
                 f"{len(condition.right)} of {condition.name}: answer all of them"
             )
     p = [mcnemar(condition.right, base.right) for condition in everyone]
-    family = [i for i, condition in enumerate(everyone) if i and condition.deployable]
-    corrected = dict(zip(family, holm([p[i] for i in family]), strict=True))
+    corrected = [None, *holm(p[1:])]
     return [
         ConditionResult(
             condition=condition,
             score=over_examples(condition.right, groups=groups, seed=seed),
             gain=paired_difference(condition.right, base.right, groups=groups, seed=seed),
             p=p[i],
-            p_holm=corrected.get(i),
+            p_holm=corrected[i],
         )
         for i, condition in enumerate(everyone)
     ]

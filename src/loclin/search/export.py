@@ -145,9 +145,9 @@ def check_rebuilt(perturbed: Perturbed, wanted: Member) -> None:
     Raises:
         LoclinError: they are not.
     """
-    found = member(perturbed, wanted.candidate)
-    if found.weights != wanted.weights:
+    weights = member(perturbed, wanted.candidate).weights
+    if weights != wanted.weights:
         raise LoclinError(
             f"expected candidate {wanted.candidate.index} with weights of hash {wanted.weights}, "
-            f"found {found.weights}: use the torch and the kind of processor that searched"
+            f"found {weights}: use the torch and the kind of processor that searched"
         )

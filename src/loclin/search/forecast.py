@@ -89,20 +89,11 @@ class Forecast:
         return math.sqrt(max(self.gradient**2 - self.true_gradient**2, 0.0))
 
     @property
-    def edge(self) -> float:
-        """`LocalLaw.edge`; infinite where curvature is not known."""
-        return self.local.edge
-
-    @property
     def effective_rank(self) -> float | None:
         """r = (tr H)²/‖H‖_F²: the law asks for m_N ≪ √(2r)."""
         if self.trace is None or self.frobenius is None or not self.frobenius.value:
             return None
         return (self.trace.value / self.frobenius.value) ** 2
-
-    def best_sigma(self, n: int) -> float | None:
-        """σ* for N candidates on the select examples; None where curvature sets no best one."""
-        return self.local.best_sigma(n)
 
     def gain(self, n: int, sigma: float, *, fresh: bool = False) -> Estimate:
         """Expected gain of the best of N at σ, with the interval that the probes give tr H.

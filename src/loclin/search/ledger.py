@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
+from jaxtyping import Bool
 
 from loclin.errors import LoclinError
 from loclin.search.candidate import Candidate
@@ -77,10 +78,8 @@ class Ledger:
         Raises:
             LoclinError: a disk without room; what was there before stays whole.
         """
-        fresh: dict[int, Outcome] = {}
-        for outcome in outcomes:
-            if outcome.candidate.index not in self._held:
-                fresh.setdefault(outcome.candidate.index, outcome)
+        every = {o.candidate.index: o for o in reversed(list(outcomes))}  # of two the first stands
+        fresh = {i: o for i, o in reversed(every.items()) if i not in self._held}
         if fresh:
             self._write("".join(map(line, fresh.values())).encode())
             self._held |= fresh
@@ -178,10 +177,21 @@ def line(outcome: Outcome) -> str:
         **asdict(outcome.candidate),
         "loss": outcome.loss if finite else None,
         "score": outcome.score,
-        "right": np.packbits(outcome.right).tobytes().hex(),
+        "right": packed(outcome.right),
         "finite": finite,
     }
     return json.dumps(entry, allow_nan=False) + "\n"
+
+
+def packed(right: Bool[np.ndarray, " n"]) -> str:
+    """Right answers as the hex digits of their bits, the first one the highest."""
+    return np.packbits(right).tobytes().hex()
+
+
+def unpacked(text: str, count: int) -> Bool[np.ndarray, " count"]:
+    """The same read back."""
+    bits = np.frombuffer(bytes.fromhex(text), dtype=np.uint8)
+    return np.unpackbits(bits, count=count).astype(bool)
 
 
 def _header(settings: Mapping[str, Any]) -> str:
@@ -224,8 +234,7 @@ def _parsed(path: Path, whole: bytes) -> tuple[dict[str, Any], dict[int, Outcome
 def _outcome(text: bytes, examples: int) -> Outcome:
     """Of one line, which has to be the very one that would be written."""
     entry = json.loads(text)
-    bits = np.frombuffer(bytes.fromhex(entry["right"]), dtype=np.uint8)
-    right = np.unpackbits(bits, count=examples).astype(bool)
+    right = unpacked(entry["right"], examples)
     named = {name: entry[name] for name in ("index", "seed", "sigma", "sign")}
     loss = float(entry["loss"]) if entry["finite"] else math.nan
     outcome = Outcome(candidate=Candidate(**named), loss=loss, right=right)

@@ -32,12 +32,25 @@ class SearchResult:
         loss, score: of the model itself: nats per answer token, and share answered right.
         outcomes: of every candidate, by index.
         notes: what happened on the way, in sentences.
+
+    >>> from loclin.search.candidate import candidates
+    >>> tried = zip(candidates(2, [0.1], seed=0), (0.9, 1.2), strict=True)
+    >>> right = np.array([True, False])
+    >>> outcomes = tuple(Outcome(candidate=c, loss=loss, right=right) for c, loss in tried)
+    >>> found = SearchResult(loss=1.0, score=0.5, outcomes=outcomes)
+    >>> found.gains.round(1), found.ranked()[0].loss
+    (array([ 0.1, -0.2]), 0.9)
     """
 
     loss: float
     score: float
     outcomes: tuple[Outcome, ...]
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        best = max(self.outcomes, key=lambda o: o.score, default=None)
+        found = f"; best {best.score:.3g} at σ = {best.candidate.sigma:g}" if best else ""
+        return f"SearchResult({len(self.outcomes)} candidates, own score {self.score:.3g}{found})"
 
     @property
     def gains(self) -> Float[np.ndarray, " N"]:

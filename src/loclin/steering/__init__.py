@@ -12,8 +12,8 @@ from loclin.lazy import public
 if TYPE_CHECKING:
     from loclin.steering.routes import from_gradient as from_gradient
     from loclin.steering.routes import from_labels as from_labels
+    from loclin.steering.routes import from_pairs as from_pairs
     from loclin.steering.routes import from_search as from_search
-    from loclin.steering.texts import from_pairs as from_pairs
     from loclin.steering.vector import SteeringVector as SteeringVector
 
 __getattr__, __all__ = public(
@@ -22,7 +22,7 @@ __getattr__, __all__ = public(
         "SteeringVector": "vector",
         "from_gradient": "routes",
         "from_labels": "routes",
-        "from_pairs": "texts",
+        "from_pairs": "routes",
         "from_search": "routes",
     },
 )

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -27,21 +27,6 @@ from loclin.tasks.batch import answer_loss
 BATCHES = 8  # that the gradient part is cut into
 DRAWS = 400  # of the bootstrap: enough for a standard error, which is all that is read from it
 SMALL = 1e-3  # a step over ‖θ‖ whose shift is linear in it
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Resampled:
-    """What the directions of two routes are made of, to be drawn again.
-
-    Attributes:
-        prompts: routes whose direction is an average over the prompts of the labels part.
-        batches: the gradient step, in parts: the direction is the sum over gradient batches of
-            averages over the prompts of the shift part, each as long as its batch's gradient. Empty
-            where no gradient step is compared.
-    """
-
-    prompts: Mapping[str, Averaged]
-    batches: Sequence[Averaged]
 
 
 def gradient_batches(
@@ -77,7 +62,11 @@ def gradient_batches(
 
 
 def agreement(
-    directions: Mapping[str, Float[Tensor, "L d"]], made: Resampled, *, seed: int
+    directions: Mapping[str, Float[Tensor, "L d"]],
+    prompts: Mapping[str, Averaged],
+    batches: Sequence[Averaged] = (),
+    *,
+    seed: int,
 ) -> dict[tuple[str, str], list[Estimate]]:
     """cos(a_L, b_L) of every pair of routes at every layer, with an interval where both can be
     drawn again: what other prompts and batches of these numbers would give, for this model.
@@ -90,14 +79,17 @@ def agreement(
 
     Args:
         directions: of every route.
-        made: what they are made of.
+        prompts: routes whose direction is an average over the prompts of the labels part.
+        batches: the gradient step, in parts (`gradient_batches`): the direction is the sum over
+            gradient batches of averages over the prompts of the shift part, each as long as its
+            batch's gradient. Empty where no gradient step is compared.
         seed: of the draws.
 
     Returns:
         By pair, layer by layer; the interval is infinite where a route (a search) cannot be drawn
         again.
     """
-    spread = _spread(made, layers=len(next(iter(directions.values()))), seed=seed)
+    spread = _spread(prompts, batches, layers=len(next(iter(directions.values()))), seed=seed)
     found: dict[tuple[str, str], list[Estimate]] = {}
     for a, b in combinations(directions, 2):
         values = cosines(directions[a], directions[b]).double().tolist()
@@ -115,25 +107,25 @@ def _estimate(cosine: float, spread: float, units: int) -> Estimate:
 
 
 def _spread(
-    made: Resampled, *, layers: int, seed: int
+    prompts: Mapping[str, Averaged], batches: Sequence[Averaged], *, layers: int, seed: int
 ) -> dict[frozenset[str | int], tuple[float, int]]:
     """For every pair of routes that can be drawn again, and every layer: s, and the smallest number
     of units.
     """
-    rng, count = np.random.default_rng(derived(seed, "agreement")), len(made.batches)
-    names = [*made.prompts, *(["gradient"] if count else [])]
+    rng, count = np.random.default_rng(derived(seed, "agreement")), len(batches)
+    names = [*prompts, *(["gradient"] if count else [])]
     if len(names) < 2:
         return {}
-    weights, units = _weights(next(iter(made.prompts.values())).groups, rng)
+    weights, units = _weights(next(iter(prompts.values())).groups, rng)
     if count:
-        others, readers = _weights(made.batches[0].groups, rng)
+        others, readers = _weights(batches[0].groups, rng)
         taken = rng.multinomial(count, np.full(count, 1 / count), size=DRAWS)
     found: dict[frozenset[str | int], tuple[float, int]] = {}
     for layer in range(layers):
-        drawn = {name: route.weighted(layer, weights) for name, route in made.prompts.items()}
+        drawn = {name: route.weighted(layer, weights) for name, route in prompts.items()}
         if count:
-            batches = zip(taken.T, made.batches, strict=True)
-            parts = [w[:, None] * batch.weighted(layer, others) for w, batch in batches]
+            each = zip(taken.T, batches, strict=True)
+            parts = [w[:, None] * batch.weighted(layer, others) for w, batch in each]
             drawn["gradient"] = np.sum(parts, axis=0)
         for a, b in combinations(names, 2):
             least = min([units, readers, count] if "gradient" in (a, b) else [units])

@@ -86,11 +86,7 @@ def shares_of(space: ParameterSpace, direction: Float[Tensor, " D"]) -> dict[str
 
 
 def random_directions(
-    space: ParameterSpace,
-    count: int,
-    *,
-    seed: int,
-    shares: Mapping[str, float] | None = None,
+    space: ParameterSpace, count: int, *, seed: int, shares: Mapping[str, float] | None = None
 ) -> Iterator[Float[Tensor, " D"]]:
     """Unit vectors of the space, one after the other: the null of weight steps (measures §13). Each
     is good until the next is asked for, which takes its memory.
@@ -108,6 +104,22 @@ def random_directions(
         for name, piece in space.by_tensor(noise).items() if shares else ():
             piece.mul_((shares or {})[name] / norm(piece.reshape(-1)))  # a view: into the noise
         yield noise.div_(norm(noise))
+
+
+def random_vectors(
+    lengths: Mapping[int, float], width: int, *, count: int, seed: int
+) -> list[dict[int, Tensor]]:
+    """Directions that know nothing, as long as the vector at each layer; a function of (seed,
+    number, layer) alone.
+    """
+
+    def one(number: int, layer: int) -> Tensor:
+        drawn = torch.Generator().manual_seed(derived(seed, "random activation", number, layer))
+        z = torch.randn(width, generator=drawn, dtype=torch.float64)
+        scaled: Tensor = z * (lengths[layer] / z.norm())
+        return scaled.float()
+
+    return [{layer: one(i, layer) for layer in lengths} for i in range(count)]
 
 
 def both_ways(cosines: Sequence[Float[Tensor, " L"]]) -> Float[np.ndarray, "m L"]:

@@ -1,41 +1,100 @@
-"""What a change does to a model's answers: logit differences after every prompt, by strength, and
-their slopes.
+"""Changes of a model by so much, and what they do to its answers: logit differences after every
+prompt, by strength, and their slopes. A vector that is added costs the blocks after it alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import nn
+from torch import Tensor, nn
 
+from loclin.activations.adding import added
+from loclin.activations.blocks import blocks, chosen_layers
+from loclin.activations.suffix import Known, remembered, resumable, resumed
 from loclin.errors import LoclinError
-from loclin.steering.changes import Adding, ByLayer, Change, Dose, adding, as_it_is, under
 from loclin.steering.prompts import PromptSet, next_logits, pieces
+
+T = TypeVar("T")
+#: Vectors by layer, 0-based.
+ByLayer = Mapping[int, Float[Tensor, " d"]]
+#: For a strength, a context inside which the model is changed by so much.
+Change = Callable[[float], AbstractContextManager[object]]
+#: A change, and by how much.
+Dose = tuple[Change, float]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Adding:
+    """Adds strength·v_L to the output of every block L that has a vector; `path` as of `added`."""
+
+    model: nn.Module
+    vectors: ByLayer
+    path: str | None = None
+
+    def __call__(self, strength: float) -> AbstractContextManager[object]:
+        """Inside, the model with strength·v_L added."""
+        scaled = {layer: strength * v for layer, v in self.vectors.items()}
+        return added(self.model, scaled, path=self.path)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The blocks of the model."""
+        return blocks(self.model, self.path)
+
+    @property
+    def first(self) -> int:
+        """The first block that a vector is added to."""
+        return min(chosen_layers(len(self.layers), list(self.vectors)))
+
+
+def adding(model: nn.Module, vectors: ByLayer, *, path: str | None = None) -> Adding:
+    """The change that adds these vectors."""
+    return Adding(model=model, vectors=vectors, path=path)
+
+
+def as_it_is(read: Callable[[], T], changes: Sequence[Change]) -> tuple[T, Known]:
+    """What one pass reads of the model as it is, and what `under` needs to begin at these changes;
+    nothing where the model's passes cannot be resumed.
+    """
+    adders = [c for c in changes if isinstance(c, Adding) and c.vectors]
+    if not adders or not resumable(adders[0].model, adders[0].path):
+        return read(), {}
+    with remembered(adders[0].layers, sorted({c.first for c in adders})) as known:
+        return read(), known
+
+
+def under(read: Callable[[], T], dose: Dose, known: Known) -> T:
+    """What one pass over the same rows reads under a change: only the blocks after it are run."""
+    change, strength = dose
+    with ExitStack() as stack:
+        if isinstance(change, Adding) and change.vectors and change.first in known:
+            stack.enter_context(resumed(change.layers, change.first, known))
+        with change(strength):
+            return read()
+
 
 LINEAR = 1.0  # the slopes of a response are over strengths up to here
 
 
 @torch.no_grad()
-def logit_differences(
-    model: nn.Module, prompts: PromptSet, *, rows_at_once: int | None = None
-) -> Float[np.ndarray, " n"]:
+def logit_differences(model: nn.Module, prompts: PromptSet) -> Float[np.ndarray, " n"]:
     """logit(toward) − logit(away) of the token after each prompt, where the model stands (measures
     §13): log p(toward) − log p(away).
 
     Args:
         model, prompts: in evaluation mode; with their two tokens.
-        rows_at_once: in one forward pass; as many as memory allows by default. No number depends
-            on it beyond round-off.
 
     Raises:
         LoclinError: logits that are not finite.
     """
-    found: np.ndarray = differences(model, prompts, (), rows_at_once=rows_at_once)[0]
+    found: np.ndarray = differences(model, prompts, ())[0]
     return found
 
 
@@ -45,7 +104,6 @@ def differences(
     prompts: PromptSet,
     doses: Sequence[Dose],
     *,
-    rows_at_once: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Float[np.ndarray, "b n"]:
     """The same where the model stands, in the first row, and then under every dose. A vector that
@@ -63,7 +121,7 @@ def differences(
             progress(min(done, 1.0))
 
     added = {i: d for i, d in enumerate(doses, 1) if isinstance(d[0], Adding)}
-    for rows in pieces(model, prompts.batch, rows_at_once=rows_at_once):
+    for rows in pieces(model, prompts.batch):
         read, index = partial(_difference, model, prompts.rows(rows)), rows.numpy()
         found[0, index], known = as_it_is(read, [change for change, _ in added.values()])
         for i, dose in added.items():
@@ -72,7 +130,7 @@ def differences(
     for i, (change, strength) in enumerate(doses, 1):
         if i not in added:  # what steps the weights does so once
             with change(strength):
-                found[i] = logit_differences(model, prompts, rows_at_once=rows_at_once)
+                found[i] = logit_differences(model, prompts)
             advance(1.0)
     if not np.isfinite(found).all():
         wrong = int((~np.isfinite(found)).any(0).sum())

@@ -33,7 +33,6 @@ def step_direction(
     prompts: PromptSet,
     *,
     loss: Literal["fixed", "gold"] | Int[Tensor, " n"],
-    rows_at_once: int | None = None,
 ) -> Float[Tensor, " D"]:
     """−g/‖g‖ for the gradient g of the mean over prompts of −log p(token | prompt), where the space
     stands (measures §13).
@@ -46,7 +45,6 @@ def step_direction(
         prompts: the gradient batch.
         loss: which token: "fixed", the toward token of every prompt (E1; in the paired form the
             same as "gold"); "gold", its right answer (E2, E3); or a token for each prompt (nulls).
-        rows_at_once: rows of one backward pass; by default as many as `pieces` allows.
 
     Raises:
         LoclinError: a loss that is not finite, or a gradient that is zero or not finite.
@@ -55,7 +53,7 @@ def step_direction(
     if isinstance(loss, str):
         of, tokens = f"a gradient of the {loss} loss", getattr(prompts, _LOSSES[loss])
     batch = prompts.answered(cast(Tensor, tokens))
-    rows = pieces(model, prompts.batch, rows_at_once=rows_at_once)
+    rows = pieces(model, prompts.batch)
     step = space.gradient(
         lambda b: answer_loss(model, b), (batch.rows(r.to(batch.labels.device)) for r in rows)
     )
@@ -130,7 +128,6 @@ def shift_per_size(
     *,
     layers: Sequence[int],
     path: str | None = None,
-    rows_at_once: int | None = None,
 ) -> Float[Tensor, "L n d"]:
     """J_L v·‖θ‖, the limit of shift/size as the size goes to 0, by forward-mode differentiation
     with eager attention.
@@ -149,7 +146,7 @@ def shift_per_size(
     eager = twice_differentiable(model) if whole else nullcontext()
     found, order = [], []
     with eager, torch.no_grad():
-        for rows in pieces(model, batch, rows_at_once=rows_at_once):
+        for rows in pieces(model, batch):
             chosen = batch.rows(rows.to(batch.labels.device))
             found.append(_product(model, points, tangents, chosen, numbers, path))
             order.append(rows)

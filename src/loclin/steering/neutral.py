@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from loclin.activations.blocks import width
 from loclin.errors import LoclinError
 from loclin.seeds import derived
-from loclin.steering.changes import Adding, Change, Dose, as_it_is, under
-from loclin.steering.effect import differences
+from loclin.steering.effect import Adding, Change, Dose, as_it_is, differences, under
 from loclin.steering.prompts import PromptSet
 from loclin.tasks.batch import (
     IGNORED,
@@ -145,13 +144,6 @@ def _text_batch(
     whole = prompts_batch(texts, tokenizer)
     ids, mask = whole.input_ids[:, :tokens], whole.attention_mask[:, :tokens]
     return Batch(input_ids=ids, attention_mask=mask, labels=torch.where(mask > 0, ids, IGNORED))
-
-
-def damage(
-    model: nn.Module, neutral: Neutral, change: Callable[[], AbstractContextManager[object]]
-) -> Damage:
-    """`damages` under one change, of which there is one strength."""
-    return damages(model, neutral, [(lambda _strength: change(), 1.0)])[0]
 
 
 @torch.no_grad()

@@ -227,21 +227,18 @@ def group_numbers(groups: Sequence[str]) -> list[int]:
     return [place[g] for g in groups]
 
 
-def pieces(
-    model: nn.Module, batch: Batch, *, rows_at_once: int | None = None
-) -> Iterator[Int[Tensor, " m"]]:
+def pieces(model: nn.Module, batch: Batch) -> Iterator[Int[Tensor, " m"]]:
     """Rows of like length together: at most `GRADED_AT_ONCE` tokens, or fewer where these would
     take more than the weights (`tokens_at_once`), and logits after each within 256 MB.
 
-    A single row always passes. With `rows_at_once`, at most so many rows whatever their length.
+    A single row always passes.
     """
     lengths = batch.attention_mask.sum(1).tolist()
     tokens, most = tokens_at_once(model, GRADED_AT_ONCE), LOGITS_AT_ONCE // vocabulary_size(model)
     piece: list[int] = []
     for row in sorted(range(len(batch)), key=lambda row: lengths[row]):
         size = len(piece) + 1
-        full = size > (rows_at_once or most) or (not rows_at_once and size * lengths[row] > tokens)
-        if piece and full:
+        if piece and (size > most or size * lengths[row] > tokens):
             yield torch.tensor(piece)
             piece = []
         piece.append(row)

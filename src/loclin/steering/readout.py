@@ -28,7 +28,6 @@ def logit_gradient(
     layers: Sequence[int],
     path: str | None = None,
     per_prompt: bool = False,
-    rows_at_once: int | None = None,
 ) -> Float[Tensor, "L *n d"]:
     """g_L = mean over prompts of ∂(logit_toward − logit_away)/∂h_L at the last token (measures §13,
     the baseline).
@@ -40,7 +39,6 @@ def logit_gradient(
         model: in evaluation mode; which of its tensors ask for gradients does not matter.
         prompts, layers, path: with their two tokens; the blocks to read, and where they are.
         per_prompt: give the n gradients (L n d) and not their mean (L d).
-        rows_at_once: rows of one backward pass; by default as many as `pieces` allows.
 
     Raises:
         LoclinError: a gradient that is not finite, or a mean that is zero, at a layer.
@@ -51,7 +49,7 @@ def logit_gradient(
         toward, away = (t[rows].to(logits.device) for t in (prompts.toward, prompts.away))
         return logits[row, toward] - logits[row, away]
 
-    each, mean = _gradients(model, prompts, difference, layers, path, rows_at_once)
+    each, mean = _gradients(model, prompts, difference, layers, path)
     return each if per_prompt else mean
 
 
@@ -77,22 +75,17 @@ def answer_gradient(
     def log_p(logits: Float[Tensor, "n vocab"], rows: Int[Tensor, " n"]) -> Tensor:
         return logits.log_softmax(-1).gather(1, tokens[rows][:, None].to(logits.device))[:, 0]
 
-    return _gradients(model, prompts, log_p, layers, path, None)[1]
+    return _gradients(model, prompts, log_p, layers, path)[1]
 
 
 def _gradients(
-    model: nn.Module,
-    prompts: PromptSet,
-    score: Score,
-    layers: Sequence[int],
-    path: str | None,
-    rows_at_once: int | None,
+    model: nn.Module, prompts: PromptSet, score: Score, layers: Sequence[int], path: str | None
 ) -> tuple[Float[Tensor, "L n d"], Float[Tensor, "L d"]]:
     """Of every prompt, on the CPU in float32 or better; and their mean, checked."""
     stack = blocks(model, path)
     numbers = chosen_layers(len(stack), layers)
     parts, order = [], []
-    for rows in pieces(model, prompts.batch, rows_at_once=rows_at_once):
+    for rows in pieces(model, prompts.batch):
         chosen, place = prompts.rows(rows).batch, torch.arange(len(rows))
         with torch.enable_grad(), _leaf(stack[min(numbers)]), captured(stack, numbers) as kept:
             total = score(next_logits(model, chosen), rows.to(prompts.toward.device)).sum()

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -15,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loclin.activations.blocks import blocks, chosen_layers
+from loclin.activations.capture import activations
 from loclin.errors import LoclinError
 from loclin.search.splits import examples_hash
 from loclin.steering.averages import (
@@ -30,6 +32,7 @@ from loclin.steering.gradient import step_direction
 from loclin.steering.prompts import PromptSet, prompt_halves, prompts_within
 from loclin.steering.search import SIZE, perturbed_shifts, winners_vector
 from loclin.steering.vector import SteeringVector
+from loclin.tasks.batch import as_batch
 from loclin.tasks.example import Example
 
 ETA = 1e-3  # length of a gradient step over ‖θ‖, at which the shift is still linear in the step
@@ -63,6 +66,17 @@ def from_labels(
     Raises:
         LoclinError: examples that cannot be asked so or are longer than the model's context, one
             class alone, a layer out of range, an unknown form, the class form without classes.
+
+    >>> import loclin
+    >>> problem = loclin.load("sequences-small")
+    >>> asked = [
+    ...     Example(prompt=f"{task} {x} {y} a b =", answer=f" {x if task == 'copy' else y}",
+    ...             options=(f" {x}", f" {y}"), group=f"{x} {y}")
+    ...     for task in ("copy", "swap") for x, y in ("cd", "de", "ef", "fg", "gh", "hc")
+    ... ]
+    >>> vector = from_labels(problem.model, problem.tokenizer, asked)
+    >>> vector.layers, vector.about["form"]
+    ((0, 1), 'paired')
     """
     numbers = chosen_layers(len(blocks(model, path)), layers)
     _check_named("form", form, Form)
@@ -111,6 +125,18 @@ def from_gradient(
     Raises:
         LoclinError: as `from_labels`; an unknown estimand, an eta not above 0, weights in half
             precision, a gradient that is zero or not finite, E3 without classes.
+
+    >>> import loclin
+    >>> problem = loclin.load("sequences-small")
+    >>> asked = [
+    ...     Example(prompt=f"{task} {x} {y} a b =", answer=f" {x if task == 'copy' else y}",
+    ...             options=(f" {x}", f" {y}"), group=f"{x} {y}")
+    ...     for task in ("copy", "swap") for x, y in ("cd", "de", "ef", "fg", "gh", "hc")
+    ... ]
+    >>> step = from_gradient(problem.model, problem.tokenizer, asked, estimand="E1")
+    >>> labels = from_labels(problem.model, problem.tokenizer, asked)
+    >>> sorted(step.cosine(labels))  # by block
+    [0, 1]
     """
     numbers = chosen_layers(len(blocks(model, path)), layers)
     _check_named("estimand", estimand, Estimand)
@@ -158,6 +184,17 @@ def from_search(
 
     Raises:
         LoclinError: as `from_labels`; weights in half precision, more winners than steps.
+
+    >>> import loclin
+    >>> problem = loclin.load("sequences-small")
+    >>> asked = [
+    ...     Example(prompt=f"{task} {x} {y} a b =", answer=f" {x if task == 'copy' else y}",
+    ...             options=(f" {x}", f" {y}"), group=f"{x} {y}")
+    ...     for task in ("copy", "swap") for x, y in ("cd", "de", "ef", "fg", "gh", "hc")
+    ... ]
+    >>> found = from_search(problem.model, problem.tokenizer, asked, count=8, winners=2)
+    >>> found.route, found.about["n"]
+    ('search', '8')
     """
     numbers = chosen_layers(len(blocks(model, path)), layers)
     search, read = prompt_halves(examples, tokenizer, model, positive=positive, seed=seed)
@@ -243,3 +280,60 @@ def _check_named(name: str, value: str, known: object) -> None:
         raise LoclinError(
             f"expected {name} among {', '.join(get_args(known))}, found {value!r}: change it"
         )
+
+
+def from_pairs(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    positive: Sequence[str],
+    negative: Sequence[str],
+    *,
+    layers: Sequence[int] | None = None,
+    path: str | None = None,
+) -> SteeringVector:
+    """Mean of h_L at the last token of the positive texts, less that of the negative ones.
+
+    The mean difference of contrastive pairs (CAA, arXiv 2312.06681); the texts need not be paired,
+    as a difference of means is the mean of the differences. Strength 1 is that difference, of the
+    model's width and in units of its activations.
+
+    Args:
+        model: in evaluation mode; untouched.
+        tokenizer: its tokenizer.
+        positive, negative: texts, at least one of each.
+        layers: 0-based, negative from the end; all by default.
+        path: of the list of blocks, where it is not found by itself.
+
+    Raises:
+        LoclinError: a list without texts, a text without tokens, a layer out of range.
+
+    >>> import loclin
+    >>> problem = loclin.load("sequences-small")
+    >>> vector = from_pairs(problem.model, problem.tokenizer, ["copy a b"], ["swap a b"])
+    >>> vector.layers, vector.width
+    ((0, 1), 32)
+    """
+    if isinstance(positive, str) or isinstance(negative, str):
+        raise LoclinError("expected lists of texts, found one text: give [text]")
+    if not positive or not negative:
+        raise LoclinError(
+            f"expected positive and negative texts, found {len(positive)} and {len(negative)}: "
+            "give at least one of each"
+        )
+    numbers = chosen_layers(len(blocks(model, path)), layers)
+
+    def mean(texts: Sequence[str]) -> Float[Tensor, "L d"]:
+        rows = tokenizer(list(texts), padding=True, padding_side="right", return_tensors="pt")
+        batch = as_batch(rows).to(next(model.parameters()).device)
+        return activations(model, batch, layers=numbers, path=path).mean(1)
+
+    data = hashlib.sha256("\0".join([*positive, "", *negative]).encode()).hexdigest()[:16]
+    return described(
+        model,
+        dict(zip(numbers, mean(positive) - mean(negative), strict=True)),
+        route="labels",
+        norm=f"the mean of {len(positive)} texts less that of {len(negative)}",
+        data=data,
+        path=path,
+        about={"form": "texts"},
+    )

@@ -49,14 +49,12 @@ class SearchedShifts:
 
 
 @torch.no_grad()
-def toward_log_probability(
-    model: nn.Module, prompts: PromptSet, *, rows_at_once: int | None = None
-) -> Float[np.ndarray, " n"]:
+def toward_log_probability(model: nn.Module, prompts: PromptSet) -> Float[np.ndarray, " n"]:
     """log p(toward | prompt) over the whole vocabulary, in nats, where the model stands: minus the
     loss of E1 (measures §13).
     """
     found = np.empty(len(prompts))
-    for rows in pieces(model, prompts.batch, rows_at_once=rows_at_once):
+    for rows in pieces(model, prompts.batch):
         chosen = prompts.rows(rows)
         log_p = next_logits(model, chosen.batch).log_softmax(-1)
         toward = chosen.toward.to(log_p.device)[:, None]
@@ -76,7 +74,6 @@ def perturbed_shifts(
     seed: int,
     best: int | None = None,
     path: str | None = None,
-    rows_at_once: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> SearchedShifts:
     """Score random steps σz, z ~ N(0, I_D), and read the mean activation shift of each; one
@@ -96,7 +93,6 @@ def perturbed_shifts(
         seed: of the steps.
         best: read the shifts of so many of the largest scores alone, placed a second time;
             `chance_vectors` then has nothing to draw from.
-        rows_at_once: in one forward pass.
         progress: called with the share that is done after every candidate.
 
     Raises:
@@ -107,11 +103,10 @@ def perturbed_shifts(
     steps = candidates(count, [sigma], seed=derived(seed, "steering"))
 
     def centre() -> Float[Tensor, "L d"]:
-        read = {"layers": wanted, "path": path, "rows_at_once": rows_at_once}
-        return activations(model, extract.batch, **read).double().mean(1)  # type: ignore[arg-type]
+        return activations(model, extract.batch, layers=wanted, path=path).double().mean(1)
 
     def score() -> float:
-        return float(toward_log_probability(model, search, rows_at_once=rows_at_once).mean())
+        return float(toward_log_probability(model, search).mean())
 
     scores, shifts = np.empty(count), []
     origin, before = centre(), score()

@@ -86,6 +86,9 @@ KINDS: dict[str, Study] = {
     ),
 }
 
+#: What each asks, as the title of its part of a page.
+TITLES = {kind: f"{study.summary[0].upper()}{study.summary[1:]}" for kind, study in KINDS.items()}
+
 #: The studies of `loclin reproduce`, in the order of a report, and the kind that it runs.
 STUDIES: dict[str, str] = {
     "recovery": "recovery",

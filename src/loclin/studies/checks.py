@@ -13,6 +13,13 @@ def option_of(name: str) -> str:
     return name.replace("_", "-")
 
 
+def check_each(*checks: tuple[bool, str, object, str]) -> None:
+    """Whether all of some things hold: each with what was expected, what was found, what to do."""
+    for holds, expected, found, remedy in checks:
+        if not holds:
+            raise LoclinError(f"expected {expected}, found {found}: {remedy}")
+
+
 def check_counts(settings: Any, names: Sequence[str], least: int = 1) -> None:
     """Whether some settings are large enough."""
     for name in names:

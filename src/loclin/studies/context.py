@@ -32,6 +32,7 @@ from loclin.updates import UpdateStorage, check_room
 C = TypeVar("C", bound=DamageSettings, covariant=True)
 S = TypeVar("S", bound=DamageSettings)
 TEACHING_ROUNDS = 5
+SHARED = 1 << 24  # coordinates of a point that the cache may hold, 67 MB in float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +101,10 @@ class RunContext(Generic[C]):
         return derived(self.seed, "dropout", *purpose) if self.settings.dropout else None
 
     def kept(self, name: str, make: Callable[[], Tensor]) -> Float[Tensor, " D"]:
-        """The point that `make` gives; of a built-in model it is made once for all studies, of
-        another once for this run.
+        """The point that `make` gives, made once for all studies; a large one of a model of your
+        own is made once for this run.
         """
-        if self.settings.model not in BUILT_IN:
+        if self.settings.model not in BUILT_IN and self.space.dimension > SHARED:
             return self.kept_vectors(name, make)
         return kept_point(self.problem, self.space, self.settings, self.seed, name, make)
 
@@ -161,7 +162,9 @@ def make_context(
         known=before,
         keep=keep,
     )
-    taught = teach(ctx, progress)
+    taught = "the model is measured as it is: nothing is taught or destroyed"
+    if not settings.untouched:
+        taught = teach(ctx, progress)
     kept = ctx.storage.describe(space, *requirements.rows)
     return replace(ctx, notes=(*ctx.notes, taught, kept))
 
@@ -224,7 +227,8 @@ def teach(ctx: RunContext[DamageSettings], progress: ProgressCallback) -> str:
     """
     ctx.space.write(ctx.kept("taught", lambda: _taught(ctx, progress)))
     score, reach = check_known(ctx, ctx.task), ctx.settings.reach
-    scores = {task: ctx.problem.score("validate", task) for task in ctx.problem.tasks}
+    each = ctx.kept("scores where taught", lambda: torch.tensor(_validated(ctx.problem)))
+    scores = dict(zip(ctx.problem.tasks, each.tolist(), strict=True))
     worst = min(scores, key=lambda task: scores[task])
     short = "" if scores[worst] >= reach else f", short of the {reach:.2f} asked for"
     return (
@@ -251,12 +255,15 @@ def check_known(ctx: RunContext[DamageSettings], task: str) -> float:
     return score
 
 
+def _validated(problem: Problem) -> list[float]:
+    return [problem.score("validate", task) for task in problem.tasks]
+
+
 def _taught(ctx: RunContext[DamageSettings], progress: ProgressCallback) -> Float[Tensor, " D"]:
     settings, problem = ctx.settings, ctx.problem
     known_before = settings.space != "lora" or settings.data == ("self",)
     for done in range(TEACHING_ROUNDS):
-        worst = min(problem.score("validate", task) for task in problem.tasks)
-        if worst >= settings.reach and (done or known_before):
+        if (done or known_before) and min(_validated(problem)) >= settings.reach:
             break
         data = concatenate([problem.batch("train", task) for task in problem.tasks])
         size, seed = min(settings.batch, len(data)), derived(ctx.seed, "teaching", done)

@@ -25,7 +25,7 @@ def damage(ctx: RunContext[DamageSettings], *tasks: str) -> Float[Tensor, " D"]:
     """θ_D, after training on wrong answers to some tasks and right ones to the others, in equal
     shares.
 
-    Of a built-in model it is trained once for all studies (`RunContext.kept`).
+    It is trained once for all studies (`RunContext.kept`).
 
     Raises:
         LoclinError: the score does not fall as far as it must.

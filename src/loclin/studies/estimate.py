@@ -18,14 +18,13 @@ from scipy import stats
 
 from loclin.curvature import CurvatureOperator
 from loclin.errors import LoclinError
-from loclin.models import load, twice_differentiable
+from loclin.models import Problem, load, twice_differentiable
 from loclin.models.evaluation import EvalSet
 from loclin.models.loading import SHARES as USUAL
 from loclin.parameters import ParameterSpace
 from loclin.run.record import Record
 from loclin.run.workers import cores, one_thread
 from loclin.studies.context import adapted
-from loclin.studies.schedules.own import SHARES
 from loclin.studies.settings import DamageSettings, Sizes, Work
 from loclin.tasks.batch import answer_loss
 
@@ -55,13 +54,13 @@ class Timings:
         return sum(n * s for n, s in zip(parts, each, strict=True))
 
 
-def timed(settings: Any) -> Timings:
-    """Load the model, and time passes over its own examples."""
+def timed(settings: Any) -> tuple[Timings, Problem]:
+    """Load the model, and time passes over its own examples; and the model, as it was."""
     device = settings.where().split(":")[0]
-    alone = settings.in_process and settings.kind != "search"
+    alone = settings.in_process and not settings.spread
     with one_thread("none" if alone else device):
-        began, own = time.perf_counter(), settings.kind == "schedules" and not settings.pairs
-        problem = load(settings, seed=settings.seed, shares=SHARES if own else USUAL)
+        began = time.perf_counter()
+        problem = loaded = load(settings, seed=settings.seed, shares=settings.shares or USUAL)
         if isinstance(settings, DamageSettings):
             problem, space = adapted(problem, settings, 0)
         else:
@@ -82,7 +81,7 @@ def timed(settings: Any) -> Timings:
             space.gradient(lambda b: answer_loss(problem.model, b), [data])
 
         def scored(n: int) -> None:
-            if settings.kind == "steer":  # which reads prompts, without their options
+            if settings.prompts_alone:
                 with torch.no_grad():
                     answer_loss(problem.model, problem.collate(examples[:n]))
             else:
@@ -96,7 +95,7 @@ def timed(settings: Any) -> Timings:
 
         backward = _each(differentiated, batch, batch) if any(w.backward for w in need) else 0.0
         bent = _each(product, min(batch, 8), min(batch, 8)) if any(w.product for w in need) else 0.0
-        return Timings(
+        timings = Timings(
             loading=loading,
             forward=_each(scored, 16, min(MOST, len(examples))),
             backward=backward,
@@ -104,6 +103,7 @@ def timed(settings: Any) -> Timings:
             sizes=Sizes(tasks=tasks, examples=len(examples) / tasks, layers=layers),
             memory=psutil.Process().memory_info().rss,
         )
+    return timings, loaded
 
 
 def _each(act: Callable[[int], None], n: int, most: int) -> float:
@@ -159,11 +159,11 @@ def estimated(settings: Any, timings: Timings) -> Estimate:
     """What settings take."""
     work = settings.work(timings.sizes)
     on_cpu = settings.where().startswith("cpu")
-    search = settings.kind == "search"
-    room = (settings.workers or cores()) if on_cpu and (search or not settings.in_process) else 1
-    workers = max(1, min(room, 1000 if search else settings.runs))
-    rounds = 1 / workers if search else math.ceil(settings.runs / workers)
-    parts = {"starting": STARTING + (1 if search else rounds) * timings.loading}
+    spread = settings.spread
+    room = (settings.workers or cores()) if on_cpu and (spread or not settings.in_process) else 1
+    workers = max(1, room if spread else min(room, settings.runs))
+    rounds = 1 / workers if spread else math.ceil(settings.runs / workers)
+    parts = {"starting": STARTING + (1 if spread else rounds) * timings.loading}
     for each in work:
         parts[each.what] = parts.get(each.what, 0.0) + rounds * timings.seconds(each)
     return Estimate(parts=parts, workers=workers, memory=workers * timings.memory)
@@ -218,17 +218,17 @@ def intervals(settings: Any, before: Any) -> Iterator[str]:
         yield f"--{name.replace('_', '-')} {n} instead of {whole}{gives}"
 
 
-def expected(settings: Any, record: Record) -> tuple[Any, float]:
-    """Print what a command will take; the settings, with the counts that a budget
-    leaves, and the seconds.
+def expected(settings: Any, record: Record) -> tuple[Any, float, Problem | None]:
+    """Print what a command will take; the settings, with the counts that a budget leaves, the
+    seconds, and for a study in this process the model, which need not be loaded again.
     """
     held = record.run()["studies"].get(settings.entry, {})
     left = [r for r in range(settings.runs) if not record.ended(settings.entry, r)]
     budget = seconds_of(settings.budget) if settings.budget else None
     try:
-        timings = timed(settings)
+        timings, problem = timed(settings)
     except (MemoryError, RuntimeError):  # the command itself says it better
-        return settings, 0.0
+        return settings, 0.0, None
     whole = settings
     if budget and not held:
         settings = fitted(settings, timings, budget).checked()
@@ -237,4 +237,4 @@ def expected(settings: Any, record: Record) -> tuple[Any, float]:
     print(f"{takes}" + ("" if settings.budget else "; --budget 5m asks for less"))
     for line in intervals(settings, whole):
         print(f"  {line}")
-    return settings, seconds
+    return settings, seconds, problem if settings.in_process else None

@@ -7,10 +7,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from loclin.models.problem import Problem
-from loclin.models.zero_shot import ZeroShot, zero_shot
+from loclin.models.zero_shot import ZeroShot
 from loclin.progress import ProgressCallback, silent
 from loclin.run.rows import Row, estimated, finite
 from loclin.search.splits import learned
+from loclin.studies.kept_points import kept_zero_shot
 from loclin.studies.names import AREA, BLIND, KNOWN, MASS, ZERO_SHOT
 from loclin.studies.settings import ModelSettings
 
@@ -38,8 +39,7 @@ def known(
     """Ask a model as it was loaded. The numbers are noted in the first run alone."""
     if learned(settings.model, settings.data):
         return Known(tasks=problem.tasks)
-    progress("asking what the model knows", 0.0)
-    found = zero_shot(problem, seed=settings.seed + (run or 0))
+    found = kept_zero_shot(problem, settings.seed + (run or 0), progress)
     tasks = tuple(z.task for z in found if z.known)
     scores = ", ".join(f"{z.score.value:.2f} on {z.task} ({z.blind:.2f} blindly)" for z in found)
     notes = [f"zero-shot, before anything is trained: {scores}"] if not run else []

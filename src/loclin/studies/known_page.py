@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loclin.report.page import Sections
-from loclin.report.section import Section, Table
+from loclin.report.section import Missing, Section, Table
 from loclin.report.words import estimate_text, number
 from loclin.run.rows import Row
 from loclin.studies.names import AREA, BLIND, KNOWN, MASS, ZERO_SHOT
@@ -16,9 +16,11 @@ def with_known(sections: Sections) -> Sections:
     """What the model knows before a study's own sections, which see none of its rows."""
     own = (ZERO_SHOT, BLIND, AREA, MASS, KNOWN)
 
-    def every(rows: Sequence[Row], settings: Mapping[str, Any]) -> list[Section]:
+    def every(
+        rows: Sequence[Row], settings: Mapping[str, Any], skip: Missing = ()
+    ) -> list[Section]:
         others = [r for r in rows if r.quantity not in own]
-        return [*section(rows), *sections(others, settings)]
+        return [*section(rows), *sections(others, settings, skip)]
 
     return every
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from loclin.options import BUILT_IN
 from loclin.run.rows import Row
 from loclin.studies.settings import DamageSettings
 
@@ -19,6 +21,18 @@ PREFIX, MINIBATCH, RANDOM = "prefix", "minibatch gradients", "random"
 DRIFT, FROM_REST, SHUFFLED = FUTURE_NULLS = "drift", "drift from rest", "shuffled order"
 OWN_NORMS, WHITE, HEAVY_BALL = "white, own norms", "white", "heavy ball"
 PREFIX_NULLS = (DRIFT, FROM_REST, OWN_NORMS, WHITE, HEAVY_BALL, SHUFFLED)
+
+
+def own(settings: Mapping[str, Any]) -> bool:
+    """Whether a study was run on a user's own model, for whom something follows."""
+    return settings.get("model", BUILT_IN[0]) not in BUILT_IN
+
+
+def points(*, untouched: bool) -> dict[str, str]:
+    """Where a study measures, by name and symbol: θ₀ alone where nothing is destroyed."""
+    return {
+        name: symbol for name, symbol in POINTS.items() if name == "pretrained" or not untouched
+    }
 
 
 def displacement(settings: DamageSettings) -> str:

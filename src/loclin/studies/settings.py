@@ -11,7 +11,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+import tyro
 
 from loclin.errors import LoclinError
 from loclin.options import BUILT_IN, DATA_FILES, PACKAGED, LoadOptions, data_files
@@ -56,9 +58,15 @@ class RunSettings:
     in_process: ClassVar[bool] = False
     kept: ClassVar[bool] = True
     stage: ClassVar[str] = "run"
+    #: Whether its own process spreads one run's work over workers; whether it reads prompts without
+    #: their options.
+    spread: ClassVar[bool] = False
+    prompts_alone: ClassVar[bool] = False
     #: Counts that a budget may lower, and how far; which of them are examples that are scored.
     lowered: ClassVar[Mapping[str, int]] = {}
     scored: ClassVar[tuple[str, ...]] = ()
+    #: What `loclin reproduce --data facts` asks: completions, or judgements of statements.
+    facts: ClassVar[str] = "facts"
 
     budget: str | None = None
     """Time that it may take, such as 5m, 90s or 1h: counts are lowered until they fit, and stand in
@@ -101,6 +109,11 @@ class RunSettings:
     def timed(self) -> bool:
         """Whether passes are timed beforehand, on a model that is loaded for it."""
         return type(self).work is not RunSettings.work
+
+    @property
+    def shares(self) -> Mapping[str, float] | None:
+        """Of the groups of a user's data in each split, where they are not the usual ones."""
+        return None
 
     def where(self) -> str:
         """The device, in words.
@@ -265,6 +278,7 @@ class DamageSettings(StudySettings):
     sketch_size: int = 65536
     """m, numbers kept of every vector when sketched."""
 
+    untouched: Annotated[bool, tyro.conf.Suppress] = False
     task: str = "each"
     """The destroyed task, or each: run r destroys the r-th task of the model, in turn."""
     reach: float = 0.9
@@ -284,6 +298,8 @@ class DamageSettings(StudySettings):
 
     def destroying(self, sizes: Sizes) -> Work:
         """A round of teaching, where there is one, and the damage."""
+        if self.untouched:
+            return Work(what="teaching and damage")
         known = self.model in BUILT_IN and self.space != "lora"
         steps = self.damage_steps + (0 if known else self.teach_steps)
         scored = sizes.tasks * sizes.examples * 0.4

@@ -177,6 +177,12 @@ def answer_loss(
 
     A sum and a count rather than a mean: batches of different lengths then add up without bias.
     A dictionary of a Hugging Face data collator (input_ids, labels, attention_mask) is a batch too.
+
+    >>> import loclin
+    >>> problem = loclin.load("sequences-small")
+    >>> total, tokens = answer_loss(problem.model, problem.batch("test", "copy"))
+    >>> tokens, bool(total / tokens < 0.1)  # 60 answers of four tokens; nats a token
+    (240, True)
     """
     losses, kept = _token_losses(model, batch if isinstance(batch, Batch) else as_batch(batch))
     return losses.sum(), int(kept.sum())

@@ -23,6 +23,9 @@ class Example:
         group: what no two splits share (a passage, an input sequence); "" means the prompt.
         also: other free answers that are right too; what is trained on is `answer`.
         phrasing: which of several the prompt was made by; "" where there is one.
+
+    >>> Example(prompt="is rome in italy ?", answer=" yes", options=(" yes", " no")).options
+    (' yes', ' no')
     """
 
     prompt: str
@@ -80,7 +83,12 @@ def split(
 
 
 def dealt(
-    examples: Sequence[Example], sizes: Mapping[str, int], *, seed: int, purpose: str = "parts"
+    examples: Sequence[Example],
+    sizes: Mapping[str, int],
+    *,
+    seed: int,
+    purpose: str = "parts",
+    spread: bool = False,
 ) -> dict[str, tuple[Example, ...]]:
     """Draw parts of given sizes; no group, and no prompt, is in two of them.
 
@@ -92,6 +100,8 @@ def dealt(
         examples: what to divide.
         sizes: examples of each part.
         seed, purpose: of the draw.
+        spread: whether a group gives as few examples as suffice, drawn among its own, so that parts
+            have as many groups as they can: what is estimated varies over groups.
 
     Returns:
         By part, in the order of `sizes`.
@@ -111,6 +121,11 @@ def dealt(
     for e in examples:
         groups.setdefault(e.group or e.prompt, []).append(e)
     order = [groups[g] for g in sorted(groups, key=lambda group: derived(seed, purpose, group))]
+    if spread:
+        drawn = [sorted(g, key=lambda e: derived(seed, purpose, repr(e))) for g in order]
+        caps = range(1, max(map(len, drawn), default=0))
+        few = ([g[:most] for g in drawn] for most in caps)
+        order = next((fewer for fewer in few if _dealt(fewer, sizes)), order)
     in_order = _dealt(order, sizes)
     if in_order is None:
         raise _too_few(order, sizes)

@@ -39,7 +39,7 @@ def missing_from_cache(name: str, *, dataset: bool = False) -> bool:
 def check_model(name: str, revision: str | None = None) -> None:
     """`LoclinError` for a hub id that was never fetched while the hub is out of reach."""
     here = name in (*BUILT_IN, *PACKAGED) or Path(name).exists() or _cached(name).exists()
-    if not here and not _answers():
+    if not (here or _answers()):
         raise unknown_model(name, revision)
 
 

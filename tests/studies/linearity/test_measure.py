@@ -13,11 +13,13 @@ from loclin.errors import LoclinError
 from loclin.line import signed_grid
 from loclin.models import Problem
 from loclin.progress import silent
-from loclin.run.rows import Part, by_run
+from loclin.run.rows import Part, by_run, summaries
 from loclin.run.runner import Session
 from loclin.studies.context import make_context
 from loclin.studies.damage import damage, recovery
+from loclin.studies.linearity import claims
 from loclin.studies.linearity.measure import examples_followed, measure, requirements
+from loclin.studies.linearity.page import sections
 from loclin.studies.linearity.settings import LinearitySettings
 from tests.run.killed import assert_same, measured_through_kills
 from tests.studies.linearity.planted import number, one
@@ -185,3 +187,17 @@ def test_a_run_that_is_killed_goes_on_with_the_same_results(
     assert counts == sorted(counts)
     assert counts
     assert_same(part, by_lora)
+
+
+def test_a_model_measured_as_it_is_has_one_point(
+    trained: Problem, tiny: LinearitySettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loclin.studies.context.train", lambda *_, **__: pytest.fail("trained"))
+    settings = dataclasses.replace(tiny, untouched=True)
+    part = measure(settings, 0, Session())
+    assert {r.context["point"] for r in part.rows if "point" in r.context} == {"pretrained"}
+    assert [c.setting for c in claims.decide(settings, part.rows)] == ["sequences-small, θ₀"]
+    titles = [
+        s.title for s in sections([*part.rows, *summaries(part.rows)], dataclasses.asdict(settings))
+    ]
+    assert "Do steps add up?" in titles

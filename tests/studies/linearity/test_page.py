@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
@@ -28,9 +29,9 @@ def text(rows: list[Row], settings: LinearitySettings) -> str:
         else r
         for r in [*rows, *summaries(rows, scales=settings.scales)]
     ]  # as a record writes them
-    sections = page.sections(kept, dataclasses.asdict(settings))
+    sections = page.sections(kept, {**dataclasses.asdict(settings), "model": "mine"})
     assert all(figure.svg.startswith("<?xml") for s in sections for figure in s.figures)
-    lines = [line for s in sections for line in s.sees]
+    lines = [line for s in sections for line in (*s.follows, *s.sees)]
     for table in (t for s in sections for t in s.tables):
         assert all(len(row) == len(table.header) for row in table.rows)
         lines += [" | ".join(row) for row in table.rows]
@@ -51,6 +52,10 @@ def test_the_page_says_what_the_rows_say(kind: str, request: pytest.FixtureReque
     here = {"point": "damaged", "sign": "both"}
     window = 10 ** number(rows, "log10_window", direction="gradient", tolerance=0.1, **here)
     assert f"gradient at θ_D | {window:.3g} (no interval) | " in said
+    first = {"point": "pretrained", "direction": "gradient", "tolerance": 0.1, "sign": "both"}
+    safe = 10 ** number(rows, "log10_window", **first)
+    assert f"A step along the gradient is safe up to ε = {safe:.3g} (no interval) of" in said
+    assert re.search(r"A task vector is \S+ \(no interval\) windows long: merged with a", said)
     for direction in AT_DAMAGE:
         wide = 10 ** number(rows, "log10_window", direction=direction, tolerance=0.5, **here)
         (row,) = [line for line in said.splitlines() if line.startswith(f"{direction} at θ_D | ")]

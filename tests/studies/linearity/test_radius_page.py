@@ -1,5 +1,6 @@
 """The radius on a page and in the terminal, written by the command."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,7 @@ def test_a_command_writes_a_record_a_page_and_a_table(
     folders: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
     direction, out = f"{folders}/base..{folders}/tuned", str(tmp_path / "run")
     command = ["radius", "--model", str(folders / "base"), "--data", "sequences-small"]
     command += ["--direction", direction, "--examples", "20", "--per-decade", "1", "--out", out]
@@ -42,10 +41,13 @@ def test_a_command_writes_a_record_a_page_and_a_table(
     shown = capsys.readouterr().out
     for words in ("largest step", "forward", "backward", "by curvature", "score there"):
         assert words in shown
-    for words in ("The whole vector, λ = 1", "Round-off begins", "of the model's 28 tensors"):
+    for words in (
+        "The whole vector, λ = 1",
+        "A step or merge coefficient",
+        "Round-off begins",
+        "of the model's 28 tensors",
+    ):
         assert words in shown
-    table = shown[shown.index("How far along") : shown.index("report: ")]
-    assert max(map(len, table.splitlines())) <= 80
     assert (tmp_path / "run" / "radius-base-base-tuned" / "results.json").exists()
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.count("<figure>") == 3
@@ -70,6 +72,18 @@ def test_a_size_is_an_estimate_a_bound_or_none() -> None:
     assert closed.tables[0].rows[2][:3] == ["λ", "0.25 [0.25, 0.25]", "0.5 [0.5, 0.5]"]
 
 
+def test_a_safe_step_is_the_lower_end_of_the_radius() -> None:
+    rows = [
+        replace(r, low=0.125) if r.quantity == "radius" and r.value else r
+        for r in radii(forward=0.25)
+    ]
+    section, _ = sections(rows, SETTINGS)
+    assert section.follows == [
+        "A step or merge coefficient λ up to 0.125 forward is safe: the loss changes as its "
+        "gradient says to within τ = 0.1 (largest such step 0.25 [0.125, 0.25])."
+    ]
+
+
 def test_along_the_gradient_the_multiple_is_a_learning_rate() -> None:
     section, _ = sections(radii(forward=0.25), {**SETTINGS, "direction": "gradient"})
     assert section.tables[0].rows[2][0] == "λ (learning rate)"
@@ -87,4 +101,4 @@ def test_along_the_gradient_the_multiple_is_a_learning_rate() -> None:
 def test_the_whole_vector_has_a_verdict(inside: float | None, words: str) -> None:
     rows = [Row(quantity="whole_step", value=0.1), Row(quantity="whole_inside", value=inside)]
     section, _ = sections([*radii(forward=0.25), *rows], SETTINGS)
-    assert f"The whole vector, λ = 1 (‖δ‖/‖θ‖ = 0.1), is {words}" in section.sees[-1]
+    assert f"The whole vector, λ = 1 (‖δ‖/‖θ‖ = 0.1), is {words}" in section.follows[-1]

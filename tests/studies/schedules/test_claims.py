@@ -13,6 +13,7 @@ from loclin.studies.schedules import claims
 from loclin.studies.schedules.measure import measure
 from loclin.studies.schedules.names import KINDS
 from loclin.studies.schedules.settings import SchedulesSettings
+from loclin.studies.verdict import Rule, undecided
 from loclin.studies.verdict import verdicts as words_of
 from tests.recompute.schedules import estimates
 from tests.studies.schedules.small import NAMES, TINY
@@ -20,6 +21,7 @@ from tests.studies.schedules.small import NAMES, TINY
 SETTINGS = SchedulesSettings(seeds=6, pairs=KINDS, schedules=(*SIMULTANEOUS, *SEQUENTIAL))
 NESTED = replace(SETTINGS, seeds=12)
 DRAWS = 200
+WORDS = ("id", "statement", "setting", "paper", "measured", "null", "rule")
 #: 5 % and two standard errors of the simulation.
 MOST = 0.05 + 2 * np.sqrt(0.05 * 0.95 / DRAWS)
 
@@ -27,37 +29,53 @@ MOST = 0.05 + 2 * np.sqrt(0.05 * 0.95 / DRAWS)
 Shift = Callable[[str], float]
 
 
-def planted(
+NAMED = (*SIMULTANEOUS, *SEQUENTIAL)
+
+
+def world(
     shift: Shift,
     rng: np.random.Generator,
     settings: SchedulesSettings = SETTINGS,
     *,
     scatter: float = 0.05,
     of_model: float = 0.0,
-    start: float = 0.0,
     ceiling: bool = False,
-) -> list[Row]:
-    """Worst-task scores of runs nested in models; near 1 they are skewed: a share of examples."""
-    names = (*SIMULTANEOUS, *SEQUENTIAL)
+) -> dict[str, np.ndarray]:
+    """Worst-task scores by schedule, of every pair and run, runs nested in models; near 1 they are
+    skewed: a share of examples.
+    """
+    model = np.arange(settings.seeds) % settings.models
     level = 0.8 + 0.05 * rng.standard_normal(settings.models)
-    own = of_model * rng.standard_normal((settings.models, len(names)))
+    own = of_model * rng.standard_normal((settings.models, len(NAMED)))
+    found, size = {}, (len(KINDS), settings.seeds)
+    for i, name in enumerate(NAMED):
+        values = (level + own[:, i])[model] + scatter * rng.standard_normal(size)
+        if ceiling:  # equal in their mean, 0.97
+            values = rng.beta(9.7, 0.3, size)
+        found[name] = values + shift(name)
+    return found
+
+
+def planted(shift: Shift, *, scatter: float) -> list[Row]:
+    """The same as rows."""
     rows = []
-    for run in range(settings.seeds):
-        model = run % settings.models
-        for i, name in enumerate(names):
-            mean = level[model] + own[model, i] + shift(name)
-            values = mean + scatter * rng.standard_normal(len(KINDS))
-            if ceiling:  # equal in their mean, 0.97
-                values = rng.beta(9.7, 0.3, len(KINDS)) + shift(name)
-            for pair, value in zip((*KINDS, "all"), (*values, values.mean()), strict=True):
+    for name, values in world(shift, np.random.default_rng(0), scatter=scatter).items():
+        for run, scores in enumerate(values.T):
+            for pair, value in zip((*KINDS, "all"), (*scores, scores.mean()), strict=True):
                 here = {"run": run, "pair": pair, "schedule": name, "optimiser": "adamw"}
                 rows.append(Row(quantity="worst_score", value=float(value), context=here))
                 rows += [
                     Row(quantity="score", value=float(value), context={**here, "role": role})
                     for role in "AB"
                 ]
-        first = {"run": run, "pair": "all", "optimiser": "adamw"}
-        rows.append(Row(quantity="first_worst_score", value=start, context=first))
+    rows += [
+        Row(
+            quantity="first_worst_score",
+            value=0.0,
+            context={"run": run, "pair": "all", "optimiser": "adamw"},
+        )
+        for run in range(SETTINGS.seeds)
+    ]
     return rows
 
 
@@ -65,14 +83,24 @@ def equal(name: str) -> float:
     return 0.0
 
 
-def verdicts(shift: Shift, settings: SchedulesSettings = SETTINGS, **more: float) -> np.ndarray:
+def verdicts(
+    shift: Shift, settings: SchedulesSettings = SETTINGS, *, start: float = 0.0, **more: float
+) -> np.ndarray:
     """Of both claims, in many studies, after Holm's correction."""
-    found = []
+    found, claim = [], undecided(None, **dict.fromkeys(WORDS, ""))
     for study in range(DRAWS):
-        rows = planted(shift, np.random.default_rng([study, 11]), settings, **more)
-        both = (claims.sequential_last, claims.simultaneous_differ_little)
-        tests = {i: rule(settings, rows, "adamw").tests() for i, rule in enumerate(both)}
-        found.append([*words_of(tests).values()])  # type: ignore[arg-type]
+        scores = world(shift, np.random.default_rng([study, 11]), settings, **more)  # type: ignore[arg-type]
+        worst = claims.WorstTasks(
+            orders={name: scores[name] for name in SEQUENTIAL},
+            together={name: scores[name] for name in SIMULTANEOUS},
+            first=np.full(settings.seeds, start),
+            trained_first=np.zeros(settings.seeds),
+        )
+        tests = {}
+        for i, holding in enumerate((claims.below_every_one, claims.alike_and_taught)):
+            rule = Rule(claim=claim, conditions=tuple(holding(worst)), models=settings.models)
+            tests[i] = rule.tests() or (1.0, None)
+        found.append([*words_of(tests).values()])
     return np.array(found)
 
 
@@ -138,7 +166,7 @@ def test_training_that_taught_nothing_makes_schedules_alike_for_no_reason() -> N
 
 
 def test_what_stands_in_a_claim_is_of_the_schedules_it_names() -> None:
-    rows = planted(lambda s: -0.3 * (s == "PCGrad"), np.random.default_rng(0), scatter=0.01)
+    rows = planted(lambda s: -0.3 * (s == "PCGrad"), scatter=0.01)
     last, little = claims.decide(SETTINGS, rows)
     assert (last.id, little.id) == ("sequential-last", "simultaneous-differ-little")
     assert (last.n, last.unit) == (6, "model")
@@ -184,7 +212,7 @@ def test_pairs_are_ranked_and_decide_while_a_users_own_tasks_are_recommended_for
 
 
 def test_claims_can_be_recomputed_from_arrays_alone(part: Part) -> None:
-    two = replace(TINY, seeds=2)
+    two = replace(TINY, seeds=2, models_per_claim=1)  # on one model, which is there
     again = measure(two, 1, Session())
     found = estimates(two.fingerprint(), {**part.arrays, **again.arrays})
     decided = claims.decide(two, [*part.rows, *again.rows])

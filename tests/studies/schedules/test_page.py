@@ -118,10 +118,10 @@ def test_what_is_recommended_is_what_the_record_says(
     )
     (first, *_) = sections(settings, [*kept, best, row])
     assert first.tables[0].chosen == "sequential"
-    assert first.sees[0].startswith("Recommended: sequential, whose worst task goes from ")
-    assert "less than 0.05 worse than the best on validation examples, raw sum" in first.sees[0]
+    assert first.follows[0].startswith("Recommended: sequential, whose worst task goes from ")
+    assert "less than 0.05 worse than the best on validation examples, raw sum" in first.follows[0]
     none = estimated("recommended", None, {**here, "schedule": None}, p=0.4)
     (first, *_) = sections(settings, [*kept, best, none])
     assert first.tables[0].chosen is None
-    assert first.sees[0].startswith("No recommendation: not even raw sum is shown to teach")
-    assert "--adamw-lr" in first.sees[0]
+    assert first.follows[0].startswith("No recommendation: not even raw sum is shown to teach")
+    assert "--adamw-lr" in first.follows[0]

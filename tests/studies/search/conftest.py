@@ -13,7 +13,8 @@ from loclin.run.runner import Session
 from loclin.studies.context import make_context
 from loclin.studies.damage import damage
 from loclin.studies.search import claims_measure
-from loclin.studies.search.claims_data import SearchData, SearchRun, search_data
+from loclin.studies.search.claims_measure import SearchData, search_data
+from loclin.studies.search.point import SearchRun
 from tests.studies.search.claims_small import LORA, TINY
 
 

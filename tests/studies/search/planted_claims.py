@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from loclin.run.rows import Row
-from loclin.studies.search import claims_names as names
+from loclin.studies.search import names
 from loclin.studies.search.claims_settings import SearchClaimsSettings
 from loclin.studies.verdict import Rule
 from tests.properties import verdict_of

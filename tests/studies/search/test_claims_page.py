@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from loclin.report.section import text_of
 from loclin.run.rows import Part, Row, by_run, summaries
 from loclin.studies.search import claims, claims_page
 from tests.studies.search.claims_small import LORA, TINY
@@ -36,7 +37,10 @@ def test_claims_and_page_say_what_the_rows_say(kind: str, request: pytest.Fixtur
     assert {c.id for c in measured} == {"plane-overlap-does-not", "signal-density"}
     assert all((c.p_holm is None) == (c in measured) for c in decided.values())
     kept = [*rows, *summaries(rows, scales=settings.scales)]
-    sections = claims_page.sections(kept, dataclasses.asdict(settings))
+    sections = claims_page.sections(kept, {**dataclasses.asdict(settings), "model": "mine"})
+    (follows,) = [line for s in sections for line in s.follows]
+    gain = text_of(kept, "winner_gain", split="test", of="score")
+    assert follows.endswith(f"of the reference σ, gains {gain} on test.")
     assert [len(s.figures) for s in sections] == [4, 2, 3, 3, 2]
     assert all(figure.svg.startswith("<?xml") for s in sections for figure in s.figures)
     text = "\n".join(line for s in sections for line in s.sees)

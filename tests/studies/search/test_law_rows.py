@@ -1,12 +1,16 @@
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 
-from loclin.studies.search import claims_names as names
+from loclin.run.rows import Part
+from loclin.search.local_law import LocalLaw
+from loclin.stats import correlation
+from loclin.studies.search import claims, names
 from loclin.studies.search.claims_settings import SearchClaimsSettings
-from loclin.studies.search.law_rows import PREDICTIONS, bend
-from tests.studies.search.claims_small import value
+from loclin.studies.search.law_rows import PREDICTIONS, bend, overlap_correlation
+from tests.studies.search.claims_small import TINY, value
 
 
 @pytest.mark.parametrize("kind", ["part", "lora_part"])
@@ -73,3 +77,37 @@ def test_the_bend_is_where_a_quadratic_bends() -> None:
             assert bend(list(on), list(on - bent * on**2 / 2), 0.2) == pytest.approx(there)
     assert bend([0.1, 1.0], [0.1, 1.0], 0.2) is None
     assert bend([0.1, 1.0], [-0.1, 1.0], 0.2) is None
+
+
+def test_correlations_are_those_of_the_candidates(part: Part) -> None:
+    rows = list(part.rows)
+    of = {
+        q: claims.grouped(rows, f"candidate_{q}", "candidate")[0]
+        for q in ("gain", "alignment", "overlap")
+    }
+    r = np.corrcoef(of["gain"], of["alignment"])[0, 1]
+    assert value(
+        rows, "alignment_correlation", point="damaged", of="loss", size=1.0
+    ) == pytest.approx(r)
+    assert of["overlap"].mean() == pytest.approx(TINY.k / 26336, rel=1.5)
+    assert np.abs(of["alignment"]).max() < 6 / np.sqrt(26336)
+
+
+@pytest.mark.parametrize(("sigma", "curvature"), [(0.05, 0.0), (0.3, 4.0), (0.3, -4.0)])
+def test_overlap_with_a_plane_goes_with_gain_by_its_curvature_alone(
+    sigma: float, curvature: float
+) -> None:
+    """A quadratic whose gradient lies wholly in the plane."""
+    rng, k, dimension, n = np.random.default_rng(1), 4, 300, 20_000
+    z = rng.standard_normal((n, dimension))
+    g = np.zeros(dimension)
+    g[0] = 2.0
+    h = np.zeros(dimension)
+    h[:k] = curvature
+    gain = -sigma * z @ g - sigma**2 / 2 * (z**2 @ h)
+    inside = (z[:, :k] ** 2).sum(1) / (z**2).sum(1)
+    norm = math.sqrt(k) * abs(curvature)
+    local = LocalLaw(gradient=2.0, trace=k * curvature, along=curvature, frobenius=norm)
+    expected = overlap_correlation(local, sigma=sigma, trace=k * curvature, k=k)
+    assert correlation(inside, gain) == pytest.approx(expected, abs=4 / math.sqrt(n))
+    assert correlation(z[:, 0], gain) < -0.7  # alignment tells

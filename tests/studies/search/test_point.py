@@ -9,7 +9,7 @@ from loclin.parameters import ParameterSpace
 from loclin.search.candidate import Candidate, Perturbed, candidates
 from loclin.search.noise import Noise
 from loclin.search.scoring import best_first
-from loclin.studies.search.claims_data import SearchData
+from loclin.studies.search.claims_measure import SearchData
 from loclin.studies.search.point import Gains, gains
 
 

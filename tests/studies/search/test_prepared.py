@@ -75,5 +75,5 @@ def test_other_data_another_model_and_a_broken_file_are_refused(
 
 def test_a_file_is_made_once(tmp_path: Path) -> None:
     record = Record(tmp_path)
-    assert kept(record, "a.json", lambda: {"σ": 0.1}) == {"σ": 0.1}
-    assert kept(record, "a.json", dict) == {"σ": 0.1}
+    assert kept(record, "a.json", lambda: {"σ": 0.1})[0] == {"σ": 0.1}
+    assert kept(record, "a.json", dict) == ({"σ": 0.1}, tmp_path / "a.json")

@@ -7,7 +7,8 @@ from loclin.geometry.subspace import Subspace
 from loclin.parameters import ParameterSpace
 from loclin.seeds import derived
 from loclin.studies.directions import task_vectors
-from loclin.studies.search.claims_data import SearchData, SearchRun
+from loclin.studies.search.claims_measure import SearchData
+from loclin.studies.search.point import SearchRun
 from loclin.studies.search.subspaces import static_plane, subspaces
 from tests.studies.search.claims_small import TINY
 
@@ -36,7 +37,7 @@ def test_subspaces_are_orthonormal_and_differ(
     g = there.gradient(data.select.loss, data.select.fold(0))
     prefix = there.noise(seed=5).expand(1, -1)
     updates = torch.cat([prefix, g[None], 2 * prefix + g])
-    found = subspaces(ctx, data, updates, Subspace.spanned_by(g[None]))
+    found = subspaces(ctx, data.batches, data.recovery, updates, Subspace.spanned_by(g[None]))
     for name, space in found.items():
         assert space.basis @ space.basis.T == pytest.approx(
             torch.eye(len(space.basis)), abs=1e-4

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from loclin.studies.search import claims_names as names
+from loclin.studies.search import names
 from loclin.studies.search.names import MODEL, RANDOM_VOTE, SAMPLED_VOTE, VOTE
 from loclin.studies.search.point import Gains
 from loclin.studies.search.votes import chosen_size

@@ -1,6 +1,6 @@
 """One small run of the spectrum study."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -8,9 +8,11 @@ import pytest
 from loclin.errors import LoclinError
 from loclin.geometry.spectrum import effective_ranks
 from loclin.models import Problem
-from loclin.run.rows import Part, by_run
+from loclin.run.rows import Part, by_run, summaries
 from loclin.run.runner import Session
+from loclin.studies.spectrum import claims
 from loclin.studies.spectrum.measure import measure
+from loclin.studies.spectrum.page import sections
 from loclin.studies.spectrum.settings import SpectrumSettings
 
 
@@ -44,3 +46,15 @@ def test_too_few_examples_are_named_before_anything_is_taught(
         match=r"expected at least 6400 examples of swap in the gradients split, found .*--counts",
     ):
         measure(wanted, 0, Session())
+
+
+def test_a_model_measured_as_it_is_has_one_point_and_nothing_is_trained(
+    trained: Problem, tiny: SpectrumSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loclin.studies.context.train", lambda *_, **__: pytest.fail("trained"))
+    settings = replace(tiny, untouched=True)
+    part = measure(settings, 0, Session())
+    assert {r.context["point"] for r in part.rows if "point" in r.context} == {"pretrained"}
+    assert [c.setting for c in claims.decide(settings, part.rows)] == ["sequences-small, θ₀"]
+    written = [line for s in sections(summaries(part.rows), asdict(settings)) for line in s.sees]
+    assert not any("θ_D" in line for line in written)

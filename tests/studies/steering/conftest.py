@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from loclin.models import Problem
 from loclin.progress import silent
 from loclin.run.rows import Part, Row
-from loclin.studies.steering.claims_context import SteeringContext, make_context
+from loclin.studies.steering.claims_context import ClaimsContext, make_context
 from loclin.studies.steering.claims_measure import measured
 from loclin.studies.steering.claims_settings import preset
 from loclin.studies.steering.claims_vectors import Vectors, make_vectors
@@ -47,17 +47,17 @@ def bits(model: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="session")
-def ctx(speaking: Problem) -> SteeringContext:
+def ctx(speaking: Problem) -> ClaimsContext:
     return make_context(speaking, TINY, 0, silent)
 
 
 @pytest.fixture(scope="session")
-def vectors(ctx: SteeringContext) -> Vectors:
+def vectors(ctx: ClaimsContext) -> Vectors:
     return make_vectors(ctx)
 
 
 @pytest.fixture(scope="session")
-def part(ctx: SteeringContext) -> Iterator[Part]:
+def part(ctx: ClaimsContext) -> Iterator[Part]:
     """Of run 0; the model is afterwards what it was, bit for bit."""
     before = bits(ctx.model)
     yield measured(ctx)

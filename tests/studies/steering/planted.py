@@ -12,7 +12,7 @@ import torch
 from loclin.run.rows import Row
 from loclin.stats import Scale
 from loclin.steering.compare import whitening
-from loclin.studies.steering import claims_names as names
+from loclin.studies.steering import names
 from loclin.studies.steering.claims_context import cosine
 from loclin.studies.steering.claims_found import Found
 
@@ -26,16 +26,12 @@ TESTED = {
     (names.READOUT, names.LATE): (names.BEYOND,),
 }
 #: As of `Found.numbers`.
-Numbers = dict[Any, dict[tuple[int, int], float]]
+Numbers = dict[Any, np.ndarray]
 World = Callable[[np.random.Generator], Numbers]
 
 
 def row(quantity: str, value: float | None, run: int, **context: Any) -> Row:
     return Row(quantity=quantity, value=value, context={"run": run, **context})
-
-
-def numbers_of(rows: Sequence[Row]) -> Numbers:
-    return dict(Found.of(rows, 1).numbers)  # type: ignore[arg-type]
 
 
 def found_in(numbers: Numbers, models: int) -> Found:
@@ -44,10 +40,7 @@ def found_in(numbers: Numbers, models: int) -> Found:
 
 def put(numbers: Numbers, values: np.ndarray, quantity: str, **context: str) -> None:
     """Values by run, or draws by run."""
-    each = numbers.setdefault((quantity, frozenset(context.items())), {})
-    for run, found in enumerate(values.tolist()):
-        drawn = found if isinstance(found, list) else [found]
-        each.update({(run, i): value for i, value in enumerate(drawn)})
+    numbers[quantity, frozenset(context.items())] = values.reshape(len(values), -1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +69,8 @@ class Planted:
         return [
             row(quantity, value, run, **dict(context), draw=draw)
             for (quantity, context), values in self.numbers(rng).items()
-            for (run, draw), value in values.items()
+            for run, draws in enumerate(values.tolist())
+            for draw, value in enumerate(draws)
         ]
 
     def numbers(self, rng: np.random.Generator) -> Numbers:
@@ -127,29 +121,28 @@ class Layer:
     def numbers(self, rng: np.random.Generator, d: int = 16, n: int = 96) -> Numbers:
         turns = [np.linalg.qr(rng.standard_normal((d, d)))[0] for _ in range(MODELS)]
         drawn = rng.standard_normal((MODELS, DRAWS, d))
-        every = [
-            self._angles(rng, turns[run % MODELS], drawn[run % MODELS], n) for run in range(RUNS)
-        ]
+        each = [self._run(rng, turns[r % MODELS], drawn[r % MODELS], n) for r in range(RUNS)]
+        every = _angles(*(torch.from_numpy(np.stack(of)) for of in zip(*each, strict=True)))
         found: Numbers = {}
         put(found, np.ones(RUNS), "class_form")
         for name in ("slope_ratio", "kl_ratio"):
             ratios = np.exp(0.03 * rng.standard_normal(RUNS))
             put(found, ratios, name, condition="E1", at=names.MIDDLE)
         for (removed, at), nulls in TESTED.items():
-            angles = np.stack([each[removed] for each in every])
+            angles = every[removed]
             put(found, angles[:, 0], "cosine_at", of="E1", removed=removed, at=at)
             for null in nulls:
-                draws = np.stack([each.get(null, each[removed][1:]) for each in every])
+                draws = every.get(null, angles[:, 1:])
                 level = np.quantile(draws, 0.975, axis=1)
                 put(found, level, "null_at", of="E1", null=null, at=at)
                 put(found, draws, "null_draw", of="E1", null=null, at=at)
         return found
 
-    def _angles(
+    def _run(
         self, rng: np.random.Generator, turn: np.ndarray, random: np.ndarray, n: int
-    ) -> dict[str, np.ndarray]:
-        """Cosines with CAA of the shift and of random ones, which vary as activations do, by the
-        study's own functions; and of the shift with CAA of permuted labels.
+    ) -> tuple[np.ndarray, ...]:
+        """Activations, CAA, CAA of permuted labels, the shift and random ones, which vary as
+        activations do; and what takes the readout out.
         """
         axis, plus, minus, other, last = turn[:, :5].T
         spread = np.eye(len(turn)) + (self.axis - 1) * np.outer(axis, axis)
@@ -159,18 +152,30 @@ class Layer:
             y - 0.5, np.array(self.labels) @ ways
         )
         shift = np.array(self.step) @ ways + 0.1 * rng.standard_normal(len(turn))
-        moved = torch.from_numpy(np.stack([shift, *(random @ spread)]))
-        caa = torch.from_numpy(h[y].mean(0) - h[~y].mean(0))
-        white = whitening(torch.from_numpy(h)[None])[0]
-        out = torch.from_numpy(np.eye(len(turn)) - np.outer(plus, plus) - np.outer(minus, minus))
         orders = rng.permuted(np.tile(y, (DRAWS, 1)), axis=1)
-        permuted = torch.from_numpy((orders / y.sum() - ~orders / (~y).sum()) @ h)
-        return {
-            names.NOTHING: cosine(moved, caa).numpy(),
-            names.READOUT: cosine(moved @ out, caa @ out).numpy(),
-            names.WHITENED: cosine(moved @ white, caa @ white).numpy(),
-            names.CAA_RELABELLED: cosine(permuted, moved[0]).numpy(),
-        }
+        permuted = (orders / y.sum() - ~orders / (~y).sum()) @ h
+        out = np.eye(len(turn)) - np.outer(plus, plus) - np.outer(minus, minus)
+        caa = (h[y].mean(0) - h[~y].mean(0))[None]
+        return h, caa, permuted, np.stack([shift, *(random @ spread)]), out
+
+
+def _angles(
+    h: torch.Tensor,
+    caa: torch.Tensor,
+    permuted: torch.Tensor,
+    moved: torch.Tensor,
+    out: torch.Tensor,
+) -> dict[str, np.ndarray]:
+    """Cosines with CAA of the shift and of random ones, by the study's own functions; and of the
+    shift with CAA of permuted labels. Of all runs.
+    """
+    white = whitening(h)
+    return {
+        names.NOTHING: cosine(moved, caa).numpy(),
+        names.READOUT: cosine(moved @ out, caa @ out).numpy(),
+        names.WHITENED: cosine(moved @ white, caa @ white).numpy(),
+        names.CAA_RELABELLED: cosine(permuted, moved[:, :1]).numpy(),
+    }
 
 
 def shares(

@@ -13,10 +13,8 @@ import numpy as np
 import pytest
 
 from loclin.run.rows import Row
-from loclin.studies.steering import claims
-from loclin.studies.steering import claims_names as names
-from loclin.studies.steering.claims_found import Found
-from loclin.studies.steering.claims_notes import labels_say
+from loclin.studies.steering import claims, names
+from loclin.studies.steering.claims_found import Found, labels_say
 from loclin.studies.steering.claims_settings import SteeringClaimsSettings
 from loclin.studies.verdict import LEVEL, Condition, Rule, decided, undecided
 from tests.studies.steering.planted import (
@@ -27,7 +25,7 @@ from tests.studies.steering.planted import (
     Planted,
     coverage,
     found_in,
-    numbers_of,
+    put,
     row,
     shares,
 )
@@ -183,17 +181,16 @@ def test_search_steers(ratio: float | None, chance: float, verdict: str) -> None
     """
 
     def world(rng: np.random.Generator) -> Numbers:
-        own, rows = 0.02 * rng.standard_normal(MODELS), []
-        for run in range(RUNS):
-            centre = 0.8 if ratio is None else 0.0
-            draws = centre + chance * rng.standard_normal(60)
-            found = draws[0] if ratio is None else ratio + own[run % MODELS]
-            found = float(found + (ratio is not None) * 0.02 * rng.standard_normal())
-            here = {"condition": names.SEARCH}
-            rows += [row("chance_ratio", float(c), run, draw=i) for i, c in enumerate(draws[1:])]
-            rows.append(row("slope_ratio", found, run, **here, at=names.MIDDLE))
-            rows.append(row("ends_ratio", found, run, **here))
-        return numbers_of(rows)
+        numbers: Numbers = {}
+        draws = 0.8 * (ratio is None) + chance * rng.standard_normal((RUNS, 60))
+        found = draws[:, 0]
+        if ratio is not None:
+            own = np.tile(0.02 * rng.standard_normal(MODELS), RUNS // MODELS)
+            found = ratio + own + 0.02 * rng.standard_normal(RUNS)
+        put(numbers, draws[:, 1:], "chance_ratio")
+        put(numbers, found, "slope_ratio", condition=names.SEARCH, at=names.MIDDLE)
+        put(numbers, found, "ends_ratio", condition=names.SEARCH)
+        return numbers
 
     rule = by(claims.search_conditions, family=5 if verdict else 1)
     found = shares(world, rule, STUDIES)

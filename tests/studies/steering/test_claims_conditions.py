@@ -5,20 +5,20 @@ import pytest
 import torch
 
 from loclin.steering.effect import logit_differences, responses
-from loclin.studies.steering import claims_names as names
+from loclin.studies.steering import names
 from loclin.studies.steering.claims_conditions import (
     choose_layers,
     size_of_step,
     stepping,
     vectors_at,
 )
-from loclin.studies.steering.claims_context import SteeringContext
+from loclin.studies.steering.claims_context import ClaimsContext
 from loclin.studies.steering.claims_vectors import Vectors, shifts
 from tests.studies.steering.conftest import TINY, bits
 
 
 def test_vectors_are_as_long_as_caa_and_the_parts_of_e1_add_up(
-    ctx: SteeringContext, vectors: Vectors
+    ctx: ClaimsContext, vectors: Vectors
 ) -> None:
     planted = replace(vectors, search=vectors.caa * 3)
     found = vectors_at(ctx, planted, 1)
@@ -31,7 +31,7 @@ def test_vectors_are_as_long_as_caa_and_the_parts_of_e1_add_up(
 
 
 def test_the_weight_step_shifts_as_much_as_caa_is_long_and_is_undone(
-    ctx: SteeringContext, vectors: Vectors
+    ctx: ClaimsContext, vectors: Vectors
 ) -> None:
     size = size_of_step(ctx, vectors, 1)
     assert size is not None
@@ -55,7 +55,7 @@ def test_the_weight_step_shifts_as_much_as_caa_is_long_and_is_undone(
 
 
 def test_blocks_are_chosen_in_the_median_third_and_in_the_later_half(
-    ctx: SteeringContext, vectors: Vectors
+    ctx: ClaimsContext, vectors: Vectors
 ) -> None:
     chosen, rows = choose_layers(ctx, vectors.caa)
     assert chosen == {names.MIDDLE: 0, names.CHOSEN: 1}

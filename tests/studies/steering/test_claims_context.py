@@ -8,7 +8,7 @@ from loclin.errors import LoclinError
 from loclin.models import Problem
 from loclin.progress import silent
 from loclin.studies.steering.claims_context import (
-    SteeringContext,
+    ClaimsContext,
     cosine,
     divided,
     halves,
@@ -21,7 +21,7 @@ from tests.studies.steering.conftest import TINY
 
 
 def test_runs_share_no_example_and_none_the_model_learned_from(
-    speaking: Problem, ctx: SteeringContext
+    speaking: Problem, ctx: ClaimsContext
 ) -> None:
     second = make_context(speaking, TINY, 1, silent)
     held = [e for c in (ctx, second) for part in PARTS for e in c.parts[part].examples]
@@ -68,7 +68,7 @@ def test_a_part_of_one_class_is_refused_by_name(speaking: Problem) -> None:
         make_context(replace(speaking, examples=one), TINY, 0, silent)
 
 
-def test_halves_divide_groups_and_share_out_classes(ctx: SteeringContext) -> None:
+def test_halves_divide_groups_and_share_out_classes(ctx: ClaimsContext) -> None:
     one, other = halves(ctx.parts["labels"])
     assert len(one) + len(other) == TINY.labels
     assert not set(one.groups) & set(other.groups)
@@ -106,7 +106,7 @@ def test_runs_on_one_model_share_its_seed_and_divide_its_examples(speaking: Prob
     assert (own.models, {own.of_model(run) for run in range(4)}) == (1, {0})
 
 
-def test_answers_that_are_due_are_no_damage(ctx: SteeringContext) -> None:
+def test_answers_that_are_due_are_no_damage(ctx: ClaimsContext) -> None:
     tokenizer = ctx.problem.tokenizer
     said = {tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in (" yes", " no")}
     assert set(ctx.neutral.answers) == said

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from loclin.studies.steering import claims_names as names
+from loclin.studies.steering import names
 from loclin.studies.steering.claims_found import Found, above_draws, whole
 from tests.studies.steering.planted import row
 

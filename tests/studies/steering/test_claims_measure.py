@@ -13,9 +13,8 @@ from loclin.progress import silent
 from loclin.run.record import Record
 from loclin.run.rows import Part, Row, by_run
 from loclin.run.runner import Session
-from loclin.studies.steering import claims
-from loclin.studies.steering import claims_names as names
-from loclin.studies.steering.claims_context import SteeringContext, cosine, make_context
+from loclin.studies.steering import claims, names
+from loclin.studies.steering.claims_context import ClaimsContext, cosine, make_context
 from loclin.studies.steering.claims_found import Found
 from loclin.studies.steering.claims_measure import measure, measured
 from loclin.studies.steering.claims_nulls import KEPT
@@ -72,9 +71,7 @@ def test_estimates_are_recomputed_from_the_arrays_alone(
     assert sum(array.nbytes for array in kept.values()) < 200_000
 
 
-def test_a_run_says_what_it_measured(
-    rows: list[Row], ctx: SteeringContext, vectors: Vectors
-) -> None:
+def test_a_run_says_what_it_measured(rows: list[Row], ctx: ClaimsContext, vectors: Vectors) -> None:
     chosen = int(value(rows, "layer", at=names.CHOSEN) or 0)
     found = value(rows, "cosine", of="E1", removed=names.NOTHING, layer=chosen)
     again = float(cosine(vectors.shifts["E1"], vectors.caa)[chosen])

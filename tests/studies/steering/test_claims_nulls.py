@@ -7,9 +7,9 @@ from scipy import stats
 from loclin.models import Problem
 from loclin.run.rows import Part, Row
 from loclin.stats import permutation_p
-from loclin.steering.contrast import class_contrast
-from loclin.studies.steering import claims_names as names
-from loclin.studies.steering.claims_context import SteeringContext, cosine
+from loclin.steering.averages import class_contrast
+from loclin.studies.steering import names
+from loclin.studies.steering.claims_context import ClaimsContext, cosine
 from loclin.studies.steering.claims_found import Found
 from loclin.studies.steering.claims_nulls import (
     caa_relabelled,
@@ -27,7 +27,7 @@ from tests.tasks.test_tokens import like_llama
 
 
 def test_permuted_labels_of_caa_weigh_prompts_as_caa_does(
-    ctx: SteeringContext, vectors: Vectors
+    ctx: ClaimsContext, vectors: Vectors
 ) -> None:
     labels = ctx.parts["labels"].labels
     assert labels is not None
@@ -42,7 +42,7 @@ def test_permuted_labels_of_caa_weigh_prompts_as_caa_does(
     assert set(np.unique(turned)) == {-1 / 8, 1 / 8}
 
 
-def test_labels_that_say_nothing_have_a_uniform_p(ctx: SteeringContext, vectors: Vectors) -> None:
+def test_labels_that_say_nothing_have_a_uniform_p(ctx: ClaimsContext, vectors: Vectors) -> None:
     """A planted null: activations that know nothing of the labels. Kolmogorov and Smirnov, at 1 in
     1000.
     """
@@ -61,7 +61,7 @@ def test_labels_that_say_nothing_have_a_uniform_p(ctx: SteeringContext, vectors:
 
 
 def test_directions_and_tokens_are_those_of_the_model_and_permutations_are_not(
-    ctx: SteeringContext, vectors: Vectors
+    ctx: ClaimsContext, vectors: Vectors
 ) -> None:
     other, elsewhere = replace(ctx, run=1, seed=99), replace(ctx, model_seed=7)
     for loss, of, nulls in (
@@ -84,7 +84,7 @@ def test_directions_and_tokens_are_those_of_the_model_and_permutations_are_not(
     assert not np.array_equal(relabelled(ctx, vectors)["E2"], relabelled(other, vectors)["E2"])
 
 
-def test_unrelated_tokens_are_no_answers(ctx: SteeringContext, vectors: Vectors) -> None:
+def test_unrelated_tokens_are_no_answers(ctx: ClaimsContext, vectors: Vectors) -> None:
     tokenizer = ctx.problem.tokenizer
     every = other_tokens(replace(ctx, settings=replace(TINY, tokens=10_000)))
     said = {tokenizer.decode([t]).strip() for t in every}
@@ -93,7 +93,7 @@ def test_unrelated_tokens_are_no_answers(ctx: SteeringContext, vectors: Vectors)
     assert unrelated_tokens(ctx, vectors).shape == (2 * TINY.tokens, len(ctx.layers))
 
 
-def test_an_answer_is_what_the_tokenizer_makes_of_the_whole_text(ctx: SteeringContext) -> None:
+def test_an_answer_is_what_the_tokenizer_makes_of_the_whole_text(ctx: ClaimsContext) -> None:
     """Sentencepiece begins a text with a space, and an answer after a line break has none."""
     tokenizer = like_llama()
     e = Example(prompt="do cats purr?\n", answer="yes", options=("yes", "no"))
@@ -110,7 +110,7 @@ def test_an_answer_is_what_the_tokenizer_makes_of_the_whole_text(ctx: SteeringCo
 
 
 def test_rows_keep_one_way_of_draws_that_go_both_and_the_other_is_put_back(
-    ctx: SteeringContext, rows: list[Row], part: Part
+    ctx: ClaimsContext, rows: list[Row], part: Part
 ) -> None:
     found = Found.of(rows, 1)
     middle = int(found.values("layer", at=names.MIDDLE)[0])

@@ -2,11 +2,10 @@ import re
 
 import pytest
 
-from loclin.report.section import text_of
+from loclin.report.section import number_of, text_of
 from loclin.run.rows import summaries
-from loclin.studies.steering import claims_names as names
 from loclin.studies.steering import claims_page as page
-from loclin.studies.steering.claims_page_conditions import mean_text
+from loclin.studies.steering import names
 from tests.studies.steering.conftest import TINY
 
 FIGURES = ["cosine-layers", "cosine-eta", "beyond-e1", "beyond-e3", "dose", "effects",
@@ -17,7 +16,11 @@ FIGURES = ["cosine-layers", "cosine-eta", "beyond-e1", "beyond-e3", "dose", "eff
 def test_the_page_holds_what_the_rows_do(kind: str, request: pytest.FixtureRequest) -> None:
     found = request.getfixturevalue(kind)
     every = [*found, *summaries(found)]
-    shown = page.sections(every, vars(TINY))
+    shown = page.sections(every, {**vars(TINY), "model": "mine"})
+    slope = text_of(every, "slope", condition=names.CAA, at=names.MIDDLE)
+    (follows,) = [line for s in shown for line in s.follows]
+    assert follows.startswith("The vector from labels belongs at the output of block ")
+    assert follows.endswith(f"one unit moves the logit difference by {slope}.")
     drawn = [d.name for s in shown for d in s.figures]
     assert drawn == [n for n in FIGURES if kind == "rows" or n != "beyond-e3"]
     assert not any(re.search(r"\bnan\b", line) for s in shown for line in s.sees)
@@ -43,7 +46,7 @@ def test_the_page_holds_what_the_rows_do(kind: str, request: pytest.FixtureReque
             every, quantity, **{"of": "E1", "at": "late", **context}
         )
     share = angles["share of runs and blocks whose reliability is not above 0"]["E1"]
-    assert share == mean_text(every, "unreliable", of="E1", at="late") != "–"
+    assert share == number_of(every, "unreliable", of="E1", at="late") != "not defined"
     assert ("E2" in tables["angles"].header) == (kind == "rows")
     conditions = {row[0]: row[2] for row in tables["condition"].rows}
     late = {"condition": names.STEP, "at": names.CHOSEN}

@@ -4,11 +4,11 @@ import torch
 from transformers import PreTrainedModel
 
 from loclin.activations.capture import activations
-from loclin.studies.steering.claims_context import SteeringContext, cosine
+from loclin.studies.steering.claims_context import ClaimsContext, cosine
 from loclin.studies.steering.claims_vectors import Vectors, estimands, whitened, without_embeddings
 
 
-def test_the_estimands_are_those_of_the_brief(ctx: SteeringContext, vectors: Vectors) -> None:
+def test_the_estimands_are_those_of_the_brief(ctx: ClaimsContext, vectors: Vectors) -> None:
     """Against states before and after a step that is taken here by hand."""
     space, read = ctx.space, ctx.parts["shift"]
     after = {}
@@ -35,7 +35,7 @@ def test_the_estimands_are_those_of_the_brief(ctx: SteeringContext, vectors: Vec
 
 
 def test_frozen_embeddings_stay_where_they_are(
-    ctx: SteeringContext, families: dict[str, PreTrainedModel]
+    ctx: ClaimsContext, families: dict[str, PreTrainedModel]
 ) -> None:
     left = without_embeddings(ctx.model, ctx.space.names).split(",")
     assert {n for n in ctx.space.names if n not in left} == {
@@ -50,7 +50,7 @@ def test_frozen_embeddings_stay_where_they_are(
 
 
 def test_whitened_vectors_see_every_direction_vary_alike(
-    ctx: SteeringContext, vectors: Vectors
+    ctx: ClaimsContext, vectors: Vectors
 ) -> None:
     read = [
         activations(ctx.model, ctx.parts[p].batch, layers=ctx.layers) for p in ("labels", "shift")

@@ -115,6 +115,11 @@ def test_the_page_says_what_the_rows_hold() -> None:
         "layers", "dose", "cosines", "matrix", "kl", "perplexity", "prompts",
     ]  # fmt: skip
     assert [s.brief for s in (strength, routes, damage, prompts, texts)] == [1, 1, 0, 0, 0]
+    assert strength.follows == [
+        "The vector from gradient step (E3) belongs at the output of block 2, at a strength up to "
+        "0.75: there neutral text moves by 0.1 nats a token, and the logit difference by 3 "
+        "[2.9, 3.1]."
+    ]
     sees = flat(strength.sees)
     for words in (
         "output of block 2 of 3",
@@ -172,6 +177,11 @@ def test_what_steers_no_better_than_chance_or_not_at_all_is_said() -> None:
     weak = flat(sections(changed("slope", 0.4, 0.3, 0.5), SETTINGS)[0].sees)
     assert "times that" not in weak
     assert "no more than chance does" in weak
+    for slope in (0.4, -4.0):
+        first = sections(changed("slope", slope, slope - 1, slope + 1), SETTINGS)[0]
+        assert flat(first.follows).endswith(
+            "steers no better than random directions do: do not use it."
+        )
     assert "no more than chance does" not in flat(sections(ROWS, SETTINGS)[0].sees)
     none = flat(sections(changed("layer_slope", -1.0, -2.0, 0.1), SETTINGS)[0].sees)
     assert "No block has a slope above 0" in none
@@ -209,4 +219,4 @@ def test_a_record_becomes_a_page_and_a_table(
     printed = flat(capsys.readouterr().out.split("\n"))
     for words in ("0.75", "Block 2: cos(labels, logit gradient) = 0.7", "Strength 1 is as long"):
         assert words in printed
-    assert "neutral text" not in printed
+    assert "where an answer is due" not in printed

@@ -1,5 +1,6 @@
 """The sentences of a run's page, made from rows with known numbers."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,9 @@ def test_one_run_has_no_interval_and_says_so() -> None:
     text = sentences(run({"weights": DRIFT}))
     assert "12 segments between checkpoint-0 and checkpoint-12. One run: no interval." in text
     assert "Each segment is 10 optimiser steps long." in text
+    follows = " ".join(line for s in sections_of(run({"weights": DRIFT})) for line in s.follows)
+    assert re.match(r"About \S+ directions hold this run \(participation ratio of its 12 ", follows)
+    assert "its first 3 segments hold 0." in follows
     assert "400 coordinates in 2 tensors that moved; 3 never did." in text
     assert "attention 0." in text
     assert "Note: the first point is a guess." in text

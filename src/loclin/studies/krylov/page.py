@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from loclin.report.figures import Curve, curve, draw_curves, select
-from loclin.report.section import Section, null_of, text_of
+from loclin.report.section import Missing, Section, made, null_of, text_of
 from loclin.report.words import estimate_text, number
 from loclin.run.rows import Row, by_run
 from loclin.studies.krylov.names import EIGENVECTORS, KRYLOV, LEGEND, PRECONDITIONED
@@ -20,14 +20,15 @@ COLOURS = (0, 5, 1, 4, 2, 8)  # of the bases in `LEGEND`
 FACTORS = "All of this is measured in ΔW. In the factors A and B the Krylov space holds: "
 
 
-def sections(rows: Sequence[Row], settings: Mapping[str, Any]) -> list[Section]:
+def sections(rows: Sequence[Row], settings: Mapping[str, Any], skip: Missing = ()) -> list[Section]:
     """The study's sections in reading order."""
-    return [
-        _captures(rows, settings),
-        _until(rows, settings["k"]),
-        _model(rows, settings["k"]),
-        _curvature(rows, settings),
+    parts = [
+        lambda: _captures(rows, settings),
+        lambda: _until(rows, settings["k"]),
+        lambda: _model(rows, settings["k"]),
+        lambda: _curvature(rows, settings),
     ]
+    return made(parts, skip)
 
 
 def _curves(rows: Sequence[Row], quantity: str, **context: Any) -> list[Curve]:

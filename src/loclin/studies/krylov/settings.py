@@ -85,6 +85,12 @@ def preset(profile: Profile, model: str | None = None) -> KrylovSettings:
         )
     if settings.model not in BUILT_IN:
         settings = replace(settings, curvature_chunk=8)
+    if presets.costly(settings):
+        settings = replace(settings, ks=(1, 2, 3, 5, 8, 10), times=(1, 2, 5, 10, 20, 50))
+        settings = replace(settings, curvature_examples=24, probes=4)
+    if profile == "smoke" and presets.costly(settings):
+        smaller = replace(presets.recovering_quickly(settings), k=4, ks=(1, 2, 4))
+        return replace(smaller, times=(1, 2, 5, 10, 20), curvature_examples=16)
     if profile == "smoke":
         smaller = replace(
             presets.recovering_quickly(settings),

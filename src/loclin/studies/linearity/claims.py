@@ -13,7 +13,7 @@ from loclin.run.rows import Claim, Row, by_run
 from loclin.stats import Estimate, over_models
 from loclin.studies.linearity.names import BOTH, GRADIENT, MATCHED, RECOVERY, SIDES, TASK
 from loclin.studies.linearity.settings import LinearitySettings, moved
-from loclin.studies.names import OPTIMISERS, POINTS
+from loclin.studies.names import OPTIMISERS, POINTS, points
 from loclin.studies.verdict import Rule, decided, mean, rule
 
 Values = Float[np.ndarray, " S"]
@@ -21,7 +21,7 @@ Values = Float[np.ndarray, " S"]
 
 def decide(settings: LinearitySettings, rows: Sequence[Row]) -> list[Claim]:
     """The window at both points."""
-    return decided([window(settings, rows, point) for point in POINTS])
+    return decided([window(settings, rows, p) for p in points(untouched=settings.untouched)])
 
 
 def window(settings: LinearitySettings, rows: Sequence[Row], point: str) -> Rule:

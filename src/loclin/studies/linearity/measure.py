@@ -54,14 +54,14 @@ def measure(settings: LinearitySettings, run: int, session: Session) -> Part:
     ctx = make_context(settings, run, requirements(settings), progress, session.kept)
     eval_set = examples_followed(ctx)
     rows = [*ctx.known.rows, ctx.row("dimension", float(ctx.space.dimension))]
-    progress("destroying the task", 0.0)
-    damaged = damage(ctx, ctx.task)
-    progress("training it back", 0.0)
-    displacements = {
-        "pretrained": directions.task_directions(ctx, seed=derived(ctx.seed, "ways")),
-        "damaged": list(directions.recovery_directions(ctx, damaged)),
-    }
-    points = {"pretrained": ctx.space.read(), "damaged": damaged}
+    displacements = {"pretrained": directions.task_directions(ctx, seed=derived(ctx.seed, "ways"))}
+    points = {"pretrained": ctx.space.read()}
+    if not settings.untouched:
+        progress("destroying the task", 0.0)
+        points["damaged"] = damage(ctx, ctx.task)
+        progress("training it back", 0.0)
+        ways = directions.recovery_directions(ctx, points["damaged"])
+        displacements["damaged"] = list(ways)
     if settings.evaluate == "float64":
         in_float64(bare(ctx.problem.model.double()))  # in place: the space holds the same tensors
     arrays: dict[str, np.ndarray] = {}

@@ -4,12 +4,13 @@ prediction ends, and why.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from loclin.report.figures import PALETTE, Curve, Drawing, defined, draw_dots, select
-from loclin.report.section import Section, Table, first, text_of
+from loclin.report.section import Missing, Section, Table, first, made, text_of
 from loclin.report.words import number
 from loclin.run.rows import Row
 from loclin.studies.linearity.names import (
@@ -31,7 +32,7 @@ from loclin.studies.linearity.parts import (
     tolerance_curves,
 )
 from loclin.studies.linearity.settings import moved
-from loclin.studies.names import POINTS
+from loclin.studies.names import POINTS, own, points
 
 Settings = Mapping[str, Any]
 #: Directions whose lines are drawn, with their colours; of the others the window alone is shown.
@@ -49,11 +50,15 @@ DRAWN = {
 PREDICTED = (GRADIENT, MATCHED, TASK, RECOVERY["adamw"], TOP)  # whose loss changes are drawn
 
 
-def sections(rows: Rows, settings: Settings) -> list[Section]:
+def sections(rows: Rows, settings: Settings, skip: Missing = ()) -> list[Section]:
     """The study's sections in reading order."""
     plain = [_plain(r) for r in rows if "run" not in r.context and r.quantity != "loss_change"]
-    made = (_lines, _windows, _wholes, _pairs)
-    return [section(plain, settings) for section in made]
+    parts = (_lines, _windows, _wholes, _pairs)
+    return made([partial(part, plain, settings) for part in parts], skip)
+
+
+def _points(settings: Settings) -> Iterable[tuple[str, str]]:
+    return points(untouched=settings.get("untouched", False)).items()
 
 
 def _plain(row: Row) -> Row:
@@ -100,7 +105,7 @@ def _step(settings: Settings) -> str:
 def _lines(rows: Rows, settings: Settings) -> Section:
     figures, lines = list[Drawing](), list[str]()
     wide, moves = max(settings["tolerances"]), moved(settings["space"])
-    for point, symbol in POINTS.items():
+    for point, symbol in _points(settings):
         figures.append(_figure(rows, "loss_change", point, "+", settings))
         both = [(kind, sign) for kind in ("error", "score") for sign in SIDES]
         figures += [_figure(rows, kind, point, sign, settings) for kind, sign in both]
@@ -162,7 +167,7 @@ def _figure(rows: Rows, quantity: str, point: str, sign: str, settings: Settings
 
 def _windows(rows: Rows, settings: Settings) -> Section:
     tau, figures = settings["tolerances"][0], list[Drawing]()
-    for point, symbol in POINTS.items():
+    for point, symbol in _points(settings):
         if found := select(rows, "window", point=point, tolerance=tau, sign=BOTH):
             measured = [(r.context["direction"], r) for r in found]
             predicted = [(d, replace(r, value=r.null, low=None, high=None)) for d, r in measured]
@@ -250,7 +255,26 @@ def _wholes(rows: Rows, settings: Settings) -> Section:
         "its window, and how far is the gradient's prediction off at its end?",
         figures=figures,
         sees=lines,
+        follows=list(_safe(rows, tau)) if own(settings) else (),
     )
+
+
+def _safe(rows: Rows, tolerance: float) -> Iterator[str]:
+    """Up to where a step along the gradient and a task vector is predictable."""
+    here: dict[str, Any] = {"point": "pretrained", "tolerance": tolerance}
+    if select(rows, "window", direction=GRADIENT, sign=BOTH, **here):
+        reach = _reach(rows, direction=GRADIENT, sign=BOTH, **here)
+        yield (
+            f"A step along the gradient is safe up to ε = {reach} of the weights' length: the loss "
+            f"changes as the gradient says to within τ = {tolerance:g}."
+        )
+    if found := first(rows, "whole_in_windows", direction=TASK, **here):
+        length, most = text_of(rows, "whole_in_windows", direction=TASK, **here), found.high
+        coefficient = "1" if most and most <= 1 else f"1/{number(most or found.value)}"
+        yield (
+            f"A task vector is {length} windows long: merged with a coefficient up to "
+            f"{coefficient} its effect is what the gradient says."
+        )
 
 
 def _whole_line(rows: Rows, name: str, here: dict[str, Any], tolerance: float) -> str:

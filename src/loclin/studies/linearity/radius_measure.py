@@ -40,7 +40,7 @@ def measure(settings: RadiusSettings, run: int, session: Session) -> Part:
             not finite, too little memory.
     """
     session.progress("loading the model", 0.0)
-    problem = load(settings, seed=settings.seed, progress=session.progress)
+    problem = session.problem or load(settings, seed=settings.seed, progress=session.progress)
     before = known(problem, settings, progress=session.progress)
     space = ParameterSpace(problem.model, "*" if settings.space == "full" else settings.space)
     dimension, length = space.dimension, space.norm()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from loclin.report.figures import PALETTE, select
-from loclin.report.section import Section, Table, first, number_of, text_of
+from loclin.report.section import Missing, Section, Table, first, made, number_of, text_of
 from loclin.report.words import estimate_text, number
 from loclin.run.rows import Row
 from loclin.studies.linearity.names import GRADIENT, SIDES, UNITS
@@ -18,9 +19,9 @@ Settings = Mapping[str, Any]
 COLOURS = {"+": PALETTE[0], "−": PALETTE[1]}
 
 
-def sections(rows: Rows, settings: Settings) -> list[Section]:
+def sections(rows: Rows, settings: Settings, skip: Missing = ()) -> list[Section]:
     """The page's sections in reading order."""
-    return [_radius(rows, settings), _line(rows, settings)]
+    return made([partial(part, rows, settings) for part in (_radius, _line)], skip)
 
 
 def _size(rows: Rows, sign: str, unit: str) -> str:
@@ -53,10 +54,24 @@ def _radius(rows: Rows, settings: Settings) -> Section:
         question="The largest step, both ways along the direction, up to which the loss changes as "
         f"its gradient says to within τ = {tau:g}.",
         figures=[],
-        sees=[*_basis(rows, settings), *_whole(rows)],
+        follows=[*_safe(rows, settings), *_whole(rows)],
+        sees=list(_basis(rows, settings)),
         tables=[Table(caption=caption, header=header, rows=table)],
         brief=True,
     )
+
+
+def _safe(rows: Rows, settings: Settings) -> Iterator[str]:
+    """The end of the radius's interval up to which a step is predictable, each way."""
+    what = "learning rate" if settings["direction"] == GRADIENT else "step or merge coefficient"
+    for sign, side in SIDES.items():
+        if found := first(rows, "radius", sign=sign, **{"as": UNITS["multiple"]}):
+            least = found.value if found.low is None else found.low
+            yield (
+                f"A {what} λ up to {number(least)} {side} is safe: the loss changes as its "
+                f"gradient says to within τ = {settings['tolerance']:g} (largest such step "
+                f"{_size(rows, sign, UNITS['multiple'])})."
+            )
 
 
 def _basis(rows: Rows, settings: Settings) -> Iterator[str]:

@@ -41,6 +41,8 @@ class LinearitySettings(CurvatureSettings):
         "edge_loss_change": "log",
     }
 
+    untouched: bool = False
+    """Measure the model as it is: nothing is taught or destroyed, and θ₀ is the only point."""
     evaluate: Literal["float64", "same"] = "same"
     """Precision in which the loss is followed: float64 (the model is cast when all training is
     done), or that of --dtype, whose round-off is marked."""
@@ -131,11 +133,17 @@ def preset(profile: Profile, model: str | None = None) -> LinearitySettings:
     if profile == "paper":
         return presets.exhaustive(settings)
     settings = replace(settings, window_examples=24, per_decade=1)
+    if presets.costly(settings):
+        settings = replace(settings, window_examples=16, hessian_directions=1, smallest=1e-5)
     if profile == "standard":
-        return replace(settings, seeds=settings.models_per_claim, steps=100)
+        return replace(settings, seeds=settings.models_per_claim, steps=min(settings.steps, 100))
     settings = replace(presets.recovering_quickly(settings), task_vector_steps=10)
     return replace(settings, k=5, prefix_vectors=(1, 5))
 
 
 #: What `loclin reproduce` runs: the built-in models; with "paper" the paper's own as well.
-reproduced = partial(presets.studied, preset)
+reproduced = partial(
+    presets.studied,
+    preset,
+    pretrained={"window_examples": 8, "smallest": 1e-4, "task_vector_steps": 5},
+)

@@ -14,26 +14,27 @@ from loclin.report.figures import (
     draw_points,
     select,
 )
-from loclin.report.section import Section, null_of, text_of
+from loclin.report.section import Missing, Section, made, null_of, text_of
 from loclin.report.words import number
 from loclin.run.rows import Row
 from loclin.studies import names
-from loclin.studies.names import OPTIMISERS, PREFIX, deciding_space, two_spaces
+from loclin.studies.names import OPTIMISERS, PREFIX, deciding_space, own, two_spaces
 from loclin.studies.recovery.claims import captures_and_scores
 from loclin.studies.recovery.names import CONTROLS, FULL, STATIC
 
 FIXED = (*STATIC, names.RANDOM)
 
 
-def sections(rows: Sequence[Row], settings: Mapping[str, Any]) -> list[Section]:
+def sections(rows: Sequence[Row], settings: Mapping[str, Any], skip: Missing = ()) -> list[Section]:
     """The study's sections in reading order."""
-    return [
-        _course(rows, settings["steps"]),
-        _prefix(rows, settings["k"]),
-        _fixed(rows, settings["k"]),
-        _drift(rows, settings["k"], settings["times"]),
-        _confined(rows, settings["k"], settings["project_steps"]),
+    parts = [
+        lambda: _course(rows, settings["steps"]),
+        lambda: _prefix(rows, settings["k"], follows=own(settings)),
+        lambda: _fixed(rows, settings["k"]),
+        lambda: _drift(rows, settings["k"], settings["times"]),
+        lambda: _confined(rows, settings["k"], settings["project_steps"]),
     ]
+    return made(parts, skip)
 
 
 def _course(rows: Sequence[Row], steps: int) -> Section:
@@ -74,7 +75,7 @@ def _scores(runs: Sequence[Row], point: str, *, own: bool = True) -> list[float]
     return [defined(r.value) for r in there if (r.context["on"] == r.context["task"]) == own]
 
 
-def _prefix(rows: Sequence[Row], k: int) -> Section:
+def _prefix(rows: Sequence[Row], k: int, *, follows: bool) -> Section:
     where = (
         " Measured in ΔW, the change of the adapted weights, which the choice of the factors A and "
         "B does not change."
@@ -86,6 +87,17 @@ def _prefix(rows: Sequence[Row], k: int) -> Section:
         f"well?{where if two_spaces(rows) else ''}",
         figures=[f for o, label in OPTIMISERS.items() for f in _prefix_figures(rows, o, label, k)],
         sees=[line for o, label in OPTIMISERS.items() for line in _prefix_lines(rows, o, label, k)],
+        follows=[_directions(rows, o, label, k) for o, label in OPTIMISERS.items() if follows],
+    )
+
+
+def _directions(rows: Sequence[Row], optimiser: str, label: str, k: int) -> str:
+    """How many directions hold a recovery."""
+    here = {"optimiser": optimiser, "k": k, "space": deciding_space(rows)}
+    return (
+        f"By {label} the directions of the first {k} updates hold "
+        f"{text_of(rows, 'prefix_capture', **here)} of the way back and "
+        f"{text_of(rows, 'future_capture', **here)} of what comes after them."
     )
 
 

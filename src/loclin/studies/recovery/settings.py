@@ -119,6 +119,9 @@ def preset(profile: Profile, model: str | None = None) -> RecoverySettings:
     if settings.model not in SEQUENCE_MODELS:
         settings = replace(presets.recovering_by_lora(settings), gradients=24, gradient_batch=4)
         settings = replace(settings, hessian_batch=32, project_steps=30)
+    if presets.costly(settings):
+        settings = replace(settings, gradients=12, gradient_batch=2, hessian_batch=16)
+        settings = replace(settings, times=(1, 20, 50), project_ks=(5,), project_steps=20)
     if profile == "smoke":
         return _smoke(settings)
     if profile == "paper":
@@ -127,9 +130,12 @@ def preset(profile: Profile, model: str | None = None) -> RecoverySettings:
 
 
 def _smoke(settings: RecoverySettings) -> RecoverySettings:
-    sequences = settings.model in SEQUENCE_MODELS
+    sequences, settings = settings.model in SEQUENCE_MODELS, presets.recovering_quickly(settings)
+    if presets.costly(settings):
+        settings = replace(settings, gradients=8, project_steps=8, project_ks=(2,), shuffles=19)
+        return replace(settings, k=4, ks=(1, 2, 4, 8, 16), times=(1, 12), task_vector_steps=5)
     return replace(
-        presets.recovering_quickly(settings),
+        settings,
         k=5,
         ks=(1, 2, 3, 5, 8, 10, 15, 20, 30),
         times=(1, 5, 20, 50),

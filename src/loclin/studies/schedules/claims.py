@@ -16,13 +16,9 @@ from loclin.schedules.names import SEQUENTIAL, SIMULTANEOUS, family
 from loclin.stats import over_models
 from loclin.studies.names import OPTIMISERS
 from loclin.studies.schedules import names as n
-from loclin.studies.schedules.recommend import (
-    leader_stands_out,
-    ranking_rows,
-    recommendation_rows,
-)
+from loclin.studies.schedules.recommend import leader_stands_out, ranking_rows, recommendation_rows
 from loclin.studies.schedules.settings import SchedulesSettings
-from loclin.studies.verdict import Mean, Rule, Within, decided, rule
+from loclin.studies.verdict import Condition, Mean, Rule, Within, decided, rule
 
 #: Two simultaneous schedules differ little where their worst tasks do by less, in score; and so
 #: much has training to have taught the worst task, or they are alike for want of it.
@@ -37,12 +33,15 @@ class WorstTasks:
 
     Attributes:
         orders, together: by schedule, sequential and simultaneous ones.
-        first: where all start.
+        first: where all start, mean over the pairs.
+        trained_first: what both orders leave of the task trained first, mean over both and the
+            pairs: whether it is that one which is lost.
     """
 
     orders: Mapping[str, Float[np.ndarray, "pairs S"]]
     together: Mapping[str, Float[np.ndarray, "pairs S"]]
     first: Values
+    trained_first: Values
 
     @property
     def better(self) -> Float[np.ndarray, "pairs S"]:
@@ -59,24 +58,33 @@ class WorstTasks:
         mean = {name: worst.mean(0) for name, worst in self.together.items()}
         return {(a, b): mean[a] - mean[b] for a, b in combinations(mean, 2)}
 
+    @property
+    def level(self) -> Values:
+        """Mean over the simultaneous schedules."""
+        return np.asarray(np.mean([each.mean(0) for each in self.together.values()], axis=0))
 
-def worst_tasks(settings: SchedulesSettings, rows: Sequence[Row], optimiser: str) -> WorstTasks:
-    """They are averaged over pairs within a run: pairs share tasks (measures §12)."""
 
-    def of(names: Sequence[str]) -> dict[str, Float[np.ndarray, "pairs S"]]:
-        return {
-            name: np.array(
-                [
-                    by_run(rows, n.WORST, schedule=name, pair=pair, optimiser=optimiser)
-                    for pair in settings.pairs
-                ]
-            )
-            for name in names
-            if name in settings.named
-        }
+def worst_tasks(
+    settings: SchedulesSettings, rows: Sequence[Row], optimiser: str
+) -> WorstTasks | None:
+    """They are averaged over pairs within a run: pairs share tasks (measures §12). None without two
+    simultaneous schedules and both sequential ones.
+    """
+    together = [name for name in SIMULTANEOUS if name in settings.named]
+    if len(together) < 2 or not {*SEQUENTIAL} <= {*settings.named}:
+        return None
 
-    first = by_run(rows, n.FIRST_WORST, pair=n.EVERY_PAIR, optimiser=optimiser)
-    return WorstTasks(orders=of(SEQUENTIAL), together=of(SIMULTANEOUS), first=first)
+    def of(quantity: str, name: str, **role: str) -> Float[np.ndarray, "pairs S"]:
+        here = {"schedule": name, "optimiser": optimiser, **role}
+        return np.array([by_run(rows, quantity, pair=p, **here) for p in settings.pairs])
+
+    roles = zip(SEQUENTIAL, "AB", strict=True)
+    return WorstTasks(
+        orders={name: of(n.WORST, name) for name in SEQUENTIAL},
+        together={name: of(n.WORST, name) for name in together},
+        first=by_run(rows, n.FIRST_WORST, pair=n.EVERY_PAIR, optimiser=optimiser),
+        trained_first=np.concatenate([of(n.SCORE, o, role=role) for o, role in roles]).mean(0),
+    )
 
 
 def conclude(settings: SchedulesSettings, rows: Sequence[Row]) -> list[Row]:
@@ -89,8 +97,7 @@ def conclude(settings: SchedulesSettings, rows: Sequence[Row]) -> list[Row]:
         found += ranking_rows(rows, context, models)
         if not settings.pairs:
             found += recommendation_rows(rows, context, models)
-        elif _enough(settings):
-            worst = worst_tasks(settings, rows, optimiser)
+        elif worst := worst_tasks(settings, rows, optimiser):
             for name, values in worst.order_less().items():
                 here = {**context, "schedule": name, "family": family(name)}
                 found.append(estimated(n.ORDER_LESS, over_models(values, models), here))
@@ -112,19 +119,17 @@ def widened(settings: SchedulesSettings, rows: Sequence[Row]) -> SchedulesSettin
 
 def decide(settings: SchedulesSettings, rows: Sequence[Row]) -> list[Claim]:
     """Both claims for every optimiser, adjusted over all of them; none without pairs."""
-    optimisers = settings.optimisers if settings.pairs else ()
+    every = {
+        optimiser: worst_tasks(settings, rows, optimiser)
+        for optimiser in (settings.optimisers if settings.pairs else ())
+    }
     return decided(
         [
-            of(settings, rows, optimiser)
-            for optimiser in optimisers
-            for of in (sequential_last, simultaneous_differ_little)
+            claim(settings, worst, OPTIMISERS[optimiser])
+            for optimiser, worst in every.items()
+            for claim in (sequential_last, simultaneous_differ_little)
         ]
     )
-
-
-def _enough(settings: SchedulesSettings) -> bool:
-    together = sum(name in settings.named for name in SIMULTANEOUS)
-    return together > 1 and all(name in settings.named for name in SEQUENTIAL)
 
 
 def _measured(settings: SchedulesSettings) -> str:
@@ -134,7 +139,7 @@ def _measured(settings: SchedulesSettings) -> str:
     )
 
 
-def sequential_last(settings: SchedulesSettings, rows: Sequence[Row], optimiser: str) -> Rule:
+def sequential_last(settings: SchedulesSettings, worst: WorstTasks | None, optimiser: str) -> Rule:
     """Whichever order is better, one task after the other ends below every simultaneous schedule.
 
     The better of two orders, chosen on the examples it is reported on, is flattered, which makes
@@ -152,10 +157,9 @@ def sequential_last(settings: SchedulesSettings, rows: Sequence[Row], optimiser:
         "each order less each of them, lie below 0 (the largest p counts); refuted: one order "
         "lies above one of them (Bonferroni over all)",
     }
-    if not _enough(settings):
-        return rule(settings, OPTIMISERS[optimiser], None, (), **words, measured="", note=FEW)
-    worst, models = worst_tasks(settings, rows, optimiser), settings.models
-    less = worst.order_less()
+    if worst is None:
+        return rule(settings, optimiser, None, (), **words, measured="", note=FEW)
+    models, less = settings.models, worst.order_less()
     median = over_models(less.pop(n.MEDIAN), models)
     each = {name: over_models(values, models) for name, values in less.items()}
     lowest = max(each, key=lambda name: each[name].value)
@@ -166,37 +170,36 @@ def sequential_last(settings: SchedulesSettings, rows: Sequence[Row], optimiser:
     )
     return rule(
         settings,
-        OPTIMISERS[optimiser],
+        optimiser,
         each[lowest],
-        _below_every_one(worst),
+        below_every_one(worst),
         **words,
         measured=f"score of the worse task, better sequential order less {lowest}, the lowest of "
         f"{len(each)} simultaneous schedules, {_measured(settings)}; the interval is of that one, "
         "and knows nothing of the choice",
         note=f"less the median one {median}; {scores}; the task trained first ends at "
-        f"{over_models(_trained_first(settings, rows, optimiser), models, 'score')}",
+        f"{over_models(worst.trained_first, models, 'score')}",
     )
 
 
-def _below_every_one(worst: WorstTasks) -> tuple[Mean, ...]:
+def below_every_one(worst: WorstTasks) -> list[Mean]:
     """Conditions that the better order and each one lie below every simultaneous schedule."""
-    flattered = {s: v for s, v in worst.order_less().items() if s != n.MEDIAN}
+    flattered = {
+        f"better order less {s}": v for s, v in worst.order_less().items() if s != n.MEDIAN
+    }
     one_by_one = {
         f"{o} less {s}": (a - b).mean(0)
         for o, a in worst.orders.items()
         for s, b in worst.together.items()
     }
-    return (
-        *(
-            Mean(name=f"better order less {s}", values=v, threshold=0.0, below=True, refutes=False)
-            for s, v in flattered.items()
-        ),
-        *(Mean(name=k, values=v, threshold=0.0, below=True) for k, v in one_by_one.items()),
-    )
+    return [
+        Mean(name=name, values=values, threshold=0.0, below=True, refutes=name in one_by_one)
+        for name, values in {**flattered, **one_by_one}.items()
+    ]
 
 
 def simultaneous_differ_little(
-    settings: SchedulesSettings, rows: Sequence[Row], optimiser: str
+    settings: SchedulesSettings, worst: WorstTasks | None, optimiser: str
 ) -> Rule:
     """Any two simultaneous schedules leave the worse task about alike, and teach it.
 
@@ -211,41 +214,32 @@ def simultaneous_differ_little(
         f"tests, the largest p counts), and they end {TAUGHT} above the start; refuted: that of "
         "two lies beyond (Bonferroni over all)",
     }
-    if not _enough(settings):
-        return rule(settings, OPTIMISERS[optimiser], None, (), **words, measured="", note=FEW)
-    worst, models = worst_tasks(settings, rows, optimiser), settings.models
-    apart = worst.apart()
-    each = {two: over_models(values, models) for two, values in apart.items()}
+    if worst is None:
+        return rule(settings, optimiser, None, (), **words, measured="", note=FEW)
+    models = settings.models
+    each = {two: over_models(values, models) for two, values in worst.apart().items()}
     widest = max(each, key=lambda two: abs(each[two].value))
-    every = np.array([values.mean(0) for values in worst.together.values()])
-    gained = every.mean(0) - worst.first
-    alike = [
-        Within(name=f"{a} less {b}", values=values, low=-MARGIN, high=MARGIN)
-        for (a, b), values in apart.items()
-    ]
-    taught = Mean(name="above the start", values=gained, threshold=TAUGHT, refutes=False)
+    spread = np.ptp([values.mean(0) for values in worst.together.values()], axis=0)
     return rule(
         settings,
-        OPTIMISERS[optimiser],
+        optimiser,
         each[widest],
-        [*alike, taught],
+        alike_and_taught(worst),
         **words,
         measured=f"score of the worse task, {widest[0]} less {widest[1]}, the widest of "
-        f"{len(each)} mean differences between {len(every)} simultaneous schedules, "
+        f"{len(each)} mean differences between {len(worst.together)} simultaneous schedules, "
         f"{_measured(settings)}; the interval is of that one, and knows nothing of the choice",
-        note=f"mean of the schedules {over_models(every.mean(0), models, 'score')}, above the "
-        f"start by {over_models(gained, models)}; best less worst of a run, which noise widens, "
-        f"{over_models(np.ptp(every, axis=0), models)}",
+        note=f"mean of the schedules {over_models(worst.level, models, 'score')}, above the "
+        f"start by {over_models(worst.level - worst.first, models)}; best less worst of a run, "
+        f"which noise widens, {over_models(spread, models)}",
     )
 
 
-def _trained_first(settings: SchedulesSettings, rows: Sequence[Row], optimiser: str) -> Values:
-    """What both sequential orders leave of the task trained first: whether it is that one which is
-    lost.
-    """
-    scores = [
-        by_run(rows, n.SCORE, schedule=order, role=role, pair=pair, optimiser=optimiser)
-        for order, role in zip(SEQUENTIAL, "AB", strict=True)
-        for pair in settings.pairs
+def alike_and_taught(worst: WorstTasks) -> list[Condition]:
+    """Conditions that every two simultaneous schedules differ little, and that they teach."""
+    gained = worst.level - worst.first
+    alike = [
+        Within(name=f"{a} less {b}", values=values, low=-MARGIN, high=MARGIN)
+        for (a, b), values in worst.apart().items()
     ]
-    return np.asarray(np.mean(scores, axis=0))
+    return [*alike, Mean(name="above the start", values=gained, threshold=TAUGHT, refutes=False)]

@@ -5,10 +5,11 @@ order matters (measures §12).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from loclin.report.figures import Drawing, select
-from loclin.report.section import Section, Table
+from loclin.report.section import Missing, Section, Table, made
 from loclin.report.words import number, p_text
 from loclin.run.rows import Row
 from loclin.schedules.names import MERGED
@@ -21,9 +22,9 @@ from loclin.studies.schedules.view import BUDGET, View, curve, short, text
 TASK_BY_TASK = ("joint mixed", "raw sum", "sequential", "replay")
 
 
-def sections(rows: Sequence[Row], settings: Mapping[str, Any]) -> list[Section]:
+def sections(rows: Sequence[Row], settings: Mapping[str, Any], skip: Missing = ()) -> list[Section]:
     """The study's sections in reading order."""
-    found, pairs = [], settings["pairs"]
+    found, pairs = list[Section](), settings["pairs"]
     tasks = str(next(r.context["task"] for r in rows if "run" in r.context)).split("+")
     for optimiser in settings["optimisers"]:
         places = sorted(select(rows, n.PLACE, optimiser=optimiser), key=lambda r: r.value or 0)
@@ -35,8 +36,8 @@ def sections(rows: Sequence[Row], settings: Mapping[str, Any]) -> list[Section]:
             tasks=() if pairs else tasks,
             schedules=[r.context["schedule"] for r in places],
         )
-        found += [_ranking(view), *_deciding(view), _learning(view), *_conflict(view)]
-        found.append(_specialists(view))
+        parts = (_ranking, _deciding, _learning, _conflict, _specialists)
+        found += made([partial(part, view) for part in parts], skip)
     return found
 
 
@@ -52,6 +53,7 @@ def _ranking(view: View) -> Section:
     if len(view.kinds) > 1:
         groups = {f"{kind} pairs": view.ranked(n.WORST, pair=kind) for kind in view.kinds}
         figures.append(view.dots("kinds", "The worst task by kind of pair", groups))
+    advice = list(_advice(view)) if view.tasks else []
     title, start = (
         "Which schedule leaves both tasks known",
         "where both tasks of a pair are destroyed",
@@ -66,11 +68,12 @@ def _ranking(view: View) -> Section:
         figures=figures,
         tables=[_table(view), *_strengths(view)],
         sees=[
-            *(_advice(view) if view.tasks else ()),
+            *advice[1:],
             *_ranking_lines(view),
             *_strength_lines(view),
         ],
         brief=bool(view.tasks),
+        follows=advice[:1],
     )
 
 

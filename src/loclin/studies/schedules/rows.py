@@ -26,11 +26,7 @@ Context = Mapping[str, Any]
 
 
 def comparison_rows(
-    comparison: ScheduleComparison,
-    context: Context,
-    session: Session,
-    *,
-    validated: bool = False,
+    comparison: ScheduleComparison, context: Context, session: Session, *, validated: bool = False
 ) -> tuple[list[Row], list[str]]:
     """The rows of every schedule, and what their gradients cost, in a sentence.
 

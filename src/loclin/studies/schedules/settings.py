@@ -9,18 +9,27 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from loclin.errors import LoclinError
 from loclin.options import BUILT_IN, SEQUENCE_MODELS
 from loclin.schedules.names import MERGED, REFERENCE, SEQUENTIAL, SIMULTANEOUS
 from loclin.schedules.options import ComparisonOptions
-from loclin.studies.checks import check_counts, check_rates
-from loclin.studies.presets import PAPER, built_in_models, by_lora, exhaustive, named, quick
+from loclin.studies.checks import check_counts, check_each, check_rates
+from loclin.studies.presets import (
+    PAPER,
+    built_in_models,
+    by_lora,
+    costly,
+    exhaustive,
+    named,
+    quick,
+)
 from loclin.studies.schedules import names as n
 from loclin.studies.schedules.names import KINDS
 from loclin.studies.settings import DamageSettings, Profile, Sizes, Work
 
 #: What a user's own tasks are trained by first, one of every kind.
 FIRST = (REFERENCE, "alternating", "sequential", "average")
+#: Shares of the groups of a user's data.
+SHARES = {"train": 0.6, "validate": 0.2, "test": 0.2}
 OptimiserName = Literal["adamw", "sgd"]
 
 
@@ -82,6 +91,11 @@ class SchedulesSettings(ComparisonOptions, DamageSettings):
     """First updates of a specialist that span its space, for the overlap of two, with --pairs."""
 
     @property
+    def shares(self) -> Mapping[str, float] | None:
+        """Of a user's own tasks."""
+        return None if self.pairs else SHARES
+
+    @property
     def stage(self) -> str:  # type: ignore[override]
         """The further schedules are a stage of their own."""
         return "more" if self.widened else "run"
@@ -114,56 +128,39 @@ class SchedulesSettings(ComparisonOptions, DamageSettings):
         super()._check()
         check_counts(self, ("k", "cosine_examples"))
         check_rates(self, ("adamw_lr", "sgd_lr"))
-        for is_wrong, expected in self._expectations():
-            if is_wrong:
-                raise LoclinError(f"expected {expected}")
+        check_each(*self._checks())
         for names in filter(None, (self.schedules, self.further)):
             least = 2 if self.pairs else max(len(self.tasks), 2)
             replace(self, schedules=names).check_comparison(least)
 
-    def _expectations(self) -> Iterator[tuple[bool, str]]:
-        """Whether something is wrong; what was expected, what was found, what to do."""
+    def _checks(self) -> Iterator[tuple[bool, str, object, str]]:
+        """What has to hold, what was expected, what was found, what to do."""
         data, tasks, pairs, most = self.data, self.tasks, self.pairs, self.evaluations // 2
+        every, several = ", ".join(data), "one built-in set of tasks or several files"
+        yield len(data) < 2 or not {*BUILT_IN, "self"} & {*data}, several, every, "give either"
+        apart, found = len({Path(n).resolve() for n in data}) == len(data), "one twice in "
+        yield apart, "different files", found + " ".join(data), "give a file for each task"
+        named, two = ", ".join(tasks), "two different tasks or more"
+        yield len({*tasks}) == len(tasks) != 1, two, named, "change --tasks"
         yield (
-            len(data) > 1 and bool({*BUILT_IN, "self"} & {*data}),
-            f"one built-in set of tasks or several files, found {', '.join(data)}: give either",
+            self.task == "each",
+            "pairs of tasks",
+            f"--task {self.task}",
+            "name them by --pairs A+B",
         )
-        yield (
-            len({Path(name).resolve() for name in data}) < len(data),
-            f"different files, found one twice in {' '.join(data)}: give a file for each task",
-        )
-        yield (
-            len({*tasks}) < len(tasks) or len(tasks) == 1,
-            f"two different tasks or more, found {', '.join(tasks)}: change --tasks",
-        )
-        yield (
-            self.task != "each",
-            f"pairs of tasks, found --task {self.task}: name them by --pairs A+B",
-        )
-        yield (
-            len({*self.optimisers}) < max(len(self.optimisers), 1),
-            f"adamw, sgd or both, found {[*self.optimisers]}: change --optimisers",
-        )
-        yield (
-            not pairs and (not data or data == ("self",)),
-            "tasks to learn, found "
-            + ("--data self, the model's own samples" if data else "no --data")
-            + ": give a file for each task, such as --data A.jsonl B.jsonl",
-        )
-        yield (
-            len({*pairs}) < len(pairs) or bool(pairs and tasks),
-            f"different pairs, or --tasks, found {[*pairs, *tasks]}: change --pairs",
-        )
+        once = len({*self.optimisers}) == len(self.optimisers) > 0
+        yield once, "adamw, sgd or both", [*self.optimisers], "change --optimisers"
+        own = "--data self, the model's own samples" if data else "no --data"
+        remedy = "give a file for each task, such as --data A.jsonl B.jsonl"
+        yield bool(pairs) or data not in ((), ("self",)), "tasks to learn", own, remedy
+        alone = len({*pairs}) == len(pairs) and not (pairs and tasks)
+        yield alone, "different pairs, or --tasks", [*pairs, *tasks], "change --pairs"
+        kinds = f"{', '.join(KINDS)} or two tasks such as copy+swap"
         for pair in pairs:
-            yield (
-                pair not in KINDS and len({*pair.split("+")}) != 2,
-                f"{', '.join(KINDS)} or two tasks such as copy+swap, found {pair!r}: change "
-                "--pairs",
-            )
-        yield (
-            bool(pairs) and self.k > most,
-            f"k of at most {most}, the updates of a specialist, found {self.k}: lower --k",
-        )
+            known = pair in KINDS or len({*pair.split("+")}) == 2
+            yield known, kinds, repr(pair), "change --pairs"
+        few = f"k of at most {most}, the updates of a specialist"
+        yield not pairs or self.k <= most, few, self.k, "lower --k"
 
 
 def preset(
@@ -199,12 +196,24 @@ def _pairs_preset(profile: Profile, model: str) -> SchedulesSettings:
         settings = replace(by_lora(settings), adamw_lr=3e-3, sgd_lr=1e-1)
     if model == "statements-small":  # it knows two tasks
         settings = replace(settings, pairs=("colour+town",))
+    if costly(settings):
+        return _of_your_own(settings)
     if profile == "smoke":
         return quick(replace(settings, adamw_lr=3e-3))
     if profile == "paper":
         return _exhaustive(settings)
     if model == "statements":  # for time alone: its pairs are few and alike
         settings = replace(settings, pairs=("agreeing", "conflicting"))
+    return settings
+
+
+def _of_your_own(settings: SchedulesSettings) -> SchedulesSettings:
+    """One pair, few gradients; AdamW's rate is that of the recovery."""
+    settings = replace(settings, pairs=("conflicting",), seeds=4, adamw_lr=3e-4, batch=16)
+    settings = replace(settings, curve_examples=24, test_examples=64, cosine_examples=32)
+    if settings.profile == "smoke":
+        few = (REFERENCE, "alternating", "raw sum", "sequential", "sequential reversed")
+        return replace(quick(settings), schedules=few, evaluations=24, adamw_lr=1e-3)
     return settings
 
 

@@ -4,7 +4,7 @@ what the best are worth.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,55 +13,42 @@ from loclin.report.figures import (
     PALETTE,
     Curve,
     Drawing,
+    curve,
     draw_curves,
     draw_dots,
     draw_points,
     select,
 )
-from loclin.report.section import Section, text_of
+from loclin.report.section import Missing, Section, made, null_of, number_of, text_of
 from loclin.report.words import estimate_text, number
 from loclin.run.rows import Row
-from loclin.studies.search import claims_names as names
-from loclin.studies.search.names import MODEL, RANDOM_VOTE, SAMPLED_VOTE, VOTE
+from loclin.studies.names import own
+from loclin.studies.search import names
 
 GAIN = "gain (nats per answer token)"
 SIGMA = "σ over the reference σ"
 WHOLE: dict[str, Any] = {"space": names.ALL, "noise": names.GAUSSIAN}
+DASHED: dict[str, Any] = {"dashed": True, "band": False}
 Settings = Mapping[str, Any]
+Entries = list[tuple[str, Row]]
 
 
-def sections(rows: Sequence[Row], settings: Settings) -> list[Section]:
+def sections(rows: Sequence[Row], settings: Settings, skip: Missing = ()) -> list[Section]:
     """The study's sections in reading order."""
-    parts = (_law, _dimension, _candidates, _density, _table)
-    return [part(rows, settings) for part in parts]
-
-
-def _null(rows: Sequence[Row], quantity: str, **context: Any) -> str:
-    found = select(rows, quantity, **context)
-    return number(found[0].null) if found else "–"
-
-
-def _with_law(
-    measured: Sequence[Row], law: Sequence[Row], label: str, colour: int
-) -> tuple[Curve, Curve]:
-    """A curve, and what the law says of it, dashed."""
-    style: dict[str, Any] = {"colour": PALETTE[colour]}
-    by_law = Curve(rows=law, label=f"{label}, law", dashed=True, band=False, **style)
-    return Curve(rows=measured, label=label, **style), by_law
+    parts = (partial(p, rows, settings) for p in (_law, _dimension, _candidates, _density, _table))
+    return made(parts, skip)
 
 
 def _law(rows: Sequence[Row], settings: Settings) -> Section:
     figures, lines = list[Drawing](), list[str]()
     for point, symbol in names.POINTS.items():
-        figures += _gains(rows, settings, point)
-        text = partial(text_of, rows, point=point)
-        edge = select(rows, "edge", point=point)
+        figures += [_over_sigma(rows, settings, point), _over_n(rows, settings, point)]
+        text, edge = partial(text_of, rows, point=point), select(rows, "edge", point=point)
         lines += [
             f"At {symbol} (loss {text('loss')}, score {text('score')}; ‖g‖ "
             f"{text('gradient_norm')}, tr H {text('trace')}, ‖H‖_F {text('frobenius_norm')}): over "
-            f"the σ of the law's domain {_errors(rows, point, names.OVER_SIZES)}; signed, gain/law "
-            f"− 1, {text('law_bias', over=names.OVER_SIZES)}. Up to the reference σ, beyond the "
-            f"domain, {_errors(rows, point, names.OVER_ALL)}.",
+            f"the σ of the law's domain {_errors(rows, point, names.OVER_SIZES)}. Up to the "
+            f"reference σ, beyond the domain, {_errors(rows, point, names.OVER_ALL)}.",
             f"At {symbol} the gain leaves the straight line σ‖g‖m_N by {settings['edge']:.0%} at "
             f"{text('edge')} of the reference σ in the {edge[0].n if edge else 0} models where it "
             f"does on the grid; the law puts that at {text('edge_law')} there. The reference σ is "
@@ -82,79 +69,80 @@ def _law(rows: Sequence[Row], settings: Settings) -> Section:
 
 
 def _errors(rows: Sequence[Row], point: str, over: str) -> str:
-    """How far the three predictions are off."""
-    law, slope, second = (
-        text_of(rows, q, point=point, over=over)
-        for q in ("law_error", "linear_error", "second_order_error")
+    """How far the three predictions are off, and the law with its sign."""
+    of = partial(text_of, rows, point=point, over=over)
+    return (
+        f"the law is off by {of('law_error')}, the slope alone by {of('linear_error')}, the "
+        f"second-order form by {of('second_order_error')}; gain/law − 1 is {of('law_bias')}"
     )
-    return f"the law is off by {law}, the slope alone by {slope}, the second-order form by {second}"
 
 
-def _gains(rows: Sequence[Row], settings: Settings, point: str) -> Iterator[Drawing]:
-    """Gain over σ and over N, with the law."""
+def _with_law(rows: Sequence[Row], label: str, colour: int, **context: Any) -> list[Curve]:
+    """What was gained, and what the law says of it, dashed."""
+    by_law = curve(rows, "gain_law", f"{label}, law", colour, **DASHED, **context)
+    return [curve(rows, "gain", label, colour, **context), by_law]
+
+
+def _over_sigma(rows: Sequence[Row], settings: Settings, point: str) -> Drawing:
+    n, here, symbol = settings["n"], {"point": point, **WHOLE}, names.POINTS[point]
     largest = max(n for n in settings["best_of"] if n <= settings["others"])
-    ns = zip(sorted({1, settings["n"], largest}), (8, 0, 1), strict=False)
-    sizes, symbol = ((settings["size"], 0), (1.0, 1)), names.POINTS[point]
-
-    def curves(label: str, colour: int, least: int, **context: Any) -> tuple[Curve, Curve]:
-        measured, law = (
-            [r for r in select(rows, q, point=point, **context) if r.context["best_of"] >= least]
-            for q in ("gain", "gain_law")
-        )
-        return _with_law(measured, law, label, colour)
-
-    pairs = [curves(f"best of {n}", colour, 1, best_of=n, **WHOLE) for n, colour in ns]
-    second = Curve(
-        rows=select(rows, "gain_second_order", point=point, best_of=settings["n"], **WHOLE),
-        label=f"best of {settings['n']}, second order",
-        colour=PALETTE[4],
-        dashed=True,
-        band=False,
-    )
-    shown = [r for measured, _ in pairs for r in measured.rows]
+    ns = zip(sorted({1, n, largest}), (8, 0, 1), strict=False)
+    curves = [c for m, i in ns for c in _with_law(rows, f"best of {m}", i, best_of=m, **here)]
+    shown = [r for measured in curves[::2] for r in measured.rows]
     most = max((r.value or 0.0 if r.high is None else r.high for r in shown), default=0.0)
-    yield draw_curves(
+    label = f"best of {n}, second order"
+    curves.append(curve(rows, "gain_second_order", label, 4, best_of=n, **DASHED, **here))
+    return draw_curves(
         f"gain-sigma-{point}",
         f"Decrease of the loss by the best of N over σ at {symbol}, with the law, and its "
-        f"second-order form for N = {settings['n']}; mean over models with 95 % band.",
-        [*(curve for pair in pairs for curve in pair), second],
+        f"second-order form for N = {n}; mean over models with 95 % band.",
+        curves,
         over="size",
         labels=(SIGMA, GAIN),
         title=f"Gain over σ at {symbol}",
         limits=(-most, 1.3 * most) if most > 0 else None,
     )
-    pairs = [
-        curves(f"σ = {size:g} of the reference", colour, 2, size=size, **WHOLE)
-        for size, colour in sizes
+
+
+def _over_n(rows: Sequence[Row], settings: Settings, point: str) -> Drawing:
+    rows = [r for r in rows if r.context.get("best_of", 0) > 1]
+    curves = [
+        c
+        for size, i in ((settings["size"], 0), (1.0, 1))
+        for c in _with_law(
+            rows, f"σ = {size:g} of the reference", i, point=point, size=size, **WHOLE
+        )
     ]
-    yield draw_curves(
+    return draw_curves(
         f"gain-n-{point}",
-        f"Decrease of the loss by the best of N over N at {symbol}, with the law.",
-        [curve for pair in pairs for curve in pair],
+        f"Decrease of the loss by the best of N over N at {names.POINTS[point]}, with the law.",
+        curves,
         over="best_of",
         labels=("candidates N", GAIN),
-        title=f"Gain over N at {symbol}",
+        title=f"Gain over N at {names.POINTS[point]}",
         limits=None,
     )
 
 
 def _dimension(rows: Sequence[Row], settings: Settings) -> Section:
-    n, text, noises = settings["n"], partial(text_of, rows), (names.GAUSSIAN, *settings["noises"])
-    here: dict[str, Any] = {"point": "damaged", "size": settings["size"]}
-    ratios = select(rows, "gain_ratio", point="damaged", at=names.DOMAIN_END)
-    dimensions = {r.context["space"]: number(r.value) for r in select(rows, "dimension")}
+    here: dict[str, Any] = {"point": "damaged", "size": settings["size"], "space": names.ALL}
     spaces = [
-        (f"{r.context['space']}, D = {dimensions.get(r.context['space'], '–')}", r) for r in ratios
+        (f"{space}, D = {number_of(rows, 'dimension', space=space)}", r)
+        for r in select(rows, "gain_ratio", point="damaged", at=names.DOMAIN_END)
+        for space in [r.context["space"]]
     ]
-    by_noise = [(z, select(rows, "gain_ratio", space=names.ALL, noise=z, **here)) for z in noises]
+    kinds = [
+        (noise, r)
+        for noise in (names.GAUSSIAN, *settings["noises"])
+        for r in select(rows, "gain_ratio", noise=noise, **here)
+    ]
     folded = select(rows, "gain_ratio_folded")
-    kinds = [(z, row) for z, some in by_noise for row in some]
-    kinds += [("tied, law with the folded gradient", row) for row in folded]
+    kinds += [("tied, law with the folded gradient", r) for r in folded]
     figures = [
         draw_dots(
             f"law-{name}",
-            f"Gain of the best of {n} over the law's at θ_D, by {name}; 1: as the law says. Mean "
-            "over models with 95 % interval.",
+            f"Gain of the best of {settings['n']} over the law's at θ_D, by {name}; 1: as the law "
+            "says. Mean over models with 95 % interval.",
             {"gain over the law's": entries},
             label="gain / law",
             title=f"Law by {name}",
@@ -163,21 +151,16 @@ def _dimension(rows: Sequence[Row], settings: Settings) -> Section:
         for name, entries in (("space", spaces), ("kind of noise", kinds))
         if entries
     ]
-    over: dict[str, Any] = {"point": "damaged", "over": names.OVER_SPACES}
     lines = [
         f"Over the kinds of spaces (all, largest tensor, {settings['k']} dimensions), each at the "
-        f"end of the law's domain, {_errors(rows, 'damaged', names.OVER_SPACES)}; signed, gain/law "
-        f"− 1, {text('law_bias', **over)}.",
-        f"Gain over the law's: {'; '.join(f'{label} {_text(r)}' for label, r in spaces)}.",
-        "By kind of noise: "
-        + "; ".join(f"{z} {_text(*some) if some else 'not defined'}" for z, some in by_noise)
-        + ".",
+        f"end of the law's domain, {_errors(rows, 'damaged', names.OVER_SPACES)}.",
+        f"Gain over the law's: {_texts(spaces)}.",
+        f"By kind of noise: {_texts(kinds)}.",
     ]
     if folded:
         lines.append(
             "Tied noise repeats one stream on every tensor: the gradient that counts is folded "
-            f"over the tensors, of {text('folded_gradient')} times the gradient's norm; against "
-            f"that, search gains {text('gain_ratio_folded')} times what the law says."
+            f"over the tensors, of {text_of(rows, 'folded_gradient')} times the gradient's norm."
         )
     return Section(
         title="Whatever the dimension, whatever the noise?",
@@ -190,26 +173,26 @@ def _dimension(rows: Sequence[Row], settings: Settings) -> Section:
     )
 
 
-def _text(row: Row) -> str:
-    return estimate_text(row.value, row.low, row.high)
+def _texts(entries: Entries) -> str:
+    return "; ".join(f"{name} {estimate_text(r.value, r.low, r.high)}" for name, r in entries)
 
 
 def _candidates(rows: Sequence[Row], settings: Settings) -> Section:
     lines, curves = list[str](), list[Curve]()
-    r = partial(text_of, rows, "alignment_correlation")
-    overlap = partial(text_of, rows, "overlap_correlation", plane=names.STATIC)
     for colour, (point, symbol) in enumerate(names.POINTS.items()):
         loss, score = ({"point": point, "of": of, "size": 1.0} for of in ("loss", "score"))
+        r = partial(text_of, rows, "alignment_correlation")
+        overlap = partial(text_of, rows, "overlap_correlation", plane=names.STATIC)
         lines.append(
             f"At {symbol} the gain in loss is correlated with alignment to r = {r(**loss)} (the "
             "law predicts r² = σ²‖g‖²/(σ²‖g‖² + σ⁴‖H‖_F²/2 + τ²), τ = 0 on the same examples, "
             f"times the cosine of both gradients: r = "
-            f"{_null(rows, 'alignment_correlation', **loss)}), with overlap to r = "
+            f"{null_of(rows, 'alignment_correlation', **loss)}), with overlap to r = "
             f"{overlap(**loss)}; the gain in score to {r(**score)} and {overlap(**score)}."
         )
-        over_sigma = select(rows, "alignment_correlation", point=point, of="loss")
-        law = [replace(row, value=row.null, low=None, high=None) for row in over_sigma]
-        curves += _with_law(over_sigma, law, symbol, colour)
+        found = curve(rows, "alignment_correlation", symbol, colour, point=point, of="loss")
+        law = [replace(row, value=row.null, low=None, high=None) for row in found.rows]
+        curves += [found, replace(found, rows=law, label=f"{symbol}, law", **DASHED)]
     figure = draw_curves(
         "alignment-sigma",
         "Correlation of gain and alignment over the candidates of each σ, with what the law "
@@ -221,7 +204,7 @@ def _candidates(rows: Sequence[Row], settings: Settings) -> Section:
     )
     at_reference = {"point": "damaged", "of": "loss", "size": 1.0}
     planes = "; ".join(
-        f"{row.context['plane']} {_text(row)} (curvature predicts {number(row.null)})"
+        f"{_texts([(row.context['plane'], row)])} (curvature predicts {number(row.null)})"
         for row in select(rows, "overlap_correlation", **at_reference)
     )
     lines += [
@@ -244,9 +227,8 @@ def _candidates(rows: Sequence[Row], settings: Settings) -> Section:
 
 def _scatters(rows: Sequence[Row]) -> list[Drawing]:
     """Gain against alignment and overlap."""
-    recovery = "cos(δ, −g), g of recovery examples"
-    axes = (
-        ("alignment", recovery, "(a) Alignment with the recovery gradient"),
+    scatters = (
+        ("alignment", "cos(δ, −g), g of recovery examples", "(a) Alignment with that gradient"),
         ("overlap", "‖Qᵀδ‖²/‖δ‖², Q the static plane", "(b) Overlap with the static plane"),
     )
     return [
@@ -254,71 +236,70 @@ def _scatters(rows: Sequence[Row]) -> list[Drawing]:
             f"candidates-{name}",
             f"Decrease of the loss against {label}, every candidate at the reference σ at θ_D, one "
             "colour a run.",
-            _pairs(rows, f"candidate_{name}", "candidate_gain"),
+            _pairs(rows, f"candidate_{name}", "candidate_gain", "candidate", "run {run}"),
             labels=(label, GAIN),
             title=title,
             fitted=True,
         )
-        for name, label, title in axes
+        for name, label, title in scatters
     ]
 
 
 def _pairs(
-    rows: Sequence[Row], x: str, y: str, key: str = "candidate"
+    rows: Sequence[Row], x: str, y: str, key: str, group: str
 ) -> dict[str, list[tuple[float, float]]]:
-    """(x, y) of every run, matched by a context key, where both are defined."""
-    runs: dict[int, dict[Any, dict[str, float]]] = {}
+    """(x, y) of every run, matched by a context key, where both are defined; in groups named after
+    their context.
+    """
+    found: dict[tuple[Any, Any], dict[str, Row]] = {}
     for row in rows:
         if row.quantity in (x, y) and "run" in row.context and row.value is not None:
-            places = runs.setdefault(row.context["run"], {})
-            places.setdefault(row.context[key], {})[row.quantity] = row.value
-    return {
-        f"run {run}": [(pair[x], pair[y]) for pair in places.values() if len(pair) == 2]
-        for run, places in sorted(runs.items())
-    }
+            found.setdefault((row.context["run"], row.context[key]), {})[row.quantity] = row
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for pair in found.values():
+        if len(pair) == 2:
+            points = groups.setdefault(group.format(**pair[x].context), [])
+            points.append((pair[x].value or 0.0, pair[y].value or 0.0))
+    return groups
 
 
 def _density(rows: Sequence[Row], settings: Settings) -> Section:
     lifts = sorted(select(rows, "signal_lift"), key=lambda r: -(r.value or 0.0))
-    spaces, lines = [r.context["space"] for r in lifts], list[str]()
-    for space in spaces:
-        text = partial(text_of, rows, space=space)
-        lines.append(
-            f"{space}: at its own best σ the best of {settings['n']} gains {text('best_gain')} "
-            f"(law {text('best_gain_law')}); lift {text('signal_lift')}; at equal radius "
-            f"{text('equal_radius_gain')} (density says {text('equal_radius_law')})."
-        )
+    spaces: Entries = [(r.context["space"], r) for r in lifts]
+    scatters = (
+        ("best-gain", "own best σ", "the law's gain", "best_gain_law", "best_gain"),
+        ("density-gain", "equal radius", "R·m_N·√density", "equal_radius_law", "equal_radius_gain"),
+    )
     figures = [
         draw_points(
             name,
             f"Gain of the best of {settings['n']} in each subspace at {where}, against {label}; "
             "every run.",
-            {space: _by_space(rows, space, law, gain) for space in spaces},
+            {space: groups.get(space, []) for space, _ in spaces},
             labels=(label, GAIN),
             title=f"Predicted and found, {where}",
             log=True,
             diagonal=True,
         )
-        for name, where, label, law, gain in (
-            ("best-gain", "own best σ", "the law's gain", "best_gain_law", "best_gain"),
-            (
-                "density-gain",
-                "equal radius",
-                "R·m_N·√density",
-                "equal_radius_law",
-                "equal_radius_gain",
-            ),
-        )
+        for name, where, label, law, gain in scatters
+        for groups in [_pairs(rows, law, gain, "space", "{space}")]
     ]
     lift = draw_dots(
         "density-lift",
         f"Gradient energy per dimension of subspaces of k = {settings['k']} at θ_D over that "
         "of a random one: capture·D/k.",
-        {"signal density over chance": list(zip(spaces, lifts, strict=True))},
+        {"signal density over chance": spaces},
         label="lift",
         title="Signal density",
         log=True,
     )
+    lines = [
+        f"{space}: at its own best σ the best of {settings['n']} gains {text('best_gain')} "
+        f"(law {text('best_gain_law')}); lift {text('signal_lift')}; at equal radius "
+        f"{text('equal_radius_gain')} (density says {text('equal_radius_law')})."
+        for space, _ in spaces
+        for text in [partial(text_of, rows, space=space)]
+    ]
     return Section(
         title="Which subspace to search in?",
         question="Each at its own best σ gains ‖P_S g‖²m_N²/(2 tr(P_S H)), says the law; where "
@@ -331,53 +312,44 @@ def _density(rows: Sequence[Row], settings: Settings) -> Section:
     )
 
 
-def _by_space(rows: Sequence[Row], space: str, x: str, y: str) -> list[tuple[float, float]]:
-    """(x, y) of every run in one subspace."""
-    chosen = [r for r in rows if r.context.get("space") == space]
-    return [pair for pairs in _pairs(chosen, x, y, "space").values() for pair in pairs]
-
-
 def _table(rows: Sequence[Row], settings: Settings) -> Section:
     several, text = settings["votes"][1:], partial(text_of, rows)
-    tested = sorted({r.context["votes"] for r in select(rows, "table_score", arm=names.ORACLE)})
+    any_of = select(rows, "table_score", arm=names.ORACLE)
+    tested = sorted(r.context["votes"] for r in any_of)
     conditions = [
-        (MODEL, MODEL, 1),
-        ("the best candidate", VOTE, 1),
-        *((f"vote of the {k} best", VOTE, k) for k in several),
-        *((f"vote of {k} drawn without selection", RANDOM_VOTE, k) for k in several),
-        *((f"vote of {k} samples of the model", SAMPLED_VOTE, k) for k in several),
+        (names.MODEL, names.MODEL, 1),
+        ("the best candidate", names.VOTE, 1),
+        *((f"vote of the {k} best", names.VOTE, k) for k in several),
+        *((f"vote of {k} drawn without selection", names.RANDOM_VOTE, k) for k in several),
+        *((f"vote of {k} samples of the model", names.SAMPLED_VOTE, k) for k in several),
         *((f"any of {k} (oracle)", names.ORACLE, k) for k in tested[-2:]),
     ]
-    scores = [
+    scores: Entries = [
         (label, row)
         for label, name, k in conditions
         for row in select(rows, "table_score", arm=name, votes=k)
     ]
-    any_of = Curve(
-        rows=select(rows, "table_score", arm=names.ORACLE),
-        label="any of N (oracle)",
-        colour=PALETTE[4],
-    )
+    share = "share of test examples right"
     figures = [
         draw_dots(
             "table",
             "Share of test examples answered right at θ_H by every condition; mean over models "
             "with 95 % interval.",
             {"share right on test": scores},
-            label="share of test examples right",
+            label=share,
             title="What the best are worth",
         ),
         draw_curves(
             "pass-at",
             "Share of test examples that at least one of N candidates solves: an oracle.",
-            [any_of],
+            [Curve(rows=any_of, label="any of N (oracle)", colour=PALETTE[4])],
             over="votes",
-            labels=("candidates N", "share of test examples right"),
+            labels=("candidates N", share),
             title="pass@N at θ_H",
         ),
     ]
     lines = [
-        f"{'; '.join(f'{label} {_text(row)}' for label, row in scores)}.",
+        f"{_texts(scores)}.",
         f"The σ with the best of {settings['n']} on the select examples is {text('table_size')} of "
         "the reference. There the best candidate gains "
         f"{text('winner_gain', split='select', of='score')} in score on the examples that selected "
@@ -393,4 +365,12 @@ def _table(rows: Sequence[Row], settings: Settings) -> Section:
         "and as many candidates without selection are the controls.",
         figures=figures,
         sees=lines,
+        follows=[_worth(rows, settings)] if own(settings) else (),
+    )
+
+
+def _worth(rows: Sequence[Row], settings: Settings) -> str:
+    return (  # on examples that had no part in it
+        f"A search of N = {settings['n']} at θ_H, at {text_of(rows, 'table_size')} of the "
+        f"reference σ, gains {text_of(rows, 'winner_gain', split='test', of='score')} on test."
     )

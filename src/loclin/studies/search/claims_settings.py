@@ -4,28 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from functools import partial
+from typing import ClassVar
 
 from loclin.errors import LoclinError
 from loclin.options import BUILT_IN, SEQUENCE_MODELS
 from loclin.studies.checks import check_counts, check_within
 from loclin.studies.presets import (
+    costly,
     exhaustive,
     named,
     recovering_by_lora,
     recovering_quickly,
     studied,
 )
-from loclin.studies.search.claims_names import GAUSSIAN
-from loclin.studies.settings import Profile, TrainBackSettings
+from loclin.studies.search.names import GAUSSIAN
+from loclin.studies.settings import CurvatureSettings, Profile
 
 EXAMPLES = ("select_examples", "validate_examples", "test_examples", "gradient_batch")
-COUNTS = (*EXAMPLES, "halfway_every", "k", "task_vector_steps", "curvature_chunk")
+COUNTS = (*EXAMPLES, "halfway_every", "k", "task_vector_steps")
 DOMAIN = 0.25  # the largest size that is surely in the law's domain: `local_law.DOMAIN`
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchClaimsSettings(TrainBackSettings):
+class SearchClaimsSettings(CurvatureSettings):
     """Put the Gaussian local-linear law of random search to the test, and see what the best
     candidates are worth (measures §10, §11).
 
@@ -86,11 +88,6 @@ class SearchClaimsSettings(TrainBackSettings):
     """Recovery steps between two looks at the score on the way to the halfway point."""
     probes: int = 12
     """Random probes behind trace and Frobenius norm, one Hessian-vector product each."""
-    curvature_chunk: int = 64
-    """Examples in a pass that is differentiated. One pass for all of them saves a third."""
-    products: Literal["auto", "finite differences"] = "auto"
-    """Hessian-vector products: auto differentiates twice, with attention switched to eager; finite
-    differences of gradients are a fallback for models whose attention cannot be switched."""
 
     k: int = 10
     """Dimensions of the static plane and of every subspace that is searched."""
@@ -108,20 +105,13 @@ class SearchClaimsSettings(TrainBackSettings):
     tested: int = 30
     """Candidates that answer all test examples, for pass@N."""
 
-    @property
-    def method(self) -> Literal["double backward", "finite differences"]:
-        """How Hessian-vector products are made."""
-        return "double backward" if self.products == "auto" else self.products
-
-    def checked(self) -> SearchClaimsSettings:
-        """These settings, if they can be run; raises as `RunSettings.checked` does."""
-        super().checked()
+    def _check(self) -> None:
+        super()._check()
         check_counts(self, COUNTS)
         check_within(self, ("k",), self.steps, "T", "raise --steps")
         for expected, holds in (self._rules() | self._vote_rules()).items():
             if not holds:
                 raise LoclinError(f"expected {expected}")
-        return self
 
     def _rules(self) -> dict[str, bool]:
         least = min(self.candidates, self.others, self.inside)
@@ -178,6 +168,8 @@ def preset(profile: Profile, model: str | None = None) -> SearchClaimsSettings:
         settings = replace(recovering_by_lora(settings), gradient_batch=8, candidates=150)
     if settings.model not in BUILT_IN:
         settings = replace(settings, test_examples=64, probes=8, curvature_chunk=8)
+    if costly(settings):
+        return _of_your_own(settings)
     if profile == "smoke":
         return replace(
             recovering_quickly(settings),
@@ -200,6 +192,18 @@ def preset(profile: Profile, model: str | None = None) -> SearchClaimsSettings:
     return exhaustive(settings) if profile == "paper" else settings
 
 
-def reproduced(profile: Profile) -> tuple[SearchClaimsSettings, ...]:
-    """What `loclin reproduce` runs: the built-in models, with "paper" the paper's own as well."""
-    return studied(preset, profile)
+def _of_your_own(settings: SearchClaimsSettings) -> SearchClaimsSettings:
+    """Few candidates, and what needs few examples."""
+    settings = replace(settings, gradient_batch=2, select_examples=24, validate_examples=32)
+    settings = replace(settings, sizes=(0.03, 0.2, 1.0, 3.0), noises=("lowrank:1", "tied"))
+    settings = replace(settings, test_examples=32, votes=(1, 5))
+    if settings.profile == "smoke":
+        settings = replace(recovering_quickly(settings), candidates=12, others=6, inside=4, n=4)
+        settings = replace(settings, best_of=(1, 2, 4, 8), k=4, gradients=8, probes=2)
+        return replace(settings, select_examples=12, test_examples=16, tested=6)
+    settings = replace(settings, candidates=60, others=24, inside=12, tested=12, seeds=4)
+    return replace(settings, best_of=(1, 2, 5, 10, 20, 50), probes=6)
+
+
+#: What `loclin reproduce` runs: the built-in models; with "paper" the paper's own as well.
+reproduced = partial(studied, preset)

@@ -1,4 +1,6 @@
-"""Searches around one point against the law: over N and σ, and over kinds of noise."""
+"""Searches around one point against the law: over N and σ, over kinds of noise, and what goes with
+the gain of a candidate.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
+from loclin import law
+from loclin.geometry.gramian import gramian, inner, to_float64
+from loclin.geometry.subspace import Subspace
 from loclin.run.rows import Row
+from loclin.search.candidate import Perturbed
 from loclin.search.local_law import LocalLaw
-from loclin.studies.search import claims_names as names
-from loclin.studies.search.point import Gains, PointContext, SearchSpace
+from loclin.search.noise import Noise
+from loclin.stats import correlation
+from loclin.studies.search import names
+from loclin.studies.search.point import Gains, PointContext, SearchSpace, Values
+
+#: What a gain is held against, by the quantity that holds its error: over the slope's gain.
+PREDICTIONS = {
+    "law_error": "law_per_slope",
+    "linear_error": None,
+    "second_order_error": "second_order_per_slope",
+}
+#: A subspace, and tr(QᵀHQ) of the scored loss where it is known.
+Plane = tuple[Subspace, float | None]
 
 
 def point_rows(here: PointContext) -> list[Row]:
@@ -46,8 +64,8 @@ def sweep(here: PointContext, count: int) -> tuple[list[Row], dict[float, Gains]
         inside = here.law.in_domain(settings.n, sigma)
         rows.append(here.row("in_domain", float(inside), size=size))
     domain = [size for size, sigma in sigmas.items() if here.law.in_domain(settings.n, sigma)]
-    rows += error_rows(here, rows, names.OVER_SIZES, sizes=domain)
-    rows += error_rows(here, rows, names.OVER_ALL, sizes=[s for s in sigmas if s <= 1])
+    rows += error_rows(here, names.OVER_SIZES, sizes=domain)
+    rows += error_rows(here, names.OVER_ALL, sizes=[s for s in sigmas if s <= 1])
     rows += edge_rows(here, list(sigmas.values()), [g.best_of(settings.n) for g in swept.values()])
     for size in domain[-1:]:  # the largest of them stands beside the other spaces
         end = {"at": names.DOMAIN_END}
@@ -87,27 +105,17 @@ def ratio_rows(
     gain, slope = found.best_of(n), local.linear_gain(n, sigma)
     expected, second = local.gain(n, sigma), local.second_order_gain(n, sigma)
     context = {"space": where.name, "noise": noise, **at}
+    ratios = {"gain_ratio": gain / expected if expected > 0 else None}
+    for name, value in (("gain", gain), ("law", expected), ("second_order", second)):
+        ratios[f"{name}_per_slope"] = value / slope if slope else None
+    if noise == names.GAUSSIAN:
+        here.ratios.append((where.name, at, ratios))
     yield here.row("sigma", sigma, **context)
-    yield here.row("gain_ratio", gain / expected if expected > 0 else None, null=1.0, **context)
-    over = {"gain": gain, "law": expected, "second_order": second}
-    for name, value in over.items():
-        yield here.row(f"{name}_per_slope", value / slope if slope else None, **context)
+    for quantity, ratio in ratios.items():
+        yield here.row(quantity, ratio, null=1.0 if quantity == "gain_ratio" else None, **context)
 
 
-#: What a gain is held against, by the quantity that holds its error: over the slope's gain.
-PREDICTIONS = {
-    "law_error": "law_per_slope",
-    "linear_error": None,
-    "second_order_error": "second_order_per_slope",
-}
-
-
-KINDS, SUBSPACES = (names.ALL, names.LARGEST), "subspaces"
-
-
-def error_rows(
-    here: PointContext, rows: Sequence[Row], over: str, *, sizes: Sequence[float] = ()
-) -> Iterator[Row]:
+def error_rows(here: PointContext, over: str, *, sizes: Sequence[float] = ()) -> Iterator[Row]:
     """How far the gain of the best of N is off the law, the slope alone, σ‖g‖m_N, and the second
     -order form: means of |gain − predicted|/(σ‖g‖m_N) over some σ, or over spaces; and the signed
     `law_bias`, of gain/law − 1.
@@ -117,17 +125,17 @@ def error_rows(
     dimensions), so that many of one dimension do not hide another.
 
     Args:
-        here: the point.
-        rows: with the ratios.
+        here: the point, its searches done.
         over: its name; over spaces each is at the end of its own domain.
         sizes: of all coordinates, to average over.
     """
     off: dict[str, dict[str, list[float]]] = {q: {} for q in (*PREDICTIONS, "law_bias")}
-    for context, ratios in _searches(rows):
-        end, size = context.get("at") == names.DOMAIN_END, context.get("size")
-        if not (end if over == names.OVER_SPACES else size in sizes):
+    for space, at, found in here.ratios:
+        end = at.get("at") == names.DOMAIN_END
+        if not (end if over == names.OVER_SPACES else at.get("size") in sizes):
             continue
-        kind = context["space"] if context["space"] in KINDS else SUBSPACES
+        kind = space if space in (names.ALL, names.LARGEST) else "subspaces"
+        ratios = {q: math.nan if ratio is None else ratio for q, ratio in found.items()}
         off["law_bias"].setdefault(kind, []).append(ratios["gain_ratio"] - 1)
         for quantity, predicted in PREDICTIONS.items():
             expected = ratios[predicted] if predicted else 1.0
@@ -135,17 +143,6 @@ def error_rows(
     for quantity, kinds in off.items():
         means = [float(np.mean(values)) for values in kinds.values()]
         yield here.row(quantity, float(np.mean(means)) if means else None, over=over)
-
-
-def _searches(rows: Sequence[Row]) -> list[tuple[Mapping[str, Any], dict[str, float]]]:
-    """Every search with gaussian noise: its context, and its ratios by quantity."""
-    searches: dict[tuple[Any, ...], tuple[Mapping[str, Any], dict[str, float]]] = {}
-    for row in rows:
-        if row.context.get("noise") == names.GAUSSIAN and "best_of" not in row.context:
-            key = tuple(row.context.get(k) for k in ("space", "size", "at"))
-            value = math.nan if row.value is None else row.value
-            searches.setdefault(key, (row.context, {}))[1][row.quantity] = value
-    return list(searches.values())
 
 
 def edge_rows(
@@ -207,3 +204,85 @@ def bend(sigmas: Sequence[float], gains: Sequence[float], departure: float) -> f
     i = int(past[0])
     share = (departure - off[i - 1]) / (off[i] - off[i - 1])
     return float((1 - share) * sigmas[i - 1] + share * sigmas[i])
+
+
+def relation_rows(
+    here: PointContext, swept: Mapping[float, Gains], planes: Mapping[str, Plane], *, each: bool
+) -> Iterator[Row]:
+    """Correlations of gain with alignment and with overlap over the candidates of every σ (Figure
+    3).
+
+    The null of the first is the law's prediction: r of measures §10, r² = σ²‖g‖²/(σ²‖g‖² +
+    σ⁴‖H‖_F²/2 + τ²) with τ = 0, as all candidates answer the same examples, times the cosine of the
+    two gradients, since alignment is with a gradient of other examples than those that score. That
+    of the second is what the plane's curvature alone gives (`overlap_correlation`).
+
+    Args:
+        here: the point.
+        swept: the candidates of every σ, by its size; they begin with the same seeds at each, so in
+            the same directions.
+        planes: to overlap with.
+        each: whether the numbers of every candidate at the reference σ are rows too.
+    """
+    main, local = swept[1.0], here.law
+    aligned, overlaps = _directions(here, main, planes)
+    gradients = gramian(torch.stack([here.whole.gradient, here.recovery_gradient]))
+    here.keep(f"gradients/{here.point}", gradients)
+    shared = float(gradients[0, 1] / math.sqrt(gradients[0, 0] * gradients[1, 1]))
+    yield here.row("gradient_cosine", shared)
+    for size, found in swept.items():
+        sigma, count = found.candidates[0].sigma, len(found.candidates)
+        expected = shared * law.alignment_correlation(
+            gradient=local.gradient, frobenius=local.frobenius, sigma=sigma
+        )
+        for of, gain in (("loss", found.loss), ("score", found.score)):
+            context: dict[str, Any] = {"of": of, "size": size}
+            null = expected if of == "loss" else None
+            r = correlation(aligned[:count], gain)
+            yield here.row("alignment_correlation", r, null=null, **context)
+            for name, (plane, trace) in planes.items():
+                bent = None
+                if of == "loss" and trace is not None:
+                    bent = overlap_correlation(local, sigma=sigma, trace=trace, k=plane.k)
+                r = correlation(overlaps[name][:count], gain)
+                yield here.row("overlap_correlation", r, null=bent, plane=name, **context)
+    if each:
+        for i, gain in enumerate(main.loss):
+            yield here.row("candidate_gain", float(gain), candidate=i)
+            yield here.row("candidate_alignment", float(aligned[i]), candidate=i)
+            yield here.row("candidate_overlap", float(overlaps[names.STATIC][i]), candidate=i)
+
+
+def _directions(
+    here: PointContext, main: Gains, planes: Mapping[str, Plane]
+) -> tuple[Values, dict[str, Values]]:
+    """cos(δ, −g) of every candidate, and ‖Qᵀδ‖²/‖δ‖² for every plane. What they are made of is
+    kept: ‖δ‖², δᵀg and ‖Qᵀδ‖².
+    """
+    perturbed, g = Perturbed(here.ctx.space, Noise()), to_float64(here.recovery_gradient).cpu()
+    products = np.empty((2 + len(planes), len(main.candidates)))
+    for i, candidate in enumerate(main.candidates):
+        delta = perturbed.vector(candidate)
+        products[:2, i] = inner(delta, delta), float(to_float64(delta) @ g)
+        for row, (plane, _) in enumerate(planes.values(), start=2):
+            q = plane.basis.cpu()
+            products[row, i] = float(to_float64(q @ delta.to(q)).square().sum())
+    here.keep(f"directions/{here.point}", products)
+    energy, along, *inside = products
+    aligned = -along / (np.sqrt(energy) * float(g.norm()))
+    return aligned, {name: own / energy for name, own in zip(planes, inside, strict=True)}
+
+
+def overlap_correlation(local: LocalLaw, *, sigma: float, trace: float, k: int) -> float:
+    """Correlation of gain with ‖Qᵀδ‖² over candidates of a quadratic: −σ tr(QᵀHQ) / [√(2k) √(‖g‖² +
+    σ²‖H‖_F²/2)], Q of k columns, g and H those of all coordinates.
+
+    The overlap is even in δ and the linear gain odd, so to first order no plane's overlap goes with
+    gain, not even that of a plane which holds all of g; what remains is the plane's curvature.
+
+    >>> local = LocalLaw(gradient=1.0, trace=10.0, along=0.0, frobenius=0.0)
+    >>> round(overlap_correlation(local, sigma=0.1, trace=10.0, k=2), 3)
+    -0.5
+    """
+    spread = math.hypot(local.gradient, sigma * local.frobenius / math.sqrt(2))
+    return -sigma * trace / (math.sqrt(2 * k) * spread) if spread else 0.0

@@ -5,6 +5,7 @@ once, export. The model is loaded once and handed on.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -29,8 +30,8 @@ from loclin.search.scorer import Scorer
 from loclin.search.spec import SearchSpec
 from loclin.search.splits import PARTS, askable, learned
 from loclin.studies.known import known
-from loclin.studies.search.chosen import Choice
-from loclin.studies.search.prepared import Prepared, Splits, prepared
+from loclin.studies.search.page import forecast_lines
+from loclin.studies.search.prepared import Prepared, Splits, kept, prepared
 from loclin.studies.search.rows import (
     compared_rows,
     forecast_rows,
@@ -39,10 +40,11 @@ from loclin.studies.search.rows import (
     over_searches,
     winner_rows,
 )
-from loclin.studies.search.sentences import forecast_lines
 from loclin.studies.search.settings import SearchSettings
-from loclin.studies.search.trial import locked_choice, trial_of
+from loclin.studies.search.trial import Choice, locked_choice, trial_of
 from loclin.tasks.example import dealt
+
+BASIS = "basis.safetensors"
 
 
 def measure(settings: SearchSettings, run: int, session: Session) -> Part:
@@ -56,7 +58,7 @@ def measure(settings: SearchSettings, run: int, session: Session) -> Part:
     assert session.record is not None
     noise = Noise.parse(settings.noise)
     session.progress("reading model and data", 0.0)
-    problem = load(settings, seed=settings.seed, progress=session.progress)
+    problem = session.problem or load(settings, seed=settings.seed, progress=session.progress)
     spec, splits, notes = described(settings, noise, problem)
     with one_thread(spec.device):
         before = known(problem, settings, progress=session.progress)
@@ -121,7 +123,7 @@ def kept_basis(record: Record, entry: str) -> Tensor | None:
     Raises:
         LoclinError: a file that cannot be read.
     """
-    path = _basis_file(record, entry)
+    path = record.folder / entry / BASIS
     if not path.exists():
         return None
     try:
@@ -132,16 +134,11 @@ def kept_basis(record: Record, entry: str) -> Tensor | None:
         ) from error
 
 
-def _keep_basis(record: Record, entry: str, basis: Tensor) -> None:
-    path = _basis_file(record, entry)
-    if not path.exists():
+def _keep_basis(path: Path, basis: Tensor | None) -> None:
+    if basis is not None and not path.exists():
         scratch = path.with_name(f".{path.name}")
         save_file({"basis": basis.detach().cpu().contiguous()}, scratch)
         scratch.replace(path)
-
-
-def _basis_file(record: Record, entry: str) -> Path:
-    return record.folder / entry / "basis.safetensors"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -157,12 +154,15 @@ class _Search:
 
     def rows(self) -> tuple[list[Row], list[str]]:
         """Every row of the record, and what happened on the way, in sentences."""
-        settings, session, basis = self.settings, self.session, self.scorer.perturbed.basis
+        settings, session = self.settings, self.session
         path = f"{settings.entry}/prepared.json"
         ready = prepared(self.record, path, self.scorer, self.splits, settings, session.progress)
-        if basis is not None:
-            _keep_basis(self.record, settings.entry, basis)
-        rows = self._forecast(ready)
+        basis_file = self.record.folder / settings.entry / BASIS
+        _keep_basis(basis_file, self.scorer.perturbed.basis)
+        rows, law = list[Row](), ready.forecast
+        if law is not None:
+            k, gain = self.spec.prefix, settings.target_gain
+            rows = forecast_rows(law, n=settings.n, sigmas=settings.sigma, k=k, target_gain=gain)
         for line in forecast_lines(rows, asdict(settings)):
             session.note(line)
         with self.scorer.perturbed:
@@ -170,23 +170,10 @@ class _Search:
             session.progress("choosing and testing", 1.0)
             each = [row for s, result in enumerate(found) for row in self._ended(s, result, ready)]
         every = [outcome for result in found for outcome in result.outcomes]
-        law = ready.forecast
         rows += ready.rows()
         rows += histogram_rows(every, loss=ready.loss, sigmas=settings.sigma, forecast=law)
         notes = [*(law.notes if law else ()), *(note for result in found for note in result.notes)]
         return [*rows, *each, *over_searches(each)], notes
-
-    def _forecast(self, ready: Prepared) -> list[Row]:
-        settings = self.settings
-        if ready.forecast is None:
-            return []
-        return forecast_rows(
-            ready.forecast,
-            n=settings.n,
-            sigmas=settings.sigma,
-            k=self.spec.prefix,
-            target_gain=settings.target_gain,
-        )
 
     def _scored(self, search: int) -> SearchResult:
         """All candidates of one search; those that are in its ledger are not scored again."""
@@ -209,15 +196,13 @@ class _Search:
     def _ended(self, search: int, result: SearchResult, ready: Prepared) -> list[Row]:
         """Choose, test, export; the rows of one search."""
         settings, outcomes, seed = self.settings, result.outcomes, self.settings.seed + search
-        locked, tested = (
-            f"{settings.entry}/{named(n, search)}" for n in ("locked.json", "test.json")
-        )
+        files = (f"{settings.entry}/{named(n, search)}" for n in ("locked.json", "test.json"))
+        locked, tested = (partial(kept, self.record, name) for name in files)
         choice, lock = locked_choice(
-            self.record, locked, self.scorer, self.splits, outcomes, settings.k, seed=seed
+            locked, self.scorer, self.splits, outcomes, settings.k, seed=seed
         )
         selected = next(o.score for o in outcomes if o.candidate == choice.best)
-        trial = trial_of(
-            self.record,
+        (base, *others), winner = trial_of(
             tested,
             self.scorer,
             self.splits,
@@ -229,17 +214,12 @@ class _Search:
         )
         self._export(choice, search)
         groups = [e.group or e.prompt for e in self.splits["test"]]
-        compared = compare(trial.conditions, trial.base, groups=groups, seed=settings.seed)
+        compared = compare(others, base, groups=groups, seed=settings.seed)
+        law, sigmas = ready.forecast, settings.sigma
         return [
-            *observed_rows(
-                outcomes,
-                loss=ready.loss,
-                sigmas=settings.sigma,
-                forecast=ready.forecast,
-                search=search,
-            ),
+            *observed_rows(outcomes, loss=ready.loss, sigmas=sigmas, forecast=law, search=search),
             *compared_rows(compared, search=search),
-            *winner_rows(trial.winner, search=search),
+            *winner_rows(winner, search=search),
         ]
 
     def _export(self, choice: Choice, search: int) -> None:

@@ -23,11 +23,13 @@ from loclin.search.local_law import LocalLaw
 from loclin.search.noise import Noise
 from loclin.search.scoring import Outcome, score
 from loclin.seeds import derived
-from loclin.studies.search.claims_data import SearchRun, Vector
-from loclin.studies.search.claims_names import ALL, GAUSSIAN
+from loclin.studies.context import RunContext
+from loclin.studies.search.claims_settings import SearchClaimsSettings
+from loclin.studies.search.names import ALL, GAUSSIAN
 
 Values = Float[np.ndarray, " n"]
-Number = float | None
+Vector = Float[Tensor, " D"]
+SearchRun = RunContext[SearchClaimsSettings]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -74,12 +76,10 @@ def gains(perturbed: Perturbed, eval_set: EvalSet, drawn: Sequence[Candidate]) -
     """Score the point itself, then every candidate."""
     sums, counts = eval_set.tallies()
     loss, right = sums / counts
-    outcomes = score(perturbed, eval_set, drawn)
-    losses = np.array([o.loss for o in outcomes])
+    outcomes = tuple(score(perturbed, eval_set, drawn))
+    losses = np.array([o.loss for o in outcomes])  # NaN where it is not finite
     return Gains(
-        outcomes=tuple(outcomes),
-        loss=np.where(np.isfinite(losses), loss - losses, np.nan),
-        score=np.array([o.score - right for o in outcomes]),
+        outcomes=outcomes, loss=loss - losses, score=np.array([o.score - right for o in outcomes])
     )
 
 
@@ -92,7 +92,7 @@ class SearchSpace:
     name: str
     law: LocalLaw
     space: ParameterSpace
-    gradient: Float[Tensor, " d"]
+    gradient: Vector
     basis: Float[Tensor, "k D"] | None = None
 
     @property
@@ -109,23 +109,29 @@ class PointContext:
         ctx: of the run.
         eval_set: the select examples, which score every candidate.
         point: its name.
-        gradient: g of their mean loss.
+        whole: all coordinates, with g and what the law sees of the scored loss.
         recovery_gradient: of recovery examples, which score nothing.
-        law: of the scored loss in all coordinates.
         progress: called with the share of a stage that is done.
         keep: called with what the record keeps beside rows: its key and the numbers.
         along: by space, −ĝᵀz of its gaussian candidates, which have the same z at every σ.
+        ratios: of every search with gaussian noise: its space, where σ lies ("size" or "at"), and
+            the gain over the law's, and gains over the slope's.
     """
 
     ctx: SearchRun
     eval_set: EvalSet
     point: str
-    gradient: Vector
+    whole: SearchSpace
     recovery_gradient: Vector
-    law: LocalLaw
     progress: ProgressCallback
     keep: Callable[[str, np.ndarray], None]
     along: dict[str, list[float]] = field(default_factory=dict)
+    ratios: list[tuple[str, dict[str, Any], dict[str, float | None]]] = field(default_factory=list)
+
+    @property
+    def law(self) -> LocalLaw:
+        """Of the scored loss in all coordinates."""
+        return self.whole.law
 
     @property
     def reference(self) -> float:
@@ -136,11 +142,6 @@ class PointContext:
     def seed(self) -> int:
         """Of the candidates here: the same at every σ and for every noise."""
         return derived(self.ctx.seed, "search", self.point)
-
-    @property
-    def whole(self) -> SearchSpace:
-        """All coordinates."""
-        return SearchSpace(name=ALL, law=self.law, space=self.ctx.space, gradient=self.gradient)
 
     def search(
         self,
@@ -186,9 +187,15 @@ class PointContext:
         self.keep(f"law/{self.point}/{where.name}", values)
 
     def row(
-        self, quantity: str, value: Number, *, null: Number = None, p: Number = None, **context: Any
+        self,
+        quantity: str,
+        value: float | None,
+        *,
+        null: float | None = None,
+        p: float | None = None,
+        **context: Any,
     ) -> Row:
-        """A row about this point."""
+        """A row about this point; what is NaN is not defined."""
         value = None if value is None or math.isnan(value) else value
         here = {**self.ctx.context, "point": self.point, **context}
         return Row(quantity=quantity, value=value, null=null, p=p, context=here)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from loclin.errors import LoclinError
@@ -18,11 +19,12 @@ from loclin.search.forecast import Forecast, forecast
 from loclin.search.scorer import Scorer, check_same
 from loclin.search.splits import examples_hash
 from loclin.stats import Estimate
-from loclin.studies.search.names import OWN_SCORE, REALISED_SIGMA
 from loclin.studies.search.settings import SearchSettings
 from loclin.tasks.example import Example
 
 Splits = Mapping[str, Sequence[Example]]
+#: A file of the record (`kept`), from what makes its content.
+Kept = Callable[[Callable[[], Mapping[str, Any]]], tuple[dict[str, Any], Path]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +51,11 @@ class Prepared:
 
     def rows(self) -> Iterator[Row]:
         """The realised noise, and the model's own score."""
-        yield Row(quantity=OWN_SCORE, value=self.score, context={"split": "select"})
+        yield Row(quantity="own_score", value=self.score, context={"split": "select"})
         for sigma, shares in self.realised.items():
             for tensor, share in shares.items():
                 where = {"sigma": float(sigma), "tensor": tensor, "size": self.sizes[tensor]}
-                yield Row(quantity=REALISED_SIGMA, value=share, context=where)
+                yield Row(quantity="realised_sigma", value=share, context=where)
 
 
 def prepared(
@@ -71,7 +73,7 @@ def prepared(
         LoclinError: other data or another model than those of the session before, a σ with which
             nothing moves, a loss that is not finite.
     """
-    held = kept(record, name, lambda: asdict(_measured(scorer, splits, settings, progress)))
+    held, path = kept(record, name, lambda: asdict(_measured(scorer, splits, settings, progress)))
     try:
         law = held["forecast"]
         if law is not None:
@@ -80,8 +82,8 @@ def prepared(
         ready = Prepared(**{**held, "forecast": law})
     except (KeyError, TypeError) as error:
         raise LoclinError(
-            f"expected what an earlier session measured in {record.folder / name}, found {error}: "
-            "delete it and run again"
+            f"expected what an earlier session measured in {path}, found {error}: delete it and "
+            "run again"
         ) from error
     for part, digest in _hashes(splits).items():
         if ready.splits.get(part) != digest:
@@ -94,13 +96,17 @@ def prepared(
     return ready
 
 
-def kept(record: Record, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """What a JSON file of the record holds; made and written where it is not there yet."""
+def kept(
+    record: Record, name: str, make: Callable[[], Mapping[str, Any]]
+) -> tuple[dict[str, Any], Path]:
+    """What a JSON file of the record holds, and where it is; made and written where it is not there
+    yet.
+    """
     path = record.folder / name
     if not path.exists():
         record.write_text(name, json.dumps(make(), ensure_ascii=False, indent=1) + "\n")
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(json.loads(path.read_text(encoding="utf-8"))), path
     except (OSError, ValueError, TypeError) as error:
         raise LoclinError(
             f"expected JSON in {path}, found {error}: restore it, or search into another --out"
@@ -111,8 +117,8 @@ def _measured(
     scorer: Scorer, splits: Splits, settings: SearchSettings, progress: ProgressCallback
 ) -> Prepared:
     perturbed, law = scorer.perturbed, None
-    for sigma in settings.sigma:
-        perturbed.check_sigma(sigma)
+    (shown,) = candidates(1, settings.sigma[:1], seed=settings.seed)
+    realised = {repr(s): perturbed.realised(replace(shown, sigma=s)) for s in settings.sigma}
     if settings.forecast:
         law = forecast(
             scorer.problem,
@@ -125,14 +131,13 @@ def _measured(
             progress=lambda stage, share: progress(f"forecast: {stage}", share),
         )
     loss, score = scorer.own
-    (shown,) = candidates(1, settings.sigma[:1], seed=settings.seed)
     return Prepared(
         splits=_hashes(splits),
         fingerprint=scorer.fingerprint,
         loss=loss,
         score=score,
         forecast=law,
-        realised={repr(s): perturbed.realised(replace(shown, sigma=s)) for s in settings.sigma},
+        realised=realised,
         sizes=dict(zip(perturbed.space.names, perturbed.space.sizes, strict=True)),
     )
 

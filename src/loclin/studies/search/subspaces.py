@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,11 +23,10 @@ from loclin.run.rows import Row
 from loclin.search.local_law import LocalLaw, second_order
 from loclin.seeds import derived
 from loclin.studies.directions import batch_gradients, norm_matched_noise, task_vectors
-from loclin.studies.search import claims_names as names
-from loclin.studies.search.claims_data import SearchData, SearchRun
+from loclin.studies.search import names
 from loclin.studies.search.law_rows import ratio_rows
-from loclin.studies.search.point import Gains, PointContext, SearchSpace
-from loclin.tasks.batch import Batch
+from loclin.studies.search.point import Gains, PointContext, SearchRun, SearchSpace
+from loclin.tasks.batch import Batch, answer_loss
 
 
 def static_plane(ctx: SearchRun, batches: list[Batch]) -> Subspace:
@@ -57,7 +57,11 @@ def static_plane(ctx: SearchRun, batches: list[Batch]) -> Subspace:
 
 
 def subspaces(
-    ctx: SearchRun, data: SearchData, prefix: Float[Tensor, "k D"], plane: Subspace
+    ctx: SearchRun,
+    batches: list[Batch],
+    recovery: list[Batch],
+    prefix: Float[Tensor, "k D"],
+    plane: Subspace,
 ) -> Mapping[str, Subspace]:
     """Subspaces of k dimensions at θ_D, where the space stands, all of them made from examples that
     score no candidate: the first and the next k principal directions of gradients, the first
@@ -66,10 +70,10 @@ def subspaces(
     """
     problem, space, k = ctx.problem, ctx.space, ctx.settings.k
     seed = derived(ctx.seed, "subspaces")
-    gradients = batch_gradients(problem, space, data.batches)
-    loss, method = data.select.loss, ctx.settings.method
-    with second_order(problem, space, loss, data.recovery, method) as product:
-        krylov = lanczos(product, space.gradient(loss, data.recovery), k)
+    gradients = batch_gradients(problem, space, batches)
+    loss = partial(answer_loss, problem.model)
+    with second_order(problem, space, loss, recovery, ctx.settings.method) as product:
+        krylov = lanczos(product, space.gradient(loss, recovery), k)
     matched = norm_matched_noise(space, gradients[:k], seed=derived(seed, "matched"))
     random = random_subspace(k, space.dimension, seed=derived(seed, "random"))
     principal = principal_directions(gradients, 2 * k).basis
@@ -91,14 +95,13 @@ def search_spaces(
 
     Nothing may move the space before this. The product is v ↦ Hv of the scored loss.
     """
-    ctx, gradient = here.ctx, here.gradient
+    ctx, gradient = here.ctx, here.whole.gradient
     space, select = ctx.space, here.eval_set
     found = [
-        SearchSpace(
+        replace(
+            here.whole,
             name=name,
             law=LocalLaw.in_subspace(product, gradient, subspace.basis),
-            space=space,
-            gradient=gradient,
             basis=subspace.basis,
         )
         for name, subspace in made.items()

@@ -11,15 +11,14 @@ from jaxtyping import Int
 
 from loclin.models.evaluation import EvalSet
 from loclin.run.rows import Row
-from loclin.search.answering import answers, candidate_answers, sampled
-from loclin.search.candidate import Perturbed
+from loclin.search.answering import answers, sampled
+from loclin.search.candidate import Candidate, Perturbed
 from loclin.search.ensemble import best_of, pass_at, solved, voted
 from loclin.search.noise import Noise
 from loclin.search.scoring import best_first
 from loclin.seeds import derived
 from loclin.stats import mcnemar
-from loclin.studies.search.claims_names import ORACLE
-from loclin.studies.search.names import MODEL, RANDOM_VOTE, SAMPLED_VOTE, VOTE
+from loclin.studies.search.names import MODEL, ORACLE, RANDOM_VOTE, SAMPLED_VOTE, VOTE
 from loclin.studies.search.point import Gains, PointContext, gains
 from loclin.tasks.example import Example
 
@@ -76,8 +75,12 @@ def table_rows(
         base = solved(own, wanted)
         seed = derived(here.seed, "samples")
         drawn = sampled(problem, test, most, temperature=settings.temperature, seed=seed)
-        best = candidate_answers(perturbed, problem, order[:most], test)
-        unselected = candidate_answers(perturbed, problem, found.candidates[:most], test)
+
+        def asked(candidate: Candidate) -> list[str]:
+            with perturbed.at(candidate):
+                return answers(problem, test)
+
+        best, unselected = ([asked(c) for c in some[:most]] for some in (order, found.candidates))
         eval_set = EvalSet.of(problem, test, at_once=here.eval_set.at_once)
         every = gains(perturbed, eval_set, tested)
         winner = gains(perturbed, eval_set, order[:1])

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from loclin.run.rows import Claim, Row, by_run
 from loclin.stats import Estimate, Scale, over_models
-from loclin.studies.names import POINTS
+from loclin.studies.names import POINTS, points
 from loclin.studies.spectrum.names import ISOTROPIC, MEASURED, OWN, PER_TENSOR, UNIT
 from loclin.studies.spectrum.settings import SpectrumSettings
 from loclin.studies.verdict import Mean, Rule, decided, rule
@@ -29,7 +29,8 @@ Values = Float[np.ndarray, " S"]
 
 def decide(settings: SpectrumSettings, rows: Sequence[Row]) -> list[Claim]:
     """The claim at both points."""
-    return decided([low_rank_gradients(settings, rows, point) for point in POINTS])
+    at = points(untouched=settings.untouched)
+    return decided([low_rank_gradients(settings, rows, point) for point in at])
 
 
 def low_rank_gradients(settings: SpectrumSettings, rows: Sequence[Row], point: str) -> Rule:

@@ -15,6 +15,7 @@ from loclin.seeds import derived
 from loclin.studies.context import Requirements, RunContext, make_context
 from loclin.studies.damage import damage
 from loclin.studies.directions import disjoint_batches
+from loclin.studies.names import points
 from loclin.studies.spectrum.gradients import Gradients, controls, gather, tensor_gramians
 from loclin.studies.spectrum.names import PER_TENSOR
 from loclin.studies.spectrum.rows import (
@@ -40,14 +41,15 @@ def measure(settings: SpectrumSettings, run: int, session: Session) -> Part:
     """
     progress = session.progress
     ctx = make_context(settings, run, requirements(settings), progress, session.kept)
-    progress("destroying the task", 0.0)
     rows: list[Row] = [*ctx.known.rows, ctx.row("dimension", float(ctx.space.dimension))]
     arrays: dict[str, np.ndarray] = {}
     batches, sets, notes = _batches(ctx)
     model, space, storage = ctx.problem.model, ctx.space, ctx.storage
-    for point, at in (("pretrained", space.read()), ("damaged", damage(ctx, ctx.task))):
+    for point in points(untouched=settings.untouched):
         with space.restored():
-            space.write(at)
+            if point == "damaged":
+                progress("destroying the task", 0.0)
+                space.write(damage(ctx, ctx.task))
             stage = f"gradients at the {point} point"
             gradients = gather(model, space, storage, batches, progress=progress, stage=stage)
         more, grams = _rows(ctx, gradients, sets, {**ctx.context, "point": point})

@@ -4,15 +4,15 @@ are in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from loclin.report.figures import Curve, Drawing, curve, draw_curves, draw_matrix, select
-from loclin.report.section import Section, null_of, text_of
+from loclin.report.section import Missing, Section, made, null_of, text_of
 from loclin.report.words import number
 from loclin.run.rows import Row
-from loclin.studies.names import POINTS
+from loclin.studies.names import POINTS, points
 from loclin.studies.spectrum.names import CENTRED, ISOTROPIC, MEASURED, OWN, PER_TENSOR, UNIT
 
 Rows = Sequence[Row]
@@ -21,16 +21,20 @@ LOGARITHMIC: dict[str, Any] = {"limits": None, "log": (True, True)}
 LENGTHS = {UNIT: "scaled to unit length", OWN: "of their own norms"}
 
 
-def sections(rows: Rows, settings: Settings) -> list[Section]:
+def sections(rows: Rows, settings: Settings, skip: Missing = ()) -> list[Section]:
     """The study's sections in reading order."""
-    places = [_places(rows)] if select(rows, "layer_rank_ratio") else []
-    return [_ranks(rows, settings), _energy(rows, settings), _tasks(rows, settings), *places]
+    parts = [_ranks, _energy, _tasks, *([_places] if select(rows, "layer_rank_ratio") else [])]
+    return made([partial(part, rows, settings) for part in parts], skip)
+
+
+def _points(settings: Settings) -> Iterable[tuple[str, str]]:
+    return points(untouched=settings.get("untouched", False)).items()
 
 
 def _ranks(rows: Rows, settings: Settings) -> Section:
     figures, lines, most = list[Drawing](), list[str](), max(settings["counts"])
     of = partial(text_of, rows)
-    for point, symbol in POINTS.items():
+    for point, symbol in _points(settings):
         figures += [_growth(rows, point), _shares(rows, point, most)]
         for norms, label in LENGTHS.items():
             here = {"point": point, "norms": norms}
@@ -93,7 +97,7 @@ def _curve(rows: Rows, quantity: str, label: str, colour: int, **of: Any) -> Cur
 def _energy(rows: Rows, settings: Settings) -> Section:
     figures, lines, k = list[Drawing](), list[str](), max(settings["ks"])
     labels = ("dimensions k of the space", "share of the energy")
-    for point, symbol in POINTS.items():
+    for point, symbol in _points(settings):
         of = {"point": point, "vectors": MEASURED}
         random = {"point": point, "vectors": PER_TENSOR}
         null = "random vectors with the same norms"
@@ -124,7 +128,7 @@ def _energy(rows: Rows, settings: Settings) -> Section:
 
 def _tasks(rows: Rows, settings: Settings) -> Section:
     figures, lines, k = list[Drawing](), list[str](), settings["k"]
-    for point, symbol in POINTS.items():
+    for point, symbol in _points(settings):
         caption = (
             f"Overlap of the top-{k} gradient spaces of two tasks at {symbol}; on the diagonal of "
             "two sets of one task."
@@ -151,10 +155,10 @@ def _tasks(rows: Rows, settings: Settings) -> Section:
     )
 
 
-def _places(rows: Rows) -> Section:
+def _places(rows: Rows, settings: Settings) -> Section:
     figures, lines = list[Drawing](), list[str]()
     axes: dict[str, Any] = {"over": ("layer", "kind"), "labels": ("layer", ""), "least": 0.0}
-    for point, symbol in POINTS.items():
+    for point, symbol in _points(settings):
         ratios = select(rows, "layer_rank_ratio", point=point)
         energies = select(rows, "layer_energy", point=point)
         where = f"by layer and kind of weight at {symbol}"

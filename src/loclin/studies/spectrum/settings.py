@@ -37,6 +37,8 @@ class SpectrumSettings(DamageSettings):
         **dict.fromkeys(("task_overlap", "overlap_within", "overlap_between"), "logit"),
     }
 
+    untouched: bool = False
+    """Measure the model as it is: nothing is taught or destroyed, and θ₀ is the only point."""
     counts: tuple[int, ...] = (8, 16, 32, 64, 128)
     """Numbers n of gradients at which effective ranks are measured; the claim compares the last
     two."""
@@ -55,7 +57,7 @@ class SpectrumSettings(DamageSettings):
         count = max(*self.counts, two) + (sizes.tasks - 1) * two
         return [
             self.destroying(sizes),
-            Work(what="gradients", backward=2 * count * self.gradient_batch),
+            Work(what="gradients", backward=(2 - self.untouched) * count * self.gradient_batch),
         ]
 
     def _check(self) -> None:
@@ -87,7 +89,12 @@ def preset(profile: Profile, model: str | None = None) -> SpectrumSettings:
     if not sequences:
         settings = replace(presets.by_lora(settings), gradient_batch=4, counts=(6, 12, 24, 48))
         settings = replace(settings, ks=(1, 2, 3, 5, 10))
-    if profile == "smoke":
+    if presets.costly(settings):  # gradients of single examples, of which data have few
+        settings = replace(settings, gradient_batch=1)
+        if profile == "smoke":
+            settings = replace(presets.quick(settings), counts=(4, 8, 16), k=4, ks=(1, 2, 4))
+            return replace(settings, overlap_gradients=6)
+    elif profile == "smoke":
         batch, counts = (6, (4, 8, 16, 32)) if sequences else (4, (4, 8, 16))
         settings = replace(presets.quick(settings), gradient_batch=batch, counts=counts)
         return replace(settings, k=4, ks=(1, 2, 4), overlap_gradients=6)
@@ -95,4 +102,8 @@ def preset(profile: Profile, model: str | None = None) -> SpectrumSettings:
 
 
 #: What `loclin reproduce` runs: the built-in models; with "paper" the paper's own as well.
-reproduced = partial(presets.studied, preset)
+reproduced = partial(
+    presets.studied,
+    preset,
+    pretrained={"seeds": 5, "counts": (6, 12, 24, 48), "overlap_gradients": 12, "k": 10},
+)

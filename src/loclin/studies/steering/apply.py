@@ -15,6 +15,7 @@ import tyro
 
 from loclin.errors import LoclinError
 from loclin.options import LoadOptions
+from loclin.studies.checks import check_each
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,36 +86,33 @@ class ApplySettings(LoadOptions):
         from loclin.steering.generation import check_temperature
 
         self.check_chat()
-        if not self.prompt and self.prompts is None:
-            raise LoclinError(
-                "expected at least one prompt, found none: give --prompt or --prompts FILE"
-            )
-        if any(not p for p in self.prompt):
-            raise LoclinError("expected prompts with text, found an empty one: fill it in")
-        if self.prompts is not None and not self.prompts.is_file():
-            raise LoclinError(
-                f"expected a file of prompts, found nothing at {self.prompts}: check the path"
-            )
-        if not self.strength:
-            raise LoclinError("expected at least one strength, found none: give --strength -1 0 1")
-        for strength in self.strength:
-            if not math.isfinite(strength):
-                raise LoclinError(
-                    f"expected a finite strength, found {strength}: change --strength"
-                )
-        if self.tokens is not None and self.tokens < 1:
-            raise LoclinError(
-                f"expected at least 1 new token, found {self.tokens}: change --tokens"
-            )
-        if self.start < 0:
-            raise LoclinError(f"expected a first token from 0, found {self.start}: change --start")
+        named, file, odd = (
+            bool(self.prompt),
+            self.prompts,
+            [s for s in self.strength if not math.isfinite(s)],
+        )
+        give, gguf = "give --prompt or --prompts FILE", self.vector.suffix == ".gguf"
+        tokens = self.tokens is None or self.tokens >= 1
+        check_each(
+            (named or file is not None, "at least one prompt", "none", give),
+            (all(self.prompt), "prompts with text", "an empty one", "fill it in"),
+            (
+                file is None or file.is_file(),
+                "a file of prompts",
+                f"nothing at {file}",
+                "check the path",
+            ),
+            (bool(self.strength), "at least one strength", "none", "give --strength -1 0 1"),
+            (not odd, "a finite strength", next(iter(odd), ""), "change --strength"),
+            (tokens, "at least 1 new token", self.tokens, "change --tokens"),
+            (self.start >= 0, "a first token from 0", self.start, "change --start"),
+        )
         check_temperature(self.temperature)
-        if self.shift not in (0, 1):
-            raise LoclinError(f"expected a shift of 0 or 1, found {self.shift}: change --shift")
-        if self.shift and self.vector.suffix != ".gguf":
-            raise LoclinError(
-                f"expected a GGUF file with --shift, found {self.vector}: leave --shift out"
-            )
+        leave = "leave --shift out"
+        check_each(
+            (self.shift in (0, 1), "a shift of 0 or 1", self.shift, "change --shift"),
+            (not self.shift or gguf, "a GGUF file with --shift", self.vector, leave),
+        )
         return self
 
 

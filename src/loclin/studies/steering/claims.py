@@ -15,11 +15,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loclin.run.rows import Claim, Row
-from loclin.stats import Estimate
 from loclin.steering.estimands import Estimand
-from loclin.studies.steering import claims_names as names
-from loclin.studies.steering.claims_found import Found, Values, whole
-from loclin.studies.steering.claims_notes import (
+from loclin.studies.steering import names
+from loclin.studies.steering.claims_found import (
+    Found,
+    Values,
+    above_draws,
     beyond_readout,
     by_layer,
     chosen_layers,
@@ -27,16 +28,15 @@ from loclin.studies.steering.claims_notes import (
     form,
     labels_say,
     readout_alone,
+    whole,
     why_not,
     without,
 )
 from loclin.studies.steering.claims_settings import SteeringClaimsSettings as Settings
-from loclin.studies.verdict import Condition, Drawn, Mean, Rule, Within, decided, setting, undecided
+from loclin.studies.verdict import Condition, Drawn, Mean, Rule, Within, decided, rule
 
 ALONG = 0.2  # a cosine, or a share of CAA's effect, below which a claim is refuted
 AGREE = 0.5  # a mean cosine from which two routes "agree"
-BUILT_IN_UNITS = "units are models; runs on one are parts of its examples"
-OWN_UNITS = "one model: units are its runs, parts of the examples that share no group"
 
 
 def decide(settings: Settings, rows: Sequence[Row]) -> list[Claim]:
@@ -52,13 +52,14 @@ def gradient_step_steers(settings: Settings, found: Found, of: Estimand) -> Rule
     """
     least, most = names.SIMILAR
     estimate = found.estimate(found.cosine(of, names.MIDDLE))
-    claim = _claim(
+    return rule(
         settings,
+        of,
         estimate,
+        step_conditions(found, of) if estimate else (),
         id="gradient-step-steers",
         statement="One gradient step on the loss of an answer shifts activations along the vector "
         "from labels, beyond what the readout gives, and steers as well.",
-        setting=setting(settings, of),
         paper="cosine ≈ 0.58 at late layers, similar effect (Fig. 7); not said which estimand",
         measured=f"cos(Δh, CAA) at the middle block, {of}: {names.ESTIMANDS[of]}, by a step "
         f"forward and back, η = {settings.eta:g}; CAA in its {form(found)} form",
@@ -70,23 +71,23 @@ def gradient_step_steers(settings: Settings, found: Found, of: Estimand) -> Rule
         f"activations are above {ALONG:g}, each above its null, and the effect over CAA's, at "
         f"equal length and at equal KL, is within {least:g} to {most:g} (two one-sided t-tests on "
         f"the log ratio); and at the late one the cosine is above {ALONG:g} and its null; refuted: "
-        f"one of the cosines, but for the whitened, is below {ALONG:g}, or a ratio outside",
+        f"one of the cosines, but for the whitened, is below {ALONG:g}, or a ratio outside; "
+        f"{_units(settings)}",
         note="; ".join(_steps_note(found, of)) if estimate else why_not(found, of),
     )
-    conditions = step_conditions(found, of) if estimate else ()
-    return Rule(claim=claim, conditions=conditions, models=settings.models)
 
 
 def two_routes_agree(settings: Settings, found: Found) -> Rule:
     """Weights without labels (E1) and labels without weights (CAA) agree over the late blocks."""
     estimate = found.estimate(found.cosine("E1", names.LATE))
-    claim = _claim(
+    return rule(
         settings,
+        "E1 and CAA, late blocks",
         estimate,
+        route_conditions(found) if estimate else (),
         id="two-routes-agree",
         statement="Two routes, a gradient step towards one answer and labels without weights, give "
         "one direction.",
-        setting=setting(settings, "E1 and CAA, late blocks"),
         paper="aligned at late layers (Fig. 8)",
         measured="cos(Δh, CAA) of disjoint examples, mean over the later half of the blocks, η = "
         f"{settings.eta:g}; CAA in its {form(found)} form",
@@ -94,23 +95,22 @@ def two_routes_agree(settings: Settings, found: Found) -> Rule:
         f"tokens; CAA of permuted labels; beyond the readout {ALONG:g}, and random directions",
         rule=f"supported: above {AGREE:g}, and above the same mean of every null; and without both "
         f"answers' mean gradients of log p (the readout) above {ALONG:g} and its null; refuted: "
-        f"below {AGREE:g}, or beyond the readout below {ALONG:g}",
+        f"below {AGREE:g}, or beyond the readout below {ALONG:g}; {_units(settings)}",
         note="; ".join(_routes_note(found)) if estimate else why_not(found, "E1"),
     )
-    conditions = route_conditions(found) if estimate else ()
-    return Rule(claim=claim, conditions=conditions, models=settings.models)
 
 
 def search_steers(settings: Settings, found: Found) -> Rule:
     """The best of many random weight steps shift activations along a direction that steers."""
     estimate, winners = found.estimate(_search_ratio(found), "plain"), settings.winners
-    claim = _claim(
+    return rule(
         settings,
+        f"{winners} best of {settings.candidates}",
         estimate,
+        search_conditions(found) if estimate else (),
         id="search-steers",
         statement="The best of many random weight steps shift activations along a direction that "
         "steers.",
-        setting=setting(settings, f"{winners} best of {settings.candidates}"),
         paper="steers (Fig. 9)",
         measured="slope of the search vector's effect over that of CAA, at equal length, at the "
         "middle block",
@@ -118,18 +118,18 @@ def search_steers(settings: Settings, found: Found) -> Rule:
         rule="steps are scored, read and tested on three disjoint parts; the middle block is "
         "chosen apart; against the null slopes are of strengths −1 and 1; supported: above "
         f"{ALONG:g}, and above the null; refuted: below {ALONG:g}; means are of plain ratios, "
-        "which may be below 0",
+        f"which may be below 0; {_units(settings)}",
         note="; ".join(_search_note(found))
         if estimate
         else "CAA does not steer: there is no effect to compare with",
     )
-    conditions = search_conditions(found) if estimate else ()
-    return Rule(claim=claim, conditions=conditions, models=settings.models)
 
 
-def _claim(settings: Settings, estimate: Estimate | None, *, rule: str, **words: str) -> Claim:
-    units = BUILT_IN_UNITS if settings.models > 1 else OWN_UNITS
-    return undecided(estimate, rule=f"{rule}; {units}", **words)
+def _units(settings: Settings) -> str:
+    """What intervals are over."""
+    if settings.models > 1:
+        return "units are models; runs on one are parts of its examples"
+    return "one model: units are its runs, parts of the examples that share no group"
 
 
 def step_conditions(found: Found, of: Estimand) -> tuple[Condition, ...]:
@@ -197,7 +197,7 @@ def _above_nulls(found: Found, of: Estimand, at: str, *, tokens: bool) -> list[D
 
 def _above_chance(found: Found) -> float:
     observed = found.values("ends_ratio", condition=names.SEARCH)
-    return found.above(observed, found.draws("chance_ratio"), scale="plain")
+    return above_draws(observed, found.draws("chance_ratio"), 1, scale="plain")
 
 
 def _named(conditions: Sequence[Condition], models: int) -> str:

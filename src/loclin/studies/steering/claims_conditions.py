@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,11 @@ from torch import Tensor
 
 from loclin.run.rows import Row
 from loclin.seeds import derived
-from loclin.steering.changes import Change, adding
+from loclin.steering.compare import random_vectors
 from loclin.steering.effect import (
+    Change,
     Response,
+    adding,
     anti_steerable,
     differences,
     layer_slopes,
@@ -26,10 +27,9 @@ from loclin.steering.effect import (
 )
 from loclin.steering.gradient import shift
 from loclin.steering.neutral import at_equal_damage, damages
-from loclin.studies.steering import claims_names as names
-from loclin.studies.steering.claims_context import Layered, SteeringContext, late, middle
+from loclin.studies.steering import names
+from loclin.studies.steering.claims_context import ClaimsContext, Layered, late, middle
 from loclin.studies.steering.claims_vectors import Vectors
-from loclin.studies.steering.responses import random_vectors
 
 BISECTIONS = 40  # of a step's size: a thousandth is reached long before
 #: Keys of the record: slope of every prompt, and its change at the strength of equal KL.
@@ -40,7 +40,7 @@ Arrays = dict[str, np.ndarray]
 Here = Callable[..., Row]
 
 
-def choose_layers(ctx: SteeringContext, caa: Layered) -> tuple[dict[str, int], list[Row]]:
+def choose_layers(ctx: ClaimsContext, caa: Layered) -> tuple[dict[str, int], list[Row]]:
     """The blocks at which CAA moves answers most, in the median third and in the later half, by
     examples that decide nothing else; and its slope at every block.
     """
@@ -49,7 +49,7 @@ def choose_layers(ctx: SteeringContext, caa: Layered) -> tuple[dict[str, int], l
         ctx.parts["choose"],
         dict(zip(ctx.layers, caa, strict=True)),
         path=ctx.settings.layers_path,
-        progress=lambda share: ctx.progress("choosing the layers", share),
+        progress=ctx.stage("choosing the layers"),
     )
     found = [float(by_prompt[layer].mean()) for layer in ctx.layers]
     among = {names.MIDDLE: middle(ctx.layers), names.CHOSEN: late(ctx.layers)}
@@ -58,7 +58,7 @@ def choose_layers(ctx: SteeringContext, caa: Layered) -> tuple[dict[str, int], l
     return chosen, [*rows, *ctx.by_layer("choice_slope", np.array(found))]
 
 
-def stepping(ctx: SteeringContext, direction: Float[Tensor, " D"], size: float) -> Change:
+def stepping(ctx: ClaimsContext, direction: Float[Tensor, " D"], size: float) -> Change:
     """Step the weights by a multiple of size·‖θ‖ along a direction, and back by copy."""
     length = float(ctx.space.read().double().norm()) * size / float(direction.double().norm())
 
@@ -71,7 +71,7 @@ def stepping(ctx: SteeringContext, direction: Float[Tensor, " D"], size: float) 
     return step
 
 
-def vectors_at(ctx: SteeringContext, v: Vectors, layer: int) -> dict[str, Tensor]:
+def vectors_at(ctx: ClaimsContext, v: Vectors, layer: int) -> dict[str, Tensor]:
     """Every vector at one block, as long as CAA is there.
 
     The parts of E1's shift along CAA and across it are those of the vector of that length: they add
@@ -88,12 +88,12 @@ def vectors_at(ctx: SteeringContext, v: Vectors, layer: int) -> dict[str, Tensor
     return {name: x.to(v.caa.dtype) for name, x in found.items()}
 
 
-def size_of_step(ctx: SteeringContext, v: Vectors, layer: int) -> float | None:
+def size_of_step(ctx: ClaimsContext, v: Vectors, layer: int) -> float | None:
     """η at which E1's step shifts a block by as much as CAA is long, to a thousandth; None where
     none up to 1 does.
     """
     length, batch = float(v.caa[layer].double().norm()), ctx.parts["shift"].batch
-    at = {**ctx.read, "layers": [layer], "origin": v.origin[[layer]]}
+    at = {**ctx.at, "layers": [layer], "origin": v.origin[[layer]]}
 
     def moved(size: float) -> float:
         found = shift(ctx.model, ctx.space, v.steps["fixed"], batch, size=size, **at)
@@ -112,65 +112,53 @@ def size_of_step(ctx: SteeringContext, v: Vectors, layer: int) -> float | None:
     return (low + high) / 2
 
 
-def effects(ctx: SteeringContext, v: Vectors) -> tuple[list[Row], Arrays]:
+def effects(ctx: ClaimsContext, v: Vectors) -> tuple[list[Row], Arrays]:
     """What every condition does at the middle block and at the late one, as rows; and by prompt
     (`SLOPES`, `AT_KL`).
     """
-    rows: list[Row] = []
-    arrays: Arrays = {}
-    for place in (names.MIDDLE, names.CHOSEN):
-        found, by_prompt = _effects_at(ctx, v, place)
-        rows += found
-        arrays |= by_prompt
-    return rows, arrays
+    middle, late = (_effects_at(ctx, v, place) for place in (names.MIDDLE, names.CHOSEN))
+    return [*middle[0], *late[0]], {**middle[1], **late[1]}
 
 
-def _effects_at(ctx: SteeringContext, v: Vectors, place: str) -> tuple[list[Row], Arrays]:
+def _effects_at(ctx: ClaimsContext, v: Vectors, place: str) -> tuple[list[Row], Arrays]:
     """Dose response, slopes, damage and equal damage under every condition; no ratio to CAA where
     CAA does not steer. What chance vectors do is seen at the middle block alone.
     """
-    layer, test = ctx.chosen[place], ctx.parts["test"]
-    size, changes = size_of_step(ctx, v, layer), {}
+    layer, settings = ctx.chosen[place], ctx.settings
+    size, changes = size_of_step(ctx, v, layer), dict[str, Change]()
     for name, vector in vectors_at(ctx, v, layer).items():
         changes[name] = _adding(ctx, layer, vector)
     if size is not None:
         changes[names.STEP] = stepping(ctx, v.steps["fixed"], size)
     lengths, width = {layer: float(v.caa[layer].norm())}, v.caa.shape[-1]
-    seed, count = derived(ctx.settings.seed, "random vectors"), ctx.settings.random_vectors
+    seed, count = derived(settings.seed, "random vectors"), settings.random_vectors
     drawn = random_vectors(lengths, width, count=count, seed=seed)
     random = {str(i): _adding(ctx, layer, each[layer]) for i, each in enumerate(drawn)}
-    found = responses(
-        ctx.model,
-        test,
-        {**changes, **random},
-        ctx.settings.strengths,
-        progress=lambda share: ctx.progress("steering", share),
-    )
-    here = partial(_place_row, ctx, place)
+    every, test = {**changes, **random}, ctx.parts["test"]
+    found = responses(ctx.model, test, every, settings.strengths, progress=ctx.stage("steering"))
+    own = found[names.CAA]
+    unit, each = _slope(own), {name: found[name] for name in changes}
+
+    def here(quantity: str, value: float | None, **context: Any) -> Row:
+        return ctx.row(quantity, value, **context, at=place)
+
     rows = [here("step_size", size)]
     if size is None:
         rows.append(here("slope_ratio", None, condition=names.STEP))
-    rows += _response_rows(here, {name: found[name] for name in changes})
-    rows += _random_rows(here, [found[name] for name in random], _slope(found[names.CAA]))
+    rows += _response_rows(here, each, unit)
+    rows += _random_rows(here, [found[name] for name in random], unit)
     damaged, at_kl = _damage_rows(ctx, here, changes)
     rows += damaged
     if place == names.MIDDLE:
-        own = found[names.CAA]
         before = own.differences[own.strengths.index(0.0)]  # of the model as it is
         rows.append(ctx.row("logit_difference", float(before.mean())))
-        rows += _chance_rows(ctx, v, found[names.SEARCH], _slope(found[names.CAA]))
-    slopes_of = {f"{SLOPES}/{place}/{name}": found[name].slopes for name in changes}
-    return rows, {**slopes_of, **{f"{AT_KL}/{place}/{name}": x for name, x in at_kl.items()}}
+        rows += _chance_rows(ctx, v, found[names.SEARCH], unit)
+    arrays = {f"{SLOPES}/{place}/{name}": response.slopes for name, response in each.items()}
+    return rows, {**arrays, **{f"{AT_KL}/{place}/{name}": x for name, x in at_kl.items()}}
 
 
-def _adding(ctx: SteeringContext, layer: int, vector: Float[Tensor, " d"]) -> Change:
+def _adding(ctx: ClaimsContext, layer: int, vector: Float[Tensor, " d"]) -> Change:
     return adding(ctx.model, {layer: vector}, path=ctx.settings.layers_path)
-
-
-def _place_row(
-    ctx: SteeringContext, place: str, quantity: str, value: float | None, **context: Any
-) -> Row:
-    return ctx.row(quantity, value, **context, at=place)
 
 
 def _slope(found: Response) -> float:
@@ -181,13 +169,11 @@ def _ratio(value: float | None, unit: float | None) -> float | None:
     return value / unit if value is not None and unit is not None and unit > 0 else None
 
 
-def _response_rows(here: Here, found: Mapping[str, Response]) -> Iterator[Row]:
+def _response_rows(here: Here, found: Mapping[str, Response], unit: float) -> Iterator[Row]:
     """Of every condition; what the model says by itself is no effect."""
-    unit = _slope(found[names.CAA])
     for name, each in found.items():
-        yield from _effect_rows(here, name, each.strengths, each.changes.mean(1))
-        yield here("slope", _slope(each), condition=name)
-        yield here("slope_ratio", _ratio(_slope(each), unit), condition=name)
+        means = each.changes.mean(1)
+        yield from _effect_rows(here, name, each.strengths, means, _slope(each), unit)
         yield here("anti_steerable", anti_steerable(each.slopes), condition=name)
 
 
@@ -196,25 +182,28 @@ def _random_rows(here: Here, found: Sequence[Response], unit: float) -> Iterator
     means = np.stack([each.changes.mean(1) for each in found])
     slope = np.array([_slope(each) for each in found])
     for name, q in names.RANDOM.items():
-        there = float(np.quantile(slope, q))
-        yield from _effect_rows(here, name, found[0].strengths, np.quantile(means, q, axis=0))
-        yield here("slope", there, condition=name)
-        yield here("slope_ratio", _ratio(there, unit), condition=name)
+        there, dose = float(np.quantile(slope, q)), np.quantile(means, q, axis=0)
+        yield from _effect_rows(here, name, found[0].strengths, dose, there, unit)
     share = float(np.median([anti_steerable(each.slopes) for each in found]))
     yield here("anti_steerable", share, condition=names.MEDIAN)
 
 
 def _effect_rows(
-    here: Here, name: str, strengths: Sequence[float], means: Float[np.ndarray, " a"]
+    here: Here,
+    name: str,
+    strengths: Sequence[float],
+    means: Float[np.ndarray, " a"],
+    slope: float,
+    unit: float,
 ) -> Iterator[Row]:
     for strength, value in zip(strengths, means, strict=True):
         yield here("response", float(value), condition=name, strength=strength)
+    yield here("slope", slope, condition=name)
+    yield here("slope_ratio", _ratio(slope, unit), condition=name)
 
 
 def _damage_rows(
-    ctx: SteeringContext,
-    here: Here,
-    changes: Mapping[str, Change],
+    ctx: ClaimsContext, here: Here, changes: Mapping[str, Change]
 ) -> tuple[list[Row], Arrays]:
     """KL and perplexity on neutral text at strength 1; and the change of the answers at the
     strength > 0 of equal KL, of every prompt where there is one.
@@ -239,7 +228,7 @@ def _damage_rows(
     return rows, at_kl
 
 
-def _chance_rows(ctx: SteeringContext, v: Vectors, own: Response, unit: float) -> Iterator[Row]:
+def _chance_rows(ctx: ClaimsContext, v: Vectors, own: Response, unit: float) -> Iterator[Row]:
     """Slopes over CAA's, at the middle block, of as many random steps drawn without regard to their
     scores, as long as CAA, by strengths −1 and 1 alone; and the search vector's own, measured the
     same way.
@@ -254,7 +243,7 @@ def _chance_rows(ctx: SteeringContext, v: Vectors, own: Response, unit: float) -
         ctx.model,
         ctx.parts["test"],
         [(change, strength) for change in changes for strength in ends],
-        progress=lambda share: ctx.progress("steering by chance", share),
+        progress=ctx.stage("steering by chance"),
     )[1:].mean(1)
     for i, (plus, minus) in enumerate(found.reshape(-1, 2)):
         yield ctx.row("chance_ratio", _ratio(float(plus - minus) / 2, unit), draw=i)

@@ -1,5 +1,5 @@
-"""What a run works with: the model as it is, and five parts of the examples that it shares with no
-other run on that model.
+"""What a run of the claims works with, how its numbers become rows, and which examples it gets:
+parts that it shares with no other run on its model.
 """
 
 from __future__ import annotations
@@ -12,26 +12,27 @@ from typing import Any, cast
 import numpy as np
 import torch
 from jaxtyping import Float
-from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from loclin.activations.blocks import blocks
 from loclin.errors import LoclinError
 from loclin.models import Problem
 from loclin.parameters import ParameterSpace
 from loclin.progress import ProgressCallback
 from loclin.run.rows import Row, finite
-from loclin.search.splits import askable, learned
 from loclin.seeds import derived
 from loclin.stats import Scale, on_scale, unscaled
 from loclin.steering.averages import space_of
-from loclin.steering.neutral import Neutral, neutral_text
-from loclin.steering.prompts import PromptSet, prompt_set
-from loclin.studies.steering import claims_names as names
+from loclin.steering.neutral import Neutral
+from loclin.steering.prompts import PromptSet
+from loclin.studies.steering import names
 from loclin.studies.steering.claims_settings import SteeringClaimsSettings
-from loclin.studies.steering.names import PARTS
-from loclin.studies.steering.splits import split_prompts
+from loclin.studies.steering.context import (
+    SteeringContext,
+    every_layer,
+    neutral_of,
+    prompted,
+    unlearned,
+)
 from loclin.tasks.example import Example, dealt
 
 Layered = Float[Tensor, "L d"]
@@ -39,40 +40,23 @@ Values = Float[Tensor, " L"] | Float[np.ndarray, " L"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class SteeringContext:
+class ClaimsContext(SteeringContext[SteeringClaimsSettings]):
     """One run's surroundings.
 
     Attributes:
         space: the weights that step.
-        parts: the examples of this run by what they serve (`PARTS`).
         neutral: text to see damage on.
-        layers: all blocks.
         chosen: the blocks at which claims are decided, by place, once they are chosen.
         seed: of everything random in this run alone.
         model_seed: of what all runs on its model share.
     """
 
-    settings: SteeringClaimsSettings
     run: int
-    problem: Problem
     space: ParameterSpace
-    parts: Mapping[str, PromptSet]
     neutral: Neutral
-    layers: tuple[int, ...]
     chosen: Mapping[str, int] = field(default_factory=dict)
     seed: int
     model_seed: int
-    progress: ProgressCallback
-
-    @property
-    def model(self) -> PreTrainedModel | PeftModel:
-        """The model, in evaluation mode."""
-        return self.problem.model
-
-    @property
-    def read(self) -> dict[str, Any]:
-        """Where activations are read: every block."""
-        return {"layers": self.layers, "path": self.settings.layers_path}
 
     @property
     def class_form(self) -> bool:
@@ -82,10 +66,6 @@ class SteeringContext:
     def row(self, quantity: str, value: float | None, **context: Any) -> Row:
         """A row of this run; no value where the number is not finite."""
         return Row(quantity=quantity, value=finite(value), context={"run": self.run, **context})
-
-    def rows(self, values: Mapping[str, float | None], **context: Any) -> list[Row]:
-        """Rows of several quantities in one place."""
-        return [self.row(quantity, value, **context) for quantity, value in values.items()]
 
     def by_layer(self, quantity: str, values: Values, **context: Any) -> list[Row]:
         """A row for every layer."""
@@ -141,7 +121,7 @@ def cosine(a: Float[Tensor, "*a d"], b: Float[Tensor, "*b d"]) -> Float[Tensor, 
 
 def make_context(
     problem: Problem, settings: SteeringClaimsSettings, run: int, progress: ProgressCallback
-) -> SteeringContext:
+) -> ClaimsContext:
     """Divide the examples of the run's model; which of them a run gets depends on the settings
     alone.
 
@@ -149,31 +129,21 @@ def make_context(
         LoclinError: too few examples, and how many are needed; options that are not told apart by
             one token.
     """
-    tokenizer, device = problem.tokenizer, problem.model.device
     seed, model = derived(settings.seed + run, "steering study"), settings.of_model(run)
-    # all tasks together, without what a built-in model was trained or chosen on
-    without = learned(settings.model, settings.data)
-    every = askable(problem.examples, task=None, without=without)
-    positive = prompt_set(every, tokenizer, positive=settings.positive, device="cpu").positive
+    every = unlearned(problem, settings, None)
     examples = divided(every, settings, seed=model)[run // settings.models]
-    parts = {p: split_prompts(p, examples[p], tokenizer, positive, device) for p in PARTS}
-    neutral = neutral_text(
-        problem.model,
-        tokenizer,
-        file=settings.neutral,
-        count=settings.neutral_rows,
-        tokens=settings.neutral_tokens,
-        seed=derived(seed, "neutral text"),
-        answers=parts["test"].tokens,
-    )
-    return SteeringContext(
+    parts = prompted(examples, every, problem, settings)
+    count, tokens, said = settings.neutral_rows, settings.neutral_tokens, "neutral text"
+    return ClaimsContext(
         settings=settings,
         run=run,
         problem=problem,
         space=space_of(problem.model, settings.space),
         parts=parts,
-        neutral=neutral,
-        layers=tuple(range(len(blocks(problem.model, settings.layers_path)))),
+        neutral=neutral_of(
+            problem, settings, parts, count=count, tokens=tokens, seed=derived(seed, said)
+        ),
+        layers=every_layer(problem, settings),
         seed=seed,
         model_seed=model,
         progress=progress,
@@ -187,7 +157,9 @@ def divided(
     runs, sizes = range(-(-settings.seeds // settings.models)), settings.sizes
     every_size = {f"{run}/{part}": size for run in runs for part, size in sizes.items()}
     try:
-        found = dealt(every, every_size, seed=seed, purpose="steering study")
+        found = dealt(
+            every, every_size, seed=seed, purpose="steering study", spread=bool(settings.data)
+        )
     except LoclinError as error:
         if "examples for" not in str(error):
             raise
@@ -199,7 +171,7 @@ def divided(
             f"in {groups} groups: give more data, fewer --seeds, or smaller parts (--labels, "
             "--gradient, --shift, --choose, --test)"
         ) from error
-    return [{part: found[f"{run}/{part}"] for part in PARTS} for run in runs]
+    return [{part: found[f"{run}/{part}"] for part in names.PARTS} for run in runs]
 
 
 def halves(prompts: PromptSet) -> tuple[PromptSet, PromptSet]:

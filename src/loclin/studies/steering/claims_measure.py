@@ -13,9 +13,9 @@ from loclin.models import load
 from loclin.run.rows import Part
 from loclin.run.runner import Session
 from loclin.studies.known import known
-from loclin.studies.steering import claims_names as names
+from loclin.studies.steering import names
 from loclin.studies.steering.claims_conditions import choose_layers, effects
-from loclin.studies.steering.claims_context import SteeringContext, make_context
+from loclin.studies.steering.claims_context import ClaimsContext, make_context
 from loclin.studies.steering.claims_nulls import null_draws, null_rows
 from loclin.studies.steering.claims_settings import SteeringClaimsSettings
 from loclin.studies.steering.claims_vectors import (
@@ -45,7 +45,7 @@ def measure(settings: SteeringClaimsSettings, run: int, session: Session) -> Par
     return replace(part, rows=[*before.rows, *part.rows], notes=notes)
 
 
-def measured(ctx: SteeringContext) -> Part:
+def measured(ctx: ClaimsContext) -> Part:
     """All rows and arrays; the model is afterwards what it was."""
     ctx.progress("making vectors", 0.0)
     v = make_vectors(ctx)

@@ -18,8 +18,8 @@ from loclin.seeds import derived
 from loclin.stats import permutation_p
 from loclin.steering.compare import both_ways, random_directions, shares_of, without
 from loclin.steering.gradient import shift, step_direction
-from loclin.studies.steering import claims_names as names
-from loclin.studies.steering.claims_context import Layered, SteeringContext, cosine, places
+from loclin.studies.steering import names
+from loclin.studies.steering.claims_context import ClaimsContext, Layered, cosine, places
 from loclin.studies.steering.claims_vectors import Loss, Vectors, estimands, shifts, whitened
 from loclin.tasks.batch import vocabulary_size
 from loclin.tasks.tokens import continuations
@@ -41,7 +41,7 @@ Draws = Float[np.ndarray, "m L"]
 Angles = Mapping[str, Float[Tensor, " L"]]
 
 
-def null_draws(ctx: SteeringContext, v: Vectors) -> dict[tuple[str, str], Draws]:
+def null_draws(ctx: ClaimsContext, v: Vectors) -> dict[tuple[str, str], Draws]:
     """Cosines under every null, by estimand and null."""
     drawn = random_weights(ctx, v)
     for loss in v.steps:
@@ -54,7 +54,7 @@ def null_draws(ctx: SteeringContext, v: Vectors) -> dict[tuple[str, str], Draws]
 
 
 def null_rows(
-    ctx: SteeringContext, v: Vectors, drawn: Mapping[tuple[str, str], Draws]
+    ctx: ClaimsContext, v: Vectors, drawn: Mapping[tuple[str, str], Draws]
 ) -> Iterator[Row]:
     """Every null of every estimand: bands, p-values, and the draws that claims are decided by."""
     observed = {of: _angles(vector, v) for of, vector in v.shifts.items()}
@@ -75,7 +75,7 @@ def _angles(moved: Layered, v: Vectors) -> Angles:
 
 
 def _rows(
-    ctx: SteeringContext, of: str, null: str, observed: Float[np.ndarray, " L"], draws: Draws
+    ctx: ClaimsContext, of: str, null: str, observed: Float[np.ndarray, " L"], draws: Draws
 ) -> Iterator[Row]:
     """The band by layer, p where claims are decided, and the draws that they need."""
     bands = {"97.5 %": np.quantile(draws, 0.975, axis=0), "mean |cos|": np.abs(draws).mean(0)}
@@ -84,9 +84,12 @@ def _rows(
     real = places(observed[None], ctx.chosen)
     for at, values in places(draws, ctx.chosen).items():
         here = {"of": of, "null": null, "at": at}
-        level, middle = float(np.quantile(values, 0.975)), float(np.median(values))
-        p = permutation_p(float(real[at][0]), values)
-        yield from ctx.rows({"null_at": level, "null_median": middle, "null_p": p}, **here)
+        for quantity, value in {
+            "null_at": np.quantile(values, 0.975),
+            "null_median": np.median(values),
+            "null_p": permutation_p(float(real[at][0]), values),
+        }.items():
+            yield ctx.row(quantity, float(value), **here)
         one_way = null in names.BOTH_WAYS and at != names.HIGHEST
         kept = values[: len(values) // 2] if one_way else values
         for i, value in enumerate(kept if at in KEPT.get((of, null), ()) else ()):
@@ -94,7 +97,7 @@ def _rows(
 
 
 def random_weights(
-    ctx: SteeringContext, v: Vectors, loss: Loss | None = None
+    ctx: ClaimsContext, v: Vectors, loss: Loss | None = None
 ) -> dict[tuple[str, str], Draws]:
     """Cosines with CAA of the shift along random weight directions, by estimand and null, each both
     ways.
@@ -116,7 +119,7 @@ def random_weights(
     return {key: both_ways(cosines) for key, cosines in found.items()}
 
 
-def unrelated_tokens(ctx: SteeringContext, v: Vectors) -> Draws:
+def unrelated_tokens(ctx: ClaimsContext, v: Vectors) -> Draws:
     """The same for E1's step towards, and away from, other tokens than the two of the answer; the
     same ones in all runs on one model.
     """
@@ -129,7 +132,7 @@ def unrelated_tokens(ctx: SteeringContext, v: Vectors) -> Draws:
     return both_ways(rows)
 
 
-def other_tokens(ctx: SteeringContext) -> list[int]:
+def other_tokens(ctx: ClaimsContext) -> list[int]:
     """Some of the vocabulary, none of them special, none in an answer to any example of any run."""
     tokenizer = ctx.problem.tokenizer
     examples = list(dict.fromkeys(askable(ctx.problem.examples, task=None, without=())))
@@ -141,7 +144,7 @@ def other_tokens(ctx: SteeringContext) -> list[int]:
     return sorted(allowed, key=lambda t: derived(seed, t))[: ctx.settings.tokens]
 
 
-def relabelled(ctx: SteeringContext, v: Vectors) -> dict[str, Draws]:
+def relabelled(ctx: ClaimsContext, v: Vectors) -> dict[str, Draws]:
     """The same for E2's and E3's step, its gold answers permuted among the prompts.
 
     No chance: a step towards permuted answers un-learns the right ones, and its shift points away
@@ -160,7 +163,7 @@ def relabelled(ctx: SteeringContext, v: Vectors) -> dict[str, Draws]:
     return {of: torch.stack(cosines).numpy() for of, cosines in found.items()}
 
 
-def caa_relabelled(ctx: SteeringContext, v: Vectors) -> dict[str, Draws]:
+def caa_relabelled(ctx: ClaimsContext, v: Vectors) -> dict[str, Draws]:
     """Cosines of the shifts with CAA of permuted labels, or of differences turned at random."""
     rng = np.random.default_rng(derived(ctx.seed, "permuted labels of CAA"))
     labels, count = ctx.parts["labels"].labels, ctx.settings.permutations
@@ -182,12 +185,10 @@ def caa_weights(
 
 
 def _moved(
-    ctx: SteeringContext, v: Vectors, direction: Float[Tensor, " D"], loss: Loss | None
+    ctx: ClaimsContext, v: Vectors, direction: Float[Tensor, " D"], loss: Loss | None
 ) -> dict[str, Layered]:
     """The shift by one weight direction, read as a step on a loss would be, or on either."""
     read, size = ctx.parts["shift"], ctx.settings.eta
-    found = shift(
-        ctx.model, ctx.space, direction, read.batch, size=size, origin=v.origin, **ctx.read
-    )
+    found = shift(ctx.model, ctx.space, direction, read.batch, size=size, origin=v.origin, **ctx.at)
     losses: tuple[Loss, ...] = (loss,) if loss else ("fixed", "gold")
     return estimands(dict.fromkeys(losses, found), read)

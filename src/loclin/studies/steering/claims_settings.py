@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from loclin.errors import LoclinError
 from loclin.options import BUILT_IN
-from loclin.studies.checks import check_counts
-from loclin.studies.presets import exhaustive
+from loclin.studies.checks import check_counts, check_each
+from loclin.studies.presets import PRETRAINED, costly, exhaustive
 from loclin.studies.settings import Profile, StudySettings
-from loclin.studies.steering.names import PARTS
-from loclin.studies.steering.options import SteeringSettings
+from loclin.studies.steering.names import COSINES, PARTS
+from loclin.studies.steering.settings import SteeringSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,20 +35,9 @@ class SteeringClaimsSettings(SteeringSettings, StudySettings):
 
     study: ClassVar[str] = "steering"
     kind: ClassVar[str] = "steering"
+    facts: ClassVar[str] = "facts:yes-no"
     scales: ClassVar[Mapping[str, str]] = {
-        **{
-            f"{quantity}{at}": "fisher"
-            for quantity in (
-                "cosine",
-                "cosine_with_logits",
-                "cosine_with_step",
-                "reliability",
-                "ceiling",
-                "null",
-                "null_cosine",
-            )
-            for at in ("", "_at")
-        },
+        **{f"{quantity}{at}": "fisher" for quantity in COSINES for at in ("", "_at")},
         **dict.fromkeys(("eta_cosine", "mirror_cosine", "null_median"), "fisher"),
         "anti_steerable": "score",
     }
@@ -117,15 +105,13 @@ class SteeringClaimsSettings(SteeringSettings, StudySettings):
         growing = etas == sorted(set(etas)) and min(etas, default=0) > 0
         exact, dtype = "float32 or float64 for steps this small", f"--dtype {self.dtype}"
         fewer = f"fewer winners than the {self.candidates} candidates"
-        for holds, expected, found, remedy in (
+        check_each(
             (self.dtype in ("float32", "float64"), exact, dtype, "change it"),
             (growing, "growing step sizes above 0", etas, "change --etas"),
             (self.eta in etas, f"--eta {self.eta:g} among --etas", etas, "add it"),
             (0 < size < 1, "a size of search steps between 0 and 1", size, "change --search-size"),
             (self.winners < self.candidates, fewer, self.winners, "lower --winners"),
-        ):
-            if not holds:
-                raise LoclinError(f"expected {expected}, found {found}: {remedy}")
+        )
         return self
 
 
@@ -135,6 +121,8 @@ def preset(profile: Profile, model: str | None = None) -> SteeringClaimsSettings
     """
     named = model or ("statements-small" if profile == "smoke" else "statements")
     settings = SteeringClaimsSettings(model=named, profile=profile)
+    if costly(settings):
+        return _of_your_own(settings)
     if named not in BUILT_IN:
         settings = replace(settings, seeds=6)
     elif profile == "paper":
@@ -149,11 +137,26 @@ def preset(profile: Profile, model: str | None = None) -> SteeringClaimsSettings
     return replace(settings, **fewer)
 
 
+def _of_your_own(settings: SteeringClaimsSettings) -> SteeringClaimsSettings:
+    """Few examples; as many draws as five claims in both directions take."""
+    settings = replace(settings, labels=48, gradient=24, shift=16, choose=24, test=48)
+    settings = replace(settings, etas=(1e-4, 1e-3, 1e-2), neutral_rows=24, random_vectors=8)
+    if settings.profile == "smoke":
+        settings = replace(settings, labels=24, gradient=12, shift=12, choose=12, test=16)
+        settings = replace(settings, seeds=2, directions=4, relabelings=2, tokens=4, chance=10)
+        return replace(settings, candidates=8, winners=2, etas=(1e-3,), random_vectors=3)
+    settings = replace(settings, seeds=3, directions=100, relabelings=5, tokens=100, chance=100)
+    return replace(settings, candidates=60, winners=10)
+
+
 def reproduced(profile: Profile) -> tuple[SteeringClaimsSettings, ...]:
-    """What `loclin reproduce` runs: the built-in statements, and with "paper" the paper's larger
-    model on its own data.
+    """What `loclin reproduce` runs: the built-in statements; a pretrained model; with "paper" the
+    paper's larger model on its own data.
     """
     own = preset(profile)
+    if profile == "standard":
+        real = replace(preset("smoke", PRETRAINED), profile=profile)
+        return (own, replace(real, data=(real.facts,)))
     if profile != "paper":
         return (own,)
     return (own, replace(preset(profile, "Qwen/Qwen2.5-0.5B"), data=("google/boolq",)))

@@ -19,21 +19,20 @@ from loclin.activations.capture import activations
 from loclin.parameters import ParameterSpace
 from loclin.run.rows import Row
 from loclin.seeds import derived
-from loclin.steering.averages import Averaged, estimated_by, labels_averaged, loss_of
-from loclin.steering.compare import (
-    disattenuated,
-    reliability,
-    whitening,
-    without,
-    without_outliers,
+from loclin.steering.averages import (
+    Averaged,
+    estimated_by,
+    labels_averaged,
+    loss_of,
+    paired_differences,
 )
-from loclin.steering.contrast import paired_differences
+from loclin.steering.compare import disattenuated, reliability, whitening, without, without_outliers
 from loclin.steering.gradient import centred_shift, shift, shift_per_size, step_direction
 from loclin.steering.prompts import PromptSet
 from loclin.steering.readout import answer_gradient, logit_gradient
 from loclin.steering.search import chance_vectors, perturbed_shifts, winners_vector
-from loclin.studies.steering import claims_names as names
-from loclin.studies.steering.claims_context import Layered, SteeringContext, cosine, halves
+from loclin.studies.steering import names
+from loclin.studies.steering.claims_context import ClaimsContext, Layered, cosine, halves
 
 Loss = Literal["fixed", "gold"]
 Steps = Mapping[Loss, Float[Tensor, " D"]]
@@ -73,17 +72,17 @@ class Vectors:
     gains: Float[np.ndarray, " N"]
 
 
-def from_labels(ctx: SteeringContext, prompts: PromptSet) -> Averaged:
+def from_labels(ctx: ClaimsContext, prompts: PromptSet) -> Averaged:
     """What CAA, in the form of the data, is an average of."""
-    return labels_averaged(ctx.model, prompts, form="auto", **ctx.read)
+    return labels_averaged(ctx.model, prompts, form="auto", **ctx.at)
 
 
-def make_vectors(ctx: SteeringContext) -> Vectors:
+def make_vectors(ctx: ClaimsContext) -> Vectors:
     """All of them, none longer or shorter than it is found."""
     settings, model, parts = ctx.settings, ctx.model, ctx.parts
     labelled = parts["labels"]
-    caa, paired = from_labels(ctx, labelled), paired_differences(model, labelled, **ctx.read)
-    before = [activations(model, parts[p].batch, **ctx.read) for p in ("labels", "shift")]
+    caa, paired = from_labels(ctx, labelled), paired_differences(model, labelled, **ctx.at)
+    before = [activations(model, parts[p].batch, **ctx.at) for p in ("labels", "shift")]
     losses: tuple[Loss, ...] = ("fixed", "gold") if ctx.class_form else ("fixed",)
     steps = directions(ctx, ctx.space, parts["gradient"], losses)
     found = perturbed_shifts(
@@ -94,16 +93,16 @@ def make_vectors(ctx: SteeringContext) -> Vectors:
         count=settings.candidates,
         size=settings.search_size,
         seed=derived(ctx.seed, "search"),
-        progress=lambda share: ctx.progress("searching at random", share),
-        **ctx.read,
+        progress=ctx.stage("searching at random"),
+        **ctx.at,
     )
     seed, winners = derived(ctx.seed, "chance vectors"), settings.winners
     return Vectors(
         caa=caa.direction(),
         paired=paired.mean(1),
-        logits=logit_gradient(model, labelled, **ctx.read),
+        logits=logit_gradient(model, labelled, **ctx.at),
         answers=tuple(
-            answer_gradient(model, labelled, tokens=tokens, **ctx.read)
+            answer_gradient(model, labelled, tokens=tokens, **ctx.at)
             for tokens in (labelled.toward, labelled.away)
         ),
         read=caa.each,
@@ -118,14 +117,14 @@ def make_vectors(ctx: SteeringContext) -> Vectors:
 
 
 def directions(
-    ctx: SteeringContext, space: ParameterSpace, prompts: PromptSet, losses: Iterable[Loss]
+    ctx: ClaimsContext, space: ParameterSpace, prompts: PromptSet, losses: Iterable[Loss]
 ) -> Steps:
     """Of one gradient step, by loss."""
     return {loss: step_direction(ctx.model, space, prompts, loss=loss) for loss in losses}
 
 
 def shifts(
-    ctx: SteeringContext,
+    ctx: ClaimsContext,
     steps: Steps,
     prompts: PromptSet,
     *,
@@ -142,11 +141,11 @@ def shifts(
     for loss, step in steps.items():
         if size is None:
             eta = ctx.settings.eta
-            found[loss] = centred_shift(model, moved, step, batch, size=eta, **ctx.read)
+            found[loss] = centred_shift(model, moved, step, batch, size=eta, **ctx.at)
         elif size == 0:
-            found[loss] = shift_per_size(model, moved, step, batch, **ctx.read)
+            found[loss] = shift_per_size(model, moved, step, batch, **ctx.at)
         else:
-            found[loss] = shift(model, moved, step, batch, size=size, origin=origin, **ctx.read)
+            found[loss] = shift(model, moved, step, batch, size=size, origin=origin, **ctx.at)
     return estimands(found, prompts)
 
 
@@ -167,7 +166,7 @@ def whitened(vector: Float[Tensor, "*a L d"], v: Vectors) -> Float[Tensor, "*a L
     return torch.einsum("lde,...le->...ld", v.white, vector.to(v.white))
 
 
-def angle_rows(ctx: SteeringContext, v: Vectors) -> Iterator[Row]:
+def angle_rows(ctx: ClaimsContext, v: Vectors) -> Iterator[Row]:
     """Cosines with CAA, as they are and without what could make them; and with g."""
     common = v.origin.double().mean(1).to(v.caa)
     others = {
@@ -192,7 +191,7 @@ def angle_rows(ctx: SteeringContext, v: Vectors) -> Iterator[Row]:
             yield from ctx.both("cosine", cosine(x, caa), of=of, removed=removed)
 
 
-def search_rows(ctx: SteeringContext, v: Vectors) -> Iterator[Row]:
+def search_rows(ctx: ClaimsContext, v: Vectors) -> Iterator[Row]:
     """Where the search vector lies, with its null, and how much better the winners answer."""
     yield from ctx.both("cosine", cosine(v.search, v.caa), of=names.SEARCH, removed=names.NOTHING)
     yield from ctx.both("cosine_with_step", cosine(v.search, v.shifts["E1"]), of=names.SEARCH)
@@ -205,7 +204,7 @@ def search_rows(ctx: SteeringContext, v: Vectors) -> Iterator[Row]:
     yield ctx.row("search_gain", winners, among="winners")
 
 
-def reliability_rows(ctx: SteeringContext, v: Vectors) -> Iterator[Row]:
+def reliability_rows(ctx: ClaimsContext, v: Vectors) -> Iterator[Row]:
     """How well each vector agrees with itself from halves of the labels; of gradient AND shift."""
     of_halves = (from_labels(ctx, half).direction() for half in halves(ctx.parts["labels"]))
     labels = reliability(*of_halves)
@@ -223,7 +222,7 @@ def reliability_rows(ctx: SteeringContext, v: Vectors) -> Iterator[Row]:
         yield from ctx.at_places("unreliable", (own * labels == 0).double(), of=of)
 
 
-def size_rows(ctx: SteeringContext, v: Vectors) -> Iterator[Row]:
+def size_rows(ctx: ClaimsContext, v: Vectors) -> Iterator[Row]:
     """Over η: cosine of one step with CAA and with a step back, and distance from the limit."""
     read = ctx.parts["shift"]
     limit = shifts(ctx, v.steps, read, size=0.0)
@@ -242,7 +241,7 @@ def size_rows(ctx: SteeringContext, v: Vectors) -> Iterator[Row]:
                 yield from ctx.at_places(quantity, values, of=of, eta=eta)
 
 
-def frozen_rows(ctx: SteeringContext, v: Vectors) -> Iterator[Row]:
+def frozen_rows(ctx: ClaimsContext, v: Vectors) -> Iterator[Row]:
     """The same step without that of the input, output and position embeddings."""
     pattern = without_embeddings(ctx.model, ctx.space.names)
     if not pattern:

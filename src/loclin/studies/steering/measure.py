@@ -12,30 +12,35 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from loclin.activations.blocks import blocks, chosen_layers
+from loclin.activations.blocks import chosen_layers
 from loclin.activations.suffix import resumable
 from loclin.errors import LoclinError
 from loclin.models import load
 from loclin.models.pretrained import context_of
 from loclin.options import BUILT_IN
-from loclin.progress import ProgressCallback
 from loclin.run.rows import Part, Row
 from loclin.run.runner import Session
 from loclin.seeds import derived
 from loclin.stats import over_examples
-from loclin.steering.changes import ByLayer, adding
-from loclin.steering.effect import LINEAR, layer_slopes, responses
+from loclin.steering.compare import random_vectors
+from loclin.steering.effect import LINEAR, ByLayer, adding, layer_slopes, responses
 from loclin.steering.generation import Generation, generations
 from loclin.steering.gguf import write_gguf
-from loclin.steering.neutral import Neutral, at_equal_damage, damages, neutral_text
+from loclin.steering.neutral import at_equal_damage, damages
+from loclin.steering.prompts import PromptSet
 from loclin.steering.routes import described, labels_norm, made_of
 from loclin.steering.vector import SteeringVector
 from loclin.studies.known import known
 from loclin.studies.steering import rows as make_rows
-from loclin.studies.steering.directions import SteerContext, kept_directions
-from loclin.studies.steering.responses import random_vectors
+from loclin.studies.steering.context import (
+    SteeringContext,
+    digest,
+    every_layer,
+    neutral_of,
+    split_examples,
+)
+from loclin.studies.steering.directions import Context, make_directions, opened
 from loclin.studies.steering.settings import SteerSettings
-from loclin.studies.steering.splits import split_examples
 from loclin.tasks.choices import JOINT
 from loclin.tasks.tokens import text_tokens
 
@@ -82,41 +87,37 @@ def _kept(session: Session) -> Path:
 
 def steer(settings: SteerSettings, session: Session) -> tuple[Part, SteeringVector]:
     """What the record holds, and the vector; every stage is kept until all are done."""
-    ctx, pieces = _context(settings, session.progress), session.pieces
-    found, choose = kept_directions(session, ctx), ctx.splits.choose
-    own = dict(zip(ctx.layers, found.scaled[settings.route], strict=True))
-    chosen, slopes = _choose(ctx, own, session)
-    over = partial(over_examples, groups=choose.groups, seed=settings.seed)
-    rows = [*found.rows, *make_rows.layer_rows(slopes, found.lengths, chosen, over)]
-    vectors = {r: {n: found.scaled[r][n] for n in chosen} for r in settings.routes}
-    lengths, vector = {n: found.lengths[n] for n in chosen}, _vector(ctx, vectors[settings.route])
+    ctx, pieces = _context(settings, session), session.pieces
+    made, test = pieces("directions", partial(make_directions, ctx)), ctx.parts["test"]
+    raw, scaled, lengths = opened(made, ctx)
+    chosen, slopes = _choose(ctx, scaled[settings.route], session)
+    over = partial(over_examples, groups=ctx.parts["choose"].groups, seed=settings.seed)
+    rows = [*made.rows, *make_rows.layer_rows(slopes, lengths, chosen, over)]
+    vectors = {route: {n: each[n] for n in chosen} for route, each in scaled.items()}
+    lengths, vector = {n: lengths[n] for n in chosen}, _vector(ctx, vectors[settings.route])
     rows += pieces("effects", lambda: _of_rows(_effects(ctx, vectors, lengths))).rows
     damaged = pieces("damage", lambda: _of_rows(*_damage(ctx, vectors)))
-    texts = partial(_texts, ctx, vector)
-    said = pieces("texts", lambda: _of_rows(make_rows.generation_rows(texts())))
-    rows += [*damaged.rows, *said.rows]
+    said = pieces("texts", lambda: _of_rows(make_rows.generation_rows(_texts(ctx, vector))))
     before = known(ctx.problem, settings, progress=session.progress)
-    rows = [*before.rows, *rows]
-    arrays = {f"direction/{route}": raw.float().numpy() for route, raw in found.raw.items()}
-    return Part(
-        rows=rows, arrays=arrays, notes=[*_notes(ctx), *before.notes, *damaged.notes]
-    ), vector
+    notes = [*_notes(ctx, test), *before.notes, *damaged.notes]
+    arrays = {f"direction/{route}": each.float().numpy() for route, each in raw.items()}
+    rows = [*before.rows, *rows, *damaged.rows, *said.rows]
+    return Part(rows=rows, arrays=arrays, notes=notes), vector
 
 
 def _of_rows(rows: Iterable[Row], notes: Sequence[str] = ()) -> Part:
     return Part(rows=list(rows), arrays={}, notes=notes)
 
 
-def _context(settings: SteerSettings, progress: ProgressCallback) -> SteerContext:
+def _context(settings: SteerSettings, session: Session) -> Context:
     """Model and data, divided."""
+    progress = session.progress
     progress("reading model and data", 0.0)
-    problem = load(settings, seed=settings.seed, progress=progress)
-    layers = tuple(range(len(blocks(problem.model, settings.layers_path))))
+    problem = session.problem or load(settings, seed=settings.seed, progress=progress)
+    layers = every_layer(problem, settings)
     check_layers(settings, len(layers))
-    splits = split_examples(problem, settings)
-    return SteerContext(
-        settings=settings, problem=problem, splits=splits, layers=layers, progress=progress
-    )
+    parts, at = split_examples(problem, settings), {"layers": layers, "progress": progress}
+    return SteeringContext(settings=settings, problem=problem, parts=parts, **at)  # type: ignore[arg-type]
 
 
 def check_layers(settings: SteerSettings, count: int) -> None:
@@ -136,12 +137,12 @@ def check_layers(settings: SteerSettings, count: int) -> None:
         )
 
 
-def _notes(ctx: SteerContext) -> list[str]:
+def _notes(ctx: Context, test: PromptSet) -> list[str]:
     """What was read, and how it was divided and asked."""
     sizes = ", ".join(f"{size} {name}" for name, size in ctx.settings.sizes.items())
-    positive = ctx.splits.test.positive
+    positive = test.positive
     plus = "the right answer of each example" if positive is None else repr(positive)
-    alike = ctx.problem.one_answer(ctx.splits.test.examples)
+    alike = ctx.problem.one_answer(test.examples)
     return [
         *([alike] if alike else []),
         *read_notes(ctx.problem.notes),
@@ -159,12 +160,12 @@ def read_notes(notes: Sequence[str]) -> list[str]:
 
 
 def _choose(
-    ctx: SteerContext, vectors: ByLayer, session: Session
+    ctx: Context, vectors: ByLayer, session: Session
 ) -> tuple[tuple[int, ...], dict[int, Float[np.ndarray, " n"]]]:
     """The layers asked for, or the one where the vector steers most on the choose part, and the
     slopes that say so.
     """
-    settings, choose = ctx.settings, ctx.splits.choose
+    settings, choose = ctx.settings, ctx.parts["choose"]
     if settings.given_layers is not None:
         return tuple(dict.fromkeys(chosen_layers(len(ctx.layers), settings.given_layers))), {}
     tried = {n: v for n, v in vectors.items() if n or not settings.without_first}
@@ -179,8 +180,8 @@ def _choose(
     return (max(slopes, key=lambda layer: float(slopes[layer].mean())),), slopes
 
 
-def _vector(ctx: SteerContext, directions: ByLayer) -> SteeringVector:
-    settings, labels = ctx.settings, ctx.splits.labels
+def _vector(ctx: Context, directions: ByLayer) -> SteeringVector:
+    settings, labels = ctx.settings, ctx.parts["labels"]
     names: dict[str, tuple[str, ...]] = {
         "labels": (),
         "gradient": ("estimand", "eta", "space"),
@@ -197,7 +198,7 @@ def _vector(ctx: SteerContext, directions: ByLayer) -> SteeringVector:
         directions,
         route=f"gradient step, {settings.estimand}" if route == "gradient" else route,
         norm=f"as long as {labels_norm(labels)}",
-        data=ctx.splits.hash(),
+        data=digest(ctx.parts),
         path=settings.layers_path,
         position=position,
         name=None if local else settings.model,
@@ -211,10 +212,10 @@ def _vector(ctx: SteerContext, directions: ByLayer) -> SteeringVector:
 
 
 def _effects(
-    ctx: SteerContext, vectors: Mapping[str, ByLayer], lengths: Mapping[int, float]
+    ctx: Context, vectors: Mapping[str, ByLayer], lengths: Mapping[int, float]
 ) -> list[Row]:
     """What the vectors do on the test part, once, beside random directions."""
-    settings, test = ctx.settings, ctx.splits.test
+    settings, test = ctx.settings, ctx.parts["test"]
     many = partial(responses, ctx.model, test)
     put = partial(adding, ctx.model, path=settings.layers_path)
     progress = ctx.stage("steering the test prompts")
@@ -229,9 +230,13 @@ def _effects(
     return list(make_rows.response_rows(found, list(band.values()), over))
 
 
-def _damage(ctx: SteerContext, vectors: Mapping[str, ByLayer]) -> tuple[list[Row], list[str]]:
+def _damage(ctx: Context, vectors: Mapping[str, ByLayer]) -> tuple[list[Row], list[str]]:
     """What they damage on neutral text, and what the text is."""
-    settings, test, model, neutral = ctx.settings, ctx.splits.test, ctx.model, _neutral(ctx)
+    settings, test, model = ctx.settings, ctx.parts["test"], ctx.model
+    ctx.stage("reading neutral text")
+    seed = derived(settings.seed, "steering neutral")
+    size = {"count": settings.texts, "tokens": NEUTRAL_TOKENS}
+    neutral = neutral_of(ctx.problem, settings, ctx.parts, seed=seed, **size)
     progress, over = ctx.stage("measuring the damage"), partial(over_examples, seed=settings.seed)
     rows: list[Row] = []
     equal = {}
@@ -248,20 +253,7 @@ def _damage(ctx: SteerContext, vectors: Mapping[str, ByLayer]) -> tuple[list[Row
     return rows, [source, *neutral.notes]
 
 
-def _neutral(ctx: SteerContext) -> Neutral:
-    ctx.stage("reading neutral text")
-    return neutral_text(
-        ctx.model,
-        ctx.problem.tokenizer,
-        file=ctx.settings.neutral,
-        count=ctx.settings.texts,
-        tokens=NEUTRAL_TOKENS,
-        seed=derived(ctx.settings.seed, "steering neutral"),
-        answers=ctx.splits.test.tokens,
-    )
-
-
-def _texts(ctx: SteerContext, vector: SteeringVector) -> list[Generation]:
+def _texts(ctx: Context, vector: SteeringVector) -> list[Generation]:
     """What the model says after the first test prompts that leave room for it, at the outermost
     strengths and at 0.
     """
@@ -269,7 +261,7 @@ def _texts(ctx: SteerContext, vector: SteeringVector) -> list[Generation]:
     strengths = sorted({min(ctx.settings.strengths), 0.0, max(ctx.settings.strengths)})
     ctx.stage("writing examples")
     made: list[Generation] = []
-    for e in ctx.splits.test.examples if tokens else ():
+    for e in ctx.parts["test"].examples if tokens else ():
         left = tokens if context is None else context - len(text_tokens([e.prompt], tokenizer)[0])
         if (room := min(tokens, left)) >= 1 and len(made) < SHOWN * len(strengths):
             made += generations(ctx.model, tokenizer, vector, [e.prompt], strengths, tokens=room)

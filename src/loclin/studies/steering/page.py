@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,66 +14,33 @@ from loclin.report.figures import (
     draw_curves,
     draw_matrix,
     draw_points,
-    select,
 )
-from loclin.report.section import Section, Table, text_of
+from loclin.report.section import Missing, Section, Table, made
 from loclin.report.words import estimate_text, number, p_text
 from loclin.run.rows import Row
 from loclin.studies.steering import names
+from loclin.studies.steering.view import Steered
 
 GREY = "#555555"
 HEADER = ("vector from", "slope", "p", "steered the other way")
-KL_CAPTION = (
-    "KL divergence of the next tokens of neutral text by strength, with 95 % intervals over "
-    "passages."
-)
+KL_CAPTION = "KL of the next tokens of neutral text by strength, with 95 % intervals over passages."
 _plain = partial(draw_curves, limits=None, log=(False, False))
 
 
-@dataclass(frozen=True, eq=False)
-class _Steered:
-    """The rows of one `loclin steer`, and its settings."""
-
-    rows: Sequence[Row]
-    settings: Mapping[str, Any]
-
-    def of(self, quantity: str, **context: Any) -> list[Row]:
-        return select(self.rows, quantity, **context)
-
-    def text(self, quantity: str, **context: Any) -> str:
-        return text_of(self.rows, quantity, **context)
-
-    def name(self, route: object) -> str:
-        return names.route_name(str(route), self.settings["estimand"])
-
-    @property
-    def routes(self) -> list[str]:
-        """The one that was asked for first."""
-        return [str(r.context["route"]) for r in self.of(names.SLOPE)]
-
-    @property
-    def chosen(self) -> list[int]:
-        return [int(r.context["layer"]) for r in self.of(names.CHOSEN_LAYER)]
-
-    @property
-    def pairs(self) -> list[tuple[str, str]]:
-        found = ((r.context["route"], r.context["with"]) for r in self.of(names.COSINE))
-        return list(dict.fromkeys((str(a), str(b)) for a, b in found))
-
-    def curve(self, quantity: str, route: str, label: str = "{}") -> Curve:
-        colour = PALETTE[list(names.ROUTES).index(route)]
-        rows = self.of(quantity, route=route)
-        return Curve(rows=rows, label=label.format(self.name(route)), colour=colour)
-
-
-def sections(rows: Sequence[Row], settings: Mapping[str, Any]) -> list[Section]:
+def sections(rows: Sequence[Row], settings: Mapping[str, Any], skip: Missing = ()) -> list[Section]:
     """The page's sections in reading order; the terminal shows the first two."""
-    s = _Steered(rows, settings)
-    found = [_strength(s), _agreement(s), _damage(s), _prompts(s)]
-    return [*found, *([_texts(s)] if s.of(names.GENERATION) else [])]
+    s = Steered(rows, settings)
+    parts = [
+        _strength,
+        _agreement,
+        _damage,
+        _prompts,
+        *([_texts] if s.of(names.GENERATION) else []),
+    ]
+    return made([partial(part, s) for part in parts], skip)
 
 
-def _strength(s: _Steered) -> Section:
+def _strength(s: Steered) -> Section:
     route, tried = s.routes[0], s.of(names.LAYER_SLOPE)
     chance, label = s.of(names.RANDOM_CHANGE), "random directions, middle 95 %"
     curves = [s.curve(names.CHANGE, r) for r in s.routes]
@@ -114,12 +81,29 @@ def _strength(s: _Steered) -> Section:
         "long as the difference that labels make at that block.",
         figures=figures,
         sees=[*_layer(s), *_beside(s)],
+        follows=[_use(s)],
         tables=[table],
         brief=True,
     )
 
 
-def _table(s: _Steered) -> Iterator[tuple[str, ...]]:
+def _use(s: Steered) -> str:
+    """Where to add the vector and how strongly, or that it is no better than chance."""
+    route, kl = s.routes[0], f"{s.settings['kl']:g} nats a token"
+    slope, at_kl = s.of(names.SLOPE, route=route)[0], s.of(names.STRENGTH_AT_KL, route=route)
+    name = f"The vector from {s.name(route)}"
+    if slope.value is None or slope.value <= (slope.null or 0.0):
+        return f"{name} steers no better than random directions do: do not use it."
+    name += f" belongs at the output of block {', '.join(map(str, s.chosen))}"
+    if not at_kl:
+        return f"{name}; no strength that was tried moves neutral text by {kl}."
+    return (
+        f"{name}, at a strength up to {number(at_kl[0].value)}: there neutral text moves by {kl}, "
+        f"and the logit difference by {s.text(names.CHANGE_AT_KL, route=route)}."
+    )
+
+
+def _table(s: Steered) -> Iterator[tuple[str, ...]]:
     """Every route: slope with p, anti-steerable share, strength at equal damage and what it does
     there.
     """
@@ -143,7 +127,7 @@ def _band(row: Row) -> str:
     return f"{number(row.low)} to {number(row.high)}"
 
 
-def _layer(s: _Steered) -> Iterator[str]:
+def _layer(s: Steered) -> Iterator[str]:
     """Where the vector is added, why there, and what strength 1 is."""
     chosen, tried = s.chosen, s.of(names.LAYER_SLOPE)
     where = f"block{'s' if len(chosen) > 1 else ''} {', '.join(map(str, chosen))}"
@@ -164,7 +148,7 @@ def _layer(s: _Steered) -> Iterator[str]:
     yield f"Strength 1 is as long as the difference that labels make there: {lengths}."
 
 
-def _beside(s: _Steered) -> Iterator[str]:
+def _beside(s: Steered) -> Iterator[str]:
     """How strongly the vector steers, beside random directions and the other routes."""
     route, *others = s.routes
     slope, chance = s.of(names.SLOPE, route=route)[0], s.of(names.RANDOM_SLOPE)[0]
@@ -188,7 +172,7 @@ def _beside(s: _Steered) -> Iterator[str]:
     )
 
 
-def _agreement(s: _Steered) -> Section:
+def _agreement(s: Steered) -> Section:
     curves = [
         Curve(
             rows=s.of(names.COSINE, route=a, **{"with": b}),
@@ -218,7 +202,7 @@ def _agreement(s: _Steered) -> Section:
     )
 
 
-def _cosines(s: _Steered) -> Iterator[str]:
+def _cosines(s: Steered) -> Iterator[str]:
     """The cosines at the layers chosen."""
     for layer in s.chosen:
         for row in s.of(names.COSINE, layer=layer):
@@ -231,7 +215,7 @@ def _cosines(s: _Steered) -> Iterator[str]:
             yield f"Block {layer}: cos({a}, {b}) = {cosine}{null}."
 
 
-def _explained(s: _Steered) -> Iterator[str]:
+def _explained(s: Steered) -> Iterator[str]:
     """What is compared, and what the intervals and the null are."""
     yield (
         "Labels know no weights, and the gradient step was taken and read on other examples than "
@@ -257,7 +241,7 @@ def _explained(s: _Steered) -> Iterator[str]:
         )
 
 
-def _matrix(s: _Steered) -> Drawing:
+def _matrix(s: Steered) -> Drawing:
     """The cosines at the first of the layers chosen, as a symmetric matrix."""
     layer, cells = s.chosen[0], []
     for row in s.of(names.COSINE, layer=layer):
@@ -275,7 +259,7 @@ def _matrix(s: _Steered) -> Drawing:
     )
 
 
-def _damage(s: _Steered) -> Section:
+def _damage(s: Steered) -> Section:
     route = s.routes[0]
     figures = [
         draw_curves(
@@ -314,7 +298,7 @@ def _damage(s: _Steered) -> Section:
     )
 
 
-def _damaged(s: _Steered, route: str, before: str) -> str:
+def _damaged(s: Steered, route: str, before: str) -> str:
     at = {"route": route, "strength": 1.0}
     after = s.text(names.PERPLEXITY, **at).removesuffix(" (no interval)")
     return (
@@ -323,7 +307,7 @@ def _damaged(s: _Steered, route: str, before: str) -> str:
     )
 
 
-def _equal_damage(s: _Steered, route: str) -> str:
+def _equal_damage(s: Steered, route: str) -> str:
     there, kl = s.of(names.STRENGTH_AT_KL, route=route), f"{s.settings['kl']:g} nats a token"
     if not there:
         return f"{_upper(s.name(route))}: no strength reaches {kl}."
@@ -333,7 +317,7 @@ def _equal_damage(s: _Steered, route: str) -> str:
     )
 
 
-def _prompts(s: _Steered) -> Section:
+def _prompts(s: Steered) -> Section:
     points: dict[str, list[tuple[float, float]]] = {}
     for route in names.ROUTES:  # in the order of their colours; one that was not made has no points
         values = sorted(r.value or 0.0 for r in s.of(names.PROMPT_SLOPE, route=route))
@@ -361,7 +345,7 @@ def _prompts(s: _Steered) -> Section:
     )
 
 
-def _texts(s: _Steered) -> Section:
+def _texts(s: Steered) -> Section:
     made = s.of(names.GENERATION)
     strengths = sorted({r.value or 0.0 for r in made})
     texts = {(str(r.context["prompt"]), r.value): str(r.context["text"]) for r in made}

@@ -1,27 +1,104 @@
-"""Settings of `loclin steer`. Imports nothing heavy, so that `--help` is quick."""
+"""Settings of `loclin steer`, and what its claims are asked alike. Imports nothing heavy, so that
+`--help` is quick.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
-from loclin.errors import LoclinError
 from loclin.options import BUILT_IN
 from loclin.steering.estimands import Estimand, Form
-from loclin.studies.checks import check_counts
-from loclin.studies.settings import Sizes, Work
-from loclin.studies.steering.names import ROUTES
-from loclin.studies.steering.options import SteeringSettings
+from loclin.studies.checks import check_counts, check_each
+from loclin.studies.settings import ModelSettings, Sizes, Work, digest_of
+from loclin.studies.steering.names import PARTS, ROUTES
 
+S = TypeVar("S", bound="SteeringSettings")
 WINNERS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeringSettings(ModelSettings):
+    """Settings of a command about steering."""
+
+    data: tuple[str, ...] = ()
+    """JSON Lines files of questions with two options or of A/B contrast pairs, hub data sets
+    (google/boolq), or statements. A built-in model brings its own, of which what it was trained or
+    chosen on is left out."""
+    space: str = "full"
+    """Weights that step: full, or a shell pattern of parameter names ("*attn*"; several separated
+    by commas)."""
+
+    positive: str | None = None
+    """The option that counts as +, with its space (" yes", which is the default where all have it).
+    Without one the right answer of each example does."""
+    layers_path: str | None = None
+    """Where the list of blocks is in the model ("model.layers"), if it is not found by itself."""
+    eta: float = 1e-3
+    """η, the length of the gradient step over the length of the weights."""
+
+    labels: int = 128
+    """Examples for the vector from labels, and for the gradient of the logits."""
+    gradient: int = 128
+    """Examples for the gradient, and for the scores of the search."""
+    shift: int = 128
+    """Prompts on which the shift of a step is read."""
+    choose: int = 64
+    """Examples that choose the layer."""
+    test: int = 128
+    """Examples that measure the effect, in the end."""
+
+    strengths: tuple[float, ...] = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
+    """Multiples of a vector that are added; slopes are fitted up to 1 either way."""
+    kl: float = 0.1
+    """Damage in nats a token at which effects are compared too."""
+    neutral: Path | None = None
+    """Plain text, one passage a line, on which damage is measured; by default the model's own
+    samples."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Examples of each part."""
+        return {name: int(getattr(self, name)) for name in PARTS}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The settings that decide the record, and digests of the files that were named."""
+        digest = {"neutral_digest": digest_of([self.neutral])} if self.neutral else {}
+        return {**super().fingerprint(), **digest}
+
+    def checked(self: S) -> S:
+        """These settings, if they can be run; raises as `RunSettings.checked` does."""
+        super().checked()
+        near, neutral = set(self.strengths), self.neutral
+        finite, once = all(map(math.isfinite, near)), len(near) == len(self.strengths)
+        pattern = "merge the adapter into the model, or give a pattern"
+        strengths = "different finite strengths with −1, 0 and 1 among them"
+        check_each(
+            (self.space != "lora", "--space full or a pattern of parameter names", "lora", pattern),
+            (0 < self.eta < math.inf, "eta above 0", self.eta, "change --eta"),
+            (0 < self.kl < math.inf, "kl above 0", self.kl, "change --kl"),
+            (
+                {-1.0, 0.0, 1.0} <= near and finite and once,
+                strengths,
+                [*self.strengths],
+                "change --strengths",
+            ),
+            (
+                neutral is None or neutral.is_file(),
+                "a file for --neutral",
+                f"nothing at {neutral}",
+                "check the path",
+            ),
+        )
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +119,7 @@ class SteerSettings(SteeringSettings):
     study: ClassVar[str] = "steer"
     kind: ClassVar[str] = "steer"
     in_process: ClassVar[bool] = True
+    prompts_alone: ClassVar[bool] = True
 
     lowered: ClassVar[Mapping[str, int]] = {
         **dict.fromkeys(("labels", "gradient", "shift", "choose"), 16),
@@ -156,11 +234,9 @@ class SteerSettings(SteeringSettings):
         Raises:
             LoclinError: what was expected, what was found, what to do.
         """
-        if self.model not in BUILT_IN and not self.data:
-            raise LoclinError(
-                f"expected --data with the model {self.model!r}, found none: give a JSON Lines "
-                "file, google/boolq or statements"
-            )
+        data = "give a JSON Lines file, google/boolq or statements"
+        named = self.model in BUILT_IN or bool(self.data)
+        check_each((named, f"--data with the model {self.model!r}", "none", data))
         super().checked()
         for least, names in (
             (4, ("labels", "shift")),
@@ -171,42 +247,36 @@ class SteerSettings(SteeringSettings):
             check_counts(self, names, least)
         if self.k == WINNERS >= self.n:
             return replace(self, k=max(1, self.n // 10)).checked()
-        if self.k >= self.n and "search" in self.routes:
-            raise LoclinError(
-                f"expected fewer winners than candidates, found k = {self.k} of n = {self.n}: "
-                "change --k or --n"
-            )
-        self._check_numbers()
-        self._check_weights()
-        if self.out is not None and self.out.suffix == ".safetensors":
-            raise LoclinError(
-                f"expected a run folder for --out, found {self.out}: the vector's file is --vector"
-            )
+        check_each(*self._checks())
         for name, target in (("vector", self.vector), ("gguf", self.gguf)):
             if target is not None:
                 _check_target(name, target)
-        if self.gguf and find_spec("gguf") is None:
-            raise LoclinError(
-                "expected the gguf package for --gguf, found none: pip install 'loclin[gguf]'"
-            )
+        package = not self.gguf or find_spec("gguf") is not None
+        remedy = "pip install 'loclin[gguf]'"
+        check_each((package, "the gguf package for --gguf", "none", remedy))
         return self
 
-    def _check_numbers(self) -> None:
-        numbered = self.layer and all(re.fullmatch(r"-?\d+", t) for t in self.layer)
-        if self.layer != ("auto",) and not numbered:
-            raise LoclinError(
-                f"expected auto or whole numbers, found --layer {' '.join(self.layer)}: change "
-                "--layer"
-            )
-        if not 0 < self.size < math.inf:
-            raise LoclinError(f"expected size above 0, found {self.size}: change --size")
-
-    def _check_weights(self) -> None:
-        if self.dtype in ("bfloat16", "float16") and {"gradient", "search"} & set(self.routes):
-            raise LoclinError(
-                f"expected float32 or float64 weights for small steps, found --dtype {self.dtype}: "
-                "take float32, or --from labels --compare labels logits"
-            )
+    def _checks(self) -> Iterator[tuple[bool, str, object, str]]:
+        """What has to hold, what was expected, what was found, what to do."""
+        stepped = {"gradient", "search"} & {*self.routes}
+        found, remedy = f"k = {self.k} of n = {self.n}", "change --k or --n"
+        fewer = self.k < self.n or "search" not in self.routes
+        yield fewer, "fewer winners than candidates", found, remedy
+        numbers = self.layer and all(re.fullmatch(r"-?\d+", text) for text in self.layer)
+        found = f"--layer {' '.join(self.layer)}"
+        auto = self.layer == ("auto",) or bool(numbers)
+        yield auto, "auto or whole numbers", found, "change --layer"
+        yield 0 < self.size < math.inf, "size above 0", self.size, "change --size"
+        exact, remedy = (
+            self.dtype not in ("bfloat16", "float16") or not stepped,
+            "take float32, or ",
+        )
+        remedy += "--from labels --compare labels logits"
+        expected = "float32 or float64 weights for small steps"
+        yield exact, expected, f"--dtype {self.dtype}", remedy
+        folder = self.out is None or self.out.suffix != ".safetensors"
+        remedy = "the vector's file is --vector"
+        yield folder, "a run folder for --out", self.out, remedy
 
 
 def preset(model: str | None = None) -> SteerSettings | None:
@@ -226,11 +296,10 @@ def _check_target(name: str, path: Path) -> None:
     """Before any work: whether a file can be written there, in a folder that is there or can be
     made.
     """
-    if path.is_dir():
-        raise LoclinError(f"expected a file for --{name}, found the folder {path}: add a file name")
     above = next((p for p in path.absolute().parents if p.exists()), None)
-    if above is None or not above.is_dir() or not os.access(above, os.W_OK):
-        raise LoclinError(
-            f"expected a folder that can be written for --{name}, found {above} on the way to "
-            f"{path}: choose another --{name}"
-        )
+    free = above is not None and above.is_dir() and os.access(above, os.W_OK)
+    way, other = f"{above} on the way to {path}", f"choose another --{name}"
+    check_each(
+        (not path.is_dir(), f"a file for --{name}", f"the folder {path}", "add a file name"),
+        (free, f"a folder that can be written for --{name}", way, other),
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +18,7 @@ from loclin.report.figures import (
     draw_matrix,
     select,
 )
-from loclin.report.section import Section, first, number_of
+from loclin.report.section import Missing, Section, first, made, number_of
 from loclin.report.words import number, p_text
 from loclin.run.rows import Row
 from loclin.studies.names import DRIFT, FROM_REST, FUTURE_NULLS, OWN_NORMS, PREFIX_NULLS, SHUFFLED
@@ -26,12 +27,12 @@ from loclin.studies.trajectory import names
 DISAGREE = 0.05  # captures in the two spaces of an adapter that differ by more are pointed out
 
 
-def sections(rows: Sequence[Row], settings: Mapping[str, Any]) -> list[Section]:
+def sections(rows: Sequence[Row], settings: Mapping[str, Any], skip: Missing = ()) -> list[Section]:
     """The study's sections in reading order; all of them are for the terminal too."""
     there = {r.context["space"] for r in rows if r.quantity == "dimension"}
     spaces = {s: t if len(there) > 1 else "" for s, t in names.SPACES.items() if s in there}
-    made = (_run, _prefix, _turning, _ranks)
-    return [replace(section(rows, spaces), brief=True) for section in made]
+    parts = [partial(part, rows, spaces) for part in (_run, _prefix, _turning, _ranks)]
+    return [replace(section, brief=True) for section in made(parts, skip)]
 
 
 def _titled(label: str, text: str) -> str:
@@ -149,7 +150,32 @@ def _prefix(rows: Sequence[Row], spaces: Mapping[str, str]) -> Section:
             _memory_line(rows),
             *_gauge_lines(rows, spaces),
         ],
+        follows=[_directions(rows, space, label) for space, label in spaces.items()],
     )
+
+
+def _directions(rows: Sequence[Row], space: str, label: str) -> str:
+    """How many directions hold the way."""
+    k, n = _compared(rows, space), _segments(rows)
+    here = {"space": space, "mean": names.MEANS[0], "segments": n}
+    rank, chance = (
+        number_of(rows, "participation_rank", vectors=vectors, **here)
+        for vectors in (names.MEASURED, names.PER_TENSOR)
+    )
+    whole, future = (
+        number_of(rows, f"{q}_capture", space=space, k=k) for q in ("prefix", "future")
+    )
+    return _titled(
+        label,
+        f"about {rank} directions hold this run (participation ratio of its {n} segments; of "
+        f"random ones with the same norms {chance}); "
+        f"{'its first segment holds' if k == 1 else f'its first {k} segments hold'} {whole} of the "
+        f"whole way and {future} of what came after.",
+    )
+
+
+def _segments(rows: Sequence[Row]) -> int:
+    return int(max(r.context["segments"] for r in rows if r.quantity == "participation_rank"))
 
 
 def _capture_figures(rows: Sequence[Row], space: str, label: str) -> Iterator[Drawing]:
@@ -326,7 +352,7 @@ def _turning_line(cosines: Sequence[Row], windows: Sequence[Row], label: str) ->
 
 
 def _ranks(rows: Sequence[Row], spaces: Mapping[str, str]) -> Section:
-    n = max(r.context["segments"] for r in rows if r.quantity == "participation_rank")
+    n = _segments(rows)
     return Section(
         title="How many dimensions does the way use?",
         question="Effective rank of the segments, against random vectors that share nothing but "

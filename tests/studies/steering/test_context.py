@@ -7,9 +7,9 @@ import pytest
 
 from loclin.errors import LoclinError
 from loclin.models import Problem
+from loclin.studies.steering.context import digest, split_examples, split_prompts
 from loclin.studies.steering.names import PARTS
 from loclin.studies.steering.settings import SteerSettings
-from loclin.studies.steering.splits import split_examples, split_prompts
 from loclin.tasks.example import Example
 
 SIZES = {"labels": 24, "gradient": 20, "shift": 16, "choose": 8, "test": 24}
@@ -21,7 +21,7 @@ def settings(**more: object) -> SteerSettings:
 
 def test_parts_share_nothing_and_leave_out_what_the_model_learned(speaking: Problem) -> None:
     parts = split_examples(speaking, settings())
-    examples = {name: getattr(parts, name).examples for name in PARTS}
+    examples = {name: parts[name].examples for name in PARTS}
     assert {name: len(e) for name, e in examples.items()} == SIZES
     prompts = [e.prompt for part in examples.values() for e in part]
     assert len(set(prompts)) == len(prompts)
@@ -34,16 +34,16 @@ def test_parts_share_nothing_and_leave_out_what_the_model_learned(speaking: Prob
         for e in part
     }
     assert not taught & set(prompts)
-    assert {getattr(parts, name).form for name in PARTS} == {"class"}
-    assert parts.hash() == split_examples(speaking, settings()).hash()
-    assert parts.hash() != split_examples(speaking, settings(seed=1)).hash()
+    assert {parts[name].form for name in PARTS} == {"class"}
+    assert digest(parts) == digest(split_examples(speaking, settings()))
+    assert digest(parts) != digest(split_examples(speaking, settings(seed=1)))
     other = split_examples(speaking, settings(labels=4))
-    assert other.test.examples == parts.test.examples
+    assert other["test"].examples == parts["test"].examples
 
 
 def test_one_task_alone(speaking: Problem) -> None:
     parts = split_examples(speaking, settings(task="colour"))
-    assert all("colour" in e.prompt for name in PARTS for e in getattr(parts, name).examples)
+    assert all("colour" in e.prompt for name in PARTS for e in parts[name].examples)
     with pytest.raises(LoclinError, match="unknown task 'weather': expected one of colour, town"):
         split_examples(speaking, settings(task="weather"))
 
@@ -73,15 +73,15 @@ def with_options(problem: Problem, options: dict[str, tuple[str, str]]) -> Probl
 def test_without_a_positive_option_the_right_answer_counts(speaking: Problem) -> None:
     problem = with_options(speaking, {"colour": (" red", " green"), "town": (" rome", " oslo")})
     parts = split_examples(problem, settings())
-    assert {getattr(parts, name).form for name in PARTS} == {"paired"}
-    assert (parts.test.toward == parts.test.gold).all()
+    assert {parts[name].form for name in PARTS} == {"paired"}
+    assert (parts["test"].toward == parts["test"].gold).all()
     for more, name in (({"form": "class"}, "form"), ({"estimand": "E3"}, "estimand")):
         with pytest.raises(
             LoclinError, match=f"expected examples with a positive option for --{name}"
         ):
             split_examples(problem, settings(**more))
     named = split_examples(problem, settings(task="colour", positive=" green"))
-    assert named.test.form == "class"
+    assert named["test"].form == "class"
     with pytest.raises(LoclinError, match="expected the positive option ' green' in every example"):
         split_examples(problem, settings(positive=" green"))
 
