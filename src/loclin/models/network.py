@@ -259,12 +259,13 @@ def in_float64(model: PreTrainedModel) -> None:
 
 def _running_in(model: PreTrainedModel, mode: type[TorchFunctionMode]) -> None:
     """The model's forward pass inside a mode, from now on."""
-    forward = model.forward
+    forward = model.forward  # no method where accelerate has put its own in its place
+    whole = getattr(forward, "__func__", lambda _, *args, **more: forward(*args, **more))
 
     @functools.wraps(forward)
     def run(self: PreTrainedModel, *args: Any, **more: Any) -> Any:
         with mode():
-            return forward.__func__(self, *args, **more)
+            return whole(self, *args, **more)
 
     setattr(model, "forward", MethodType(run, model))  # noqa: B010 (a method)
 

@@ -4,6 +4,7 @@ refused before the libraries that would look for it are there.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +46,7 @@ def check_model(name: str, revision: str | None = None) -> None:
 
 def unknown_model(name: str, revision: str | None) -> LoclinError:
     """What a name that leads nowhere is refused with."""
-    offline = " (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
+    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
     wanted = f"{name} --revision {revision}" if revision else name
     return LoclinError(
         "expected a built-in model, a folder, or a hub id that is cached or can be reached, found "
