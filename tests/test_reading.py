@@ -234,3 +234,28 @@ def test_a_kind_of_record_is_measured_as_it_is_spelled_out(
     assert kind.says in " ".join(
         next(iter(json.loads(Path("run/run.json").read_text())["notes"].values()))
     )
+
+
+def test_any_right_answer_of_a_list_counts(
+    parts: tuple[Path, PreTrainedModel, PreTrainedTokenizerBase],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first is never what the model says; where the second is, the answer is right."""
+    folder, model, tokenizer = parts
+    rows, said = [], 0
+    for thing in THINGS:
+        with torch.no_grad():
+            likeliest = model(**tokenizer(thing, return_tensors="pt")).logits[0, -1].argmax()
+        text = tokenizer.decode([int(likeliest)])
+        written = text.strip() and text.isascii() and text[0].isspace()
+        said += bool(written)
+        rows.append({"prompt": thing, "answer": ["never!", text if written else "nor this"]})
+    (tmp_path / "m.jsonl").write_text(lines(rows))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("loclin.report.figures.drawn_svg", lambda figure: "")
+    main(["radius", "--model", str(folder), "--data", "m.jsonl", *QUICK, "--out", "run"])
+    (path,) = Path("run").glob("*/results.json")
+    found = {row["quantity"]: row["value"] for row in json.loads(path.read_text())}
+    assert said > 0
+    assert found["score_here"] == pytest.approx(said / len(THINGS))
