@@ -50,6 +50,7 @@ ACROSS = {
     "test_docs.py",
     "test_fuzz.py",
     "test_families.py",
+    "test_reading.py",
 }
 
 

@@ -42,6 +42,15 @@ def test_a_misspelled_name_or_a_missing_folder_is_refused_at_once(
             LoadOptions(model=model, data=("google/boolq",)).check_loading()
     with pytest.raises(LoclinError, match="a data folder, found nothing at models/data"):
         LoadOptions(model="gpt2", data=("models/data",)).check_loading()
+    for data, line in (
+        (("fact",), "found 'fact': did you mean facts\\?"),
+        (("self", "selv"), "did you mean self\\?"),
+        (("sequences", "facts"), "did you mean sequences, alone\\?"),
+        (("zzz",), "found 'zzz': check the name"),
+    ):
+        with pytest.raises(LoclinError, match=line):
+            LoadOptions(model="gpt2", data=data).check_loading()
+    LoadOptions(model="gpt2", data=("self", "facts:a-b", "models")).check_loading()
     for there in ("gpt2", "Qwen/Qwen2.5-0.5B", "models"):
         LoadOptions(model=there, data=("google/boolq",)).check_loading()
 

@@ -67,7 +67,7 @@ def test_every_study_is_asked_of_a_model_of_ones_own(ran: list[Any], tmp_path: P
 def test_the_paper_profile_lists_what_is_missing_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("loclin.models.pretrained.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(cli, "run_studies", lambda *_, **__: pytest.fail("started"))
     with pytest.raises(SystemExit):
         cli.main(["reproduce", "--profile", "paper"])

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from loclin.models import Problem, twice_differentiable
 from loclin.models.evaluation import EvalSet
 from loclin.parameters import ParameterSpace
 from loclin.stats import over_runs
-from loclin.window import LinearWindow, _closed_in, linear_window, over_groups
+from loclin.window import LinearWindow, _closed_in, _effect, linear_window, over_groups
 
 
 def planted(
@@ -57,13 +58,27 @@ def test_the_jackknife_of_a_mean_is_students_interval() -> None:
 def test_numbers_that_are_not_defined_have_no_estimate_or_no_interval() -> None:
     line = planted([1.0, 2.0], [1.0, 1.0], [-1.0, 0.0, 1.0])
     assert over_groups(line, lambda p: None) is None
-    assert over_groups(line, lambda p: -1.0, powers=True) is None
+    assert over_groups(line, lambda p: -1.0, scale="log") is None
     half = over_groups(line, lambda p: p.slope if p.slope != 2.0 else None)
     assert half is not None
     assert (half.value, half.low, half.high, half.n) == (1.5, -math.inf, math.inf, 1)
-    alone = over_groups(planted([2.0], [1.0], [-1.0, 0.0, 1.0]), lambda p: p.slope, powers=True)
+    alone = over_groups(planted([2.0], [1.0], [-1.0, 0.0, 1.0]), lambda p: p.slope, scale="log")
     assert alone is not None
     assert (alone.value, alone.low) == (pytest.approx(2.0), -math.inf)
+
+
+@pytest.mark.parametrize("right", [[0, 0, 0], [10, 10, 9], [2, 7, 5]])
+def test_no_interval_of_a_score_or_an_error_leaves_its_range(right: list[float]) -> None:
+    steps = [-1.0, 0.0, 1.0]
+    line = planted([1.0, 2.0, 5.0], [1.0, 9.0, 2.0], steps)
+    sums = np.hstack([line.sums[:, :3], np.tile(np.array(right, float), (3, 1))])
+    effect = _effect(replace(line, sums=sums), 1.0)
+    assert effect.score is not None
+    assert effect.error is not None
+    assert 0 <= effect.score.low <= effect.score.value <= effect.score.high <= 1
+    assert effect.score.value == pytest.approx(sum(right) / 30)
+    assert 0 < effect.error.low < effect.error.value < effect.error.high
+    assert effect.error.value == pytest.approx(0.75)
 
 
 def test_intervals_over_groups_cover_the_planted_window() -> None:
@@ -74,7 +89,7 @@ def test_intervals_over_groups_cover_the_planted_window() -> None:
     for _ in range(300):
         slopes, curvatures = 2.0 + 0.3 * rng.standard_normal(5), 30.0 + 4 * rng.standard_normal(5)
         line = planted(slopes, curvatures, signed_grid(1e-4, 1.0, 2))
-        size = over_groups(line, lambda p: p.window(1, 0.1).size, powers=True)
+        size = over_groups(line, lambda p: p.window(1, 0.1).size, scale="log")
         assert size is not None
         covered += size.low <= truth <= size.high
     assert 0.92 < covered / 300 < 0.98

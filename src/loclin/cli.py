@@ -259,6 +259,10 @@ def _run(planned: Sequence[tuple[Study, Any]], folder: Path, option: str) -> Non
     ready = [(study, settings.checked()) for study, settings in planned]
     if len(ready) > 1:
         _all_cached([settings for _, settings in ready])
+    elif hasattr(ready[0][1], "model"):  # before torch is there
+        from loclin.tasks.hub import check_model
+
+        check_model(ready[0][1].model, ready[0][1].revision)
     record, seconds, problem = Record(folder, option=option), 0.0, None
     if len(ready) == 1:
         settings, seconds, problem = _expected(ready[0][1], record)
@@ -272,7 +276,7 @@ def _run(planned: Sequence[tuple[Study, Any]], folder: Path, option: str) -> Non
 
     more: dict[str, Any] = {"option": option, "seconds": seconds, "problem": problem}
     run_studies(ready, folder, draw=draw, **more)
-    _print(folder)
+    _print(folder, drawn)
 
 
 def _expected(settings: Any, record: Record) -> tuple[Any, float, Any]:
@@ -297,10 +301,9 @@ def _all_cached(every: Sequence[Any]) -> None:
     names = {name for s in every for name in s.data} - {*BUILT_IN, "self"}
     if not models and not names:
         return
-    from loclin.models.pretrained import missing_from_cache
+    from loclin.tasks.hub import missing_from_cache
 
-    sets = {n for n in names if not (n.endswith((".jsonl", ".json")) or Path(n).is_file())}
-    sets = {n for n in sets if fact_form(n) is None}
+    sets = {n for n in names if not Path(n).exists() and fact_form(n) is None}
     missing = [f"hf download {m}" for m in sorted(models) if missing_from_cache(m)]
     missing += [
         f"hf download --repo-type dataset {d}"
@@ -325,9 +328,10 @@ def _report(folder: Path) -> None:
     from loclin.report.page import build
 
     try:
-        record = Record(folder)
-        build(folder, _sections, titles=TITLES, so_far=lambda entry: _so_far(record, entry))
-        _print(folder)
+        record, drawn = Record(folder), dict[str, Any]()
+        how = {"titles": TITLES, "drawn": drawn}
+        build(folder, _sections, so_far=lambda entry: _so_far(record, entry), **how)
+        _print(folder, drawn)
     except (LoclinError, OSError, MemoryError):
         raise
     except Exception as error:  # rows that no study writes lead the drawing to any
@@ -348,10 +352,10 @@ def _so_far(record: Record, entry: str) -> list[Row]:
     return summed_up(KINDS[held["study"]], settings, rows) if rows else []
 
 
-def _print(folder: Path) -> None:
+def _print(folder: Path, drawn: Mapping[str, Any]) -> None:
     from loclin.report.terminal import print_record
 
-    print_record(folder, _sections)
+    print_record(folder, drawn)
     print(f"report: {(folder / 'report.html').resolve()}")
 
 

@@ -4,9 +4,9 @@ every command. Imports nothing heavy, so that `--help` is quick.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
 from dataclasses import dataclass
-from difflib import SequenceMatcher, get_close_matches
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
@@ -83,22 +83,22 @@ class LoadOptions:
         Raises:
             LoclinError: what was expected, what was found, what to do.
         """
-        near = get_close_matches(self.model, (*BUILT_IN, *PACKAGED), n=1)
-        near = [] if near == [self.model] else near
-        meant = f"; or did you mean the built-in --model {near[0]}?" if near else ""
         if self.model not in BUILT_IN and not self.data:
             raise LoclinError(
                 f"expected --data with the model {self.model!r}, found none: give a JSON Lines "
-                f"file, sequences, or self{meant}"
+                f"file, sequences, or self{meant(self.model)}"
             )
         if self.model not in (*BUILT_IN, *PACKAGED):
-            _check_there(self.model, "model", near)
+            _check_there(self.model, "model")
         for name in self.data:
             if name.endswith(DATA_FILES) and not Path(name).exists():
                 raise LoclinError(
                     f"expected a file of task data, found nothing at {name}: check the path"
                 )
-            _check_there(name, "data", ())
+            _check_there(name, "data")
+            own = name == "self" or fact_form(name) or (name in BUILT_IN and self.data == (name,))
+            if not own and not Path(name).exists():
+                check_hub_data(name)
         for pair, (name, column) in zip(self.fields, self.columns.items(), strict=False):
             if name not in FIELDS or not column:
                 raise LoclinError(
@@ -157,7 +157,26 @@ def data_files(name: str | Path) -> list[Path]:
     return [path] if path.is_file() else files
 
 
-def _check_there(name: str, what: str, near: Sequence[str]) -> None:
+def meant(model: str) -> str:
+    """The end of a message about a model's name: the built-in one that is near, if any."""
+    near = get_close_matches(model, (*BUILT_IN, *PACKAGED), n=1)
+    return f"; or did you mean the built-in --model {near[0]}?" if near and near != [model] else ""
+
+
+def check_hub_data(name: str) -> None:
+    """`LoclinError` for what cannot name a data set of the hub: it would be looked for there."""
+    # "json" alone would load whatever lies in the working folder
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        near = get_close_matches(name, (*BUILT_IN, "facts", "self"), n=1)
+        remedy = "check the name"
+        if near:
+            remedy = f"did you mean {near[0]}{', alone' * (near == [name])}?"
+        raise LoclinError(
+            f"expected a folder or a data set like google/boolq, found {name!r}: {remedy}"
+        )
+
+
+def _check_there(name: str, what: str) -> None:
     """Whether a name can be of the hub, where it is no path that is there: a misspelled one would
     be looked for there for a minute.
     """
@@ -166,7 +185,8 @@ def _check_there(name: str, what: str, near: Sequence[str]) -> None:
         return
     if name.endswith(".gguf"):
         raise LoclinError(f"expected a GGUF file, found nothing at {name}: check the path")
-    if near and not rest and SequenceMatcher(None, name, near[0]).ratio() > 0.8:
+    near = get_close_matches(name, (*BUILT_IN, *PACKAGED), n=1, cutoff=0.8)
+    if near and not rest and what == "model":
         raise LoclinError(
             f"expected a built-in model, a folder or a hub id, found {name!r}: did you mean "
             f"{near[0]}?"

@@ -24,7 +24,7 @@ from loclin.geometry.gramian import inner, norm
 from loclin.line import Line, Profile, Tallies, line_along, ray, signed_grid
 from loclin.parameters import ParameterSpace, SummedLoss, summed
 from loclin.progress import Kept, ProgressCallback, afresh, silent
-from loclin.stats import CONFIDENCE, Estimate
+from loclin.stats import CONFIDENCE, Estimate, Scale, on_scale, unscaled
 
 T = TypeVar("T")
 SMALLEST = 1e-12  # a step that no float64 tells from none
@@ -189,7 +189,7 @@ def linear_window(
     line = line_along(space, measured, w, grid, **bends, progress=progress)
 
     def seen(line: Line) -> LinearWindow:
-        predicted = over_groups(line, lambda p: p.predicted(tolerance), powers=True)
+        predicted = over_groups(line, lambda p: p.predicted(tolerance), scale="log")
         return LinearWindow(
             forward=_reach(line, 1, tolerance, units),
             backward=_reach(line, -1, tolerance, units),
@@ -310,7 +310,7 @@ def _reach(line: Line, sign: int, tolerance: float, units: dict[str, float]) -> 
     window = line.profile().window(sign, tolerance)
     if window.size is None:
         return Reach(size=None, open=window.open, edge=None)
-    size = over_groups(line, lambda p: p.window(sign, tolerance).size, powers=True)
+    size = over_groups(line, lambda p: p.window(sign, tolerance).size, scale="log")
     edge = sign * window.size
     return Reach(
         size=_sizes(size, units), open=window.open, edge=_effect(line.further([edge]), edge)
@@ -327,15 +327,16 @@ def _sizes(e: Estimate | None, units: dict[str, float]) -> Sizes | None:
 def _effect(line: Line, step: float) -> Effect:
     """What a step of the line does."""
 
-    def each(i: int) -> Estimate | None:
-        return over_groups(line, lambda p: p.at(step)[i])
+    def each(i: int, scale: Scale = "plain") -> Estimate | None:
+        return over_groups(line, lambda p: p.at(step)[i], scale=scale)
 
     first = step * line.profile().slope
-    return Effect(step=step, change=each(0), predicted=first, error=each(1), score=each(2))
+    error, score = each(1, "log"), each(2, "score")
+    return Effect(step=step, change=each(0), predicted=first, error=error, score=score)
 
 
 def over_groups(
-    line: Line, measure: Callable[[Profile], float | None], *, powers: bool = False
+    line: Line, measure: Callable[[Profile], float | None], *, scale: Scale = "plain"
 ) -> Estimate | None:
     """A number of a line's profile with its interval over n groups: the jackknife (Tukey 1958).
 
@@ -346,24 +347,25 @@ def over_groups(
     Args:
         line: with losses by group.
         measure: of a profile; None where it is not defined.
-        powers: the interval is taken on the logarithm, for numbers that spread over decades.
+        scale: on which the interval is taken (`stats.on_scale`), so that none leaves the range.
     """
 
     def number(without: int | None) -> float:
         value = measure(line.profile(without))
-        if value is None or (powers and not 0 < value < math.inf):
+        if value is None or (scale == "log" and not 0 < value < math.inf):
             return math.nan
-        return math.log(value) if powers else value
+        return float(on_scale(value, scale))
 
-    def up(value: float) -> float:
-        return math.exp(min(value, 700.0)) if powers else value
+    def back(x: float) -> float:
+        return float(unscaled(min(x, 700.0) if scale == "log" else x, scale))
 
-    value, n = number(None), len(line.slopes)
-    if math.isnan(value):
+    value, place, n = measure(line.profile()), number(None), len(line.slopes)
+    if value is None or math.isnan(place):
         return None
     held = np.array([number(i) for i in range(n)]) if n > 1 else np.array([math.nan])
-    if not (math.isfinite(value) and np.isfinite(held).all()):
-        return Estimate(value=up(value), low=-math.inf, high=math.inf, n=1)
+    if not (math.isfinite(place) and np.isfinite(held).all()):
+        return Estimate(value=value, low=-math.inf, high=math.inf, n=1)
     spread = math.sqrt((n - 1) / n * float(((held - held.mean()) ** 2).sum()))
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * spread
-    return Estimate(value=up(value), low=up(value - half), high=up(value + half), n=n)
+    low, high = min(value, back(place - half)), max(value, back(place + half))
+    return Estimate(value=value, low=low, high=high, n=n)

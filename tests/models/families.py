@@ -66,7 +66,7 @@ SMALL: dict[str, Any] = {
     "qk_nope_head_dim": 8, "v_head_dim": 8, "rotary_dim": 8, "state_size": 8, "is_decoder": True,
     "first_k_dense_replace": 1, "num_dense_layers": 1, "mamba_n_heads": 8, "mamba_d_state": 8,
     "mamba_d_ssm": 64, "vocab_size_per_layer_input": WORDS, "hidden_size_per_layer_input": 8,
-    "laurel_rank": 4, "num_kv_shared_layers": 0, "index_n_heads": 4, 
+    "laurel_rank": 4, "num_kv_shared_layers": 0, "index_n_heads": 4, "index_topk": 3,
     "index_head_dim": 16, "shared_experts_intermediate_size": 16,
 }  # fmt: skip
 BLT = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
@@ -175,6 +175,20 @@ def score_is_generation(model: PreTrainedModel) -> bool:
     return len(right) > 0 and bool(match[0].all()) and not bool(match[1].any())
 
 
+def rows_stand_alone(model: PreTrainedModel) -> bool:
+    """Neither padding nor what follows changes what is said of 13 or 40 tokens."""
+    rows = torch.randint(1, WORDS, (3, 60), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = model(input_ids=rows).logits
+        for n in (13, 40):
+            alone = model(input_ids=rows[:, :n]).logits
+            mask = (torch.arange(n + 7) < n).long().expand(3, -1)
+            padded = model(input_ids=rows[:, : n + 7] * mask, attention_mask=mask).logits
+            if not (_close(whole[:, :n], alone, 1e-4) and _close(padded[:, :n], alone, 1e-4)):
+                return False
+    return True
+
+
 def activations_are_hidden_states(model: PreTrainedModel) -> bool:
     """As transformers gives them; the last of its are after the final norm."""
     batch = prompts_batch(PROMPTS, words())
@@ -228,6 +242,7 @@ def derivatives_are_right(model: PreTrainedModel) -> bool:
 
 
 CHECKS: dict[str, Check] = {
+    "rows stand alone": rows_stand_alone,
     "score = generation": score_is_generation,
     "activations = hidden states": activations_are_hidden_states,
     "steering shows": steering_shows,
@@ -319,15 +334,16 @@ Every model type that `AutoModelForCausalLM` of transformers {version} knows ({a
 with random weights, saved, and read as a user's model is. Checked is that
 - every weight in memory is the one that was saved, and no later token changes an earlier logit
   (load);
+- neither padding nor what follows changes the logits of 13 or 40 tokens (rows stand alone), where
+  attention that chooses tokens (DeepSeek's) chooses three;
 - teacher forcing calls a greedy generation right (score = generation);
 - what is read of the blocks is what transformers calls hidden states (activations = hidden states);
 - a vector added at the first block is there, and at the last (steering shows);
 - slope and curvature along a direction are those of differences, in float64 (derivatives).
 
 Written by `python -m tests.models.families --page docs/families.md`; twenty types run in the tests.
-Rows are short: glm_moe_dsa, which reads only some of more than 2,048 tokens, was not tried there.
 
-## Right in all five ({right})
+## Right in all six ({right})
 
 {names}
 

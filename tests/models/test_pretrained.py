@@ -10,7 +10,6 @@ from loclin.errors import LoclinError
 from loclin.models.pretrained import (
     context_of,
     device_of,
-    missing_from_cache,
     read_pretrained,
     resolved,
 )
@@ -134,22 +133,6 @@ def test_what_is_neither_a_folder_nor_cached_says_how_to_get_it(tmp_path: Path) 
     (tmp_path / "file").write_text("mine")
     with pytest.raises(LoclinError, match="found the file"):
         read_pretrained(str(tmp_path / "file"), LoadOptions(model="other", device="cpu"))
-
-
-def test_the_cache_is_asked_before_hours_of_work(
-    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("loclin.models.pretrained.HF_HUB_CACHE", str(tmp_path))
-    assert not missing_from_cache(str(folders["gpt2"]))
-    assert missing_from_cache("distilgpt2")
-    shutil.copytree(folders["gpt2"], tmp_path / "models--distilgpt2" / "snapshots" / "abc")
-    assert not missing_from_cache("distilgpt2")
-    assert missing_from_cache("google/boolq", dataset=True)
-    (tmp_path / "datasets--google--boolq" / "snapshots" / "x" / "data").mkdir(parents=True)
-    (
-        tmp_path / "datasets--google--boolq" / "snapshots" / "x" / "data" / "train.parquet"
-    ).write_text("")
-    assert not missing_from_cache("google/boolq", dataset=True)
 
 
 def test_devices() -> None:

@@ -157,6 +157,12 @@ def test_a_folder_without_a_finished_study_has_a_page_of_what_is_planned(tmp_pat
     assert "Still to come:</b> a, b" in page
 
 
+def test_a_study_that_is_measured_again_is_not_drawn_as_it_was(folder: Path) -> None:
+    drawn: dict[str, Any] = {}
+    build(folder, lambda kind: sections, planned=["toy-model"], drawn=drawn)
+    assert not drawn
+
+
 def test_a_study_that_was_drawn_is_not_drawn_again(folder: Path) -> None:
     drawn: dict[str, Any] = {}
     first = build(folder, lambda kind: sections, drawn=drawn).read_bytes()

@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 from rich.text import Text
 
+from loclin.report.page import build
 from loclin.report.terminal import print_record, print_table, verdict_rows
 from tests.report.test_page import CLAIM, folder, sections
 
@@ -25,7 +27,9 @@ CLAIMS = [
 def test_the_terminal_shows_claims_and_brief_sections_with_brief_columns(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    print_record(folder, lambda kind: sections)
+    drawn: dict[str, Any] = {}
+    build(folder, lambda kind: sections, drawn=drawn)
+    print_record(folder, drawn)
     shown = capsys.readouterr().out
     assert "refuted" in shown
     assert "Is it straight?" in shown

@@ -63,6 +63,8 @@ def test_tasks_are_crossed_with_models() -> None:
 def test_the_name_in_a_record_tells_model_data_and_space_apart() -> None:
     settings = replace(preset("smoke", "Qwen/Qwen2.5-0.5B"), data=("/tmp/my data.jsonl",))
     assert settings.entry == "recovery-Qwen2.5-0.5B-my-data-lora"
+    for name in ("a.csv", "a.TSV", "a.json", "a.jsonl"):
+        assert replace(settings, data=(f"x/{name}",), space="full").entry.endswith("-0.5B-a")
     assert preset("standard").entry == "recovery-sequences"
     assert replace(RecoverySettings(), space="*attn*").entry == "recovery-sequences-attn"
     assert RecoverySettings(model="/tmp/Small.Q4_1.gguf").entry == "recovery-Small.Q4-1"

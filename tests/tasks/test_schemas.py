@@ -267,6 +267,10 @@ def test_null_and_empty_fields_are_dropped_and_counted() -> None:
             [{"prompt": "a", "options": OPTIONS, "answer": "red"}],
             "a label beside the options, found none",
         ),
+        (
+            [{"question": "a", "choices": OPTIONS, "answer": 1}],
+            "a label beside the options, found none .* --fields prompt=question options=choices",
+        ),
         ([{"prompt": "a", "answer": 3}], "text in 'answer', found 3 in pool line 1"),
         ([PURR | {"answer": "maybe"}], "true, false, yes or no in 'answer', found 'maybe'"),
         ([PURR | {"answer": 1}], "true, false, yes or no in 'answer', found 1"),

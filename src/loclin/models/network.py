@@ -231,7 +231,8 @@ def of_today(model: PreTrainedModel) -> None:
     """Give an older family's model what the others have: `logits_to_keep`, ears for a mask and for
     `use_cache` where it needs neither, positions that stay as they were computed where they take no
     gradient (Marian), and a gradient at padding's row of the embedding, which is read where the
-    end token pads too; and a model in float64 that precision throughout.
+    end token pads too; attention to a choice of tokens the same choice in every row; and a model in
+    float64 that precision throughout.
     """
     for module in model.modules():
         if "Sinusoidal" in type(module).__name__:
@@ -241,6 +242,8 @@ def of_today(model: PreTrainedModel) -> None:
     forward = type(model).forward
     if "logits_to_keep" not in inspect.signature(forward).parameters:
         setattr(model, "forward", MethodType(_keeping(forward), model))  # noqa: B010 (a method)
+    if any("Indexer" in type(module).__name__ for module in model.modules()):
+        _running_in(model, _FirstOfEqual)
     if model.dtype == torch.float64:
         in_float64(model)
 
@@ -250,15 +253,38 @@ def in_float64(model: PreTrainedModel) -> None:
     cast to float32, which serves half precision and costs half of the digits here (second
     differences of a Mixtral's loss were off by 0.4 of their size).
     """
-    forward = model.double().forward
+    _running_in(model.double(), _Float64Stays)
+    model.set_experts_implementation("eager")  # grouped products of matrices have no float64
+
+
+def _running_in(model: PreTrainedModel, mode: type[TorchFunctionMode]) -> None:
+    """The model's forward pass inside a mode, from now on."""
+    forward = model.forward  # no method where accelerate has put its own in its place
+    whole = getattr(forward, "__func__", lambda _, *args, **more: forward(*args, **more))
 
     @functools.wraps(forward)
     def run(self: PreTrainedModel, *args: Any, **more: Any) -> Any:
-        with _Float64Stays():
-            return forward.__func__(self, *args, **more)
+        with mode():
+            return whole(self, *args, **more)
 
     setattr(model, "forward", MethodType(run, model))  # noqa: B010 (a method)
-    model.set_experts_implementation("eager")  # grouped products of matrices have no float64
+
+
+class _FirstOfEqual(TorchFunctionMode):
+    """Inside, of equal values topk takes the first. Which one it takes else depends on the length
+    of the row: in attention to a choice of tokens (DeepSeek's), many of which are worth exactly 0,
+    padding or a later token changed earlier logits.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func not in (torch.topk, Tensor.topk):
+            return func(*args, **kwargs)
+        k, dim = kwargs["k"] if "k" in kwargs else args[1], kwargs.get("dim", -1)
+        first = args[0].sort(dim=dim, descending=True, stable=True)
+        return torch.return_types.topk([found.narrow(dim, 0, k) for found in first])
 
 
 class _Float64Stays(TorchFunctionMode):

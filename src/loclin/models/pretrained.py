@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
-from huggingface_hub.constants import HF_HUB_CACHE
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,8 +17,9 @@ from transformers import (
 from loclin.errors import LoclinError
 from loclin.models.network import check_causal, context_of, loaded, of_today
 from loclin.options import BUILT_IN, LoadOptions
+from loclin.tasks.hub import unknown_model
 
-__all__ = ["context_of", "device_of", "missing_from_cache", "read_pretrained", "resolved"]
+__all__ = ["context_of", "device_of", "read_pretrained", "resolved"]
 TOKENIZERS = {
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "spiece.model",
 }  # fmt: skip
@@ -60,16 +59,6 @@ def read_pretrained(
     of_today(model)
     check_causal(model, name)
     return model, _with_padding(tokenizer, name), notes
-
-
-def missing_from_cache(name: str, *, dataset: bool = False) -> bool:
-    """Whether a hub id would have to be fetched: neither a local path nor in the local cache."""
-    if Path(name).exists():
-        return False
-    folder = f"{'datasets' if dataset else 'models'}--{name.replace('/', '--')}"
-    kept = Path(HF_HUB_CACHE) / folder / "snapshots"
-    endings = ("*.parquet", "*.json", "*.jsonl", "*.csv") if dataset else ("*.safetensors",)
-    return not any(file for ending in endings for file in kept.rglob(ending))
 
 
 def _check_folder(folder: Path) -> None:
@@ -121,13 +110,7 @@ def _why(name: str, folder: Path, options: LoadOptions, error: Exception) -> str
             f"expected weights as safetensors, found none for {name!r}: choose another --revision; "
             "pickles are never loaded"
         )
-    revision = f" --revision {options.revision}" if options.revision else ""
-    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-    return (
-        "expected a built-in model, a folder, or a hub id that is cached or can be reached, found "
-        f"that {name!r} is none of these{offline}: where there is a network run `hf download "
-        f"{name}{revision}`, or give a folder"
-    )
+    return str(unknown_model(name, options.revision))
 
 
 def _with_padding(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:

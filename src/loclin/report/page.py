@@ -42,7 +42,8 @@ def build(
     Args:
         sections: for a kind of study, what makes its sections.
         titles: what a kind of study asks, in words.
-        planned: entries that are still to come, in a command that goes on.
+        planned: entries that are still to come, in a command that goes on; not drawn as an earlier
+            one left them.
         drawn: studies that an earlier call drew, which are not drawn again; added to.
         so_far: the rows of an unfinished study, where there are any.
 
@@ -54,7 +55,7 @@ def build(
     """
     record = Record(folder)
     run = record.run()
-    done = [name for name in run["studies"] if record.finished(name)]
+    done = [n for n in run["studies"] if record.finished(n) and n not in planned]
     drawn = {} if drawn is None else drawn
     begun = {n: rows for n in run["studies"] if n not in done and (rows := so_far(n))}
     for name in (n for n in (*done, *begun) if n not in drawn):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -12,27 +13,24 @@ from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
 
-from loclin.report.page import Sections
 from loclin.report.section import Section
 from loclin.report.words import VERDICTS, estimate_text, p_text
 from loclin.run.record import Record
 from loclin.run.rows import Claim
 
 
-def print_record(folder: Path, sections: Callable[[str], Sections]) -> None:
+def print_record(folder: Path, drawn: Mapping[str, Mapping[str, Any]]) -> None:
     """Print every claim, then the sections that are marked brief of every finished study.
 
     Args:
-        sections: for a kind of study, what makes its sections.
+        drawn: the studies, as `report.page.build` drew them.
     """
     record, console = Record(folder), Console()
     if claims := [claim for _, claim in record.claims()]:
         print_table(console, ("", "measured", "p Holm", "verdict"), verdict_rows(claims))
-    for name, settings in record.run()["studies"].items():
-        if record.finished(name):
-            for section in sections(settings["study"])(record.results(name), settings):
-                if section.brief:
-                    _print_section(console, section)
+    for name in filter(record.finished, drawn):
+        for section in filter(lambda s: s.brief, drawn[name]["sections"]):
+            _print_section(console, section)
 
 
 def _print_section(console: Console, section: Section) -> None:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import tyro
 
 from loclin.errors import LoclinError
-from loclin.options import BUILT_IN, PACKAGED, LoadOptions, data_files
+from loclin.options import BUILT_IN, DATA_FILES, PACKAGED, LoadOptions, data_files
 from loclin.studies.checks import check_counts, check_precision, check_rates, check_sketch
 
 Profile = Literal["smoke", "standard", "paper"]
@@ -85,7 +85,8 @@ class RunSettings:
     @property
     def entry(self) -> str:
         """Name of this study in a record: STUDY-MODEL[-DATA][-SPACE]."""
-        plain = (re.sub(r"\.(jsonl?|safetensors|gguf)$", "", Path(n).name) for n in self.names)
+        paths, read = map(Path, self.names), (*DATA_FILES, ".safetensors", ".gguf")
+        plain = (p.stem if p.suffix.lower() in read else p.name for p in paths)
         return "-".join(
             [self.study, *(re.sub(r"[^A-Za-z0-9.]+", "-", n).strip("-.") for n in plain)]
         )

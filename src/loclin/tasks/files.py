@@ -13,12 +13,11 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from loclin.errors import LoclinError
-from loclin.options import BUILT_IN, data_files
+from loclin.options import check_hub_data, data_files
 from loclin.tasks.data import TaskData, merged
 from loclin.tasks.hub import hub_or_cache
 from loclin.tasks.records import Record, listed, shown
@@ -213,13 +212,7 @@ def _hub_rows(name: str, split: str) -> Iterable[dict[str, Any]]:
                 f"in {name}: mend the files, name the one of the split {split}.jsonl, or ask for "
                 "another split"
             ) from None
-    # "json" alone would load whatever lies in the working folder
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        near = get_close_matches(name, (*BUILT_IN, "facts"), n=1)
-        remedy = f"did you mean {near[0]}, alone?" if near else "check the name"
-        raise LoclinError(
-            f"expected a folder or a data set like google/boolq, found {name!r}: {remedy}"
-        )
+    check_hub_data(name)
     try:
         return _load(name, split)
     except refusals as error:

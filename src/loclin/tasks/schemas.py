@@ -170,8 +170,10 @@ def _written_prompt(record: Record) -> str:
 
 
 def _free_answers(record: Record) -> tuple[Sequence[str], tuple[str, ...]]:
-    if record.fields.get("options") is not None:
-        raise record.error("a label beside the options", "none", "name the right option in 'label'")
+    if any(record.fields.get(name) is not None for name in ("options", "choices")):
+        columns = "--fields prompt=question options=choices label=answer"
+        remedy = f"name the right option in 'label', or the columns, as in {columns}"
+        raise record.error("a label beside the options", "none", remedy)
     value = record.fields["answer"]
     if isinstance(value, list):
         if not all(isinstance(a, str) for a in value):

@@ -48,7 +48,7 @@ def test_a_command_writes_a_record_a_page_and_a_table(
         "of the model's 28 tensors",
     ):
         assert words in shown
-    assert (tmp_path / "run" / "radius-base-base-tuned" / "results.json").exists()
+    assert (tmp_path / "run" / "radius-base-sequences-small-base-tuned" / "results.json").exists()
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.count("<figure>") == 3
     assert "How far along base..tuned?" in page

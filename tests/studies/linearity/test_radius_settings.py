@@ -21,10 +21,12 @@ def settings(**change: Any) -> RadiusSettings:
         ("path/base..path/tuned v2", "radius-sequences-small-base-tuned-v2"),
     ],
 )
-def test_an_entry_names_model_and_direction(direction: str, entry: str) -> None:
+def test_an_entry_names_model_data_space_and_direction(direction: str, entry: str) -> None:
     asked = settings(direction=direction)
     assert asked.entry == entry
     assert asked.run_folder == Path("runs") / entry
+    on = settings(direction=direction, data=("my/yes.csv",), space="*attn*").entry
+    assert on == entry.replace("small", "small-yes-attn")
 
 
 def test_another_file_of_changes_is_another_record(tmp_path: Path) -> None:

@@ -209,12 +209,13 @@ def test_a_record_becomes_a_page_and_a_table(
     record.open_study("steer-m", settings, device="test", kind="steer")
     record.write_results("steer-m", ROWS, {})
     record.close_study("steer-m", 1.0, ["+ is towards ' yes'"])
-    page = build(record.folder, lambda kind: sections).read_text()
+    drawn: dict[str, Any] = {}
+    page = build(record.folder, lambda kind: sections, drawn=drawn).read_text()
     assert page.count("<figure>") == 7
     assert "<script" not in page
     assert "&lt;script&gt;alert(2)&lt;/script&gt; | well now" in page
     assert "| <script>alert(2)</script> \\| well now |" in (record.folder / "report.md").read_text()
-    print_record(record.folder, lambda kind: sections)
+    print_record(record.folder, drawn)
     printed = flat(capsys.readouterr().out.split("\n"))
     for words in ("0.75", "Block 2: cos(labels, logit gradient) = 0.7", "Strength 1 is as long"):
         assert words in printed

@@ -73,8 +73,8 @@ class RadiusSettings(ModelSettings):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Model and direction."""
-        return (self.model, *self.direction.rsplit("..", 1))
+        """Model, data, space and direction."""
+        return (*super().names, *self.direction.rsplit("..", 1))
 
     def work(self, sizes: Sizes) -> list[Work]:
         """Slope and curvature; a grid, its scatter and two edges that are closed in on."""
