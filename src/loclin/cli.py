@@ -329,7 +329,7 @@ def _report(folder: Path) -> None:
 
     try:
         record, drawn = Record(folder), dict[str, Any]()
-        how = {"titles": TITLES, "drawn": drawn}
+        how: dict[str, Any] = {"titles": TITLES, "drawn": drawn}
         build(folder, _sections, so_far=lambda entry: _so_far(record, entry), **how)
         _print(folder, drawn)
     except (LoclinError, OSError, MemoryError):

@@ -283,8 +283,8 @@ class _FirstOfEqual(TorchFunctionMode):
         if func not in (torch.topk, Tensor.topk):
             return func(*args, **kwargs)
         k, dim = kwargs["k"] if "k" in kwargs else args[1], kwargs.get("dim", -1)
-        first = args[0].sort(dim=dim, descending=True, stable=True)
-        return torch.return_types.topk([found.narrow(dim, 0, k) for found in first])
+        values, places = args[0].sort(dim=dim, descending=True, stable=True)
+        return torch.return_types.topk((values.narrow(dim, 0, k), places.narrow(dim, 0, k)))
 
 
 class _Float64Stays(TorchFunctionMode):
