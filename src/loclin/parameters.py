@@ -31,7 +31,7 @@ class ParameterSpace:
 
     Args:
         module: any `torch.nn.Module`.
-        pattern: shell-style pattern of parameter names ("*attn*"), or several separated by commas.
+        pattern: shell-style pattern of parameter names (`*attn*`), or several separated by commas.
 
     Attributes:
         names, sizes: of the tensors, in the module's order.

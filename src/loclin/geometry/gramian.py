@@ -233,10 +233,11 @@ def _check(updates: np.ndarray, ks: Sequence[int]) -> None:
             f"expected a T×T Gramian, found shape {tuple(np.shape(updates))}: give "
             "gramian(updates) instead of the updates"
         )
-    listed = not isinstance(ks, int) and len(ks) > 0
-    if not listed or min(ks) < 1 or max(ks) > len(updates):
+    if isinstance(ks, int):
+        raise LoclinError(f"expected a list of k, found {ks}: give [{ks}]")
+    if not ks or min(ks) < 1 or max(ks) > len(updates):
         raise LoclinError(
-            f"expected a list of k from 1 to T = {len(updates)}, found {ks}: choose smaller k or "
+            f"expected k from 1 to T = {len(updates)}, found {list(ks)}: choose smaller k or "
             "record more steps"
         )
     if not updates.any():

@@ -44,7 +44,7 @@ class TrajectoryCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     is printed when training starts. A second `train`, resumed or not, starts a new record.
 
     Args:
-        pattern: which trained tensors ("*attn*"; several patterns separated by commas).
+        pattern: which trained tensors (`*attn*`; several patterns separated by commas).
         every: record each n-th optimiser step, and the last one.
         budget: bytes that whole points may take in main memory.
         size: m of the sketch; captures are off by about 2(1−c)√(c/m) (theory.sketched_capture).

@@ -36,7 +36,7 @@ def test_the_page_says_what_the_rows_say(kind: str, request: pytest.FixtureReque
         held = number(value(part.rows, "prefix_capture", **here))
         (line,) = [s for s in prefix.sees if s.startswith(f"{label}, k = 3")]
         assert held in line
-        follows = f"By {label} the directions of the first 3 updates hold {held} (no interval) of"
+        follows = f"By {label} the directions of the first 3 updates hold {held} "
         assert any(s.startswith(follows) for s in prefix.follows) == (model == "mine")
         (line,) = [s for s in fixed.sees if s.startswith(f"{label}, k = 3")]
         for basis in ("task vectors", "random"):

@@ -243,21 +243,33 @@ def test_block_0_is_no_choice_for_a_llama_cpp_file() -> None:
     measure.check_layers(SteerSettings(model="m", layer=("-1",), gguf=file), 2)
 
 
-def test_the_layer_is_chosen_among_those_that_llama_cpp_has(
-    speaking: Problem, tmp_path: Path
+def test_a_llama_cpp_file_is_written_and_its_layer_chosen_among_those_that_it_can_have(
+    speaking: Problem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("gguf")
+    from loclin.steering.gguf import read_gguf
+
     file, out = tmp_path / "vector.gguf", tmp_path / "run"  # block 1 of 2 is what is left
     printed = steer(out, *LABELS, "--gguf", str(file))
     rows = Record(out).results(ENTRY)
     assert [r.context["layer"] for r in rows if r.quantity == "layer_slope"] == [1]
-    assert SteeringVector.load(out / "vector.safetensors").layers == (1,)
-    assert file.exists()
+    kept = SteeringVector.load(out / "vector.safetensors")
+    assert kept.layers == (1,)
+    assert torch.equal(read_gguf(file).directions[1], kept.directions[1])
     assert "Block 0 was not among them" in printed
+    more = ["--out", str(tmp_path / "none"), "--gguf", str(file), "--layer", "0"]
+    error = refused(capsys, "steer", *TINY, *more)
+    assert "expected blocks from 1 with --gguf, found 0" in error
 
 
-def test_given_layers_are_taken_as_they_are(speaking: Problem, tmp_path: Path) -> None:
-    printed = steer(tmp_path / "run", *LABELS, "--layer", "0", "-1", "--form", "paired")
+def test_given_layers_and_neutral_text_are_taken_as_they_are(
+    speaking: Problem, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("people say that rome is red\nthe town of anna\nwe agree that oslo is green")
+    more = ["--layer", "0", "-1", "--form", "paired", "--neutral", str(text), "--texts", "3"]
+    printed = steer(tmp_path / "run", *LABELS, *more)
+    assert "damage is measured on 3 passages: text.txt" in printed
     assert "The vector is added to the output of blocks 0, 1, as asked." in printed
     assert "One route alone was made: nothing to compare." in printed
     vector = SteeringVector.load(tmp_path / "run" / "vector.safetensors")
@@ -298,28 +310,6 @@ def test_how_options_are_scored_elsewhere_is_not_said(
     (note,) = check_options(lettered, tokenizers["gpt2"])
     assert "joint log-probability" in note
     assert measure.read_notes(["2 examples", f"note: {note}"]) == ["2 examples"]
-
-
-def test_neutral_text_of_a_file(speaking: Problem, tmp_path: Path) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text("people say that rome is red\nthe town of anna\nwe agree that oslo is green")
-    more = ["--neutral", str(text), "--texts", "3", *LABELS]
-    assert "damage is measured on 3 passages: text.txt" in steer(tmp_path / "run", *more)
-
-
-def test_a_llama_cpp_file_is_written(
-    speaking: Problem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("gguf")
-    from loclin.steering.gguf import read_gguf
-
-    file = tmp_path / "vector.gguf"
-    steer(tmp_path / "run", *LABELS, "--layer", "1", "--gguf", str(file))
-    kept = SteeringVector.load(tmp_path / "run" / "vector.safetensors")
-    assert torch.equal(read_gguf(file).directions[1], kept.directions[1])
-    more = ["--out", str(tmp_path / "none"), "--gguf", str(file), "--layer", "0"]
-    error = refused(capsys, "steer", *TINY, *more)
-    assert "expected blocks from 1 with --gguf, found 0" in error
 
 
 def test_an_interruption_leaves_nothing_half_written(
