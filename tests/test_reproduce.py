@@ -10,9 +10,11 @@ import pytest
 
 from loclin import cli
 from loclin.errors import LoclinError
+from loclin.report.section import Section
 from loclin.run import runner
 from loclin.studies import STUDIES
 
+EMPTY = Section(title="What was found?", question="", figures=[], sees=[])
 BOTH = ("sequences-small", "statements-small-lora")
 
 
@@ -32,7 +34,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         record.write_results(asked.entry, [], {})
 
     monkeypatch.setattr(runner, "run_study", run_study)
-    monkeypatch.setattr(cli, "_sections", lambda kind: lambda rows, settings, skip=(): [])
+    monkeypatch.setattr(cli, "_sections", lambda kind: lambda rows, settings, skip: [EMPTY])
     return settings
 
 

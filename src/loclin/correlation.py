@@ -35,7 +35,7 @@ def permuted_correlations(
     """Null draws of the mean of Pearson's r over runs: y is shuffled within each run.
 
     >>> place = np.arange(6.0)
-    >>> abs(permuted_correlations([(place, place)], draws=999, seed=0).mean()) < 0.1
+    >>> bool(abs(permuted_correlations([(place, place)], draws=999, seed=0).mean()) < 0.1)
     True
     """
     rng = np.random.default_rng(seed)
