@@ -21,7 +21,9 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Settings of every study that was run; the sequence models cannot be studied."""
     settings: list[Any] = []
 
-    def run_study(study: Any, asked: Any, record: Any, display: Any, *, begun: Any) -> None:
+    def run_study(
+        study: Any, asked: Any, record: Any, display: Any, *, begun: Any, **_: Any
+    ) -> None:
         settings.append(asked)
         begun()
         if asked.model == "sequences-small":
@@ -30,7 +32,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         record.write_results(asked.entry, [], {})
 
     monkeypatch.setattr(runner, "run_study", run_study)
-    monkeypatch.setattr(cli, "_sections", lambda kind: lambda rows, settings: [])
+    monkeypatch.setattr(cli, "_sections", lambda kind: lambda *_: [])
     return settings
 
 
