@@ -59,9 +59,8 @@ from loclin.models.pretrained import read_pretrained
 from loclin.options import LoadOptions
 from loclin.parameters import ParameterSpace
 from loclin.steering import from_gradient, from_labels
-from loclin.steering.changes import adding
 from loclin.steering.compare import shares_of
-from loclin.steering.effect import responses
+from loclin.steering.effect import adding, responses
 from loclin.steering.gradient import step_direction
 from loclin.steering.null import RandomSteps, cosines_by_law
 from loclin.steering.prompts import PromptSet, pieces

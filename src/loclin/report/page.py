@@ -61,7 +61,7 @@ def build(
     for name in (n for n in (*done, *begun) if n not in drawn):
         rows = begun[name] if name in begun else record.results(name)
         study = _study(run, name, rows, sections, MISSING_ROWS if name in begun else ())
-        if not study["sections"]:
+        if name in begun and not study["sections"]:
             continue
         drawn[name] = study
         for drawing in (d for section in drawn[name]["sections"] for d in section.figures):
