@@ -16,7 +16,7 @@ ROOMS = (
     ("errors", "seeds", "options", "progress", "lazy", "renamed"),
     ("tasks",),
     ("geometry",),
-    ("theory", "stats", "law"),
+    ("theory", "stats", "correlation", "law"),
     ("parameters",),
     ("curvature", "line", "window", "pairs", "activations"),
     ("updates",),
@@ -40,7 +40,7 @@ STRANGERS = {
     "run": {"training", "parameters", "geometry", "tasks", "models"},
 }
 #: Lines of the whole source, blanks and docs counted. The aim is 24,000.
-MOST_LINES = 37_380
+MOST_LINES = 38_060
 FILES = sorted(SOURCE.rglob("*.py"))
 #: Test files that are about more than one source file.
 ACROSS = {

@@ -10,9 +10,11 @@ import pytest
 
 from loclin import cli
 from loclin.errors import LoclinError
+from loclin.report.section import Section
 from loclin.run import runner
 from loclin.studies import STUDIES
 
+EMPTY = Section(title="What was found?", question="", figures=[], sees=[])
 BOTH = ("sequences-small", "statements-small-lora")
 
 
@@ -22,7 +24,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     settings: list[Any] = []
 
     def run_study(
-        study: Any, asked: Any, record: Any, display: Any, *, begun: Any, **_: Any
+        study: Any, asked: Any, record: Any, display: Any, *, begun: Any, problem: Any = None
     ) -> None:
         settings.append(asked)
         begun()
@@ -32,7 +34,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         record.write_results(asked.entry, [], {})
 
     monkeypatch.setattr(runner, "run_study", run_study)
-    monkeypatch.setattr(cli, "_sections", lambda kind: lambda *_: [])
+    monkeypatch.setattr(cli, "_sections", lambda kind: lambda rows, settings, skip: [EMPTY])
     return settings
 
 

@@ -6,11 +6,16 @@ import pytest
 from scipy import special
 from scipy import stats as scipy_stats
 
+from loclin.correlation import (
+    correlation,
+    permuted_correlations,
+    permuted_rank_correlations,
+    rank_correlation,
+)
 from loclin.errors import LoclinError
 from loclin.stats import (
     Scale,
     by_model,
-    correlation,
     holm,
     mcnemar,
     mean_above,
@@ -22,9 +27,6 @@ from loclin.stats import (
     over_runs,
     paired_difference,
     permutation_p,
-    permuted_correlations,
-    permuted_rank_correlations,
-    rank_correlation,
     unscaled,
 )
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
@@ -329,8 +330,8 @@ def _report(folder: Path) -> None:
 
     try:
         record, drawn = Record(folder), dict[str, Any]()
-        how: dict[str, Any] = {"titles": TITLES, "drawn": drawn}
-        build(folder, _sections, so_far=lambda entry: _so_far(record, entry), **how)
+        so_far = partial(_so_far, record)
+        build(folder, _sections, titles=TITLES, drawn=drawn, so_far=so_far)
         _print(folder, drawn)
     except (LoclinError, OSError, MemoryError):
         raise

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from scipy import special, stats
 
 from loclin.errors import LoclinError
@@ -20,7 +20,6 @@ BOOTSTRAP_FROM = 20
 DRAWS = 10_000
 
 Numbers = Sequence[float | int] | np.ndarray
-Conditions = Float[np.ndarray, "conditions S"]
 #: On which scale means are taken: shares by their logit (scores of some hundred examples not beyond
 #: half an example), correlations and cosines by Fisher's z, ratios by their logarithm.
 Scale = Literal["plain", "logit", "score", "fisher", "log"]
@@ -119,7 +118,9 @@ def over_runs(values: Numbers, *, seed: int = 0) -> Estimate:
     if n == 1:
         return Estimate.around(mean, math.inf, 1)
     if n < BOOTSTRAP_FROM:
-        return Estimate.around(mean, _t(n - 1) * float(defined.std(ddof=1)) / math.sqrt(n), n)
+        return Estimate.around(
+            mean, student_t(n - 1) * float(defined.std(ddof=1)) / math.sqrt(n), n
+        )
     draws = np.random.default_rng(seed).choice(defined, size=(DRAWS, n)).mean(1)
     low, high = np.quantile(draws, _tails(n))
     return Estimate(value=mean, low=float(low), high=float(high), n=n)
@@ -159,7 +160,7 @@ def over_examples(
         return Estimate.around(mean, math.inf, len(numbers))
     if n < BOOTSTRAP_FROM:
         spread = math.sqrt(n / (n - 1) * float(((sums - mean * counts) ** 2).sum())) / len(numbers)
-        return Estimate.around(mean, _t(n - 1) * spread, len(numbers))
+        return Estimate.around(mean, student_t(n - 1) * spread, len(numbers))
     low, high = np.quantile(_ratios(sums, counts, seed), _tails(n))
     return Estimate(value=mean, low=float(low), high=float(high), n=len(numbers))
 
@@ -273,120 +274,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def correlation(x: Numbers, y: Numbers) -> float:
-    """Pearson's r over the pairs where both are finite; NaN where one side is constant or fewer
-    than three are left.
-    """
-    a, b = (np.asarray(side, dtype=float) for side in (x, y))
-    kept = np.isfinite(a) & np.isfinite(b)
-    a, b = a[kept], b[kept]
-    if len(a) < 3 or a.std() == 0 or b.std() == 0:
-        return math.nan
-    return float(np.clip(np.corrcoef(a, b)[0, 1], -1, 1))
-
-
-def permuted_correlations(
-    groups: Sequence[tuple[np.ndarray, np.ndarray]], *, draws: int, seed: int
-) -> Float[np.ndarray, " draws"]:
-    """Null draws of the mean of Pearson's r over runs: y is shuffled within each run."""
-    rng = np.random.default_rng(seed)
-    total = np.zeros(draws)
-    for x, y in groups:
-        kept = np.isfinite(x) & np.isfinite(y)
-        a, b = ((v - v.mean()) / v.std() for v in (x[kept], y[kept]))
-        total += rng.permuted(np.tile(b, (draws, 1)), axis=1) @ a / len(a)
-    return total / len(groups)
-
-
-def rank_correlation(x: Numbers, y: Numbers) -> float:
-    """Spearman's ρ; NaN where one side is constant or there are fewer than three pairs.
-
-    >>> rank_correlation([1.0, 2.0, 3.0], [1.0, 4.0, 9.0])
-    1.0
-    """
-    return correlation(*(stats.rankdata(np.asarray(side, dtype=float)) for side in (x, y)))
-
-
-def permuted_rank_correlations(
-    groups: Sequence[tuple[np.ndarray, np.ndarray]], *, draws: int, seed: int
-) -> Float[np.ndarray, " draws"]:
-    """Null draws of the mean of Spearman's ρ over runs, whose (x, y) are not constant.
-
-    y is shuffled alike in every run: what stands at one place (a type of basis) is the same thing
-    in all of them, and does not become independent by being measured again (measures §14). Draws
-    are raised by 1e-12, so that round-off puts none that equals what was observed below it.
-
-    >>> place = np.arange(5.0)
-    >>> null = permuted_rank_correlations([(place, place**2)] * 3, draws=999, seed=0)
-    >>> permutation_p(1.0, null) < 0.05  # in order, in every run
-    True
-    """
-    rng, count = np.random.default_rng(seed), len(groups[0][0])
-    orders = rng.permuted(np.tile(np.arange(count), (draws, 1)), axis=1)
-    first, second = (
-        stats.zscore(stats.rankdata(side, axis=1), axis=1) for side in zip(*groups, strict=True)
-    )
-    products = [b[orders] @ a / count for a, b in zip(first, second, strict=True)]
-    return np.asarray(np.mean(products, axis=0) + 1e-12)
-
-
-def mean_rank_correlation(x: Conditions, y: Conditions) -> float:
-    """Spearman's ρ over S runs, averaged over the conditions in which it is defined, or NaN.
-
-    >>> mean_rank_correlation(np.array([[1.0, 2.0, 3.0]]), np.array([[3.0, 2.0, 1.0]]))
-    -1.0
-    """
-    found = [r for r in map(rank_correlation, x, y) if not math.isnan(r)]
-    return float(np.mean(found)) if found else math.nan
-
-
-def permuted_over_runs(
-    x: Conditions, y: Conditions, *, draws: int, seed: int
-) -> Float[np.ndarray, " draws"]:
-    """Null draws of `mean_rank_correlation`: whole runs are exchanged, in all conditions alike.
-
-    NaN where it is not defined. Draws are raised by 1e-12, so that round-off puts none that equals
-    what was observed below it.
-
-    >>> x = np.arange(6.0)[None]
-    >>> null = permuted_over_runs(x, x, draws=999, seed=0)
-    >>> permutation_p(mean_rank_correlation(x, x), null) < 0.05
-    True
-    """
-    rng = np.random.default_rng(seed)
-    orders = np.array([rng.permutation(y.shape[1]) for _ in range(draws)])
-    ranks = [stats.rankdata(side, axis=1) for side in (x, y)]
-    known = [(a, b) for a, b in zip(*ranks, strict=True) if not math.isnan(rank_correlation(a, b))]
-    found = [stats.zscore(b)[orders] @ stats.zscore(a) / len(a) for a, b in known]
-    return np.mean(found, axis=0) + 1e-12 if found else np.full(draws, np.nan)
-
-
-def rank_correlation_over_runs(x: Conditions, y: Conditions) -> Estimate | None:
-    """`mean_rank_correlation` with an interval over S runs, on Fisher's scale z = artanh ρ.
-
-    The spread of z is the delete-one-run jackknife's (Tukey 1958), but no less than 1.03/√(S−3),
-    that of one Spearman correlation of independent normal pairs (Fieller, Hartley and Pearson
-    1957): a few runs in perfect order would have none. Student's t with S − 1 degrees of freedom.
-    None for fewer than five runs, or where ρ is not defined for all of them and all but one.
-
-    >>> order = np.arange(6.0)[None]
-    >>> print(rank_correlation_over_runs(order, order))
-    0.999 [0.979, 1]
-    """
-    runs = x.shape[1]
-    if runs < 5:
-        return None
-    every = [mean_rank_correlation(x, y)]
-    every += [mean_rank_correlation(np.delete(x, i, 1), np.delete(y, i, 1)) for i in range(runs)]
-    if np.isnan(every).any():
-        return None
-    z = np.arctanh(np.clip(every, -0.999, 0.999))
-    spread = math.sqrt((runs - 1) / runs * float(((z[1:] - z[1:].mean()) ** 2).sum()))
-    half = _t(runs - 1) * max(spread, 1.03 / math.sqrt(runs - 3))
-    low, value, high = np.tanh([z[0] - half, z[0], z[0] + half])
-    return Estimate(value=float(value), low=float(low), high=float(high), n=runs)
-
-
 def _defined(values: Numbers) -> np.ndarray:
     numbers = np.asarray(values, dtype=float)
     defined: np.ndarray = numbers[~np.isnan(numbers)]
@@ -402,12 +289,16 @@ def _check_pairs(a: Sequence[object] | np.ndarray, b: Sequence[object] | np.ndar
 
 
 @cache
-def _t(freedom: int) -> float:
-    """Student's t that the 95 % interval reaches out to."""
+def student_t(freedom: int) -> float:
+    """Student's t that the 95 % interval reaches out to.
+
+    >>> round(student_t(5), 2)
+    2.57
+    """
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
 
 
 def _tails(n: int) -> list[float]:
     """Percentiles of a bootstrap over n independent values, as `over_runs` says."""
-    tail = float(stats.norm.cdf(-math.sqrt(n / (n - 1)) * _t(n - 1)))
+    tail = float(stats.norm.cdf(-math.sqrt(n / (n - 1)) * student_t(n - 1)))
     return [tail, 1 - tail]

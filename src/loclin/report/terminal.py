@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -59,17 +58,13 @@ def _print_line(console: Console, line: Text) -> None:
 def verdict_rows(claims: Sequence[Claim]) -> list[list[Text]]:
     """A claim's name on a line of its own, then a line for each place where it was tested."""
     rows = []
-    for name, some in groupby(sorted(claims, key=lambda c: _order(claims, c)), lambda c: c.id):
+    for name in dict.fromkeys(claim.id for claim in claims):
         rows.append([Text(name, style="bold"), Text(), Text(), Text()])
-        for claim in some:
+        for claim in (c for c in claims if c.id == name):
             measured = estimate_text(claim.value, claim.low, claim.high)
             cells = map(Text, (f"  {claim.setting}", measured, p_text(claim.p_of_verdict)))
             rows.append([*cells, Text(claim.verdict, style=VERDICTS[claim.verdict].style)])
     return rows
-
-
-def _order(claims: Sequence[Claim], claim: Claim) -> int:
-    return next(i for i, c in enumerate(claims) if c.id == claim.id)
 
 
 def print_table(console: Console, header: Sequence[str], rows: Sequence[Sequence[Text]]) -> None:

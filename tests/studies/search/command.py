@@ -1,6 +1,5 @@
-"""Searches that end, once for all tests: from the command line to the record."""
+"""The command of a small search, and how it is called."""
 
-import copy
 import io
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -8,8 +7,6 @@ from pathlib import Path
 import pytest
 
 from loclin.cli import main
-from loclin.models import Problem
-from loclin.parameters import ParameterSpace
 
 TINY = (
     *("--data", "sequences-small", "--task", "swap", "--n", "12", "--sigma", "5e-3", "3e-2"),
@@ -18,18 +15,6 @@ TINY = (
 )
 ENTRY = "search-model-sequences-small"
 GAIN = ("--target-gain", "0.001")
-
-
-@pytest.fixture(scope="session")
-def model(trained: Problem, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small model off its minimum, as a folder: there is something to find."""
-    place = tmp_path_factory.mktemp("search") / "model"
-    moved = copy.deepcopy(trained.model)
-    space = ParameterSpace(moved)
-    space.add(space.noise(seed=4), scale=0.06)
-    moved.save_pretrained(str(place))
-    trained.tokenizer.save_pretrained(str(place))
-    return place
 
 
 def command(model: Path, out: Path, *more: str) -> list[str]:
@@ -55,17 +40,3 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert error.startswith("loclin: ")
     assert error.count("\n") == 1
     return error
-
-
-@pytest.fixture(scope="session")
-def finished(model: Path) -> tuple[Path, str]:
-    out = model.parent / "run"
-    return out, search(model, out, *GAIN)
-
-
-@pytest.fixture(scope="session")
-def twice(model: Path) -> tuple[Path, str]:
-    """Two searches over a new adapter's factors, in antithetic pairs, without a forecast."""
-    out = model.parent / "twice"
-    lora = ("--space", "lora", "--rank", "2", "--antithetic", "--sigma", "0.05", "--n", "8")
-    return out, search(model, out, *lora, "--seeds", "2", "--no-forecast")

@@ -1,6 +1,8 @@
-"""Runs of the claims about random search that several tests read."""
+"""Searches and runs of the claims about them that several tests read: each made once."""
 
+import copy
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from torch import Tensor
@@ -16,6 +18,7 @@ from loclin.studies.search import claims_measure
 from loclin.studies.search.claims_measure import SearchData, search_data
 from loclin.studies.search.point import SearchRun
 from tests.studies.search.claims_small import LORA, TINY
+from tests.studies.search.command import GAIN, search
 
 
 @pytest.fixture(scope="session")
@@ -49,3 +52,29 @@ def there(ctx: SearchRun, damaged: Tensor) -> Iterator[ParameterSpace]:
     with ctx.space.restored():
         ctx.space.write(damaged)
         yield ctx.space
+
+
+@pytest.fixture(scope="session")
+def model(trained: Problem, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model off its minimum, as a folder: there is something to find."""
+    place = tmp_path_factory.mktemp("search") / "model"
+    moved = copy.deepcopy(trained.model)
+    space = ParameterSpace(moved)
+    space.add(space.noise(seed=4), scale=0.06)
+    moved.save_pretrained(str(place))
+    trained.tokenizer.save_pretrained(str(place))
+    return place
+
+
+@pytest.fixture(scope="session")
+def finished(model: Path) -> tuple[Path, str]:
+    out = model.parent / "run"
+    return out, search(model, out, *GAIN)
+
+
+@pytest.fixture(scope="session")
+def twice(model: Path) -> tuple[Path, str]:
+    """Two searches over a new adapter's factors, in antithetic pairs, without a forecast."""
+    out = model.parent / "twice"
+    lora = ("--space", "lora", "--rank", "2", "--antithetic", "--sigma", "0.05", "--n", "8")
+    return out, search(model, out, *lora, "--seeds", "2", "--no-forecast")

@@ -4,9 +4,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from loclin.correlation import correlation
 from loclin.run.rows import Part
 from loclin.search.local_law import LocalLaw
-from loclin.stats import correlation
 from loclin.studies.search import claims, names
 from loclin.studies.search.claims_settings import SearchClaimsSettings
 from loclin.studies.search.law_rows import PREDICTIONS, bend, overlap_correlation

@@ -1,7 +1,6 @@
 """`loclin search` from the command line to the record: what it leaves, that it goes on, and that
 test is asked once.
 """
-# ruff: noqa: F401, F811  (fixtures are imported, then named by tests)
 
 import importlib.util
 import json
@@ -24,16 +23,7 @@ from loclin.run.rows import Row
 from loclin.search import ledger
 from loclin.search.splits import PARTS, askable
 from loclin.tasks.example import dealt
-from tests.studies.search.command import (
-    ENTRY,
-    GAIN,
-    command,
-    finished,
-    model,
-    refused,
-    search,
-    twice,
-)
+from tests.studies.search.command import ENTRY, GAIN, command, refused, search
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
@@ -113,7 +103,8 @@ def test_one_worker_loads_the_model_once(
         return plain(name, *rest, **options)
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", counted)
-    search(model, tmp_path / "run", "--n", "4", "--sigma", "0.01", *more)
+    fewer = ("--n", "4", "--sigma", "0.01", "--select", "8", "--validate", "8", "--test", "8")
+    search(model, tmp_path / "run", *fewer, *more)
     assert loads == [str(model)]
 
 

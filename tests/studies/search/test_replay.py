@@ -1,5 +1,4 @@
 """Candidates of a finished search built again, and what is refused."""
-# ruff: noqa: F401, F811  (fixtures are imported, then named by tests)
 
 import json
 import shutil
@@ -14,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from loclin.cli import main
 from loclin.models import Problem
 from loclin.search.ledger import read
-from tests.studies.search.command import ENTRY, finished, model, refused, twice
+from tests.studies.search.command import ENTRY, refused
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"

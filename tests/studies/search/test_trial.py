@@ -1,7 +1,6 @@
 """What is selected, by hand: ranks, pools over σ, what validate prefers; the choice is locked, test
 is asked once.
 """
-# ruff: noqa: F401, F811  (fixtures are imported, then named by tests)
 
 import json
 import math
@@ -30,7 +29,7 @@ from loclin.studies.search.trial import (
     trial_of,
 )
 from loclin.tasks.example import Example
-from tests.studies.search.command import ENTRY, GAIN, command, finished, model, refused
+from tests.studies.search.command import ENTRY, GAIN, command, refused
 
 
 def test_a_choice_that_was_changed_after_it_was_locked_is_refused(

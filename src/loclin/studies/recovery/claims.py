@@ -16,16 +16,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from loclin.run.rows import Claim, Row, by_run
-from loclin.stats import (
-    Estimate,
-    by_model,
-    over_models,
+from loclin.correlation import (
     permuted_over_runs,
     permuted_rank_correlations,
     rank_correlation,
     rank_correlation_over_runs,
 )
+from loclin.run.rows import Claim, Row, by_run
+from loclin.stats import Estimate, by_model, over_models
 from loclin.studies.names import DRIFT, FROM_REST, OPTIMISERS, PREFIX, displacement
 from loclin.studies.recovery.names import FULL, STATIC
 from loclin.studies.recovery.settings import RecoverySettings

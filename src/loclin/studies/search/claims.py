@@ -11,16 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from loclin.run.rows import Claim, Row, by_run
-from loclin.stats import (
-    Numbers,
-    Scale,
+from loclin.correlation import (
     correlation,
-    permutation_p,
     permuted_correlations,
     permuted_rank_correlations,
     rank_correlation,
 )
+from loclin.run.rows import Claim, Row, by_run
+from loclin.stats import Numbers, Scale, permutation_p
 from loclin.studies.search import names
 from loclin.studies.search.claims_settings import SearchClaimsSettings
 from loclin.studies.search.names import MODEL, RANDOM_VOTE, SAMPLED_VOTE, VOTE

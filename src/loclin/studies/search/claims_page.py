@@ -227,8 +227,9 @@ def _candidates(rows: Sequence[Row], settings: Settings) -> Section:
 
 def _scatters(rows: Sequence[Row]) -> list[Drawing]:
     """Gain against alignment and overlap."""
+    recovery = "cos(δ, −g), g of recovery examples"
     scatters = (
-        ("alignment", "cos(δ, −g), g of recovery examples", "(a) Alignment with that gradient"),
+        ("alignment", recovery, "(a) Alignment with the recovery gradient"),
         ("overlap", "‖Qᵀδ‖²/‖δ‖², Q the static plane", "(b) Overlap with the static plane"),
     )
     return [

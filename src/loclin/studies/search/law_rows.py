@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from loclin import law
+from loclin.correlation import correlation
 from loclin.geometry.gramian import gramian, inner, to_float64
 from loclin.geometry.subspace import Subspace
 from loclin.run.rows import Row
 from loclin.search.candidate import Perturbed
 from loclin.search.local_law import LocalLaw
 from loclin.search.noise import Noise
-from loclin.stats import correlation
 from loclin.studies.search import names
 from loclin.studies.search.point import Gains, PointContext, SearchSpace, Values
 

@@ -105,5 +105,5 @@ def preset(profile: Profile, model: str | None = None) -> SpectrumSettings:
 reproduced = partial(
     presets.studied,
     preset,
-    pretrained={"seeds": 5, "counts": (6, 12, 24, 48), "overlap_gradients": 12, "k": 10},
+    pretrained={"counts": (6, 12, 24, 48), "overlap_gradients": 12, "k": 10},
 )
