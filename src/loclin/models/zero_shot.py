@@ -19,7 +19,7 @@ from loclin.stats import Estimate, over_examples
 from loclin.tasks.choices import collate_choices, largest, option_log_probabilities
 from loclin.tasks.example import Example
 
-MOST = 100  # examples of a task that are asked
+MOST = 64  # examples of a task that are asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class ZeroShot:
 def zero_shot(
     problem: Problem, *, split: str = "train", seed: int, progress: ProgressCallback = silent
 ) -> list[ZeroShot]:
-    """Every task, on at most 100 examples of a split, drawn by `seed`; not of one that is reported
+    """Every task, on at most 64 examples of a split, drawn by `seed`; not of one that is reported
     on later, where something is chosen by it.
     """
     found = []

@@ -155,8 +155,9 @@ def reproduced(profile: Profile) -> tuple[SteeringClaimsSettings, ...]:
     """
     own = preset(profile)
     if profile == "standard":
-        real = replace(preset("smoke", PRETRAINED), profile=profile)
-        return (own, replace(real, data=(real.facts,)))
+        real = replace(preset("smoke", PRETRAINED), profile=profile, neutral_rows=4)
+        real = replace(real, data=(real.facts,), choose=8, candidates=6, directions=3, tokens=3)
+        return (own, real)
     if profile != "paper":
         return (own,)
     return (own, replace(preset(profile, "Qwen/Qwen2.5-0.5B"), data=("google/boolq",)))
