@@ -99,8 +99,7 @@ def permuted_over_runs(
 ) -> Float[np.ndarray, " draws"]:
     """Null draws of `mean_rank_correlation`: whole runs are exchanged, in all conditions alike.
 
-    NaN where it is not defined. x and y have S columns. Draws are raised by 1e-12, so that
-    round-off puts none that equals what was observed below it.
+    NaN where it is not defined. x, y have S columns; raised as `permuted_rank_correlations` are.
 
     >>> x = np.arange(6.0)[None]
     >>> null = permuted_over_runs(x, x, draws=999, seed=0)

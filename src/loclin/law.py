@@ -233,8 +233,7 @@ def signal_density(energy: float, k: int) -> float:
 
 
 def lift(capture: float, dimension: int, k: int) -> float:
-    """Signal density over that of a random subspace: capture·D/k, capture = ‖P_S g‖²/‖g‖²
-    (§10). D is `dimension`.
+    """Signal density over that of a random subspace: capture·D/k, capture = ‖P_S g‖²/‖g‖².
 
     >>> lift(0.5, 1000, 10)
     50.0

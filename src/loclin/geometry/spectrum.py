@@ -32,8 +32,7 @@ def centred(products: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
 
 def effective_ranks(products: Float[np.ndarray, "n n"]) -> EffectiveRanks:
     """`stable` 1/p₁, `participation` 1/Σp² and `entropy` exp(−Σ p ln p), p_i = σ_i²/Σσ², of the
-    vectors whose Gramian this is (measures §6). `LoclinError` where it is not square, zero or not
-    finite.
+    vectors with this Gramian (measures §6); `LoclinError` for one not square, zero or not finite.
 
     >>> effective_ranks(np.eye(3)).participation
     3.0
