@@ -1,4 +1,7 @@
-"""Correlations of pairs, over runs, and their nulls by permutation (measures §14)."""
+"""Correlations of pairs, over runs, and their nulls by permutation (measures §14).
+
+What is not defined is NaN or None; no function raises for it.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ Conditions = Float[np.ndarray, "conditions S"]
 
 
 def correlation(x: Numbers, y: Numbers) -> float:
-    """Pearson's r over the pairs where both are finite; NaN where one side is constant or fewer
-    than three are left.
+    """Pearson's r = Σ(x−x̄)(y−ȳ)/√(Σ(x−x̄)² Σ(y−ȳ)²) over the pairs where both are finite; NaN
+    where one side is constant or fewer than three are left.
 
     >>> correlation([1.0, 2.0, 3.0, math.nan], [2.0, 4.0, 6.0, 0.0])
     1.0
@@ -32,7 +35,8 @@ def correlation(x: Numbers, y: Numbers) -> float:
 def permuted_correlations(
     groups: Sequence[tuple[np.ndarray, np.ndarray]], *, draws: int, seed: int
 ) -> Float[np.ndarray, " draws"]:
-    """Null draws of the mean of Pearson's r over runs: y is shuffled within each run.
+    """Null draws of the mean of Pearson's r over runs: y is shuffled within each run, whose
+    x and y have one length and are not constant.
 
     >>> place = np.arange(6.0)
     >>> bool(abs(permuted_correlations([(place, place)], draws=999, seed=0).mean()) < 0.1)
@@ -48,7 +52,7 @@ def permuted_correlations(
 
 
 def rank_correlation(x: Numbers, y: Numbers) -> float:
-    """Spearman's ρ; NaN where one side is constant or there are fewer than three pairs.
+    """Spearman's ρ: r of the ranks; NaN for a NaN, a constant side, fewer than three pairs.
 
     >>> rank_correlation([1.0, 2.0, 3.0], [1.0, 4.0, 9.0])
     1.0
@@ -59,7 +63,7 @@ def rank_correlation(x: Numbers, y: Numbers) -> float:
 def permuted_rank_correlations(
     groups: Sequence[tuple[np.ndarray, np.ndarray]], *, draws: int, seed: int
 ) -> Float[np.ndarray, " draws"]:
-    """Null draws of the mean of Spearman's ρ over runs, whose (x, y) are not constant.
+    """Null draws of the mean of Spearman's ρ over runs, (x, y) of one length, not constant.
 
     y is shuffled alike in every run: what stands at one place (a type of basis) is the same thing
     in all of them, and does not become independent by being measured again (measures §14). Draws
@@ -81,7 +85,7 @@ def permuted_rank_correlations(
 
 
 def mean_rank_correlation(x: Conditions, y: Conditions) -> float:
-    """Spearman's ρ over S runs, averaged over the conditions in which it is defined, or NaN.
+    """Spearman's ρ over S runs (columns), averaged over conditions (rows) that define it, or NaN.
 
     >>> mean_rank_correlation(np.array([[1.0, 2.0, 3.0]]), np.array([[3.0, 2.0, 1.0]]))
     -1.0
@@ -95,8 +99,7 @@ def permuted_over_runs(
 ) -> Float[np.ndarray, " draws"]:
     """Null draws of `mean_rank_correlation`: whole runs are exchanged, in all conditions alike.
 
-    NaN where it is not defined. Draws are raised by 1e-12, so that round-off puts none that equals
-    what was observed below it.
+    NaN where it is not defined. x, y have S columns; raised as `permuted_rank_correlations` are.
 
     >>> x = np.arange(6.0)[None]
     >>> null = permuted_over_runs(x, x, draws=999, seed=0)
@@ -118,7 +121,7 @@ def rank_correlation_over_runs(x: Conditions, y: Conditions) -> Estimate | None:
     The spread of z is the delete-one-run jackknife's (Tukey 1958), but no less than 1.03/√(S−3),
     that of one Spearman correlation of independent normal pairs (Fieller, Hartley and Pearson
     1957): a few runs in perfect order would have none. Student's t with S − 1 degrees of freedom.
-    None for fewer than five runs, or where ρ is not defined for all of them and all but one.
+    None for fewer than five columns, or where ρ is not defined for all of them and all but one.
 
     >>> order = np.arange(6.0)[None]
     >>> print(rank_correlation_over_runs(order, order))

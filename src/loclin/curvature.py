@@ -36,10 +36,10 @@ class NoSecondDerivative(LoclinError):
 class CurvatureOperator(Generic[T]):
     """H = ∇²(Σ_b loss_b / Σ_b count_b) at the point θ where the space stands, by `operator @ v`.
 
-    "double backward" differentiates gᵀv (Pearlmutter 1994); with transformers, stay inside
-    `models.twice_differentiable`. For one batch the gradient's graph is made here and kept, which
-    saves a third of every product; the operator is then of no use once the point has moved. "finite
-    differences" is `finite_difference_product`.
+    "double backward" differentiates gᵀv (Pearlmutter 1994; measures §8); with transformers, stay
+    inside `models.twice_differentiable`. For one batch the gradient's graph is made here and kept,
+    which saves a third of every product; the operator is then of no use once the point has moved.
+    "finite differences" is [∇L(θ+hv̂) − ∇L(θ−hv̂)]·‖v‖/2h, v̂ = v/‖v‖, in float32 or float64.
 
     Args:
         space: the D coordinates; it also draws probes and starting vectors.
@@ -188,9 +188,9 @@ def top_eigenpairs(
     start: Float[Tensor, " D"] | None = None,
     remedy: str = "lower --k",
 ) -> tuple[Float[Tensor, " k"], Float[Tensor, "k D"]]:
-    """The k algebraically largest eigenvalues of H and their eigenvectors, largest first.
+    """The k algebraically largest λ with Hv = λv, largest first, and the v as rows of length one.
 
-    By ARPACK's restarted Lanczos, to a relative residual of 1 %.
+    By ARPACK's restarted Lanczos, to a relative residual of 1 % (a basis of measures §4).
 
     Args:
         product: a `CurvatureOperator`, or any v ↦ Hv with H symmetric.
@@ -243,19 +243,7 @@ class Probes:
 def probes(
     product: Product, count: int, *, seed: int, noise: Callable[..., Tensor] | None = None
 ) -> Probes:
-    """Independent samples whose means are tr H and ‖H‖_F², one product each.
-
-    The estimator of Girard (1989) and Hutchinson (1990), with Gaussian probes.
-
-    Args:
-        product: a `CurvatureOperator`, or any v ↦ Hv.
-        count: n.
-        seed: of the probes.
-        noise: draws z for a keyword `seed`; by default the operator's space does.
-
-    Raises:
-        LoclinError: no probes, or a plain function without noise.
-    """
+    """Independent samples whose means are tr H and ‖H‖_F², one product each; see `trace`."""
     if count < 1:
         raise LoclinError(f"expected at least 1 probe, found {count}: raise --probes")
     draw = noise or _space(product, "noise").noise
@@ -270,7 +258,17 @@ def probes(
 def trace(
     product: Product, count: int, *, seed: int, noise: Callable[..., Tensor] | None = None
 ) -> Estimate:
-    """tr H = E[zᵀHz] with a 95 % interval over the probes; arguments and errors as in `probes`.
+    """tr H = E[zᵀHz], z ~ N(0, I), with a 95 % interval over the probes; one product each.
+
+    The estimator of Girard (1989) and Hutchinson (1990), with Gaussian probes.
+
+    Args:
+        product: a `CurvatureOperator`, or any v ↦ Hv.
+        count, seed: of the probes.
+        noise: draws z for a keyword `seed`; by default the operator's space does.
+
+    Raises:
+        LoclinError: no probes, or a plain function without noise.
 
     >>> print(trace(lambda v: 2 * v, 100, seed=0, noise=lambda seed: torch.ones(3)))
     6 [6, 6]

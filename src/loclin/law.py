@@ -72,7 +72,7 @@ def expected_maximum(n: int) -> float:
 
 
 def expected_squared_maximum(n: int) -> float:
-    """E[M²], M the maximum of N independent standard normals.
+    """E[M²], M the maximum of N independent standard normals (§10).
 
     >>> round(expected_squared_maximum(3), 4)  # 1 + √3/2π
     1.2757
@@ -194,7 +194,7 @@ def candidates_needed(
     noise: float = 0.0,
     most: int = MOST_CANDIDATES,
 ) -> int | None:
-    """Smallest N up to `most` whose `best_of_n_gain` reaches a gain at this σ, or None.
+    """Smallest N up to `most` whose `best_of_n_gain` reaches a gain (nats) at this σ, or None.
 
     Where ĝᵀHĝ > 0 the gain rises with N to one peak and falls after it, because the best candidates
     go ever further along the gradient; the search is up to that peak.
@@ -223,7 +223,7 @@ def _first(most: int, holds: Callable[[int], bool]) -> int:
 
 
 def signal_density(energy: float, k: int) -> float:
-    """‖P_S g‖²/k: the gradient's energy in a subspace for each of its k dimensions.
+    """‖P_S g‖²/k: the gradient's energy in a subspace for each of its k dimensions (§10).
 
     >>> signal_density(2.0, 8)
     0.25

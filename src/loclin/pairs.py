@@ -28,8 +28,8 @@ LARGE = 0.1  # interference, of the larger single effect, at which two steps do 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Objective(Generic[T]):
-    """A mean loss: what it is summed by, over which batches, and how products with its Hessian are
-    made (`CurvatureOperator`).
+    """A mean loss Σ_b loss_b / Σ_b count_b over some batches, and how products with its Hessian
+    are made (measures §15). Its methods raise as `ParameterSpace.gradient` and products do.
 
     >>> layer = torch.nn.Linear(1, 1, bias=False)
     >>> _ = layer.weight.data.fill_(3.0)
@@ -63,7 +63,7 @@ class Objective(Generic[T]):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Bracket:
-    """b = H_B g_A − H_A g_B, the leading term of what order does: θ_AB − θ_BA = η² b + O(η³).
+    """b = H_B g_A − H_A g_B, what order does: θ_AB − θ_BA = η² b + O(η³) (measures §15).
 
     Attributes:
         vector: b.
@@ -102,8 +102,8 @@ class Bracket:
 
 
 def bracket(space: ParameterSpace, a: Objective[T], b: Objective[T]) -> Bracket:
-    """The Lie bracket of two gradient fields where the space stands: two gradients and two
-    Hessian-vector products; four vectors beside the weights.
+    """b = H_B g_A − H_A g_B, the Lie bracket of two gradient fields where the space stands: two
+    gradients and two Hessian-vector products; four vectors beside the weights.
 
     Source: measures §15; arXiv 2607.16821.
 
@@ -132,7 +132,7 @@ def bracket(space: ParameterSpace, a: Objective[T], b: Objective[T]) -> Bracket:
 
 @dataclass(frozen=True, kw_only=True)
 class OrderEffect:
-    """What order does at one step size.
+    """What order does at one step size (measures §15). Losses are in the tasks' own unit.
 
     Attributes:
         eta, k: the size of a step, and how many are taken on each task.
@@ -169,7 +169,7 @@ def order_effect(
     The leading term of θ_AB − θ_BA is k²η²b. Source: measures §15; arXiv 2606.24993.
 
     Raises:
-        LoclinError: η that is not above 0, k below 1, a loss that is not finite.
+        LoclinError: η that is not above 0, k below 1, a loss that is not finite, no items.
 
     >>> layer = torch.nn.Linear(2, 1, bias=False)
     >>> _ = layer.weight.data.copy_(torch.tensor([[1.0, 2.0]]))
@@ -216,7 +216,7 @@ def order_onset(
     space: ParameterSpace, a: Objective[T], b: Objective[T], etas: Sequence[float], *, k: int = 1
 ) -> tuple[float | None, list[OrderEffect]]:
     """The smallest step η† at which c reaches 0.1, interpolated on a growing grid, None where it
-    does not; and what order does at every step. `Bracket.onset` over k predicts it.
+    does not; and what order does at every step, c in it. `Bracket.onset` over k predicts η† (§15).
 
     Raises:
         LoclinError: as `order_effect`; a grid that does not grow.
@@ -254,7 +254,7 @@ def _crossing(at: Sequence[float], sizes: Sequence[float], level: float) -> floa
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Interference:
-    """Two displacements τ_A, τ_B added to θ, by slope and curvature along both.
+    """Two displacements τ_A, τ_B added to θ, by slope and curvature along both (measures §15).
 
     Attributes:
         loss: L(θ).
@@ -352,7 +352,7 @@ def interference(
     curvature: a gradient, two Hessian-vector products, six losses at every scale; three vectors
     beside the weights and both displacements.
 
-    Source: measures §15.
+    `Interference` has the formulas; losses are in the objective's unit. Source: measures §15.
 
     Raises:
         LoclinError: a displacement of no length, scales that do not grow from above 0, a loss that

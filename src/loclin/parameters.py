@@ -38,7 +38,8 @@ class ParameterSpace:
         dimension: D.
 
     Raises:
-        LoclinError: the pattern chooses nothing trainable, or tensors of different dtypes.
+        LoclinError: the pattern chooses nothing trainable, or tensors of different dtypes; by
+            methods, a vector of another length than D.
 
     >>> space = ParameterSpace(nn.Linear(3, 2), "weight")
     >>> space.dimension, space.names

@@ -1,4 +1,7 @@
-"""Estimates with intervals over independent runs or examples, and p-values (measures §14)."""
+"""Estimates with intervals over independent runs or examples, and p-values (measures §14).
+
+Where a test is not defined its p is 1; functions that raise `LoclinError` say so.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,8 @@ _SCALES: dict[Scale, tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A value with its 95 % interval over n independent units; infinite for n = 1.
+    """A value with its 95 % interval over n independent units, all in the unit of what is measured
+    (nats, a share, ..); infinite for n = 1 (measures §14).
 
     >>> print(Estimate(value=0.5, low=0.4, high=0.6, n=6))
     0.5 [0.4, 0.6]
@@ -55,7 +59,8 @@ class Estimate:
 
 
 def on_scale(values: Numbers | float, scale: Scale) -> np.ndarray:
-    """Values on a scale on which their spread is even (measures §14).
+    """Values on a scale on which their spread is even: x (plain), ln(x/(1−x)) (logit; score, cut
+    at 0.005 and 0.995), artanh x (fisher), ln x (log); cut to its range (measures §14).
 
     >>> on_scale([0.5, 0.0], "score").round(2), on_scale(1.0, "log")
     (array([ 0.  , -5.29]), array(0.))
@@ -64,7 +69,7 @@ def on_scale(values: Numbers | float, scale: Scale) -> np.ndarray:
 
 
 def unscaled(values: np.ndarray | float, scale: Scale) -> np.ndarray:
-    """Back from a scale.
+    """Back from a scale: the inverse of `on_scale`.
 
     >>> unscaled(on_scale([0.9], "logit"), "logit").round(3)
     array([0.9])
@@ -89,7 +94,7 @@ def by_model(values: Numbers, models: int, scale: Scale = "plain") -> np.ndarray
 def over_models(values: Numbers, models: int, scale: Scale = "plain") -> Estimate:
     """`over_runs` of the models' means on a scale, and back: no interval leaves the scale's range.
 
-    Raises `LoclinError` as `over_runs` does.
+    Arguments as in `by_model`. Raises `LoclinError` as `over_runs` does.
 
     >>> print(over_models([0.9, 0.99, 0.96], 1, "logit"))
     0.965 [0.581, 0.998]
@@ -102,10 +107,11 @@ def over_models(values: Numbers, models: int, scale: Scale = "plain") -> Estimat
 def over_runs(values: Numbers, *, seed: int = 0) -> Estimate:
     """Mean over independent units: Student t below 20 of them, percentile bootstrap from there on.
 
-    Values are one per unit, never correlated points of one; NaN (not defined there) is left out.
-    The bootstrap's percentiles are at Φ(−√(n/(n−1)) t_{0.975, n−1}): the plain ones cover
-    93 % at n = 24 (Hesterberg, "What teachers should know about the bootstrap", 2015, section 4.1).
-    Raises `LoclinError` where no value is defined.
+    Values are one per unit, never correlated points of one; NaN (not defined there) is left out. By
+    t the interval is x̄ ± t_{0.975, n−1} s/√n. The bootstrap's percentiles are at
+    Φ(−√(n/(n−1)) t_{0.975, n−1}): the plain ones cover 93 % at n = 24 (Hesterberg, "What
+    teachers should know about the bootstrap", 2015, section 4.1). Raises `LoclinError` where no
+    value is defined.
 
     >>> print(over_runs([1.0, 2.0, 3.0]))
     2 [-0.484, 4.48]
@@ -208,7 +214,8 @@ def mcnemar(a: Bool[np.ndarray, " n"], b: Bool[np.ndarray, " m"]) -> float:
 
 
 def mean_above(values: Numbers, threshold: float) -> float:
-    """One-sided p of "the mean over units is at most the threshold" by Student's t.
+    """One-sided p of "the mean over units is at most the threshold" by Student's t, that of
+    (x̄ − threshold)√n/s. NaN is left out; 1 for fewer than two units.
 
     Units that are alike up to round-off have no spread: the sign test's 2^−n there.
 
@@ -261,7 +268,8 @@ def permutation_p(observed: float, null: Numbers) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment: reject where the result is below the level of the whole family.
+    """Holm's step-down adjustment: of m p-values the j-th smallest becomes max_{i≤j} (m−i+1) p_(i),
+    at most 1. Reject where that is below the level of the whole family (measures §14).
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
@@ -290,7 +298,7 @@ def _check_pairs(a: Sequence[object] | np.ndarray, b: Sequence[object] | np.ndar
 
 @cache
 def student_t(freedom: int) -> float:
-    """Student's t that the 95 % interval reaches out to.
+    """t_{0.975, f}: Student's t, of f degrees of freedom, that the 95 % interval reaches out to.
 
     >>> round(student_t(5), 2)
     2.57

@@ -21,6 +21,7 @@ NO_MEMORY = 0.01
 
 def random_capture(k: int, dimension: int) -> stats._distn_infrastructure.rv_frozen:
     """capture(Q, d) for a uniformly random k-subspace independent of d: Beta(k/2, (D−k)/2) (§2).
+    `LoclinError` for k not from 1 to D − 1.
 
     >>> float(random_capture(10, 1000).mean())
     0.01
@@ -46,7 +47,7 @@ def random_overlap(k1: int, k2: int, dimension: int) -> tuple[float, float]:
 
 
 def white_capture(norms: Float[np.ndarray, " T"], ks: Sequence[int]) -> Curve:
-    """Prefix capture of white steps with given norms: Σ_{t≤k}‖u_t‖² / Σ_{t≤T}‖u_t‖² (§3).
+    """Prefix capture of white steps by their norms: Σ_{t≤k}‖u_t‖² / Σ_{t≤T}‖u_t‖², 1 ≤ k ≤ T (§3).
 
     >>> white_capture(np.ones(10), [1, 5])
     array([0.1, 0.5])
@@ -57,7 +58,7 @@ def white_capture(norms: Float[np.ndarray, " T"], ks: Sequence[int]) -> Curve:
 
 def heavy_ball_capture(steps: int, momentum: float, ks: Sequence[int]) -> Curve:
     """Prefix capture of heavy ball with momentum β driven by white noise: that of white steps with
-    norms A_t = (1−β^{T−t+1})/(1−β), the weight of noise t in the displacement (§3).
+    norms A_t = (1−β^{T−t+1})/(1−β), β < 1, the weight of noise t in the displacement (§3).
 
     >>> heavy_ball_capture(10, 0.5, [1, 5]).round(2)
     array([0.12, 0.59])
@@ -76,7 +77,7 @@ def impulse_response(points: Sequence[int], momentum: float = 0.0) -> Float[np.n
     Args:
         points: optimiser steps at which the run was seen, T + 1 of them; its state was new at the
             first.
-        momentum: β, or Adam's β₁.
+        momentum: β, or Adam's β₁; below 1.
 
     >>> impulse_response([0, 1, 3], 0.5)
     array([[1.  , 0.  , 0.  ],
@@ -99,7 +100,8 @@ def fit_drift(
 
     c̄ is the mean cosine of two updates, less what memory gives there, or 0 where that is negative,
     over all pairs whose noise the optimiser's memory correlates by less than 0.01 (in a run too
-    short for such pairs: over the least correlated ones). Pure drift gives infinity.
+    short for such pairs: over the least correlated ones). Pure drift gives infinity. Raises
+    `LoclinError` for fewer than 2 updates.
 
     Args:
         updates: their Gramian.
@@ -151,7 +153,8 @@ def drift_gramian(
     (1−c)k/D that is there by chance, are the null of the run's captures.
 
     A preconditioner that stands still (Adam's, frozen) turns μ and colours the noise: G⁰ is the
-    same, and D becomes (tr P²)²/tr P⁴. One that changes along the way is not in it.
+    same, and D becomes (tr P²)²/tr P⁴. One that changes along the way is not in it. Errors as in
+    `fit_drift`.
 
     Args:
         updates: Gramian of the run.
@@ -189,7 +192,7 @@ def sketched_capture(capture: float, k: int, size: int) -> tuple[float, float]:
 
     Bias (1−c)(k − 2c)/m: the k-span catches k of m dimensions of what lies outside it, less the
     second-order term of the ratio. Standard deviation 2(1−c)√(c/m), by the delta method. For
-    spread-out vectors and k ≪ m.
+    spread-out vectors and k ≪ m. `LoclinError` for k not from 1 to m − 1.
 
     >>> bias, sd = sketched_capture(0.5, 10, 1000)
     >>> round(bias, 4), round(sd, 4)
@@ -208,7 +211,7 @@ def krylov_converged_bound(condition: float, k: int) -> float:
     """Most that K_k(H, g) misses of −H⁻¹g, H positive definite: 1 − c ≤ 4((√κ−1)/(√κ+1))^{2k} (§9).
 
     κ is the largest over the smallest eigenvalue. By a Chebyshev polynomial (Saad 2003, Theorem
-    6.29). It says something where it is below 1.
+    6.29). It says something where it is below 1. `LoclinError` for κ or k below 1.
 
     >>> round(krylov_converged_bound(9.0, 3), 4)
     0.0625
@@ -226,7 +229,7 @@ def krylov_stopped_bound(rate: float, steps: int, gradient_norm: float, k: int) 
 
     Holds where the spectrum of H lies in [0, 2/η]; fails under negative curvature. On [−1, 1] x^j
     is within 2e^{−m²/2j} of a polynomial of degree m (Sachdeva and Vishnoi 2014, Theorem 3.3), here
-    x is an eigenvalue of I − ηH, m = k − 1 and j < t.
+    x is an eigenvalue of I − ηH, m = k − 1 and j < t. `LoclinError` for t or k below 1.
 
     >>> round(krylov_stopped_bound(0.1, 50, 1.0, 31), 6)
     0.001234

@@ -24,9 +24,10 @@ OptimiserName = Literal["sgd", "adamw"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Trajectory:
-    """T recorded updates from a starting point.
+    """T recorded updates from a starting point (measures §3).
 
     Attributes:
+        start: θ before the first step.
         updates: u_t = θ_t − θ_{t−1}, one row per step, or their sketches.
         head: the first updates, whole even where the rest is sketched.
         losses: of each step's batch, before the step (nats per answer token).
@@ -123,9 +124,9 @@ def train(
         batches: one a step.
         optimiser: of `make_optimiser`.
         steps: T.
-        loss: of the model on a batch; by default the mean per answer token.
+        loss: of the model on a batch; by default the mean per answer token, in nats.
         schedule: factor on the learning rate at each step, from 0.
-        confine_to: project every update on this subspace: u ← Pu.
+        confine_to: project every update on this subspace: u ← Pu (project-and-train, measures §3).
         reset_at: forget the optimiser's state after this many steps.
         dropout_seed: draws the adapter's dropout in every step; without it there is none.
         after_step: called with t = 1..T after each step.
@@ -218,7 +219,9 @@ def record(
     dropout_seed: int | None = None,
     after_step: Callable[[int], None] | None = None,
 ) -> Trajectory:
-    """Train as `train` does, and keep every update as `Recorder` does.
+    """Train as `train` does, arguments and errors included, and keep every update (measures §3).
+
+    In memory, or as `storage` says; the first `head` whole even where the rest is sketched.
 
     >>> import loclin
     >>> from loclin.training import make_optimiser, minibatches

@@ -71,15 +71,16 @@ class Reach:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LinearWindow:
-    """Over which steps the loss is straight along a direction.
+    """Over which steps the loss is straight along a direction (measures §7).
 
     Attributes:
-        forward, backward: measured, with the direction and against it.
+        forward, backward: measured, with the direction and against it: `size`, the largest
+            predictable step in each unit, and whether it is `open`, a lower bound.
         predicted: 2τ|gᵀw|/|wᵀHw|, what curvature says of either side.
         limit: the smallest ε whose error can be told from round-off at this τ.
         whole: what the direction itself does, λ = 1; None where it was not tried.
         inside: whether it lies in the window; None where that is open, or it was not tried.
-        units: what ε = 1 is in each unit.
+        units: what ε = 1 is in each: "relative" ‖δ‖/‖θ‖, "length" ‖δ‖, "multiple" λ.
         length: ‖v‖.
         line: the loss at every step; `line.profile()` has loss, score, slope and curvature.
         steps: those of the grid; the others close in on the edges and on round-off.
@@ -137,8 +138,8 @@ def linear_window(
 
     The window ε_τ is the largest step up to which |ΔL − ε gᵀw| ≤ τ|ε gᵀw| at every smaller step
     above round-off, w = ‖θ‖v/‖v‖. Measured on a grid, then by bisection; predicted from curvature,
-    2τ|gᵀw|/|wᵀHw|. Intervals are the jackknife's over groups of batches. The space is afterwards
-    where it was, bit for bit.
+    2τ|gᵀw|/|wᵀHw| (measures §7). Intervals are the jackknife's over groups of batches (Tukey 1958).
+    The space is afterwards where it was, bit for bit.
 
     Args:
         space: standing at θ.

@@ -113,6 +113,7 @@ def test_what_spans_nothing_is_refused() -> None:
         other.capture,
         other.project,
         lambda v: other.overlap(random_subspace(1, 5, seed=0)),
+        lambda v: other.angles(random_subspace(1, 5, seed=0)),
     ):
         with pytest.raises(LoclinError, match="a vector of 4 coordinates, found 5: take both from"):
             ask(torch.ones(5))

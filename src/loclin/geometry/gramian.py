@@ -146,8 +146,8 @@ def spanned_energy(
 def prefix_capture(updates: Float[np.ndarray, "T T"], ks: Sequence[int]) -> Float[np.ndarray, " n"]:
     """capture(Q_k, d): share of ‖d‖², d = Σ_{t≤T} u_t, in the span of the first k updates (§2, §3).
 
-    `updates` is their Gramian. Raises `LoclinError` for a k not from 1 to T, or updates that are
-    all zero.
+    `updates` is their Gramian. Raises `LoclinError` for a matrix that is not square, a k not from 1
+    to T, or updates that are all zero. Source: measures §2, §3; arXiv 2606.10929.
 
     >>> prefix_capture(np.eye(4), [1, 2, 4])
     array([0.25, 0.5 , 1.  ])
@@ -158,7 +158,7 @@ def prefix_capture(updates: Float[np.ndarray, "T T"], ks: Sequence[int]) -> Floa
 def future_capture(updates: Float[np.ndarray, "T T"], ks: Sequence[int]) -> Float[np.ndarray, " n"]:
     """capture(Q_k, f_k), f_k = Σ_{t>k} u_t: what the prefix holds of the way that is left.
 
-    NaN at k = T. Arguments and errors as in `prefix_capture`.
+    NaN at k = T. Arguments and errors as in `prefix_capture`. Source: measures §3.
 
     >>> future_capture(np.ones((4, 4)), [1, 4])
     array([ 1., nan])
@@ -174,7 +174,8 @@ def cross_capture(
     *,
     future: bool = False,
 ) -> Float[np.ndarray, " n"]:
-    """capture of a run's displacement d (or future f_k) by the first k of m other vectors.
+    """‖P_k d‖²/‖d‖² of a run's displacement d (or future f_k), P_k the projection on the span of
+    the first k of m other vectors (measures §2, §3). Errors as in `prefix_capture`.
 
     Args:
         basis: Gramian of the other vectors, in order.

@@ -29,13 +29,17 @@ INVARIANT = 100
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Krylov:
-    """An orthonormal basis of K_k(H, g) and the tridiagonal T = QHQᵀ. Made by `lanczos`.
+    """An orthonormal basis of K_k(H, g) and the tridiagonal T = QHQᵀ (measures §9); of `lanczos`.
 
     Attributes:
         basis: Q; the first j rows span K_j(H, g), the first row is g/‖g‖.
         diagonal, off_diagonal: of T, in float64.
         norm: ‖g‖.
         residual: β_k, what the last product left outside the space.
+
+    >>> space = lanczos(lambda v: v * torch.tensor([1.0, 2.0]), torch.ones(2), 2)
+    >>> space.tridiagonal.round(4).tolist()
+    [[1.5, 0.5], [0.5, 1.5]]
     """
 
     basis: Float[Tensor, "k D"]
@@ -70,6 +74,7 @@ class Krylov:
 
         By d_t = d_{t−1} − η(g + Hd_{t−1}), η the rate, in T alone: exact while t ≤ k, and at every
         t where the space is invariant; else the descent of the quadratic restricted to the space.
+        Raises `LoclinError` for no steps, or one below 0.
 
         >>> two = lanczos(lambda v: v * torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]), 2)
         >>> torch.from_numpy(two.descent(0.5, [1])).float() @ two.basis
@@ -87,7 +92,8 @@ class Krylov:
 
 
 def lanczos(product: Product, start: Float[Tensor, " D"], k: int) -> Krylov:
-    """An orthonormal basis of K_k(H, g), by Lanczos; one product for each basis vector.
+    """An orthonormal `basis` Q (k×D) of K_k(H, g) = span(g, Hg, .., H^{k−1}g) and T = QHQᵀ, by
+    Lanczos; one product for each basis vector (measures §9).
 
     Two passes of re-orthogonalisation at every step leave it orthonormal to round-off ("twice is
     enough", Giraud, Langou, Rozložník and van den Eshof 2005), which the three-term recurrence

@@ -31,7 +31,8 @@ def centred(products: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
 
 
 def effective_ranks(products: Float[np.ndarray, "n n"]) -> EffectiveRanks:
-    """Of the vectors whose Gramian this is; `LoclinError` where it is zero or not finite.
+    """`stable` 1/p₁, `participation` 1/Σp² and `entropy` exp(−Σ p ln p), p_i = σ_i²/Σσ², of the
+    vectors with this Gramian (measures §6); `LoclinError` for one not square, zero or not finite.
 
     >>> effective_ranks(np.eye(3)).participation
     3.0
@@ -56,7 +57,7 @@ def principal_coefficients(products: Float[np.ndarray, "n n"], k: int) -> Float[
     """Top-k right singular directions in coefficients of the n vectors, not centred.
 
     Column i is w_i/σ_i, where w_i and σ_i² are eigenvectors and eigenvalues of their Gramian.
-    Raises `LoclinError` for a k above the number or the rank of the vectors.
+    Errors as in `principal_directions`.
     """
     if not 1 <= k <= len(products):
         raise LoclinError(
@@ -74,7 +75,8 @@ def principal_coefficients(products: Float[np.ndarray, "n n"], k: int) -> Float[
 
 
 def principal_directions(rows: Float[Tensor, "n D"], k: int) -> Subspace:
-    """Top-k right singular directions of n vectors; errors as in `principal_coefficients`.
+    """Span of the top-k right singular directions of n vectors, not centred (measures §4);
+    `LoclinError` for k not from 1 to their number or above their rank.
 
     >>> rows = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
     >>> principal_directions(rows, 1).capture(torch.tensor([1.0, 0.0]))

@@ -16,7 +16,7 @@ from loclin.geometry.gramian import to_float64
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Subspace:
-    """The span of the orthonormal rows of Q; P = QᵀQ projects on it.
+    """The span of the orthonormal rows of Q, the `basis`; P = QᵀQ projects on it (measures §2).
 
     >>> plane = Subspace.spanned_by(torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]))
     >>> round(plane.capture(torch.tensor([1.0, 1.0, 1.0])), 4)
@@ -66,7 +66,7 @@ class Subspace:
         return self.basis.T @ (self.basis @ vector)
 
     def capture(self, vector: Float[Tensor, " D"]) -> float:
-        """‖Qv‖²/‖v‖², from 0 to 1 (measures §2); `LoclinError` where v is zero."""
+        """‖Qv‖²/‖v‖², from 0 to 1 (measures §2); `LoclinError` where v is zero or not of R^D."""
         self._check(len(vector))
         whole = float(to_float64(vector).square().sum())
         if whole == 0:
@@ -83,6 +83,7 @@ class Subspace:
 
     def angles(self, other: Subspace) -> Float[np.ndarray, " m"]:
         """Principal angles in radians, largest first, by the sine formula where they are small."""
+        self._check(other.basis.shape[1])
         one, two = (to_float64(s.basis).T.cpu().numpy() for s in (self, other))
         return np.asarray(subspace_angles(one, two))
 
@@ -95,7 +96,8 @@ class Subspace:
 
 
 def random_subspace(k: int, dimension: int, *, seed: int) -> Subspace:
-    """A uniformly random k-subspace of R^D; `LoclinError` where k is not from 1 to D.
+    """A uniformly random k-subspace of R^D, the span of k vectors z ~ N(0, I_D): the null of
+    measures §2. `LoclinError` where k is not from 1 to D.
 
     >>> random_subspace(2, 10, seed=0).k
     2

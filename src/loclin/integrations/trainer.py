@@ -41,7 +41,9 @@ class TrajectoryCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     Whole points are kept where they fit into the budget; then captures are exact, and for LoRA they
     are reported for the weights too. Otherwise every update is sketched to m numbers
     (geometry/sketch.py), and one copy of the last point is kept beside the model. Which of the two
-    is printed when training starts. A second `train`, resumed or not, starts a new record.
+    is printed when training starts. A second `train`, resumed or not, starts a new record. Captures
+    and nulls are those of measures §2 and §3. Raises `LoclinError` for an `every` below 1 and, when
+    training starts, for a sketch no longer than the run, or parameters that are shards.
 
     Args:
         pattern: which trained tensors (`*attn*`; several patterns separated by commas).

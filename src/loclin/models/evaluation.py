@@ -94,8 +94,8 @@ class EvalSet:
         return np.bincount(self.folds, per_row, minlength=self.count)
 
     def tallies(self) -> tuple[Float[np.ndarray, " twice"], Float[np.ndarray, " twice"]]:
-        """Summed loss of every fold, then right answers of every fold; and how many tokens, then
-        examples, those are.
+        """Summed loss (nats) of every fold, then right answers of every fold; and how many tokens,
+        then examples, those are.
 
         Both from the same passes. The losses are summed in float64, whatever the model's dtype.
         """
@@ -137,8 +137,8 @@ class EvalSet:
         return self.batch.rows(chosen).chunks(self.at_once)
 
     def loss(self, batch: Batch) -> tuple[Float[Tensor, ""], int]:
-        """Summed loss of a batch and its answer tokens, for `ParameterSpace.gradient` and Hessian
-        products.
+        """Summed loss (nats) of a batch and its answer tokens, for `ParameterSpace.gradient` and
+        Hessian products.
         """
         return answer_loss(self.problem.model, batch)
 

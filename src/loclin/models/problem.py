@@ -75,7 +75,7 @@ class Problem:
         return all(e.options for part in self.examples.values() for e in part[task])
 
     def chance(self, task: str) -> float:
-        """Score of a uniform guess among the options; 0 for free answers."""
+        """Score of a uniform guess, the mean of 1/options; 0 for free answers."""
         if not self.has_options(task):
             return 0.0
         shown = self.examples["test"][task]
@@ -87,7 +87,7 @@ class Problem:
         return max(self.chance(task), max(answers.values()) / sum(answers.values()))
 
     def known_from(self, task: str) -> float:
-        """Score from which a task counts as known: clearly better than answers without reading."""
+        """Score from which a task counts as known: b + 0.1(1 − b), b = `without_reading`."""
         blind = self.without_reading(task)
         return blind + CLEARLY * (1 - blind)
 
@@ -104,7 +104,7 @@ class Problem:
 
     def score(self, name: str, task: str) -> float:
         """Share of a split answered right: exact match of a right answer, or largest joint log p of
-        the options.
+        the options. Errors as in `batch`.
         """
         self._check(name, task)
         if not self.has_options(task):

@@ -85,8 +85,8 @@ class Run:
         return pd.DataFrame([{"study": entry, **asdict(claim)} for entry, claim in every])
 
     def rows(self, entry: str | None = None) -> pd.DataFrame:
-        """Every number: columns of a row, then those of its context; of one entry, or of all that
-        have finished.
+        """Every number: columns of a row, then those of its context; of one entry (`LoclinError`
+        where it has not finished), or of all that have.
         """
         import pandas as pd
 
@@ -94,7 +94,7 @@ class Run:
         return pd.concat([self._rows(name).assign(entry=name) for name in names])
 
     def arrays(self, entry: str) -> dict[str, np.ndarray]:
-        """The arrays of an entry, by key."""
+        """The arrays of an entry, by key; `LoclinError` where it has not finished."""
         self._check(entry)
         return Record(self.folder).arrays(entry)
 

@@ -21,7 +21,7 @@ NASH_ROUNDS = 20  # of the inner problem: torchjd's own
 
 
 def library_weights(name: str, tasks: int) -> Callable[[Products], Weights]:
-    """A function from Gramians to weights, by torchjd.
+    """A function from K×K Gramians to K weights, by torchjd (measures §12).
 
     MGDA (Désidéri 2012; Sener and Koltun 2018), UPGrad (Quinton and Rey 2024, arXiv 2406.16232),
     IMTL-G (Liu et al. 2021), Aligned-MTL (Senushkin et al. 2023), CAGrad (arXiv 2110.14048, c =

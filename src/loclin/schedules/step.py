@@ -18,7 +18,7 @@ from loclin.schedules.names import LIBRARY, SUMMED
 def backward(
     losses: Sequence[Tensor], schedule: str, parameters: Iterable[nn.Parameter], *, seed: int = 0
 ) -> Float[np.ndarray, " K"]:
-    """Add Σ w_i ∂L_i/∂p to every p.grad, w by the schedule from the Gramian of the gradients.
+    """Add Σ w_i ∂L_i/∂p to every p.grad, w by a schedule (measures §12) from their Gramian.
 
     Args:
         losses: K scalars; graphs that they share are freed afterwards.
@@ -31,7 +31,8 @@ def backward(
         w.
 
     Raises:
-        LoclinError: no losses or no parameters, an unknown schedule, a package that is missing.
+        LoclinError: no losses or no parameters, an unknown schedule, a package that is missing;
+            by "norm-balanced", "PCGrad", "equal decrease", a gradient that is zero or not finite.
 
     >>> p = torch.nn.Parameter(torch.ones(2))
     >>> backward([p[0] ** 2, 3 * p[1]], "norm-balanced", [p])

@@ -19,7 +19,7 @@ Products = Float[np.ndarray, "K K"]
 
 
 def raw_sum(gramian: Products) -> Weights:
-    """w_i = 1: the gradient of the sum of the losses.
+    """w_i = 1 for K×K products: the gradient of the sum of the losses (measures §12).
 
     >>> raw_sum(np.eye(2))
     array([1., 1.])
@@ -28,7 +28,9 @@ def raw_sum(gramian: Products) -> Weights:
 
 
 def norm_balanced(gramian: Products) -> Weights:
-    """w_i ∝ 1/‖g_i‖, Σ w_i = K: every task pulls with the same strength.
+    """w_i ∝ 1/‖g_i‖, Σ w_i = K: every task pulls with the same strength (measures §12).
+
+    `gramian` is K×K. Raises `LoclinError` for a gradient that is zero or not finite.
 
     >>> norm_balanced(np.diag([1.0, 9.0]))
     array([1.5, 0.5])
@@ -41,7 +43,7 @@ def pcgrad(gramian: Products, *, seed: int = 0) -> Weights:
     2020, arXiv 2001.06782, alg. 1).
 
     g_i ← g_i − (g_iᵀg_j / ‖g_j‖²) g_j for every j with g_iᵀg_j < 0, the others taken in an order
-    drawn by the seed.
+    drawn by the seed. Shapes and errors as in `norm_balanced`.
 
     >>> pcgrad(np.array([[1.0, -0.5], [-0.5, 1.0]]))
     array([1.5, 1.5])
@@ -64,7 +66,8 @@ def equal_decrease(gramian: Products) -> Weights:
     G w ∝ 1 is the condition of the shortest vector in the convex hull of the gradients, argmin wᵀGw
     over w ≥ 0, Σ w_i = 1, which is what is solved for. Where no w ≥ 0 makes all decreases equal,
     those of the tasks that take part are, and the others fall faster; where no direction lowers all
-    losses, it stands still. This is MGDA's direction (Désidéri 2012), exactly.
+    losses, it stands still. This is MGDA's direction (Désidéri 2012), exactly. Shapes and errors as
+    in `norm_balanced`.
 
     >>> w = equal_decrease(np.array([[1.0, 0.5], [0.5, 4.0]]))
     >>> bool(np.isclose(*(np.array([[1.0, 0.5], [0.5, 4.0]]) @ w)))
@@ -82,13 +85,8 @@ def loss_balanced(losses: Weights, first: Weights, *, alpha: float = 0.5) -> Wei
 
     After Loss-Balanced Task Weighting (Liu, Liang and Gitter, AAAI 2019), with their α = 0.5; they
     take the first step of every epoch anew, where here it is that of the training. The paper that
-    this project follows does not say what its loss-balanced is.
-
-    Args:
-        losses, first: of this step's batches, and of the first step's.
-
-    Raises:
-        LoclinError: a first loss that is not above zero.
+    this project follows does not say what its loss-balanced is. `losses` are K, of this step's
+    batches, `first` of the first step's; `LoclinError` where one of these is not above zero.
 
     >>> loss_balanced(np.array([1.0, 0.25]), np.array([1.0, 1.0]))
     array([1.33333333, 0.66666667])

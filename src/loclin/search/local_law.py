@@ -100,12 +100,7 @@ class LocalLaw:
 
     @staticmethod
     def by_probes(
-        product: Product,
-        gradient: Vector,
-        count: int,
-        *,
-        seed: int,
-        noise: Callable[..., Tensor],
+        product: Product, gradient: Vector, count: int, *, seed: int, noise: Callable[..., Tensor]
     ) -> LocalLaw:
         """In all coordinates, from g and v ↦ Hv; traces and norm from random probes z, whose
         arguments are those of `curvature.probes`: tr H³ = E[(Hz)ᵀH(Hz)], by the first few.

@@ -107,8 +107,8 @@ def from_gradient(
     path: str | None = None,
     seed: int = 0,
 ) -> SteeringVector:
-    """The shift of activations that one gradient step makes, as long as the difference that labels
-    make.
+    """The shift [h_L(θ − ηĝ‖θ‖) − h_L(θ + ηĝ‖θ‖)]/2 of activations that one gradient step makes, as
+    long as the difference that labels make (measures §13).
 
     The step is taken on one half of the examples, by group; its shift is read on the other. The
     model is afterwards what it was, bit for bit.
@@ -167,11 +167,12 @@ def from_search(
     path: str | None = None,
     seed: int = 0,
 ) -> SteeringVector:
-    """The mean shift of activations of the best of many random weight steps, as long as the
-    difference that labels make.
+    """The mean shift h_L(θ + σz) − h_L(θ) of activations of the best of many random weight steps,
+    as long as the difference that labels make (measures §13).
 
-    Steps are scored by log p(toward) on one half of the examples, by group; the shift of the
-    winners is read on the other. The model is afterwards what it was, bit for bit.
+    Steps are scored by the mean log p (nats) of the positive answer, or of the right ones where
+    there is none, on one half of the examples, by group; the shift of the winners is read on the
+    other. The model is afterwards what it was, bit for bit.
 
     Args:
         model, tokenizer, examples, layers, positive, path: as of `from_labels`; the model in
@@ -183,7 +184,8 @@ def from_search(
         seed: of the halves and of the steps.
 
     Raises:
-        LoclinError: as `from_labels`; weights in half precision, more winners than steps.
+        LoclinError: as `from_labels`; weights in half precision, more winners than steps, a size
+            that is not above 0.
 
     >>> import loclin
     >>> problem = loclin.load("sequences-small")
@@ -298,11 +300,8 @@ def from_pairs(
     model's width and in units of its activations.
 
     Args:
-        model: in evaluation mode; untouched.
-        tokenizer: its tokenizer.
+        model, tokenizer, layers, path: as of `from_labels`.
         positive, negative: texts, at least one of each.
-        layers: 0-based, negative from the end; all by default.
-        path: of the list of blocks, where it is not found by itself.
 
     Raises:
         LoclinError: a list without texts, a text without tokens, a layer out of range.

@@ -34,7 +34,7 @@ class SteeringVector:
 
     Sums and multiples are vectors again: (a + b)_L = a_L + b_L, (c·a)_L = c·a_L. A block that only
     one side has counts as zero in the other. The sides must be of one kind of model; what they were
-    made of is written "a + b" where they differ.
+    made of is written "a + b" where they differ. Source: arXiv 2308.10248; measures §13.
 
     Attributes:
         directions: v_L by block, from 0, each of the model's width; copied as float32 to the CPU.
@@ -49,7 +49,7 @@ class SteeringVector:
 
     Raises:
         LoclinError: no directions, one that is no vector, different widths, a block that the model
-            does not have.
+            does not have; by sums, another kind of model; by multiples, a factor not finite.
 
     >>> facts = dict(model="m", model_type="gpt2", blocks=4, route="labels", position="last",
     ...              norm="mean", data="", dtype="float32")

@@ -173,10 +173,11 @@ def _token_losses(
 def answer_loss(
     model: nn.Module, batch: Batch | Mapping[str, Tensor]
 ) -> tuple[Float[Tensor, ""], int]:
-    """Summed negative log-likelihood of the answer tokens (nats), and how many there are.
+    """−Σ log p(token | all before it) over the answer tokens (nats), and how many there are.
 
     A sum and a count rather than a mean: batches of different lengths then add up without bias.
-    A dictionary of a Hugging Face data collator (input_ids, labels, attention_mask) is a batch too.
+    A dictionary of a Hugging Face data collator (input_ids, labels, attention_mask), n×length each,
+    is a batch too; `LoclinError` where it has no input_ids.
 
     >>> import loclin
     >>> problem = loclin.load("sequences-small")

@@ -109,11 +109,7 @@ class _Point:
     """
 
     def __init__(
-        self,
-        ctx: RunContext[LinearitySettings],
-        eval_set: EvalSet,
-        name: str,
-        session: Session,
+        self, ctx: RunContext[LinearitySettings], eval_set: EvalSet, name: str, session: Session
     ) -> None:
         self._ctx, self._eval_set, self._name, self._session = ctx, eval_set, name, session
         self._origin, settings = ctx.space.read(), ctx.settings
@@ -200,8 +196,7 @@ class _Point:
         both = sums[:, 0] / counts[0] - two[0].loss
         rows = pair_rows(np.array(steps), both, two, bent, tolerances, here)
         return Part(
-            rows=list(of_defined_tasks(rows)),
-            arrays={"pair": np.column_stack([steps, both])},
+            rows=list(of_defined_tasks(rows)), arrays={"pair": np.column_stack([steps, both])}
         )
 
     def _kept(self, product: Product) -> Product:

@@ -67,11 +67,7 @@ def _ranking(view: View) -> Section:
         "is the score of the task that ends worst.",
         figures=figures,
         tables=[_table(view), *_strengths(view)],
-        sees=[
-            *advice[1:],
-            *_ranking_lines(view),
-            *_strength_lines(view),
-        ],
+        sees=[*advice[1:], *_ranking_lines(view), *_strength_lines(view)],
         brief=bool(view.tasks),
         follows=advice[:1],
     )

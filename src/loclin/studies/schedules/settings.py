@@ -13,15 +13,7 @@ from loclin.options import BUILT_IN, SEQUENCE_MODELS
 from loclin.schedules.names import MERGED, REFERENCE, SEQUENTIAL, SIMULTANEOUS
 from loclin.schedules.options import ComparisonOptions
 from loclin.studies.checks import check_counts, check_each, check_rates
-from loclin.studies.presets import (
-    PAPER,
-    built_in_models,
-    by_lora,
-    costly,
-    exhaustive,
-    named,
-    quick,
-)
+from loclin.studies.presets import PAPER, built_in_models, by_lora, costly, exhaustive, named, quick
 from loclin.studies.schedules import names as n
 from loclin.studies.schedules.names import KINDS
 from loclin.studies.settings import DamageSettings, Profile, Sizes, Work

@@ -7,14 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from loclin.report.figures import (
-    PALETTE,
-    Curve,
-    Drawing,
-    draw_curves,
-    draw_matrix,
-    draw_points,
-)
+from loclin.report.figures import PALETTE, Curve, Drawing, draw_curves, draw_matrix, draw_points
 from loclin.report.section import Missing, Section, Table, made
 from loclin.report.words import estimate_text, number, p_text
 from loclin.run.rows import Row
