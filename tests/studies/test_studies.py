@@ -6,6 +6,7 @@ import dataclasses
 import json
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,6 +37,13 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+#: A random model knows nothing and learns quickly.
+UNTAUGHT: dict[str, Any] = {
+    "seeds": 1, "teach_steps": 100, "reach": 0.9, "damage_steps": 100, "damage_lr": 3e-3,
+    "steps": 50, "sgd_lr": 3e-2,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_recovery_by_lora(
     family: str,
@@ -47,7 +55,7 @@ def test_recovery_by_lora(
     families[family].save_pretrained(tmp_path / family)
     tokenizers[family].save_pretrained(tmp_path / family)
     settings = dataclasses.replace(
-        preset("smoke", str(tmp_path / family)), data=(str(questions),), seeds=1
+        preset("smoke", str(tmp_path / family)), data=(str(questions),), **UNTAUGHT
     ).checked()
     part = measure(settings, 0, Session())
     known, lost, back = (

@@ -85,7 +85,7 @@ def test_bad_settings_are_named_with_their_remedy(change: dict[str, Any], text: 
         ),
         (
             {"data": ("sequences", "some/set")},
-            "expected one built-in set of tasks or several files, found sequences, some/set",
+            "expected a folder or a data set .*, found 'sequences': did you mean sequences, alone?",
         ),
         ({"data": ("self",)}, "expected tasks to learn, found --data self"),
         ({"tasks": ("A",)}, "expected two different tasks or more, found A"),
