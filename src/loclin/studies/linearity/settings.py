@@ -145,5 +145,5 @@ def preset(profile: Profile, model: str | None = None) -> LinearitySettings:
 reproduced = partial(
     presets.studied,
     preset,
-    pretrained={"window_examples": 8, "smallest": 1e-4, "task_vector_steps": 3},
+    pretrained={"window_examples": 4, "smallest": 1e-4, "task_vector_steps": 2},
 )

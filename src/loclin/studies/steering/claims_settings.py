@@ -156,7 +156,8 @@ def reproduced(profile: Profile) -> tuple[SteeringClaimsSettings, ...]:
     own = preset(profile)
     if profile == "standard":
         real = replace(preset("smoke", PRETRAINED), profile=profile, neutral_rows=4)
-        real = replace(real, data=(real.facts,), choose=8, candidates=6, directions=3, tokens=3)
+        real = replace(real, data=(real.facts,), labels=16, gradient=8, shift=8, choose=8, test=8)
+        real = replace(real, candidates=6, directions=3, tokens=3)
         return (own, real)
     if profile != "paper":
         return (own,)
