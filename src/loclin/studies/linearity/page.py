@@ -255,18 +255,19 @@ def _wholes(rows: Rows, settings: Settings) -> Section:
         "its window, and how far is the gradient's prediction off at its end?",
         figures=figures,
         sees=lines,
-        follows=list(_safe(rows, tau)) if own(settings) else (),
+        follows=list(_safe(rows, settings, tau)) if own(settings) else (),
     )
 
 
-def _safe(rows: Rows, tolerance: float) -> Iterator[str]:
+def _safe(rows: Rows, settings: Settings, tolerance: float) -> Iterator[str]:
     """Up to where a step along the gradient and a task vector is predictable."""
     here: dict[str, Any] = {"point": "pretrained", "tolerance": tolerance}
     if select(rows, "window", direction=GRADIENT, sign=BOTH, **here):
         reach = _reach(rows, direction=GRADIENT, sign=BOTH, **here)
         yield (
-            f"A step along the gradient is safe up to ε = {reach} of the weights' length: the loss "
-            f"changes as the gradient says to within τ = {tolerance:g}."
+            f"A step along the gradient is safe up to ε = {reach} of the "
+            f"{moved(settings['space'])}' length: the loss changes as the gradient says to within "
+            f"τ = {tolerance:g}."
         )
     if found := first(rows, "whole_in_windows", direction=TASK, **here):
         length, most = text_of(rows, "whole_in_windows", direction=TASK, **here), found.high
