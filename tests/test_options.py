@@ -45,7 +45,10 @@ def test_a_misspelled_name_or_a_missing_folder_is_refused_at_once(
     for data, line in (
         (("fact",), "found 'fact': did you mean facts\\?"),
         (("self", "selv"), "did you mean self\\?"),
-        (("sequences", "facts"), "did you mean sequences, alone\\?"),
+        (
+            ("sequences", "facts"),
+            "expected one built-in set of tasks or several files, found sequences, facts",
+        ),
         (("zzz",), "found 'zzz': check the name"),
     ):
         with pytest.raises(LoclinError, match=line):

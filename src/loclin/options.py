@@ -90,14 +90,18 @@ class LoadOptions:
             )
         if self.model not in (*BUILT_IN, *PACKAGED):
             _check_there(self.model, "model")
+        if len(self.data) > 1 and {*BUILT_IN} & {*self.data}:
+            raise LoclinError(
+                "expected one built-in set of tasks or several files, found "
+                f"{', '.join(self.data)}: give either"
+            )
         for name in self.data:
             if name.endswith(DATA_FILES) and not Path(name).exists():
                 raise LoclinError(
                     f"expected a file of task data, found nothing at {name}: check the path"
                 )
             _check_there(name, "data")
-            own = name == "self" or fact_form(name) or (name in BUILT_IN and self.data == (name,))
-            if not own and not Path(name).exists():
+            if name not in (*BUILT_IN, "self") and not fact_form(name) and not Path(name).exists():
                 check_hub_data(name)
         for pair, (name, column) in zip(self.fields, self.columns.items(), strict=False):
             if name not in FIELDS or not column:
@@ -168,9 +172,7 @@ def check_hub_data(name: str) -> None:
     # "json" alone would load whatever lies in the working folder
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         near = get_close_matches(name, (*BUILT_IN, "facts", "self"), n=1)
-        remedy = "check the name"
-        if near:
-            remedy = f"did you mean {near[0]}{', alone' * (near == [name])}?"
+        remedy = f"did you mean {near[0]}?" if near else "check the name"
         raise LoclinError(
             f"expected a folder or a data set like google/boolq, found {name!r}: {remedy}"
         )

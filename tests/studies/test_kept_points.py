@@ -11,16 +11,20 @@ import pytest
 import torch
 
 from loclin.errors import LoclinError
+from loclin.geometry.sketch import Sketch
 from loclin.models import Problem
 from loclin.models.builtin import built_in_folder
+from loclin.models.zero_shot import ZeroShot, zero_shot
 from loclin.parameters import ParameterSpace
 from loclin.progress import silent
-from loclin.studies.context import Requirements, make_context
+from loclin.studies.context import Requirements, RunContext, make_context
 from loclin.studies.damage import damage
-from loclin.studies.kept_points import SOURCE, TRAINS, kept_point
+from loclin.studies.kept_points import ASKS, SOURCE, TRAINS, kept_point, kept_zero_shot
+from loclin.studies.known import Known
 from loclin.studies.recovery.settings import RecoverySettings
 from loclin.studies.settings import DamageSettings
 from loclin.studies.spectrum.settings import preset
+from loclin.updates import UpdateStorage
 
 BY_LORA = dataclasses.replace(preset("smoke", "statements-small"), teach_steps=20, damage_steps=30)
 NOTHING = Requirements(examples={}, vectors=(1, ""), rows=(1, "updates"))
@@ -59,7 +63,7 @@ def test_a_kept_point_is_the_trained_one_bit_for_bit(
 
 
 def test_the_code_that_trains_is_there() -> None:
-    assert [name for name in TRAINS if not (SOURCE / name).is_file()] == []
+    assert [name for name in (*TRAINS, *ASKS) if not (SOURCE / name).is_file()] == []
 
 
 def made(
@@ -108,3 +112,53 @@ def test_a_damaged_file_is_trained_again_and_a_failure_keeps_nothing(
     file.write_bytes(file.read_bytes()[:-4])
     assert made(trained, to=3.0) == 3.0
     assert "is damaged: making it again" in caplog.text
+
+
+def test_what_a_model_knows_is_asked_once_and_again_where_anything_changes(
+    trained: Problem, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def counted(problem: Problem, *, seed: int, progress: Any) -> list[ZeroShot]:
+        asked.append(seed)
+        return zero_shot(problem, seed=seed, progress=progress)
+
+    monkeypatch.setattr("loclin.studies.kept_points.zero_shot", counted)
+    first = kept_zero_shot(trained, 0)
+    assert first == kept_zero_shot(trained, 0) == zero_shot(trained, seed=0)
+    assert asked == [0]
+    kept_zero_shot(trained, 1)
+    assert asked == [0, 1]
+    space = ParameterSpace(trained.model)
+    with space.restored():
+        space.add(space.noise(seed=0), scale=1e-6)
+        kept_zero_shot(trained, 0)
+    assert asked == [0, 1, 0]
+
+
+def test_small_points_of_ones_own_model_are_shared_and_large_ones_kept_for_the_run(
+    trained: Problem, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = dataclasses.replace(BY_LORA, model="mine", data=("mine.jsonl",))
+    kept: list[str] = []
+
+    def keep(name: str, make: Any) -> Any:
+        kept.append(name)
+        return make()
+
+    ctx = make_context_of(trained, own, keep)
+    assert float(ctx.kept("p", lambda: torch.ones(3))[0]) == 1.0
+    assert float(ctx.kept("p", lambda: torch.full((3,), 2.0))[0]) == 1.0
+    assert kept == []
+    monkeypatch.setattr("loclin.studies.context.SHARED", 0)
+    assert float(ctx.kept("p", lambda: torch.full((3,), 2.0))[0]) == 2.0
+    assert kept == ["p"]
+
+
+def make_context_of(problem: Problem, settings: Any, keep: Any) -> RunContext[Any]:
+    space = ParameterSpace(problem.model)
+    of: dict[str, Any] = {"settings": settings, "problem": problem, "space": space, "keep": keep}
+    return RunContext(
+        **of, run=0, factors=None, task="copy", other=None, storage=UpdateStorage(store="memory",
+        folder=Path(), sketch=Sketch(size=4, seed=0)), seed=0, notes=(), known=Known(),
+    )  # fmt: skip

@@ -33,8 +33,9 @@ def open_run(folder: Path | str) -> Run:
     >>> record.open_study("radius-m", {}, device="cpu", kind="radius")
     >>> row = Row(quantity="radius", value=0.5, context={"as": "λ"})
     >>> record.write_results("radius-m", [row], {})
-    >>> open_run(folder).entries
-    ('radius-m',)
+    >>> run = open_run(folder)
+    >>> run.entries, run.rows("radius-m")[["quantity", "value", "as"]].values.tolist()
+    (('radius-m',), [['radius', 0.5, 'λ']])
     """
     folder = Path(folder)
     if not (folder / "run.json").exists():
@@ -58,15 +59,8 @@ class Run:
     Attributes:
         folder: of the record (docs/record.md).
 
-    >>> import tempfile
-    >>> from loclin.run.rows import Row
-    >>> folder = tempfile.mkdtemp()  # a command makes one: `loclin radius ... --out FOLDER`
-    >>> record = Record(Path(folder))
-    >>> record.open_study("radius-m", {}, device="cpu", kind="radius")
-    >>> row = Row(quantity="radius", value=0.5, context={"as": "λ"})
-    >>> record.write_results("radius-m", [row], {})
-    >>> open_run(folder).rows("radius-m")[["quantity", "value", "as"]].values.tolist()
-    [['radius', 0.5, 'λ']]
+    >>> Run(folder=Path("runs/standard")).folder.name
+    'standard'
     """
 
     folder: Path

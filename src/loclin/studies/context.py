@@ -32,6 +32,8 @@ from loclin.updates import UpdateStorage, check_room
 C = TypeVar("C", bound=DamageSettings, covariant=True)
 S = TypeVar("S", bound=DamageSettings)
 TEACHING_ROUNDS = 5
+UNTOUCHED = "the model is measured as it is: nothing is taught or destroyed"
+OF_B = "; a new adapter's B is zero, and with it the gradient of A: gradients are those of B alone"
 SHARED = 1 << 24  # coordinates of a point that the cache may hold, 67 MB in float32
 
 
@@ -139,7 +141,9 @@ def make_context(
             f"unknown task {settings.task!r}: expected each, or one of {', '.join(problem.tasks)}"
         )
     before = known(problem, settings, run, progress=progress)
-    problem, note = _to_destroy(problem, before.tasks, settings.task)
+    note = list[str]()
+    if not settings.untouched:
+        problem, note = _to_destroy(problem, before.tasks, settings.task)
     problem, space = adapted(problem, settings, run)
     model, tasks = problem.model, problem.tasks
     each = settings.task == "each"
@@ -162,7 +166,7 @@ def make_context(
         known=before,
         keep=keep,
     )
-    taught = "the model is measured as it is: nothing is taught or destroyed"
+    taught = UNTOUCHED + (OF_B if settings.space == "lora" else "")
     if not settings.untouched:
         taught = teach(ctx, progress)
     kept = ctx.storage.describe(space, *requirements.rows)

@@ -93,13 +93,14 @@ def recovery(
     """
     settings, problem, space = ctx.settings, ctx.problem, ctx.space
     data, seed = problem.batch("recovery", task), derived(ctx.seed, "order", order)
+    rate = settings.learning_rates(ctx.run)[optimiser]
     with space.restored():
         space.write(start)
         return record(
             problem.model,
             space,
             minibatches(data, settings.batch, seed=seed),
-            make_optimiser(optimiser, space, settings.learning_rates(ctx.run)[optimiser]),  # type: ignore[arg-type]
+            make_optimiser(optimiser, space, rate),  # type: ignore[arg-type]
             steps,
             storage=ctx.storage,
             head=head,

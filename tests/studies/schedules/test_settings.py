@@ -39,6 +39,9 @@ def test_a_users_model_or_data_ask_no_claim_unless_pairs_are_named() -> None:
     assert {*mine.schedules, *mine.further} == {*SIMULTANEOUS, *SEQUENTIAL, "replay", "average"}
     pairs = preset("standard", "a/model", pairs=("A+B",))
     assert (pairs.pairs, pairs.models, pairs.space) == (("conflicting",), 1, "lora")
+    assert (pairs.seeds, pairs.ranks, pairs.batch, pairs.adamw_lr) == (4, (8,), 16, 3e-4)
+    paper = preset("paper", "a/model", pairs=("A+B",))
+    assert (paper.pairs, paper.seeds, paper.ranks) == (preset("paper").pairs, 24, (2, 4, 8))
     assert {*pairs.named} >= {*SIMULTANEOUS, *SEQUENTIAL, *MERGED}
 
 
@@ -85,7 +88,7 @@ def test_bad_settings_are_named_with_their_remedy(change: dict[str, Any], text: 
         ),
         (
             {"data": ("sequences", "some/set")},
-            "expected a folder or a data set .*, found 'sequences': did you mean sequences, alone?",
+            "expected one built-in set of tasks or several files, found sequences, some/set",
         ),
         ({"data": ("self",)}, "expected tasks to learn, found --data self"),
         ({"tasks": ("A",)}, "expected two different tasks or more, found A"),

@@ -141,7 +141,8 @@ def preset(profile: Profile, model: str | None = None) -> LinearitySettings:
     return replace(settings, k=5, prefix_vectors=(1, 5))
 
 
-#: What `loclin reproduce` runs: the built-in models; with "paper" the paper's own as well.
+#: What `loclin reproduce` runs: the built-in models, and a pretrained one as it is; with "paper"
+#: the paper's own as well.
 reproduced = partial(
     presets.studied,
     preset,

@@ -232,13 +232,14 @@ def _confined_score(
     basis = None if spanning is None else Subspace.spanned_by(spanning.to(start.device))
     data = ctx.problem.batch("recovery", ctx.task)
     seed = derived(ctx.seed, "order", "projected", order)
+    rate = settings.learning_rates(ctx.run)[optimiser]
     with space.restored():
         space.write(start)
         train(
             ctx.problem.model,
             space,
             minibatches(data, settings.batch, seed=seed),
-            make_optimiser(optimiser, space, settings.learning_rates(ctx.run)[optimiser]),  # type: ignore[arg-type]
+            make_optimiser(optimiser, space, rate),  # type: ignore[arg-type]
             settings.project_steps,
             confine_to=basis,
             dropout_seed=ctx.dropout("projected", order),

@@ -129,17 +129,13 @@ class SchedulesSettings(ComparisonOptions, DamageSettings):
         """What has to hold, what was expected, what was found, what to do."""
         data, tasks, pairs, most = self.data, self.tasks, self.pairs, self.evaluations // 2
         every, several = ", ".join(data), "one built-in set of tasks or several files"
-        yield len(data) < 2 or not {*BUILT_IN, "self"} & {*data}, several, every, "give either"
+        yield len(data) < 2 or "self" not in data, several, every, "give either"
         apart, found = len({Path(n).resolve() for n in data}) == len(data), "one twice in "
         yield apart, "different files", found + " ".join(data), "give a file for each task"
         named, two = ", ".join(tasks), "two different tasks or more"
         yield len({*tasks}) == len(tasks) != 1, two, named, "change --tasks"
-        yield (
-            self.task == "each",
-            "pairs of tasks",
-            f"--task {self.task}",
-            "name them by --pairs A+B",
-        )
+        one, several = f"--task {self.task}", "name them by --pairs A+B"
+        yield self.task == "each", "pairs of tasks", one, several
         once = len({*self.optimisers}) == len(self.optimisers) > 0
         yield once, "adamw, sgd or both", [*self.optimisers], "change --optimisers"
         own = "--data self, the model's own samples" if data else "no --data"

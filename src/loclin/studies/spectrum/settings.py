@@ -101,7 +101,8 @@ def preset(profile: Profile, model: str | None = None) -> SpectrumSettings:
     return presets.exhaustive(settings) if profile == "paper" else settings
 
 
-#: What `loclin reproduce` runs: the built-in models; with "paper" the paper's own as well.
+#: What `loclin reproduce` runs: the built-in models, and a pretrained one as it is; with "paper"
+#: the paper's own as well.
 reproduced = partial(
     presets.studied,
     preset,

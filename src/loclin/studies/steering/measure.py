@@ -116,8 +116,13 @@ def _context(settings: SteerSettings, session: Session) -> Context:
     problem = session.problem or load(settings, seed=settings.seed, progress=progress)
     layers = every_layer(problem, settings)
     check_layers(settings, len(layers))
-    parts, at = split_examples(problem, settings), {"layers": layers, "progress": progress}
-    return SteeringContext(settings=settings, problem=problem, parts=parts, **at)  # type: ignore[arg-type]
+    return SteeringContext(
+        settings=settings,
+        problem=problem,
+        parts=split_examples(problem, settings),
+        layers=layers,
+        progress=progress,
+    )
 
 
 def check_layers(settings: SteerSettings, count: int) -> None:
