@@ -44,6 +44,14 @@ def single(tiny: LinearitySettings) -> LinearitySettings:
     return dataclasses.replace(tiny, tolerances=(0.1,))
 
 
+def test_a_step_is_safe_to_the_low_end_of_its_interval() -> None:
+    here = {"point": "pretrained", "tolerance": 0.1, "direction": "gradient", "sign": "both"}
+    row = Row(quantity="window", value=0.01, low=0.005, high=0.02, n=6, context=here)
+    (line,) = page._safe([row], {"space": "full"}, 0.1)
+    assert "safe up to ε = 0.005 of the weights' length" in line
+    assert "(largest such step 0.01 [0.005, 0.02])" in line
+
+
 @pytest.mark.parametrize("kind", ["part", "by_lora"])
 def test_the_page_says_what_the_rows_say(kind: str, request: pytest.FixtureRequest) -> None:
     rows = list(request.getfixturevalue(kind).rows)
@@ -54,7 +62,9 @@ def test_the_page_says_what_the_rows_say(kind: str, request: pytest.FixtureReque
     assert f"gradient at θ_D | {window:.3g} (no interval) | " in said
     first = {"point": "pretrained", "direction": "gradient", "tolerance": 0.1, "sign": "both"}
     safe = 10 ** number(rows, "log10_window", **first)
-    assert f"A step along the gradient is safe up to ε = {safe:.3g} (no interval) of" in said
+    moved = "factors" if kind == "by_lora" else "weights"
+    assert f"A step along the gradient is safe up to ε = {safe:.3g} of the {moved}' length" in said
+    assert f"(largest such step {safe:.3g} (no interval))." in said
     assert re.search(r"A task vector is \S+ \(no interval\) windows long: merged with a", said)
     for direction in AT_DAMAGE:
         wide = 10 ** number(rows, "log10_window", direction=direction, tolerance=0.5, **here)

@@ -262,12 +262,13 @@ def _wholes(rows: Rows, settings: Settings) -> Section:
 def _safe(rows: Rows, settings: Settings, tolerance: float) -> Iterator[str]:
     """Up to where a step along the gradient and a task vector is predictable."""
     here: dict[str, Any] = {"point": "pretrained", "tolerance": tolerance}
-    if select(rows, "window", direction=GRADIENT, sign=BOTH, **here):
-        reach = _reach(rows, direction=GRADIENT, sign=BOTH, **here)
+    if window := first(rows, "window", direction=GRADIENT, sign=BOTH, **here):
+        least = window.value if window.low is None else window.low
         yield (
-            f"A step along the gradient is safe up to ε = {reach} of the "
+            f"A step along the gradient is safe up to ε = {number(least)} of the "
             f"{moved(settings['space'])}' length: the loss changes as the gradient says to within "
-            f"τ = {tolerance:g}."
+            f"τ = {tolerance:g} (largest such step "
+            f"{_reach(rows, direction=GRADIENT, sign=BOTH, **here)})."
         )
     if found := first(rows, "whole_in_windows", direction=TASK, **here):
         length, most = text_of(rows, "whole_in_windows", direction=TASK, **here), found.high
